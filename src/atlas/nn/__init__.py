@@ -1,0 +1,1 @@
+"""Blocks that several methods share: small networks, ViT instrumentation, FLOP and parameter counts."""

@@ -1,0 +1,1 @@
+"""The tasks, one package each: protocol, training loop, evaluation, metrics and baselines."""
