@@ -1,0 +1,242 @@
+"""The nouns that carry all six tasks: :class:`Metric`, :class:`Task`, :class:`Method`, and the folder registry.
+
+A task lives in ``atlas/tasks/<task>/entry.py`` and a method in ``atlas/methods/<paper>/entry.py``; finding the folder is
+the registration, so adding a method touches no list. Entries hold metadata and settings models only, and import
+the heavy modules inside the functions they register.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from atlas.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+RECIPE_BEFORE = "<recipe>"
+"""Value of a need: the row whose recipe is this one's without the ingredients that act after training."""
+
+
+class Settings(BaseModel):
+    """Base of every settings model: typed, immutable, and strict about names.
+
+    Defaults are the paper's values; a study overrides only what it must.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that an evaluation returns.
+
+    Parameters
+    ----------
+    name : str
+        Key in ``metrics.json``; carries the unit where there is one (``step_seconds``).
+    label : str
+        What a table's header shows.
+    better : {"higher", "lower", "neither"}
+        Which direction is best; ``"neither"`` marks no winner.
+    format : str
+        Format specification of one value, for example ``".1%"`` for a fraction shown in per cent.
+    table : bool
+        Whether the main comparison table shows it; every metric is in the CSV.
+    """
+
+    name: str
+    label: str
+    better: Literal["higher", "lower", "neither"] = "higher"
+    format: str = ".3g"
+    table: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem with a protocol, metrics and a comparison table.
+
+    Parameters
+    ----------
+    name : str
+        As in paths: ``image-classification``.
+    title, question : str
+        Heading of its chapter in the report, and the question that the chapter answers.
+    protocol : type[Settings]
+        What all methods of a table share: data split, backbone, schedule.
+    metrics : tuple of Metric
+        Exactly what an evaluation returns, for methods that declare none of their own. The first is the headline.
+    train : callable
+        ``train(run)``: from data and settings to ``run.weights`` (and curves); resumable.
+    evaluate : callable
+        ``evaluate(run) -> {metric: value}`` on the test split, from the files that ``train`` left.
+    recipes : bool
+        Whether a row may combine methods, ``a+b``.
+    baseline : str
+        Row that the others are compared with in the table.
+    """
+
+    name: str
+    title: str
+    question: str
+    protocol: type[Settings]
+    metrics: tuple[Metric, ...]
+    train: Callable[[Run], None]
+    evaluate: Callable[[Run], Mapping[str, float]]
+    baseline: str
+    recipes: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A competitor in a task, one of its ablations, a baseline, or a stage that others need.
+
+    Parameters
+    ----------
+    name, paper, task : str
+        Row name, slug of the paper's folder (a task's own baselines carry ``""``), task.
+    title : str
+        What the table and the legends print.
+    summary : str
+        One sentence.
+    role : {"method", "ablation", "baseline", "stage"}
+        A ``stage`` produces an artefact for other runs and has no row among the competitors.
+    settings : type[Settings]
+        The row's settings model.
+    needs : mapping
+        Role to row name: the runs (same dataset and seed) whose artefacts this one reads; the value
+        :data:`RECIPE_BEFORE` stands for the same recipe without what acts after training.
+    phase : {"model", "training", "after"}
+        Recipes list ingredients in this order: rewrite the model, shape the training, act after it.
+    conflicts : tuple of str
+        Names that cannot stand in one recipe with this one.
+    metrics : tuple of Metric, optional
+        What its evaluation returns, where that differs from the task's.
+    build : callable
+        ``build(run, settings)``: the object that the task's training loop works with.
+    train, evaluate : callable, optional
+        Replace the task's own functions, for stages and studies that do not train in the task's loop.
+    """
+
+    name: str
+    paper: str
+    task: str
+    title: str
+    summary: str
+    build: Callable[[Run, Any], Any]
+    role: Literal["method", "ablation", "baseline", "stage"] = "method"
+    settings: type[Settings] = Settings
+    needs: Mapping[str, str] = field(default_factory=dict)
+    phase: Literal["model", "training", "after"] = "model"
+    conflicts: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] | None = None
+    train: Callable[[Run], None] | None = None
+    evaluate: Callable[[Run], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One of the ten studies: the citation, and where its claims are."""
+
+    slug: str
+    title: str
+    citation: str
+    url: str
+    claims: Path
+
+
+@dataclass
+class Registry:
+    """Every task, paper and method found in the folders."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    papers: dict[str, Paper] = field(default_factory=dict)
+    methods: dict[str, dict[str, Method]] = field(default_factory=dict)  # task → name → method
+
+    def task(self, name: str) -> Task:
+        """Look a task up, or raise a :class:`~atlas.errors.UserError` that suggests the nearest name."""
+        if name not in self.tasks:
+            raise UserError(f"there is no task {name}; {did_you_mean(name, self.tasks)}")
+        return self.tasks[name]
+
+    def method(self, task: str, name: str) -> Method:
+        """Look a method of a task up, or raise a :class:`~atlas.errors.UserError` that suggests the nearest name."""
+        known = self.methods.get(self.task(task).name, {})
+        if name not in known:
+            raise UserError(f"{name} is not a method of {task}; {did_you_mean(name, known)}")
+        return known[name]
+
+    def all_methods(self) -> Iterator[Method]:
+        """Iterate over the methods of every task."""
+        for by_name in self.methods.values():
+            yield from by_name.values()
+
+
+_registry = Registry()
+
+
+def task(entry: Task) -> Task:
+    """Register a task; to be called at module level of ``atlas/tasks/<task>/entry.py``."""
+    _registry.tasks[entry.name] = entry
+    return entry
+
+
+def paper(slug: str, *, title: str, citation: str, url: str) -> str:
+    """Register the paper whose ``entry.py`` calls this; returns the slug, for the entry's methods."""
+    folder = files("atlas.methods") / slug.replace("-", "_")
+    _registry.papers[slug] = Paper(slug, title, citation, url, Path(str(folder / "claims.yaml")))
+    return slug
+
+
+def method(
+    name: str, *, task: str, paper: str = "", title: str, summary: str, **options: Any
+) -> Callable[[Callable[[Run, Any], Any]], Callable[[Run, Any], Any]]:
+    """Register the decorated builder as a method; the options are the fields of :class:`Method`.
+
+    Examples
+    --------
+    >>> @method("attnscale", task="image-classification", paper="anti-oversmoothing", title="AttnScale",
+    ...         summary="Amplify the high-pass part of attention.")            # doctest: +SKIP
+    ... def attnscale(run, settings):
+    ...     from .attention import AttnScaleIngredient
+    ...     return AttnScaleIngredient(settings)
+    """
+
+    def register(build: Callable[[Run, Any], Any]) -> Callable[[Run, Any], Any]:
+        known = _registry.methods.setdefault(task, {})
+        if name in known:
+            raise ValueError(f"two methods of {task} are called {name}: {known[name].paper or task} and {paper or task}")
+        known[name] = Method(name=name, paper=paper, task=task, title=title, summary=summary, build=build, **options)
+        return build
+
+    return register
+
+
+@cache
+def load() -> Registry:
+    """Import every ``entry.py`` of the task and method folders once, and return what they registered."""
+    for package in ("atlas.tasks", "atlas.methods"):
+        for entry in _entries(package):
+            importlib.import_module(entry)
+    for name in _registry.methods:
+        _registry.task(name)
+    return _registry
+
+
+def _entries(package: str) -> list[str]:
+    """Names of the ``entry`` modules in the sub-packages of ``package``, sorted."""
+    parent = importlib.import_module(package)
+    found = []
+    for module in pkgutil.iter_modules(parent.__path__):
+        if module.ispkg and (Path(parent.__path__[0]) / module.name / "entry.py").is_file():
+            found.append(f"{package}.{module.name}.entry")
+    return sorted(found)
