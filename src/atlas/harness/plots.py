@@ -56,7 +56,8 @@ class FigureData:
         rows = []
         for run in self.runs:
             if run.metrics.is_file():
-                values = json.loads(run.metrics.read_text())["metrics"]
+                content = json.loads(run.metrics.read_text())
+                values = {**content["metrics"], **content.get("timings", {})}
                 rows.append({"method": run.method, "title": run.title, "role": run.role, "seed": run.seed, **values})
         return pd.DataFrame(rows, columns=None if rows else ["method", "title", "role", "seed"])
 

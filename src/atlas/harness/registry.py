@@ -52,6 +52,9 @@ class Metric:
         Format specification of one value, for example ``".1%"`` for a fraction shown in per cent.
     table : bool
         Whether the main comparison table shows it; every metric is in the CSV.
+    measured : bool
+        A wall-clock measurement: it differs from run to run, so it is kept under ``timings`` in ``metrics.json`` and
+        out of the tables, which are the same bit for bit wherever the study runs.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Metric:
     better: Literal["higher", "lower", "neither"] = "higher"
     format: str = ".3g"
     table: bool = True
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Task:
     metrics : tuple of Metric
         Exactly what an evaluation returns, for methods that declare none of their own. The first is the headline.
     train : callable
-        ``train(run)``: from data and settings to ``run.weights`` (and curves); resumable.
+        ``train(run)``: from data and settings to ``run.weights`` (and curves); resumable. May return numbers about the
+        training, which :func:`atlas.harness.execute.training_summary` gives back to the evaluation.
     evaluate : callable
         ``evaluate(run) -> {metric: value}`` on the test split, from the files that ``train`` left.
     recipes : bool
@@ -90,7 +95,7 @@ class Task:
     question: str
     protocol: type[Settings]
     metrics: tuple[Metric, ...]
-    train: Callable[[Run], None]
+    train: Callable[[Run], Mapping[str, Any] | None]
     evaluate: Callable[[Run], Mapping[str, float]]
     baseline: str
     recipes: bool = False
@@ -121,6 +126,8 @@ class Method:
         Names that cannot stand in one recipe with this one.
     metrics : tuple of Metric, optional
         What its evaluation returns, where that differs from the task's.
+    extra_metrics : tuple of Metric
+        What it adds to the task's metrics.
     build : callable
         ``build(run, settings)``: the object that the task's training loop works with.
     train, evaluate : callable, optional
@@ -139,7 +146,8 @@ class Method:
     phase: Literal["model", "training", "after"] = "model"
     conflicts: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] | None = None
-    train: Callable[[Run], None] | None = None
+    extra_metrics: tuple[Metric, ...] = ()
+    train: Callable[[Run], Mapping[str, Any] | None] | None = None
     evaluate: Callable[[Run], Mapping[str, float]] | None = None
 
 

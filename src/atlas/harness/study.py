@@ -28,12 +28,16 @@ DATASET_WORDS = ("data", "protocol", "methods", "resources")
 
 
 class Resources(Settings):
-    """What one run asks of the machine; the workflow passes it to the scheduler."""
+    """What one run asks of the machine; the workflow passes it to the scheduler.
+
+    Training saves its full state every ``save_minutes``, and when it is told to stop.
+    """
 
     threads: int = 1
     memory_mb: int = 4096
     minutes: int = 60
     gpus: int = 0
+    save_minutes: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,9 @@ class Run:
     @property
     def declared_metrics(self) -> tuple[Metric, ...]:
         """Exactly what this run's evaluation returns."""
-        for entry in self.method_entries:
-            if entry.metrics is not None:
-                return entry.metrics
-        return self.task_entry.metrics
+        own = [entry.metrics for entry in self.method_entries if entry.metrics is not None]
+        extra = [metric for entry in self.method_entries for metric in entry.extra_metrics]
+        return tuple(dict.fromkeys([*(own[0] if own else self.task_entry.metrics), *extra]))
 
     def protocol_model(self) -> Any:
         """Return the protocol as the task's settings model."""

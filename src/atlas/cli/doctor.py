@@ -1,0 +1,106 @@
+"""``atlas doctor``: what this machine can do for a study, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas.study import Study
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; ``advice`` is empty where nothing is to be done."""
+
+    topic: str
+    good: bool
+    state: str
+    advice: str = ""
+
+
+def examine(study: Study) -> None:
+    """Print every finding; nothing here is an error, so the exit code stays 0."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in findings(study):
+        mark = "[green]✓[/]" if finding.good else "[yellow]![/]"
+        console.print(f"{mark} {finding.topic:<10} {escape(finding.state)}")
+        if finding.advice:
+            console.print(f"  {'':<10} → {escape(finding.advice)}")
+
+
+def findings(study: Study) -> Iterator[Finding]:
+    """Examine packages, accelerator, SLURM, Julia, DVC, disk and datasets in turn."""
+    yield accelerator(study)
+    yield slurm()
+    yield julia()
+    yield dvc()
+    yield disk(study)
+    yield from data(study)
+
+
+def accelerator(study: Study) -> Finding:
+    """GPU, and whether the study asks for one."""
+    wanted = max((run.resources.gpus for run in study.runs), default=0)
+    if importlib.util.find_spec("torch") is None:
+        return Finding("compute", False, "PyTorch is not installed", "run: make env")
+    import torch
+
+    cores = os.cpu_count() or 1
+    if torch.cuda.is_available():
+        return Finding("compute", True, f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {cores} CPU cores")
+    advice = f"the study {study.tier} asks for {wanted} GPU per run: use --profile slurm" if wanted else ""
+    return Finding("compute", not wanted, f"no GPU, {cores} CPU cores", advice)
+
+
+def slurm() -> Finding:
+    """Whether jobs can be submitted, and to which partitions."""
+    if shutil.which("sbatch") is None:
+        return Finding("slurm", True, "no sbatch on this machine", "on a cluster's login node: snakemake --profile slurm")
+    try:
+        done = subprocess.run(["sinfo", "-h", "-o", "%P %a %D"], capture_output=True, text=True, timeout=10)
+    except subprocess.TimeoutExpired:
+        return Finding("slurm", False, "sinfo does not answer", "the controller is busy or down; ask with: scontrol ping")
+    if done.returncode:
+        return Finding("slurm", False, f"sinfo fails: {done.stderr.strip()}", "is this a login node? try: scontrol ping")
+    return Finding("slurm", True, "; ".join(done.stdout.split("\n")).strip("; "))
+
+
+def julia() -> Finding:
+    """Whether PySR can run; the embedded engine is pyoperon."""
+    if shutil.which("julia") and importlib.util.find_spec("pysr"):
+        return Finding("julia", True, "PySR can run")
+    embedded = importlib.util.find_spec("pyoperon") is not None
+    state = "no Julia: symbolic regression uses pyoperon" if embedded else "neither Julia nor pyoperon"
+    return Finding("julia", embedded, state, "" if embedded else "run: pip install 'atlas[symbolic]'")
+
+
+def dvc() -> Finding:
+    """Whether DVC is there, and has a remote."""
+    if importlib.util.find_spec("dvc") is None:
+        return Finding("dvc", False, "DVC is not installed", "run: pip install 'atlas[dvc]'")
+    configured = [path for path in (Path(".dvc/config"), Path(".dvc/config.local")) if path.is_file()]
+    if any("remote" in path.read_text() for path in configured):
+        return Finding("dvc", True, "has a remote")
+    return Finding("dvc", False, "no remote is configured", "run: dvc remote add --default --local storage FOLDER-OR-URL")
+
+
+def disk(study: Study) -> Finding:
+    """Free space in the checkout."""
+    free = shutil.disk_usage(study.root or Path()).free / 2**30
+    good = free > 5
+    return Finding("disk", good, f"{free:.0f} GiB free", "" if good else "free some space, or work in another folder")
+
+
+def data(study: Study) -> Iterator[Finding]:
+    """Which of the study's datasets are here."""
+    for name in study.datasets:
+        here = (study.root / "data" / name / "manifest.json").is_file()
+        yield Finding("dataset", here, f"{name} {'acquired' if here else 'missing'}", "" if here else f"run: atlas acquire {name}")

@@ -1,0 +1,220 @@
+"""Verbs of the ``atlas`` command. Each imports what it needs when it runs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atlas.errors import EXIT_FAILURE, AtlasError, Interrupted, UserError
+
+if TYPE_CHECKING:
+    from atlas.study import Run, Study
+
+app = typer.Typer(
+    name="atlas",
+    help="Ten methods for learning efficiently and robustly, compared under one protocol.\n\n"
+    "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10; "
+    "'atlas list runs' shows all of a study.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Tier = Annotated[str, typer.Option("--tier", "-t", help="Study to work on: config/<tier>.yaml.")]
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>; several are done in turn.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: scale_lr_mult=1, protocol.epochs=2."),
+]
+
+
+@app.callback()
+def options(
+    directory: Annotated[Path, typer.Option("--directory", "-C", help="Work in this checkout.")] = Path(),
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every verb."""
+    if directory != Path():
+        if not directory.is_dir():
+            raise UserError(f"--directory {directory} is not a folder")
+        os.chdir(directory)
+
+
+@app.command("list")
+def list_things(
+    what: Annotated[str, typer.Argument(metavar="papers|tasks|methods|datasets|claims|runs")],
+    tier: Tier = "demo",
+) -> None:
+    """Show what there is: papers, tasks, methods, datasets, claims, or the runs of a study."""
+    from atlas.cli.listing import show
+
+    show(what, tier)
+
+
+@app.command()
+def acquire(
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...")],
+    mirror: Annotated[
+        str | None,
+        typer.Option(envvar="ATLAS_DATA_MIRROR", help="Folder or URL that holds the archives, instead of their origins."),
+    ] = None,
+) -> None:
+    """Download, verify and unpack datasets into data/<dataset>/; one that is there already is only checked."""
+    from atlas.datasets import acquire as fetch
+
+    for dataset in datasets:
+        manifest = fetch(dataset, root=Path("data"), mirror=mirror)
+        print(f"{dataset}: data/{dataset} ({manifest.sha256[:12]})")
+
+
+@app.command()
+def train(
+    runs: Runs,
+    tier: Tier = "demo",
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again, from the beginning.")] = False,
+) -> None:
+    """Train runs; an interrupted one goes on where it was.
+
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C make it save its state and stop with exit code 75.
+    """
+    from atlas.harness.execute import finish, train_run
+
+    selected = _selected(tier, runs, overrides)
+    failures = _each(selected, lambda run: _say(run, train_run(run, force=force)))
+    if failures:
+        raise AtlasError(_summary("train", failures, len(selected)))
+    for run in selected:
+        finish(run)
+
+
+@app.command()
+def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> None:
+    """Evaluate trained runs on the test split and write their metrics.json."""
+    from atlas.harness.execute import evaluate_run
+
+    selected = _selected(tier, runs, overrides)
+
+    def one(run: Run) -> None:
+        headline = run.declared_metrics[0]
+        value = evaluate_run(run)["metrics"].get(headline.name)
+        print(f"{run.cell}: {headline.label} {'not finite' if value is None else format(value, headline.format)}")
+
+    failures = _each(selected, one)
+    if failures:
+        raise AtlasError(_summary("evaluate", failures, len(selected)))
+
+
+@app.command()
+def table(
+    tables: Annotated[list[str], typer.Argument(metavar="TASK/DATASET...")],
+    tier: Tier = "demo",
+) -> None:
+    """Write results/<tier>/tables/<task>/<dataset>.{csv,md,tex} and the figures from the runs that are evaluated."""
+    from atlas.report import write_figures, write_table
+
+    study = _study(tier)
+    for name in tables:
+        task, _, dataset = name.partition("/")
+        if (task, dataset) not in study.tables:
+            from atlas.errors import did_you_mean
+
+            known = ["/".join(pair) for pair in study.tables]
+            raise UserError(f"{name} is not a table of {study.source}; {did_you_mean(name, known)}")
+        write_table(study, task, dataset)
+        write_figures(study, task, dataset)
+        print((study.results / "tables" / task / f"{dataset}.md").read_text())
+
+
+@app.command()
+def claims(tier: Tier = "demo") -> None:
+    """Judge every claim on the runs that are evaluated, and print the verdicts."""
+    from atlas.report import print_claims, write_claims
+
+    study = _study(tier)
+    write_claims(study)
+    print_claims(study)
+
+
+@app.command()
+def report(
+    tier: Tier = "demo",
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Write results/<tier>/report.html and report.md from whatever has been evaluated."""
+    from atlas.report import write_report
+
+    page = write_report(_study(tier))
+    print(page)
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def doctor(tier: Tier = "demo") -> None:
+    """Say what this machine can do, and what to do about what is missing."""
+    from atlas.cli.doctor import examine
+
+    examine(_study(tier))
+
+
+def _study(tier: str) -> Study:
+    from atlas.study import Study
+
+    return Study.read(tier)
+
+
+def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[Run]:
+    from atlas.cli.overrides import apply_overrides
+
+    study = _study(tier)
+    return [apply_overrides(study.find(cell), overrides or []) for cell in cells]
+
+
+def _each(runs: list[Run], act: Callable[[Run], None]) -> list[str]:
+    """Do every run, also after one failed; an interruption stops at once. Returns what failed."""
+    failures = []
+    for run in runs:
+        try:
+            act(run)
+        except (Interrupted, KeyboardInterrupt, UserError):
+            raise
+        except Exception as error:
+            if "--debug" in sys.argv or not isinstance(error, AtlasError):
+                traceback.print_exc()
+            failures.append(f"{run.cell}: {error}")
+            print(f"error: {run.cell}: {error}", file=sys.stderr)
+    return failures
+
+
+def _say(run: Run, trained: bool) -> None:
+    done = "trained" if trained else "already trained; --force trains again"
+    print(f"{run.cell}: {done}", file=sys.stderr)
+
+
+def _summary(verb: str, failures: list[str], total: int) -> str:
+    return f"{len(failures)} of {total} runs failed to {verb}: {'; '.join(failures)}"
+
+
+def main() -> None:
+    """Entry point: one line per error, and an exit code that a workflow can act on."""
+    try:
+        app(standalone_mode=True)
+    except AtlasError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(EXIT_FAILURE)

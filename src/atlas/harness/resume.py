@@ -1,0 +1,274 @@
+"""Training that survives: signals, kills, truncated files.
+
+:func:`training` is the loop of every method. It restores the last good state, yields the steps that are left, saves the
+full state (weights, optimiser, schedule, random generators, curves) at intervals and when a signal asks the run to stop,
+and ends with the same numbers as if nothing had happened.
+
+A state is one file: the SHA-256 of the payload, then the payload. Two slots are written in turn, so that a kill during
+a write, a full disk or a damaged file leaves the state before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from atlas.errors import Interrupted
+from atlas.harness.files import write_bytes
+from atlas.harness.history import History
+from atlas.harness.progress import Progress
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+SLOTS = ("state-a.pt", "state-b.pt")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class StateStore:
+    """The two slots of one phase of one run.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the slots lie.
+    fingerprint : str
+        What the state belongs to; states of other settings are ignored.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+
+    def save(self, step: int, content: Mapping[str, Any]) -> None:
+        """Write a state over the older slot, atomically."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save({"fingerprint": self.fingerprint, "step": step, "content": dict(content)}, buffer)
+        payload = buffer.getvalue()
+        write_bytes(self._older_slot(), hashlib.sha256(payload).hexdigest().encode() + payload)
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """Return (step, content) of the newest good state, warning about damaged ones; ``None`` if there is none."""
+        found = [state for state in map(self._read, SLOTS) if state is not None]
+        if not found:
+            return None
+        newest = max(found, key=lambda state: state["step"])
+        return newest["step"], newest["content"]
+
+    def clear(self) -> None:
+        """Forget every state."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _older_slot(self) -> Path:
+        first, second = (self.folder / slot for slot in SLOTS)
+        steps = [state["step"] if (state := self._read(slot, quiet=True)) else -1 for slot in SLOTS]
+        return first if steps[0] <= steps[1] else second
+
+    def _read(self, slot: str, quiet: bool = False) -> dict[str, Any] | None:
+        import torch
+
+        path = self.folder / slot
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, payload = content[:64], content[64:]
+        if hashlib.sha256(payload).hexdigest().encode() != digest:
+            if not quiet:
+                print(f"warning: {path} is damaged; going on from the state before it", file=sys.stderr)
+            return None
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        return state if state["fingerprint"] == self.fingerprint else None
+
+
+class StopRequest:
+    """Remembers that a signal asked the process to stop, so that a step is never cut in half."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Catch the stop signals while the block runs, and put the former handlers back."""
+    import threading
+
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    former = {number: signal.signal(number, request) for number in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+class TrainingLoop:
+    """Iterates over the steps that are left; see :func:`training`.
+
+    Attributes
+    ----------
+    start : int
+        First step of this process; above 0 after an interruption.
+    history : History
+        The curves so far, restored with the state.
+    seconds : float
+        Time spent in the loop, over all processes that worked on it.
+    """
+
+    def __init__(self, run: Run, total: int, parts: Mapping[str, Any], phase: str) -> None:
+        self.run, self.total, self.parts, self.phase = run, total, dict(parts), phase
+        self.history = History(run.history if phase == "train" else run.results / f"{phase}.csv")
+        self.store = StateStore(run.checkpoint / "state" / phase, run.fingerprint)
+        self.start = 0
+        self.seconds = 0.0
+        self._step = 0
+        self._restore()
+
+    def log(self, **values: float) -> None:
+        """Add a row to the phase's curves at the present step (the number of steps completed, this one included)."""
+        self.history.add(self._step + 1, values)
+        self._progress.describe(values)
+
+    def __iter__(self) -> Iterator[int]:
+        with stop_requests() as request, Progress(self.run.cell, self.phase, self.total, self.start) as self._progress:
+            began = saved = time.monotonic()
+            before = self.seconds
+            for step in range(self.start, self.total):
+                self._step = step
+                yield step
+                self._progress.advance()
+                now = time.monotonic()
+                self.seconds = before + now - began
+                done = step + 1
+                if request.signal is not None and done < self.total:
+                    self.save(done)
+                    raise Interrupted(
+                        f"{self.run.cell}: stopped by {request.signal.name} after step {done} of {self.total}; "
+                        "its state is saved, start it again to go on"
+                    )
+                if now - saved >= 60 * self.run.resources.save_minutes:
+                    self.save(done)
+                    saved = time.monotonic()
+            if self.start < self.total:
+                self.save(self.total)
+            self.history.write()
+
+    def save(self, step: int) -> None:
+        """Save the full state as it is after ``step`` completed steps."""
+        content = {
+            "parts": {name: _state_of(part) for name, part in self.parts.items()},
+            "random": _random_state(),
+            "history": self.history.rows,
+            "seconds": self.seconds,
+        }
+        self.store.save(step, content)
+        self.history.write()
+
+    def _restore(self) -> None:
+        found = self.store.load()
+        if found is None:
+            return
+        self.start, content = found
+        for name, part in self.parts.items():
+            _restore_part(part, content["parts"][name])
+        _set_random_state(content["random"])
+        self.history.rows = content["history"]
+        self.seconds = content["seconds"]
+        print(f"{self.run.cell}: going on with {self.phase} after step {self.start} of {self.total}", file=sys.stderr)
+
+
+def training(run: Run, total: int, parts: Mapping[str, Any], phase: str = "train") -> TrainingLoop:
+    """Make the resumable loop of a run, or of one phase of it.
+
+    Parameters
+    ----------
+    run : Run
+        The run; its ``save_minutes`` set how often the state is saved.
+    total : int
+        Number of steps.
+    parts : mapping
+        Everything that changes from step to step and is not derived from the step: objects with ``state_dict`` and
+        ``load_state_dict`` (models, optimisers, schedulers) and ``torch.Generator``. The process's own generators
+        (torch, CUDA, NumPy, random) are always included. States hold tensors and plain values only.
+    phase : str
+        Name of the phase, for runs with several loops; finished phases are restored complete, and yield no step.
+
+    Examples
+    --------
+    >>> loop = training(run, total=1000, parts={"model": model, "optimizer": optimizer})     # doctest: +SKIP
+    >>> for step in loop:                                                                     # doctest: +SKIP
+    ...     loss = ...
+    ...     loop.log(loss=float(loss))
+
+    Raises
+    ------
+    Interrupted
+        From the iteration, after a stop signal, once the state is saved.
+    """
+    return TrainingLoop(run, total, parts, phase)
+
+
+def clear_state(run: Run) -> None:
+    """Forget the resume state of every phase of a run."""
+    shutil.rmtree(run.checkpoint / "state", ignore_errors=True)
+
+
+def _state_of(part: Any) -> Any:
+    import torch
+
+    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+
+
+def _restore_part(part: Any, state: Any) -> None:
+    import torch
+
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    else:
+        part.load_state_dict(state)
+
+
+def _random_state() -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - libraries below us still draw from it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest],
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    import numpy as np
+    import torch
+
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
