@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.files import sha256, write_json
 from atlas.harness.provenance import provenance
-from atlas.harness.resume import clear_state
+from atlas.harness.resume import clear_state, elapsed_seconds
 from atlas.harness.seeds import pick_device, seed_everything
 from atlas.harness.stale import data_hash, read_json, stale_record
 
@@ -47,7 +47,7 @@ def train_run(run: Run, *, force: bool = False) -> bool:
         seed_everything(run.seed, run.resources.threads)
         began = time.monotonic()
         summary = dict(_function(run, "train")(run) or {})
-        seconds = float(summary.pop("train_seconds", time.monotonic() - began))
+        seconds = max(time.monotonic() - began, elapsed_seconds(run))
         write_json(run.record, _record(run, summary, seconds))
     return True
 
@@ -95,7 +95,7 @@ def _function(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
 
 
 def _require_inputs(run: Run) -> None:
-    if data_hash(run) is None:
+    if run.data and data_hash(run) is None:
         raise UserError(f"the dataset {run.data} is not there; run: atlas acquire {run.data}")
     for role, needed in run.needs.items():
         if not needed.record.is_file():
@@ -158,7 +158,7 @@ def _recorded_failure(run: Run, stage: str) -> Iterator[None]:
     except Exception as error:
         message = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
         tail = traceback.format_exc().replace(str(Path.cwd()) + "/", "").splitlines()[-12:]
-        log = run.log.relative_to(run.root) / f"{stage}.log"
+        log = run.logs.relative_to(run.root) / f"{stage}.log"
         run.metrics.unlink(missing_ok=True)
         write_json(run.failure, {"stage": stage, "error": " ".join(message.split()), "log": str(log), "tail": tail})
         raise

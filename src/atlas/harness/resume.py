@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import random
 import shutil
 import signal
@@ -24,13 +25,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from atlas.errors import Interrupted
-from atlas.harness.files import write_bytes
+from atlas.harness.files import write_bytes, write_json
 from atlas.harness.history import History
 from atlas.harness.progress import Progress
 
 if TYPE_CHECKING:
     from atlas.harness.study import Run
 
+SECONDS = "seconds.json"
 SLOTS = ("state-a.pt", "state-b.pt")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -182,6 +184,7 @@ class TrainingLoop:
             "seconds": self.seconds,
         }
         self.store.save(step, content)
+        write_json(self.store.folder / SECONDS, {"seconds": self.seconds})
         self.history.write()
 
     def _restore(self) -> None:
@@ -226,6 +229,12 @@ def training(run: Run, total: int, parts: Mapping[str, Any], phase: str = "train
         From the iteration, after a stop signal, once the state is saved.
     """
     return TrainingLoop(run, total, parts, phase)
+
+
+def elapsed_seconds(run: Run) -> float:
+    """Time that the phases of a run have taken, over all processes that worked on it."""
+    files = (run.checkpoint / "state").glob(f"*/{SECONDS}")
+    return float(sum(json.loads(path.read_text())["seconds"] for path in files))
 
 
 def clear_state(run: Run) -> None:

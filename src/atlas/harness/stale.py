@@ -25,7 +25,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def data_hash(run: Run) -> str | None:
-    """Content hash of the acquired dataset that the run reads, or ``None`` before it is acquired."""
+    """Content hash of the acquired dataset that the run reads, or ``None`` if it is not acquired or there is none."""
+    if not run.data:
+        return None
     return read_json(run.data_folder / "manifest.json").get("sha256")
 
 
@@ -72,7 +74,7 @@ def stale_outputs(study: Study) -> list[str]:
     outdated: list[Path] = []
     for run in study.runs:
         if stale_record(run):
-            outdated.append(run.weights)
+            outdated.append(run.record)
         if stale_metrics(run):
             outdated.append(run.metrics)
     for task, dataset in study.tables:

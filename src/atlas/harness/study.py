@@ -49,7 +49,7 @@ class Run:
     dataset : str
         The benchmark's name in paths; a study may define several on one ``data`` set.
     data : str
-        The acquired dataset that the run reads.
+        The acquired dataset that the run reads; empty where its data is generated on the fly.
     method : str
         The row's name; ``recipe`` holds the registered methods that it combines.
     protocol : dict
@@ -58,6 +58,8 @@ class Run:
         Registered method's name to its validated settings, as plain values.
     needs : dict
         Role to the run whose artefacts this one reads.
+    batched : bool
+        Whether one job computes all seeds of the row.
     """
 
     tier: str
@@ -71,6 +73,7 @@ class Run:
     settings: Mapping[str, Mapping[str, Any]]
     resources: Resources
     needs: Mapping[str, Run] = field(default_factory=dict)
+    batched: bool = False
     root: Path = Path()
 
     @property
@@ -114,9 +117,10 @@ class Run:
         return self.results / "failure.json"
 
     @property
-    def log(self) -> Path:
-        """The training job's log, under the study's ``logs/``."""
-        return self.root / "logs" / self.tier / self.task / self.dataset / self.method
+    def logs(self) -> Path:
+        """Folder of the logs of the run's jobs; a job of several seeds has one."""
+        row = self.root / "logs" / self.tier / self.task / self.dataset / self.method
+        return row if self.batched else row / f"seed{self.seed}"
 
     @property
     def data_folder(self) -> Path:
@@ -249,7 +253,7 @@ class Study:
     @property
     def datasets(self) -> list[str]:
         """Every dataset that some run reads."""
-        return sorted({run.data for run in self.runs})
+        return sorted({run.data for run in self.runs if run.data})
 
     @property
     def tasks(self) -> list[str]:
@@ -327,6 +331,7 @@ class _Reader:
     def __init__(self, path: Path, tier: str, root: Path, registry: Registry) -> None:
         self.path, self.tier, self.root, self.registry = path, tier, root, registry
         self.shown = CONFIG_FOLDER / path.name
+        self.batch_seeds = False
         try:
             content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.YAMLError as error:
@@ -355,14 +360,14 @@ class _Reader:
             raise self.fail("seeds", "must be a list of whole numbers, for example [0, 1, 2]")
         if len(set(seeds)) != len(seeds):
             raise self.fail("seeds", f"names a seed twice: {seeds}")
-        batch_seeds = bool(top.pop("batch_seeds", False))
+        self.batch_seeds = bool(top.pop("batch_seeds", False))
         description = str(top.pop("description", ""))
         resources = self.mapping(top.pop("resources", None), "resources")
         runs: list[Run] = []
         self.known_keys(top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "resources"], "")
         for name, body in top.items():
             runs += self.task_runs(self.registry.task(name), self.mapping(body, name), seeds, resources)
-        return Study(self.tier, description, tuple(seeds), batch_seeds, tuple(runs), self.root, self.shown)
+        return Study(self.tier, description, tuple(seeds), self.batch_seeds, tuple(runs), self.root, self.shown)
 
     def task_runs(self, task: Task, body: dict[str, Any], seeds: list[int], resources: dict[str, Any]) -> Iterator[Run]:
         self.known_keys(body, TASK_WORDS, task.name)
@@ -376,7 +381,7 @@ class _Reader:
             protocol = merge(body.get("protocol"), options.get("protocol"))
             asked = merge(resources, body.get("resources"), options.get("resources"))
             rows = self.rows(task, body, options, dataset)
-            yield from _Benchmark(self, task, dataset, options.get("data", dataset), protocol, asked, rows).runs(seeds)
+            yield from _Benchmark(self, task, dataset, options.get("data", dataset) or "", protocol, asked, rows).runs(seeds)
 
     def rows(
         self, task: Task, body: dict[str, Any], options: dict[str, Any], dataset: str
@@ -453,6 +458,7 @@ class _Benchmark:
             settings=self.settings(row, recipe),
             resources=Resources(**resources),
             needs=needs,
+            batched=self.reader.batch_seeds,
             root=self.reader.root,
         )
         return self.made[row, seed]

@@ -1,0 +1,49 @@
+"""Atlas from raw data to finished tables: acquire → train → evaluate → tabulate → judge claims → report.
+
+snakemake                          the demo study, on this machine
+snakemake --config tier=lab        another study: config/<tier>.yaml
+snakemake --profile slurm          the same on a SLURM cluster
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.5")
+
+
+include: "workflow/rules/common.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+localrules:
+    all,
+    tables,
+    acquire,
+    tabulate,
+    judge,
+    report,
+
+
+rule all:
+    input:
+        f"{RESULTS}/report.html",
+    default_target: True
+
+
+rule tables:
+    input:
+        [table_file(task, dataset, "csv") for task, dataset in STUDY.tables],
+        f"{RESULTS}/claims.csv",
+
+
+include: "workflow/rules/acquire.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tabulate.smk"
+include: "workflow/rules/report.smk"
+
+
+onerror:
+    # What is there is still worth reading: the page names every missing cell and its reason.
+    shell(f"{ATLAS} report --tier {TIER} >&2 || true")

@@ -1,0 +1,67 @@
+"""Registration of the task image-classification and of its plain baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atlas.harness.registry import Metric, Settings, Task, method, task
+from atlas.harness.study import Run
+from atlas.tasks.image_classification.protocol import Protocol
+
+NAME = "image-classification"
+
+METRICS = (
+    Metric("top1", "top-1", "higher", ".1%"),
+    Metric("nll", "NLL", "lower", ".3f"),
+    Metric("ece", "ECE", "lower", ".3f"),
+    Metric("parameters", "parameters", "lower", ",.0f"),
+    Metric("forward_flops", "FLOPs / image", "lower", ".3g"),
+    Metric("train_flops", "training FLOPs", "lower", ".2g"),
+    Metric("token_cosine_last", "patch similarity, last layer", "neither", ".3f"),
+    Metric("hf_dc_ratio_last", "HF/DC ratio, last layer", "neither", ".3f"),
+    Metric("attn_head_cosine", "attention similarity", "neither", ".3f", table=False),
+    Metric("weight_cond_gap", "weight condition gap", "neither", ".2f", table=False),
+    Metric("throughput_ratio", "images/s ÷ baseline's", "higher", ".2f", measured=True),
+)
+
+
+def _train(run: Run) -> Mapping[str, Any]:
+    from atlas.tasks.image_classification.training import train
+
+    return train(run)
+
+
+def _evaluate(run: Run) -> Mapping[str, float]:
+    from atlas.tasks.image_classification.evaluate import evaluate
+
+    return evaluate(run)
+
+
+task(
+    Task(
+        name=NAME,
+        title="Image classification with vision transformers",
+        question="Which changes to a vision transformer, its loss or its training help at equal protocol, and what do they cost?",
+        protocol=Protocol,
+        metrics=METRICS,
+        train=_train,
+        evaluate=_evaluate,
+        baseline="deit",
+        recipes=True,
+    )
+)
+
+
+@method(
+    "deit",
+    task=NAME,
+    title="DeiT",
+    summary="The plain backbone under the task's protocol.",
+    role="baseline",
+)
+def deit(run: Run, settings: Settings) -> Any:
+    """Add nothing to the backbone."""
+    from atlas.tasks.image_classification.ingredients import Ingredient
+
+    return Ingredient()

@@ -1,0 +1,158 @@
+"""Evaluation on the test split: accuracy, calibration, size, speed, and the per-layer diagnostics."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas.harness.execute import training_summary
+from atlas.harness.files import read_tensors, write_text
+from atlas.harness.seeds import pick_device
+from atlas.nn.counts import forward_flops, parameter_count
+from atlas.nn.diagnostics import diagnose
+from atlas.tasks.image_classification.data import ImageData, load_data
+from atlas.tasks.image_classification.ingredients import Ingredients
+from atlas.tasks.image_classification.models import build_backbone, build_model
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+CALIBRATION_BINS = 15
+DIAGNOSED_IMAGES = 64
+TIMING_IMAGES = 64
+TIMING_ROUNDS = 9
+
+
+@dataclass
+class Evaluation:
+    """A trained recipe while it is evaluated: what ingredients see.
+
+    Attributes
+    ----------
+    model : nn.Module
+        In evaluation mode, on the run's device.
+    baseline : nn.Module
+        The protocol's plain backbone at its initialisation, for costs that are stated relative to it.
+    """
+
+    run: Run
+    data: ImageData
+    model: nn.Module
+    baseline: nn.Module
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return (logits (n, classes), labels (n,)) of a split, on the CPU in float32."""
+    model.eval()
+    logits, labels = [], []
+    for images, truth in batches:
+        logits.append(model(images).float().cpu())
+        labels.append(truth.cpu())
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Top-1 accuracy in [0, 1]."""
+    logits, labels = predict(model, batches)
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins of confidence, weighted by their share.
+
+    Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017, Eq. 3. ``logits``: (n, classes); in [0, 1].
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    correct = (predicted == labels).double()
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.double).index_add_(0, index, confidence - correct)
+    return float(gaps.abs().sum() / len(labels))
+
+
+@torch.no_grad()
+def throughput_ratio(model: nn.Module, baseline: nn.Module, images: Tensor) -> float:
+    """Images per second of ``model`` relative to ``baseline``: median of ratios of interleaved forward passes."""
+    model.eval()
+    baseline.eval()
+
+    def seconds(network: nn.Module) -> float:
+        began = time.perf_counter()
+        network(images)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    for network in (model, baseline):
+        seconds(network)
+    return statistics.median(seconds(baseline) / seconds(model) for _ in range(TIMING_ROUNDS))
+
+
+def load_trained(run: Run, data: ImageData) -> nn.Module:
+    """Return a run's trained model, in evaluation mode."""
+    ingredients = Ingredients(run.build())
+    model = ingredients.restore(build_model(run, ingredients, data.classes), run)
+    model.load_state_dict(read_tensors(run.weights))
+    return model.to(pick_device()).eval()
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """Evaluate a trained recipe on the test split; also writes ``diagnostics.csv`` beside the metrics."""
+    data = load_data(run, run.protocol_model(), pick_device())
+    model = load_trained(run, data)
+    baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device()).eval()
+    logits, labels = predict(model, data.batches("test"))
+    ingredients = Ingredients(run.build())
+    values = {
+        "top1": float((logits.argmax(1) == labels).double().mean()),
+        "nll": float(functional.cross_entropy(logits.double(), labels)),
+        "ece": expected_calibration_error(logits, labels),
+        "parameters": parameter_count(model),
+        "forward_flops": forward_flops(model, data.example(1)),
+        "train_flops": training_summary(run)["train_flops"],
+        "throughput_ratio": throughput_ratio(model, baseline, data.example(TIMING_IMAGES)),
+    }
+    values.update(diagnostics(run, model, ingredients, data))
+    evaluation = Evaluation(run, data, model, baseline)
+    for ingredient in ingredients:
+        values.update(ingredient.evaluate(evaluation))
+    return values
+
+
+def diagnostics(run: Run, model: nn.Module, ingredients: Ingredients, data: ImageData) -> dict[str, float]:
+    """Diagnose the trained model and its initialisation layer by layer; return the summary metrics.
+
+    Leaves ``diagnostics.csv``: columns stage (initial, trained), layer, head, metric, value.
+    """
+    images = data.example(DIAGNOSED_IMAGES)
+    initial = build_model(run, ingredients, data.classes).to(images.device).eval()
+    trained = diagnose(model, images)
+    before = diagnose(initial, images)
+    rows = [before.assign(stage="initial"), trained.assign(stage="trained")]
+    table = pd.concat(rows)[["stage", "layer", "head", "metric", "value"]]
+    write_text(run.results / "diagnostics.csv", table.to_csv(index=False, float_format="%.9g"))
+    return summarise(trained)
+
+
+def summarise(diagnosed: pd.DataFrame) -> dict[str, float]:
+    """Reduce a model's diagnostics to the metrics of the table."""
+
+    def value(metric: str, *, final: bool) -> float:
+        rows = diagnosed[diagnosed["metric"].eq(metric)]
+        rows = rows[rows["layer"].eq(rows["layer"].max())] if final else rows
+        return float(rows["value"].mean()) if len(rows) else float("nan")
+
+    return {
+        "token_cosine_last": value("token_cosine", final=True),
+        "hf_dc_ratio_last": value("hf_dc_ratio", final=True),
+        "attn_head_cosine": value("attn_head_cosine", final=False),
+        "weight_cond_gap": value("weight_cond_gap", final=False),
+    }

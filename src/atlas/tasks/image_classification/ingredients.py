@@ -1,0 +1,140 @@
+"""What a recipe is made of: override what you need of :class:`Ingredient`, and leave the rest.
+
+The training loop calls, in this order: ``rewrite`` once; ``optimizer`` and ``start`` once; then for each step
+``on_epoch`` (first step of an epoch), ``mix``, the forward pass, ``base_loss`` and ``loss_terms``, the optimiser's
+step, ``after_step``; ``after`` once at the end. Evaluation calls ``rewrite``, ``restore``, then ``evaluate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import torch
+
+    from atlas.harness.study import Run
+    from atlas.tasks.image_classification.evaluate import Evaluation
+    from atlas.tasks.image_classification.training import Training
+
+
+@dataclass
+class Batch:
+    """One training batch.
+
+    Attributes
+    ----------
+    images : Tensor
+        (batch, channels, height, width), normalised.
+    labels : Tensor
+        (batch,) class indices of the images as loaded.
+    target : Any
+        What the loss compares the logits with: ``labels``, or (batch, classes) probabilities after mixing, or an
+        ingredient's own object that its ``base_loss`` understands.
+    """
+
+    images: Tensor
+    labels: Tensor
+    target: Any
+
+
+class Ingredient:
+    """Base of what methods of image classification build; every hook does nothing by default.
+
+    Attributes
+    ----------
+    dense_role : str or None
+        Name of the need whose trained weights the recipe starts from instead of training: set by ingredients that act
+        after training.
+    """
+
+    dense_role: str | None = None
+
+    def rewrite(self, model: nn.Module, run: Run) -> nn.Module:
+        """Return the model to train: the given one, changed in place, or another. New parameters start deterministic."""
+        return model
+
+    def lr_multiplier(self, parameter: str) -> float:
+        """Factor on the learning rate of a parameter, by its name."""
+        return 1.0
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer | None:
+        """Return another optimiser for the parameter groups than AdamW, or ``None``."""
+        return None
+
+    def start(self, training: Training) -> None:
+        """Prepare for training, for example place hooks on ``training.model``."""
+
+    def parts(self) -> Mapping[str, Any]:
+        """State of its own that changes from step to step, for the resume state; see :func:`atlas.harness.resume.training`."""
+        return {}
+
+    def on_epoch(self, training: Training, epoch: int) -> None:
+        """Act at the first step of an epoch; also called when training goes on inside one."""
+
+    def mix(self, batch: Batch, training: Training) -> Batch | None:
+        """Mix the batch instead of the protocol's mixup and cutmix, or return ``None``."""
+        return None
+
+    def base_loss(self, logits: Tensor, batch: Batch, training: Training) -> Tensor | None:
+        """Loss to use instead of cross-entropy, or ``None``."""
+        return None
+
+    def loss_terms(self, batch: Batch, logits: Tensor, training: Training) -> Mapping[str, Tensor]:
+        """Terms to add to the loss, already weighted, by the name under which the curves show them."""
+        return {}
+
+    def after_step(self, training: Training, step: int) -> None:
+        """Act after the optimiser's step."""
+
+    def watched(self, training: Training) -> Mapping[str, float]:
+        """Further values for the curves."""
+        return {}
+
+    def after(self, training: Training) -> nn.Module:
+        """Act after training and return the model to keep. Loops of its own use ``training.phase``."""
+        return training.model
+
+    def restore(self, model: nn.Module, run: Run) -> nn.Module:
+        """Give a rewritten model the shape of the weights that ``after`` left in ``run.checkpoint``."""
+        return model
+
+    def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
+        """Return the method's extra metrics."""
+        return {}
+
+
+class Ingredients:
+    """A recipe's ingredients, asked together; the first answer wins where only one can."""
+
+    def __init__(self, items: list[Ingredient]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Ingredient]:
+        return iter(self.items)
+
+    def rewrite(self, model: nn.Module, run: Run) -> nn.Module:
+        """Apply every rewrite in turn."""
+        for item in self.items:
+            model = item.rewrite(model, run)
+        return model
+
+    def restore(self, model: nn.Module, run: Run) -> nn.Module:
+        """Apply every restoration in turn."""
+        for item in self.items:
+            model = item.restore(model, run)
+        return model
+
+    def lr_multiplier(self, parameter: str) -> float:
+        """Product of the factors on a parameter's learning rate."""
+        factor = 1.0
+        for item in self.items:
+            factor *= item.lr_multiplier(parameter)
+        return factor
+
+    def dense_role(self) -> str | None:
+        """Role whose weights the recipe starts from, or ``None`` if it trains."""
+        return next((item.dense_role for item in self.items if item.dense_role), None)

@@ -1,0 +1,94 @@
+"""The protocol of image classification: backbone, data, schedule. Defaults are DeiT's on ImageNet-1k.
+
+H. Touvron et al., *Training data-efficient image transformers & distillation through attention*, ICML 2021, Table 9.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import model_validator
+
+from atlas.harness.registry import Settings
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+Natural = Annotated[int, Gt(0)]
+
+
+class Backbone(Settings):
+    """A timm VisionTransformer of any size; the defaults are DeiT-S/16 at 224 pixels.
+
+    ``drop_path_rate`` is the rate of the last block; it grows linearly from 0 at the first.
+    """
+
+    img_size: Natural = 224
+    patch_size: Natural = 16
+    in_chans: Natural = 3
+    embed_dim: Natural = 384
+    depth: Natural = 12
+    num_heads: Natural = 6
+    mlp_ratio: Positive = 4.0
+    global_pool: Literal["token", "avg"] = "token"
+    weight_init: Literal["", "jax", "moco"] = ""
+    drop_rate: Annotated[float, Ge(0), Lt(1)] = 0.0
+    drop_path_rate: Annotated[float, Ge(0), Lt(1)] = 0.1
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Backbone:
+        if self.img_size % self.patch_size:
+            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class Data(Settings):
+    """Splits and augmentation.
+
+    ``test_fraction`` applies to datasets without an official test split. The test split does not depend on the run's
+    seed. ``validation_fraction`` of the training images is held out for tuning; 0 trains on all of them.
+    """
+
+    test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
+    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    crop_padding: Annotated[int, Ge(0)] = 0
+    flip: bool = False
+    rand_augment: str = ""
+    random_erasing: Fraction = 0.0
+    repeats: Natural = 1
+    workers: Annotated[int, Ge(0)] = 0
+
+
+class Protocol(Settings):
+    """What every row of a table shares."""
+
+    backbone: Backbone = Backbone()
+    data: Data = Data()
+    epochs: Natural = 300
+    batch_size: Natural = 1024
+    learning_rate: Positive = 1e-3
+    min_learning_rate: Annotated[float, Ge(0)] = 1e-5
+    warmup_learning_rate: Annotated[float, Ge(0)] = 1e-6
+    warmup_epochs: Annotated[float, Ge(0)] = 5
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    clip_norm: Positive | None = None
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
+    mixup: Annotated[float, Ge(0)] = 0.8
+    cutmix: Annotated[float, Ge(0)] = 1.0
+    mix_probability: Fraction = 1.0
+    mix_switch_probability: Fraction = 0.5
+    ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
+    evaluate_ema: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    evaluation_batch_size: Natural = 256
+    log_every: Natural = 10
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Protocol:
+        if self.evaluate_ema and self.ema_decay is None:
+            raise ValueError("evaluate_ema needs an ema_decay, for example 0.9999")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}")
+        return self

@@ -1,0 +1,269 @@
+"""The training loop that serves every recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas.errors import AtlasError
+from atlas.harness.files import read_tensors, write_tensors
+from atlas.harness.resume import TrainingLoop, training
+from atlas.harness.seeds import derive_seed, pick_device
+from atlas.nn.counts import forward_flops
+from atlas.tasks.image_classification.data import ImageData, load_data
+from atlas.tasks.image_classification.ingredients import Batch, Ingredients
+from atlas.tasks.image_classification.models import build_model, parameter_groups
+from atlas.tasks.image_classification.protocol import Protocol
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+TRAINING_PASSES = 3
+"""A training step costs about three forward passes: one forward, two for the gradients of inputs and weights."""
+
+
+class Training:
+    """A recipe while it trains: what ingredients see.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The model, on ``device``.
+    data : ImageData
+        Batches of the splits.
+    step, epoch : int
+        Where training is.
+    train_flops : float
+        Floating-point operations spent so far, by the usual count of three forward passes a step.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.protocol: Protocol = run.protocol_model()
+        self.ingredients = Ingredients(run.build())
+        self.device = pick_device()
+        self.data: ImageData = load_data(run, self.protocol, self.device)
+        self.model: nn.Module = build_model(run, self.ingredients, self.data.classes).to(self.device)
+        self.step = 0
+        self.epoch = 0
+        self.train_flops = 0.0
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the whole training."""
+        return self.protocol.epochs * self.data.steps_per_epoch
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the model as it trains."""
+        protocol = self.protocol
+        return parameter_groups(
+            self.model, protocol.learning_rate, protocol.weight_decay, self.ingredients.lr_multiplier
+        )
+
+    def phase(self, name: str, total: int, parts: Mapping[str, Any]) -> TrainingLoop:
+        """Return the resumable loop of a further phase, for ingredients that act after training."""
+        return training(self.run, total, parts, phase=name)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to ``min_learning_rate``; per step."""
+        protocol = self.protocol
+        warmup = protocol.warmup_epochs * self.data.steps_per_epoch
+        if step < warmup:
+            fraction = (step + 1) / (warmup + 1)
+            return protocol.warmup_learning_rate + fraction * (protocol.learning_rate - protocol.warmup_learning_rate)
+        fraction = (step - warmup) / max(1.0, self.total_steps - warmup)
+        floor = protocol.min_learning_rate
+        return floor + 0.5 * (protocol.learning_rate - floor) * (1 + math.cos(math.pi * fraction))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision where the protocol asks for it and the device has it."""
+        if self.device.type == "cuda" and self.protocol.precision != "float32":
+            return torch.autocast("cuda", dtype=getattr(torch, self.protocol.precision))
+        return nullcontext()
+
+    def mixed(self, batch: Batch) -> Batch:
+        """Mix a batch as the first ingredient that wants to, else by the protocol's mixup and cutmix."""
+        for ingredient in self.ingredients:
+            changed = ingredient.mix(batch, self)
+            if changed is not None:
+                return changed
+        if self._mixup is None or len(batch.images) % 2:
+            return batch
+        np.random.seed(derive_seed(self.run.seed, "mix", self.step) % 2**32)  # noqa: NPY002 - timm draws from it
+        images, target = self._mixup(batch.images.clone(), batch.labels)
+        return Batch(images, batch.labels, target)
+
+    @cached_property
+    def _mixup(self) -> Any:
+        protocol = self.protocol
+        if not (protocol.mixup or protocol.cutmix) or not protocol.mix_probability:
+            return None
+        from timm.data.mixup import Mixup
+
+        return Mixup(
+            mixup_alpha=protocol.mixup,
+            cutmix_alpha=protocol.cutmix,
+            prob=protocol.mix_probability,
+            switch_prob=protocol.mix_switch_probability,
+            label_smoothing=protocol.label_smoothing,
+            num_classes=self.data.classes,
+        )
+
+    def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss, and its parts by name."""
+        base = self.base_loss(logits, batch)
+        terms = {"loss": base}
+        total = base
+        for ingredient in self.ingredients:
+            for name, term in ingredient.loss_terms(batch, logits, self).items():
+                terms[name] = term
+                total = total + term
+        return total, terms
+
+    def base_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy with label smoothing, or what an ingredient puts in its place."""
+        for ingredient in self.ingredients:
+            own = ingredient.base_loss(logits, batch, self)
+            if own is not None:
+                return own
+        if batch.target.ndim == 2:  # mixup has smoothed its probabilities already
+            return functional.cross_entropy(logits.float(), batch.target)
+        return functional.cross_entropy(logits.float(), batch.target, label_smoothing=self.protocol.label_smoothing)
+
+    def count_flops(self) -> float:
+        """FLOPs of one training image with the model as it is now."""
+        return TRAINING_PASSES * forward_flops(self.model, self.data.example(1))
+
+    def fit(self) -> None:
+        """Run the loop to its end, from wherever an earlier process stopped."""
+        optimizer = self._optimizer()
+        for ingredient in self.ingredients:
+            ingredient.start(self)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self._scaled)
+        loop = training(self.run, self.total_steps, self._parts(optimizer, scaler))
+        batches = iter(())
+        per_epoch = self.data.steps_per_epoch
+        for step in loop:
+            self.step = step
+            if step == loop.start or step % per_epoch == 0:
+                self.epoch = step // per_epoch
+                for ingredient in self.ingredients:
+                    ingredient.on_epoch(self, self.epoch)
+                flops = self.count_flops()
+                batches = self.data.train_batches(self.epoch, first=step % per_epoch)
+            images, labels = next(batches)
+            self.train_flops += flops * len(images)
+            terms = self._step(optimizer, scaler, Batch(images, labels, labels))
+            for ingredient in self.ingredients:
+                ingredient.after_step(self, step)
+            if (step + 1) % self.protocol.log_every == 0 or step + 1 == self.total_steps:
+                self._log(loop, terms)
+
+    def _step(self, optimizer: torch.optim.Optimizer, scaler: Any, batch: Batch) -> dict[str, Tensor]:
+        self.model.train()
+        rate = self.learning_rate(self.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        batch = self.mixed(batch)
+        with self.autocast():
+            logits = self.model(batch.images)
+        total, terms = self.loss(logits, batch)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(total).backward()
+        if self.protocol.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.protocol.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if self._ema is not None:
+            self._ema.update(self.model)
+        return terms
+
+    def _log(self, loop: TrainingLoop, terms: Mapping[str, Tensor]) -> None:
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        if not all(map(math.isfinite, values.values())):
+            shown = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise AtlasError(f"{self.run.cell}: the loss is not finite at step {self.step + 1}: {shown}")
+        for ingredient in self.ingredients:
+            values.update(ingredient.watched(self))
+        loop.log(**values, learning_rate=self.learning_rate(self.step))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        for ingredient in self.ingredients:
+            own = ingredient.optimizer(self.groups)
+            if own is not None:
+                return own
+        return torch.optim.AdamW(self.groups, lr=self.protocol.learning_rate, foreach=True)
+
+    @property
+    def _scaled(self) -> bool:
+        return self.device.type == "cuda" and self.protocol.precision == "float16"
+
+    @cached_property
+    def _ema(self) -> Any:
+        if self.protocol.ema_decay is None:
+            return None
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(self.model, decay=self.protocol.ema_decay)
+
+    def _parts(self, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
+        parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer, "scaler": scaler, "cost": _Cost(self)}
+        if self._ema is not None:
+            parts["ema"] = self._ema
+        for index, ingredient in enumerate(self.ingredients):
+            for name, part in ingredient.parts().items():
+                parts[f"ingredient{index}.{name}"] = part
+        return parts
+
+    def keep(self) -> None:
+        """Write the weights that evaluation reads."""
+        model = self._ema.module if self.protocol.evaluate_ema and self._ema is not None else self.model
+        write_tensors(self.run.weights, model.state_dict())
+
+
+class _Cost:
+    """The running FLOP count, as a part of the resume state."""
+
+    def __init__(self, owner: Training) -> None:
+        self.owner = owner
+
+    def state_dict(self) -> dict[str, float]:
+        return {"train_flops": self.owner.train_flops}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.owner.train_flops = state["train_flops"]
+
+
+def train(run: Run) -> dict[str, float]:
+    """Train a recipe, or compress what another run has trained, and write its weights and curves.
+
+    Returns
+    -------
+    dict
+        ``train_flops`` and, where a validation split is held out, ``validation_top1``.
+    """
+    from atlas.tasks.image_classification.evaluate import accuracy
+
+    bench = Training(run)
+    role = bench.ingredients.dense_role()
+    if role is None:
+        bench.fit()
+    else:
+        bench.model.load_state_dict(read_tensors(run.needed(role).weights))
+    for ingredient in bench.ingredients:
+        bench.model = ingredient.after(bench)
+    bench.keep()
+    summary = {"train_flops": bench.train_flops}
+    if bench.data.size("validation"):
+        summary["validation_top1"] = accuracy(bench.model, bench.data.batches("validation"))
+    return summary
