@@ -86,6 +86,8 @@ class Task:
         ``evaluate(run) -> {metric: value}`` on the test split, from the files that ``train`` left.
     recipes : bool
         Whether a row may combine methods, ``a+b``.
+    smallest : mapping
+        Protocol overrides that make a run as short as it can validly be: a few steps, with everything exercised.
     baseline : str
         Row that the others are compared with in the table.
     """
@@ -99,6 +101,7 @@ class Task:
     evaluate: Callable[[Run], Mapping[str, float]]
     baseline: str
     recipes: bool = False
+    smallest: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Method:
         What its evaluation returns, where that differs from the task's.
     extra_metrics : tuple of Metric
         What it adds to the task's metrics.
+    smallest : mapping
+        Settings that make a run as short as it can validly be, as for a task.
     build : callable
         ``build(run, settings)``: the object that the task's training loop works with.
     train, evaluate : callable, optional
@@ -147,6 +152,7 @@ class Method:
     conflicts: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] | None = None
     extra_metrics: tuple[Metric, ...] = ()
+    smallest: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[[Run], Mapping[str, Any] | None] | None = None
     evaluate: Callable[[Run], Mapping[str, float]] | None = None
 

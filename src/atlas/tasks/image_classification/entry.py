@@ -49,6 +49,7 @@ task(
         evaluate=_evaluate,
         baseline="deit",
         recipes=True,
+        smallest={"epochs": 2, "warmup_epochs": 1, "batch_size": 640, "log_every": 1, "backbone": {"depth": 3}},
     )
 )
 

@@ -1,0 +1,137 @@
+"""Training that survives signals, kills and damaged files."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from atlas.errors import Interrupted
+from atlas.harness.resume import SLOTS, StateStore, elapsed_seconds, training
+from atlas.harness.study import Resources, Run
+
+
+def make_run(root: Path, save_minutes: float = 60.0) -> Run:
+    return Run("demo", "task", "data", "data", "method", ("method",), 0, {}, {}, Resources(save_minutes=save_minutes), root=root)
+
+
+class Walk:
+    """A random walk that draws from every generator that a training might use."""
+
+    def __init__(self) -> None:
+        self.position = torch.zeros(3, dtype=torch.float64)
+        self.generator = torch.Generator().manual_seed(1)
+        torch.manual_seed(2)
+        np.random.seed(3)  # noqa: NPY002
+        random.seed(4)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.position = state["position"]
+
+    def advance(self) -> None:
+        draws = [torch.randn((), generator=self.generator), torch.rand(()), torch.tensor(np.random.rand() + random.random())]  # noqa: NPY002
+        self.position = self.position * 0.9 + torch.stack([draw.double() for draw in draws])
+
+
+def walk(run: Run, steps: int, stop_at: int | None = None, number: int = signal.SIGTERM) -> Walk:
+    state = Walk()
+    loop = training(run, steps, {"walk": state, "generator": state.generator})
+    for step in loop:
+        state.advance()
+        loop.log(value=float(state.position.sum()))
+        if step == stop_at:
+            os.kill(os.getpid(), number)
+    return state
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_interrupted_equals_uninterrupted(tmp_path: Path, number: int) -> None:
+    whole = walk(make_run(tmp_path / "whole"), 12)
+    run = make_run(tmp_path / "parts")
+    with pytest.raises(Interrupted, match="after step 4 of 12") as caught:
+        walk(run, 12, stop_at=3, number=number)
+    assert caught.value.exit_code == 75
+    with pytest.raises(Interrupted, match="after step 9 of 12"):
+        walk(run, 12, stop_at=8, number=number)
+    resumed = walk(run, 12)
+    assert torch.equal(resumed.position, whole.position)
+    assert run.history.read_bytes() == make_run(tmp_path / "whole").history.read_bytes()
+    assert elapsed_seconds(run) > 0
+
+
+def test_finished_phase_yields_no_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    first = walk(run, 5)
+    assert list(training(run, 5, {"walk": Walk()})) == []
+    assert torch.equal(walk(run, 5).position, first.position)
+
+
+def test_signal_after_last_step_is_not_an_interruption(tmp_path: Path) -> None:
+    assert walk(make_run(tmp_path), 5, stop_at=4).position.abs().sum() > 0
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "half-header"])
+def test_damaged_state_falls_back_to_the_one_before(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = StateStore(tmp_path, "f")
+    for step in (1, 2):
+        store.save(step, {"value": torch.full((100,), float(step))})
+    newest = max(SLOTS, key=lambda slot: StateStore(tmp_path, "f")._read(slot)["step"])
+    content = bytearray((tmp_path / newest).read_bytes())
+    changed = {"truncate": content[:-200], "empty": b"", "half-header": content[:20]}.get(damage)
+    if changed is None:
+        content[len(content) // 2] ^= 1
+        changed = content
+    (tmp_path / newest).write_bytes(bytes(changed))
+    step, restored = store.load()
+    assert step == 1
+    assert torch.equal(restored["value"], torch.ones(100))
+    assert "is damaged; going on from the state before it" in capsys.readouterr().err
+
+
+def test_both_states_damaged_starts_again(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, "f")
+    store.save(1, {})
+    store.save(2, {})
+    for slot in SLOTS:
+        (tmp_path / slot).write_bytes(b"x" * 100)
+    assert store.load() is None
+    store.save(3, {"value": 3})
+    assert store.load() == (3, {"value": 3})
+
+
+def test_state_of_other_settings_is_ignored(tmp_path: Path) -> None:
+    StateStore(tmp_path, "old").save(7, {"value": 1})
+    assert StateStore(tmp_path, "new").load() is None
+
+
+def test_saving_never_leaves_temporary_files(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, "f")
+    for step in range(5):
+        store.save(step, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SLOTS)
+    assert store.load()[0] == 4
+
+
+def test_state_refuses_code(tmp_path: Path) -> None:
+    """A state is data: one that would run code on loading is refused, digest or not."""
+    import hashlib
+    import io
+
+    class Attack:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (os.system, ("true",))
+
+    buffer = io.BytesIO()
+    torch.save({"fingerprint": "f", "step": 1, "content": Attack()}, buffer)
+    payload = buffer.getvalue()
+    (tmp_path / SLOTS[0]).write_bytes(hashlib.sha256(payload).hexdigest().encode() + payload)
+    with pytest.raises(Exception, match="[Uu]nsupported|weights_only|Weights only"):
+        StateStore(tmp_path, "f").load()
