@@ -160,6 +160,14 @@ def report(
 
 
 @app.command()
+def plan(tier: Tier = "demo") -> None:
+    """Write workflow/plan.yaml, the study as 'dvc repro' reads it; to be called after a row was added or removed."""
+    from atlas.cli.plan import write_plan
+
+    print(write_plan(_study(tier)))
+
+
+@app.command()
 def doctor(tier: Tier = "demo") -> None:
     """Say what this machine can do, and what to do about what is missing."""
     from atlas.cli.doctor import examine

@@ -20,7 +20,6 @@ PAPER = paper(
     url="https://arxiv.org/abs/2203.05962",
 )
 TASK = "image-classification"
-SCALINGS = ("attnscale", "featscale", "head-gain", "output-gain")
 
 
 class ScaleSettings(Settings):
@@ -52,10 +51,10 @@ class LayerScaleSettings(Settings):
     title="AttnScale",
     summary="One scalar per head amplifies the high-pass part of its attention matrix.",
     settings=ScaleSettings,
-    conflicts=("head-gain", "reattention"),
+    conflicts=("head-gain",),
 )
 def attnscale(run: Run, settings: ScaleSettings) -> Ingredient:
-    """Eq. of AttnScale: Â = J + (1 + ω)(A − J)."""
+    """Â = J + (1 + ω)(A − J)."""
     from atlas.methods.anti_oversmoothing import apply_attnscale
     from atlas.methods.anti_oversmoothing.ingredient import Rewrite
 
@@ -89,7 +88,7 @@ def featscale(run: Run, settings: FeatScaleSettings) -> Ingredient:
     summary="Control for AttnScale: the same scalar per head scales its whole output, without regard to frequency.",
     role="baseline",
     settings=ScaleSettings,
-    conflicts=("attnscale", "reattention"),
+    conflicts=("attnscale",),
 )
 def head_gain(run: Run, settings: ScaleSettings) -> Ingredient:
     """O_h ← (1 + g_h)·O_h."""
@@ -136,23 +135,6 @@ def layerscale(run: Run, settings: LayerScaleSettings) -> Ingredient:
     return Rewrite(partial(apply_layerscale, init=settings.init))
 
 
-@method(
-    "reattention",
-    paper=PAPER,
-    task=TASK,
-    title="Re-attention",
-    summary="DeepViT's learnable mixing of the attention maps of all heads.",
-    role="baseline",
-    conflicts=("attnscale", "head-gain"),
-)
-def reattention(run: Run, settings: Settings) -> Ingredient:
-    """D. Zhou et al., DeepViT: Towards Deeper Vision Transformer, 2021, Eq. 3."""
-    from atlas.methods.anti_oversmoothing import apply_reattention
-    from atlas.methods.anti_oversmoothing.ingredient import Rewrite
-
-    return Rewrite(apply_reattention)
-
-
 class StackSettings(Settings):
     """A random, untrained stack of attention layers: the setting of the paper's theory.
 
@@ -165,7 +147,7 @@ class StackSettings(Settings):
     tokens: Annotated[int, Ge(2)] = 64
     width: Annotated[int, Ge(1)] = 64
     heads: Annotated[int, Ge(1)] = 4
-    query_gain: Annotated[float, Gt(0)] = 1.5
+    query_key_gain: Annotated[float, Gt(0)] = 1.5
 
 
 def _train_stack(run: Run) -> Mapping[str, Any]:

@@ -1,0 +1,41 @@
+"""Sizes and costs of modules: parameters, floating-point operations, multiply-accumulates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def forward_flops(model: nn.Module, inputs: Tensor) -> float:
+    """Floating-point operations of one forward pass per sample, by torch's counter.
+
+    Counts matrix products, convolutions and attention; two per multiply-accumulate. Leaves the model's mode as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any module that takes one tensor.
+    inputs : Tensor
+        (batch, …); the count is divided by the batch.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = model.training
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(inputs)
+    finally:
+        model.train(was_training)
+    return counter.get_total_flops() / len(inputs)
+
+
+def forward_macs(model: nn.Module, inputs: Tensor) -> float:
+    """Multiply-accumulates of one forward pass per sample: half the FLOPs; what papers on ViTs print as "FLOPs"."""
+    return forward_flops(model, inputs) / 2

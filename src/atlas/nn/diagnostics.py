@@ -1,0 +1,329 @@
+"""Per-layer diagnostics of vision transformers: how alike tokens, heads and weight rows are, and what survives of high frequencies.
+
+DC is the mean over tokens (bin 0 of the Fourier transform over the token axis), HC the rest. Features are (batch, tokens,
+dim), attention maps (batch, heads, tokens, tokens) with rows that sum to 1, weights (out, in). All averages over samples
+are averages of per-sample values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atlas.nn.vit import attention_maps, attention_modules, block_features, transformer_blocks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EPSILON = 1e-8
+SPECTRAL_IMAGES = 8
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale the last axis to unit length; vectors shorter than 1e-8 are divided by 1e-8."""
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(EPSILON)
+
+
+def dc(tokens: Tensor, dim: int = -2) -> Tensor:
+    """Mean over the token axis, repeated: the zero-frequency part. Same shape as ``tokens``."""
+    return tokens.mean(dim, keepdim=True).expand_as(tokens)
+
+
+def hc(tokens: Tensor, dim: int = -2) -> Tensor:
+    """Everything but the mean over the token axis: the high-frequency part. Same shape as ``tokens``."""
+    return tokens - tokens.mean(dim, keepdim=True)
+
+
+def token_cosine(tokens: Tensor, *, abs: bool = False, diag: bool = False) -> Tensor:
+    """Mean cosine between the tokens of a sample, averaged over the batch.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        (batch, n, dim), n ≥ 2 unless ``diag``.
+    abs : bool
+        Average absolute values; costs n² instead of n.
+    diag : bool
+        Include each token with itself; then the value is ‖mean of unit tokens‖².
+    """
+    count = tokens.shape[-2]
+    unit_tokens = unit(tokens)
+    if abs:
+        total = (unit_tokens @ unit_tokens.transpose(-2, -1)).abs().sum((-2, -1))
+        own = unit_tokens.square().sum((-2, -1))
+    else:
+        total = unit_tokens.sum(-2).square().sum(-1)
+        own = unit_tokens.square().sum((-2, -1))
+    if diag:
+        return (total / count**2).mean()
+    return ((total - own) / (count * (count - 1))).mean()
+
+
+def hf_dc_ratio(tokens: Tensor) -> Tensor:
+    """Mean over samples of ‖HC‖_F / ‖DC‖_F; 0 when all tokens are equal. ``tokens``: (batch, n, dim)."""
+    return (hc(tokens).norm(dim=(-2, -1)) / dc(tokens).norm(dim=(-2, -1))).mean()
+
+
+def hf_energy_fraction(tokens: Tensor) -> Tensor:
+    """Mean over samples of ‖HC‖² / ‖X‖², in [0, 1]. ``tokens``: (batch, n, dim)."""
+    return (hc(tokens).square().sum((-2, -1)) / tokens.square().sum((-2, -1))).mean()
+
+
+def dc_energy_fraction(tokens: Tensor) -> Tensor:
+    """One minus :func:`hf_energy_fraction`; of unit tokens it is :func:`token_cosine` with the diagonal."""
+    return 1 - hf_energy_fraction(tokens)
+
+
+def token_cross_layer(first: Tensor, later: Tensor, *, all_pairs: bool = False) -> Tensor:
+    """Mean cosine between the tokens of two layers: each with itself, or absolute over all pairs."""
+    if all_pairs:
+        return (unit(first) @ unit(later).transpose(-2, -1)).abs().mean()
+    return (unit(first) * unit(later)).sum(-1).mean()
+
+
+def attn_head_cosine(maps: Tensor, *, diag: bool = False) -> Tensor:
+    """Mean cosine between the flattened maps of the heads of a layer; ``nan`` for one head without the diagonal."""
+    return token_cosine(maps.flatten(-2), diag=diag)
+
+
+def attn_cross_layer(first: Tensor, later: Tensor, *, flattened: bool = False) -> Tensor:
+    """Cosine between the maps of two layers: per key over queries (DeepViT's measure), or whole maps of the same head."""
+    if flattened:
+        return (unit(first.flatten(-2)) * unit(later.flatten(-2))).sum(-1).mean()
+    return (unit(first.transpose(-2, -1)) * unit(later.transpose(-2, -1))).sum(-1).mean()
+
+
+def centred(maps: Tensor) -> Tensor:
+    """P A P with P = I − 11ᵀ/n: the part of a map that acts on, and leaves, high frequencies."""
+    left = maps - maps.mean(-2, keepdim=True)
+    return left - left.mean(-1, keepdim=True)
+
+
+def attn_hf_gain(maps: Tensor) -> Tensor:
+    """Largest singular value of P A P: the most that a map can amplify high frequencies. (…, n, n) → (…)."""
+    return torch.linalg.svdvals(centred(maps))[..., 0]
+
+
+def attn_lambda2(maps: Tensor) -> Tensor:
+    """Second largest absolute eigenvalue of a map: its asymptotic low-pass rate. (…, n, n) → (…); 0 for n = 1."""
+    if maps.shape[-1] == 1:
+        return maps.new_zeros(maps.shape[:-2])
+    return torch.linalg.eigvals(maps).abs().sort(-1, descending=True).values[..., 1]
+
+
+def attn_hf_norm(maps: Tensor) -> Tensor:
+    """‖A − 11ᵀ/n‖_F. (…, n, n) → (…)."""
+    return (maps - 1 / maps.shape[-1]).norm(dim=(-2, -1))
+
+
+def attn_freq_response(maps: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    """Gain ‖A f_k‖ / ‖f_k‖ of a map on every Fourier mode over tokens.
+
+    Parameters
+    ----------
+    maps : Tensor
+        (…, n, n). With ``grid``, rows and columns of the patch tokens only, rows summing to 1.
+    grid : (int, int), optional
+        Height and width of the patch grid: two-dimensional modes, averaged over rings of equal rounded radius.
+
+    Returns
+    -------
+    Tensor
+        (…, n) gains of the modes k = 0 … n − 1; with ``grid``, (…, rings).
+    """
+    count = maps.shape[-1]
+    modes = torch.fft.fft(torch.eye(count, dtype=maps.dtype, device=maps.device))
+    if grid is None:
+        return (maps.to(modes.dtype) @ modes).norm(dim=-2) / math.sqrt(count)
+    height, width = grid
+    if height * width != count:
+        raise ValueError(f"a grid of {height} × {width} has {height * width} patches, the map has {count} tokens")
+    rows = torch.fft.fft(torch.eye(height, dtype=maps.dtype, device=maps.device))
+    columns = torch.fft.fft(torch.eye(width, dtype=maps.dtype, device=maps.device))
+    gains = (maps.to(modes.dtype) @ torch.kron(rows, columns)).norm(dim=-2) / math.sqrt(count)
+    vertical = torch.fft.fftfreq(height, device=maps.device) * height
+    horizontal = torch.fft.fftfreq(width, device=maps.device) * width
+    ring = torch.hypot(vertical[:, None], horizontal[None, :]).round().long().flatten()
+    sums = gains.new_zeros(*gains.shape[:-1], int(ring.max()) + 1).index_add_(-1, ring, gains)
+    return sums / torch.bincount(ring)
+
+
+def patch_maps(maps: Tensor, prefix: int) -> Tensor:
+    """Drop the rows and columns of prefix tokens and let the rows sum to 1 again."""
+    inner = maps[..., prefix:, prefix:]
+    return inner / inner.sum(-1, keepdim=True).clamp_min(EPSILON)
+
+
+def weight_row_cosine_abs(weight: Tensor) -> Tensor:
+    """Mean absolute cosine between different rows of a weight (out, in)."""
+    return token_cosine(weight[None], abs=True)
+
+
+def weight_effective_rank(weight: Tensor) -> Tensor:
+    """exp of the entropy of the normalised singular values, between 1 and min(out, in)."""
+    values = torch.linalg.svdvals(weight)
+    share = values / values.sum()
+    return torch.exp(-torch.xlogy(share, share).sum())
+
+
+def weight_cond_gap(weight: Tensor) -> Tensor:
+    """(λ_max − λ_min)² of W Wᵀ, exact; 0 for an orthogonal matrix. ``weight``: (out, in)."""
+    eigenvalues = torch.linalg.eigvalsh(weight @ weight.T)
+    return (eigenvalues[-1] - eigenvalues[0]).square()
+
+
+def _squared_distances(vectors: Tensor) -> Tensor:
+    return 2 - 2 * unit(vectors) @ unit(vectors).transpose(-2, -1)
+
+
+def mhs(vectors: Tensor) -> Tensor:
+    """Smallest squared distance between two different unit rows: maximum hyperspherical separation. (n, d), n ≥ 2."""
+    count = vectors.shape[-2]
+    upper = torch.triu_indices(count, count, 1, device=vectors.device)
+    return _squared_distances(vectors)[..., upper[0], upper[1]].amin(-1)
+
+
+def mgd(vectors: Tensor) -> Tensor:
+    """log det of the Gaussian Gram matrix of the unit rows plus 1e-6·I: maximum Gram determinant. (n, d)."""
+    gram = torch.exp(-_squared_distances(vectors))
+    return torch.logdet(gram + 1e-6 * torch.eye(vectors.shape[-2], dtype=vectors.dtype, device=vectors.device))
+
+
+def _layer_weights(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The projections of a block as (out, in) matrices: q, k, v, proj, fc1, fc2."""
+    for _, attention in attention_modules(block):
+        if hasattr(attention, "qkv"):
+            yield from zip(("q", "k", "v"), attention.qkv.weight.detach().chunk(3), strict=True)
+        yield "proj", attention.proj.weight.detach()
+    mlp = getattr(block, "mlp", None)
+    if mlp is not None and hasattr(mlp, "fc1"):
+        yield "fc1", mlp.fc1.weight.detach()
+        yield "fc2", mlp.fc2.weight.detach()
+
+
+Rows = list[tuple[int, int | None, str, float]]
+
+
+def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
+    rows: Rows = []
+    features = [feature[:, prefix:] for feature in block_features(model, images)]
+    for layer, tokens in enumerate(features):
+        values = {
+            "token_cosine": token_cosine(tokens),
+            "token_cosine_abs": token_cosine(tokens, abs=True),
+            "hf_dc_ratio": hf_dc_ratio(tokens),
+            "hf_energy_fraction": hf_energy_fraction(tokens),
+            "token_cross_layer": token_cross_layer(features[0], tokens),
+        }
+        rows += [(layer, None, name, float(value)) for name, value in values.items()]
+    return rows
+
+
+def _attention(model: nn.Module, images: Tensor) -> Rows:
+    rows: Rows = []
+    previous: Tensor | None = None
+    for index, attention, maps in attention_maps(model, images):
+        layer = index + 1
+        if maps.shape[1] > 1:
+            rows.append((layer, None, "attn_head_cosine", float(attn_head_cosine(maps))))
+        if previous is not None and previous.shape == maps.shape:
+            rows.append((layer, None, "attn_cross_layer", float(attn_cross_layer(previous, maps))))
+        few = maps[:SPECTRAL_IMAGES]
+        omega = getattr(attention.qkv, "omega", None)
+        factor = (1 + omega.detach().float()).abs() if omega is not None else maps.new_ones(maps.shape[1])
+        spectral = {"attn_hf_gain": attn_hf_gain(few), "attn_lambda2": attn_lambda2(few), "attn_hf_norm": attn_hf_norm(few)}
+        for name, values in spectral.items():
+            for head, value in enumerate(values.mean(0)):
+                rows.append((layer, head, name, float(value)))
+                rows.append((layer, head, f"{name}_effective", float(value * factor[head])))
+        previous = maps
+    return rows
+
+
+def _weights(model: nn.Module) -> Rows:
+    rows: Rows = []
+    measures = {
+        "weight_row_cosine_abs": weight_row_cosine_abs,
+        "weight_effective_rank": weight_effective_rank,
+        "weight_cond_gap": weight_cond_gap,
+        "weight_mhs": mhs,
+        "weight_mgd": mgd,
+    }
+    for layer, block in enumerate(transformer_blocks(model), start=1):
+        for name, weight in _layer_weights(block):
+            if min(weight.shape) > 1:
+                rows += [(layer, None, f"{measure}.{name}", float(f(weight.float()))) for measure, f in measures.items()]
+    return rows
+
+
+@torch.no_grad()
+def diagnose(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    tokens: Literal["patch", "all"] = "patch",
+    metrics: list[str] | None = None,
+    attention: bool = True,
+    weights: bool = True,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Measure redundancy and frequencies of a timm VisionTransformer, layer by layer, at three levels.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any timm VisionTransformer; measured in evaluation mode, which is restored.
+    images : Tensor
+        (n, channels, height, width), normalised as for the model.
+    tokens : {"patch", "all"}
+        Whether prefix tokens (class, distillation, registers) are left out of the features.
+    metrics : list of str, optional
+        Names to keep; weight metrics are named ``measure.matrix`` and kept by either name.
+    attention, weights : bool
+        Whether to measure attention maps and weights.
+    batch_size : int
+        Images per forward pass; values are averaged over images.
+
+    Returns
+    -------
+    DataFrame
+        Columns layer (0 is the input of the first block, l the output of block l), head (missing where a value
+        belongs to the layer), metric, value.
+
+    Raises
+    ------
+    TypeError
+        The model is not a timm VisionTransformer, or (with ``attention``) has blocks without plain softmax attention.
+    ValueError
+        ``tokens`` is neither "patch" nor "all", or there is no image.
+    """
+    import pandas as pd
+
+    if tokens not in ("patch", "all"):
+        raise ValueError(f"tokens must be 'patch' or 'all', not {tokens!r}")
+    if not len(images):
+        raise ValueError("diagnose needs at least one image")
+    prefix = int(getattr(model, "num_prefix_tokens", 0)) if tokens == "patch" else 0
+    was_training = model.training
+    model.eval()
+    frames = []
+    try:
+        for batch in images.split(batch_size):
+            rows = _features(model, batch, prefix) + (_attention(model, batch) if attention else [])
+            frames.append(pd.DataFrame(rows, columns=["layer", "head", "metric", "value"]).assign(share=len(batch)))
+    finally:
+        model.train(was_training)
+    table = pd.concat(frames)
+    table["value"] *= table["share"] / len(images)
+    table = table.groupby(["layer", "head", "metric"], dropna=False, sort=False, as_index=False)["value"].sum()
+    if weights:
+        rows = _weights(model)
+        table = pd.concat([table, pd.DataFrame(rows, columns=["layer", "head", "metric", "value"])], ignore_index=True)
+    table["head"] = table["head"].astype("Int64")
+    if metrics is not None:
+        table = table[table["metric"].isin(metrics) | table["metric"].str.split(".").str[0].isin(metrics)]
+    return table.reset_index(drop=True)
