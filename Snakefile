@@ -20,6 +20,7 @@ localrules:
     all,
     tables,
     acquire,
+    changed,
     tabulate,
     judge,
     report,

@@ -8,3 +8,8 @@ rule acquire:
     retries: 2
     shell:
         "{params.atlas} acquire {wildcards.dataset} > {log} 2>&1"
+
+
+rule changed:
+    output:
+        touch(temp(".atlas/changed/{outdated}")),

@@ -3,7 +3,6 @@
 import sys
 
 from snakemake.exceptions import WorkflowError
-from snakemake_interface_executor_plugins.settings import ExecMode
 
 from atlas.errors import UserError
 from atlas.study import Study, stale_outputs
@@ -22,9 +21,8 @@ SEED = "" if STUDY.batch_seeds else "/seed{seed}"
 SEEDS = [f"/seed{seed}" for seed in STUDY.seeds] if STUDY.batch_seeds else [SEED]
 ROW = "{task}/{dataset}/{method}"
 
-if workflow.exec_mode == ExecMode.DEFAULT:
-    # Judged by content: times say nothing after a clone, and a clone has no record of earlier parameters.
-    workflow.dag_settings.forcerun = frozenset(workflow.dag_settings.forcerun) | set(stale_outputs(STUDY))
+# Judged by content: times say nothing after a clone, and a clone has no record of earlier parameters.
+STALE = set(stale_outputs(STUDY))
 
 
 wildcard_constraints:
@@ -86,3 +84,18 @@ def evaluated(runs):
 def table_fingerprints(wildcards):
     """What a table is made of; a change of any row, or of which rows there are, makes it again."""
     return [run.fingerprint for run in STUDY.matching(wildcards.task, wildcards.dataset)]
+
+
+def changed(*paths):
+    """Markers for the outdated files among a job's outputs; a job that waits for a marker is done again."""
+    return [f".atlas/changed/{path}" for path in paths if path in STALE]
+
+
+def changed_records(wildcards):
+    """Markers of runs that were trained with other settings or data."""
+    return changed(*(str(run.record) for run in runs_of(wildcards)))
+
+
+def changed_metrics(wildcards):
+    """Markers of runs that were evaluated with other settings or data."""
+    return changed(*(str(run.metrics) for run in runs_of(wildcards)))

@@ -2,6 +2,7 @@ rule evaluate:
     input:
         data=ancient(dataset_of),
         records=[f"checkpoints/{TIER}/{ROW}{seed}/settings.json" for seed in SEEDS],
+        changed=changed_metrics,
     output:
         [f"{RESULTS}/runs/{ROW}{seed}/metrics.json" for seed in SEEDS],
     log:

@@ -1,6 +1,7 @@
 rule tabulate:
     input:
-        lambda wildcards: evaluated(STUDY.matching(wildcards.task, wildcards.dataset)),
+        metrics=lambda wildcards: evaluated(STUDY.matching(wildcards.task, wildcards.dataset)),
+        changed=lambda wildcards: changed(table_file(wildcards.task, wildcards.dataset, "csv")),
     output:
         csv=report(
             table_file("{task}", "{dataset}", "csv"),

@@ -2,6 +2,7 @@ rule train:
     input:
         data=ancient(dataset_of),
         needs=needed_records,
+        changed=changed_records,
     output:
         [f"checkpoints/{TIER}/{ROW}{seed}/settings.json" for seed in SEEDS],
     log:

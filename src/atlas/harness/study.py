@@ -230,7 +230,11 @@ class Study:
         if not path.is_file():
             known = [file.stem for file in sorted((root / CONFIG_FOLDER).glob("*.yaml"))]
             raise UserError(f"there is no study {tier} ({path} does not exist); {did_you_mean(tier, known)}")
-        return _Reader(path, tier, root, load()).study()
+        study = _Reader(path, tier, root, load()).study()
+        from atlas.harness.claims import check_claims
+
+        check_claims(study)
+        return study
 
     @cached_property
     def by_cell(self) -> dict[str, Run]:

@@ -145,8 +145,8 @@ def diagnostics(run: Run, model: nn.Module, ingredients: Ingredients, data: Imag
 def summarise(diagnosed: pd.DataFrame) -> dict[str, float]:
     """Reduce a model's diagnostics to the metrics of the table."""
 
-    def value(metric: str, *, final: bool) -> float:
-        rows = diagnosed[diagnosed["metric"].eq(metric)]
+    def value(*metrics: str, final: bool) -> float:
+        rows = diagnosed[diagnosed["metric"].isin(metrics)]
         rows = rows[rows["layer"].eq(rows["layer"].max())] if final else rows
         return float(rows["value"].mean()) if len(rows) else float("nan")
 
@@ -154,5 +154,5 @@ def summarise(diagnosed: pd.DataFrame) -> dict[str, float]:
         "token_cosine_last": value("token_cosine", final=True),
         "hf_dc_ratio_last": value("hf_dc_ratio", final=True),
         "attn_head_cosine": value("attn_head_cosine", final=False),
-        "weight_cond_gap": value("weight_cond_gap", final=False),
+        "weight_cond_gap": value(*(f"weight_cond_gap.{name}" for name in "qkv"), final=False),
     }

@@ -1,0 +1,16 @@
+"""Datasets: what each is, how it is acquired and verified, and how it is read."""
+
+from atlas.datasets.acquire import Manifest, acquire, read_manifest
+from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source, dataset_names, get_dataset
+
+__all__ = [
+    "Dataset",
+    "DatasetError",
+    "DatasetLayoutError",
+    "Manifest",
+    "Source",
+    "acquire",
+    "dataset_names",
+    "get_dataset",
+    "read_manifest",
+]

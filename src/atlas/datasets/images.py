@@ -1,0 +1,213 @@
+"""Image classification: digits, CIFAR, and folders of images.
+
+Small datasets become one safetensors file, ``images.safetensors``: ``train_images`` (n, channels, height, width) uint8,
+``train_labels`` (n,) int64, and the same for ``test_`` where the source has an official test split.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas.datasets.acquire import extract
+from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IMAGES = "images.safetensors"
+IMAGENET_CLASSES = 1000
+IMAGENET_TRAIN = 1_281_167
+IMAGENET_VALIDATION = 50_000
+
+
+def write_images(folder: Path, **arrays: np.ndarray) -> None:
+    """Write the arrays of a small image dataset."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / IMAGES)
+
+
+def prepare_digits(downloads: Sequence[Path], folder: Path) -> None:
+    """1,797 images of 8 × 8 pixels with values 0 … 16; there is no official test split."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    write_images(folder, train_images=digits.images[:, None].astype(np.uint8), train_labels=digits.target.astype(np.int64))
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickles of plain values and NumPy arrays, and nothing that could run code."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise DatasetError(f"a pickle of the archive asks for {module}.{name}; only arrays and plain values are read")
+        return super().find_class(module, name)
+
+
+def read_cifar_batch(path: Path, label: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Read one batch of CIFAR's Python version without running code: images (n, 3, 32, 32) uint8 and labels (n,) int64."""
+    import numpy as np
+
+    try:
+        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        images = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        return images, np.asarray(content[label], dtype=np.int64)
+    except (pickle.UnpicklingError, KeyError, ValueError, EOFError, FileNotFoundError) as error:
+        raise DatasetError(f"{path.name} is not a batch of CIFAR's Python version: {error}") from None
+
+
+def _prepare_cifar(archive: Path, folder: Path, train: list[str], test: str, label: bytes) -> None:
+    import tempfile
+
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+        extract(archive, Path(unpacked))
+        inner = next(iter(sorted(Path(unpacked).glob("cifar-*-python"))), Path(unpacked))
+        batches = [read_cifar_batch(inner / name, label) for name in train]
+        test_images, test_labels = read_cifar_batch(inner / test, label)
+    write_images(
+        folder,
+        train_images=np.concatenate([images for images, _ in batches]),
+        train_labels=np.concatenate([labels for _, labels in batches]),
+        test_images=test_images,
+        test_labels=test_labels,
+    )
+
+
+def prepare_cifar10(downloads: Sequence[Path], folder: Path) -> None:
+    """50,000 + 10,000 colour images of 32 × 32 pixels in 10 classes."""
+    _prepare_cifar(downloads[0], folder, [f"data_batch_{index}" for index in range(1, 6)], "test_batch", b"labels")
+
+
+def prepare_cifar100(downloads: Sequence[Path], folder: Path) -> None:
+    """50,000 + 10,000 colour images of 32 × 32 pixels in 100 classes (the fine labels)."""
+    _prepare_cifar(downloads[0], folder, ["train"], "test", b"fine_labels")
+
+
+def prepare_image_folders(downloads: Sequence[Path], folder: Path) -> None:
+    """An archive of ``train/<class>/*`` and ``test/<class>/*``; classes are numbered in alphabetical order."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+        extract(downloads[0], Path(unpacked))
+        found = sorted(path for path in Path(unpacked).rglob("train") if path.is_dir())
+        if not found:
+            raise DatasetError(f"{downloads[0].name} has no folder train/<class>/")
+        train, test = read_image_folder(found[0]), read_image_folder(found[0].parent / "test")
+    write_images(folder, train_images=train[0], train_labels=train[1], test_images=test[0], test_labels=test[1])
+
+
+def read_image_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Decode every image under ``folder/<class>/``: images (n, 3, height, width) uint8 of one size, labels (n,) int64."""
+    import numpy as np
+    from PIL import Image
+
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    files = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
+    if not files:
+        raise DatasetError(f"the archive has no images under {folder.name}/<class>/")
+    images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in files])
+    return images.transpose(0, 3, 1, 2), np.asarray([label for _, label in files], dtype=np.int64)
+
+
+def check_imagenet(folder: Path) -> None:
+    """ImageNet-1k as everyone lays it out: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``, 1,000 classes each."""
+    where = f"put ImageNet-1k at {folder}/train/<wnid>/*.JPEG and {folder}/val/<wnid>/*.JPEG (a link to your copy will do)"
+    if not folder.is_dir():
+        raise DatasetLayoutError(f"imagenet: {folder} does not exist; {where}")
+    for split, expected in (("train", IMAGENET_TRAIN), ("val", IMAGENET_VALIDATION)):
+        place = folder / split
+        if not place.is_dir():
+            raise DatasetLayoutError(f"imagenet: {place} does not exist; {where}")
+        classes = [path for path in place.iterdir() if path.is_dir()]
+        if len(classes) != IMAGENET_CLASSES:
+            flat = " (its images are not sorted into class folders)" if not classes and any(place.iterdir()) else ""
+            raise DatasetLayoutError(f"imagenet: {place} has {len(classes)} class folders, not {IMAGENET_CLASSES}{flat}; {where}")
+        empty = next((path for path in sorted(classes) if not any(path.iterdir())), None)
+        if empty is not None:
+            raise DatasetLayoutError(f"imagenet: {empty} is empty; is the copy complete?")
+        count = sum(1 for path in classes for _ in path.iterdir())
+        if count != expected:
+            raise DatasetLayoutError(f"imagenet: {place} has {count:,} images, not {expected:,}; is the copy complete?")
+
+
+KRIZHEVSKY = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+DATASETS = [
+    Dataset(
+        name="digits",
+        title="1,797 handwritten digits, 8 × 8 pixels, bundled with scikit-learn",
+        kind="embedded",
+        licence="CC BY 4.0",
+        citation="E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998",
+        prepare=prepare_digits,
+        facts={"classes": 10, "shape": (1, 8, 8), "top": 16},
+    ),
+    Dataset(
+        name="cifar10",
+        title="CIFAR-10: 60,000 colour images, 32 × 32 pixels, 10 classes",
+        kind="download",
+        licence="not stated by its authors",
+        citation=KRIZHEVSKY,
+        prepare=prepare_cifar10,
+        sources=(
+            Source(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                "cifar-10-python.tar.gz",
+                "md5:c58f30108f718f92721af3b95e74349a",
+            ),
+        ),
+        facts={"classes": 10, "shape": (3, 32, 32), "top": 255},
+    ),
+    Dataset(
+        name="cifar100",
+        title="CIFAR-100: 60,000 colour images, 32 × 32 pixels, 100 classes",
+        kind="download",
+        licence="not stated by its authors",
+        citation=KRIZHEVSKY,
+        prepare=prepare_cifar100,
+        sources=(
+            Source(
+                "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+                "cifar-100-python.tar.gz",
+                "md5:eb9058c3a382ffc7106e4002c42a8d85",
+            ),
+        ),
+        facts={"classes": 100, "shape": (3, 32, 32), "top": 255},
+    ),
+    Dataset(
+        name="cifar10-jpeg",
+        title="CIFAR-10 re-encoded as JPEG in class folders: pixels differ slightly from the original",
+        kind="download",
+        licence="not stated by its authors",
+        citation=KRIZHEVSKY,
+        prepare=prepare_image_folders,
+        sources=(Source("", "cifar10-imagefolder.tar.gz", "sha256:ff937e22f2e42c12741508e6351cd54497a0e81afe873c5dc0592ff3b9aa0d70"),),
+        facts={"classes": 10, "shape": (3, 32, 32), "top": 255},
+    ),
+    Dataset(
+        name="imagenet",
+        title="ImageNet-1k (ILSVRC 2012), supplied by the user",
+        kind="user-supplied",
+        licence="research only, by agreement with its authors",
+        citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
+        check=check_imagenet,
+        facts={"classes": 1000, "shape": (3, 224, 224), "top": 255},
+    ),
+]

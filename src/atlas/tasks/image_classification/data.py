@@ -1,0 +1,178 @@
+"""Batches of the splits: small datasets in memory, large ones from folders of images.
+
+The order of an epoch and every augmentation are functions of (seed, epoch, position), so that training which starts again in
+the middle of an epoch sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from atlas.datasets import get_dataset
+from atlas.datasets.images import IMAGES
+from atlas.datasets.splits import stratified_split
+from atlas.errors import UserError
+from atlas.harness.files import read_tensors
+from atlas.harness.seeds import generator
+from atlas.tasks.image_classification.protocol import Protocol as Settings
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+class ImageData(Protocol):
+    """What the training loop and the evaluation ask of a dataset; images arrive normalised, on the run's device."""
+
+    classes: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of training batches in an epoch; the last, incomplete one is left out."""
+        ...
+
+    def train_batches(self, epoch: int, first: int = 0) -> Batches:
+        """Training batches of an epoch, from batch ``first`` on."""
+        ...
+
+    def batches(self, split: str) -> Batches:
+        """Batches of the validation or test split, in their own order, without augmentation."""
+        ...
+
+    def size(self, split: str) -> int:
+        """Number of images of a split."""
+        ...
+
+    def example(self, count: int) -> Tensor:
+        """The first ``count`` test images."""
+        ...
+
+
+def load_data(run: Run, protocol: Settings, device: torch.device) -> ImageData:
+    """Return the data of a run.
+
+    Raises
+    ------
+    UserError
+        The dataset has other images than the protocol's backbone takes, or fewer than a batch.
+    """
+    if (run.data_folder / IMAGES).is_file():
+        return MemoryImages(run, protocol, device)
+    from atlas.tasks.image_classification.folders import FolderImages
+
+    return FolderImages(run, protocol, device)
+
+
+class MemoryImages:
+    """A dataset that fits in memory, kept as uint8 on the device."""
+
+    def __init__(self, run: Run, protocol: Settings, device: torch.device) -> None:
+        self.seed, self.protocol, self.device = run.seed, protocol, device
+        facts = get_dataset(run.data).facts
+        self.classes = int(facts["classes"])  # type: ignore[call-overload]
+        arrays = read_tensors(run.data_folder / IMAGES)
+        splits = self._splits(arrays)
+        self._check(run, splits["train"][0])
+        top = float(facts["top"])  # type: ignore[arg-type]
+        pixels = splits["train"][0].double() / top
+        self.mean = pixels.mean((0, 2, 3)).float().view(1, -1, 1, 1).to(device)
+        self.std = pixels.std((0, 2, 3)).float().view(1, -1, 1, 1).to(device)
+        self.top = top
+        self.splits = {name: (images.to(device), labels.to(device)) for name, (images, labels) in splits.items()}
+
+    def _splits(self, arrays: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        settings = self.protocol.data
+        images, labels = arrays["train_images"], arrays["train_labels"]
+        if "test_images" in arrays:
+            test = arrays["test_images"], arrays["test_labels"]
+        else:
+            kept, held = stratified_split(labels.numpy(), settings.test_fraction)
+            test = images[held], labels[held]
+            images, labels = images[kept], labels[kept]
+        kept, held = stratified_split(labels.numpy(), settings.validation_fraction)
+        return {"train": (images[kept], labels[kept]), "validation": (images[held], labels[held]), "test": test}
+
+    def _check(self, run: Run, images: Tensor) -> None:
+        backbone = self.protocol.backbone
+        wanted, found = (backbone.in_chans, backbone.img_size, backbone.img_size), tuple(images.shape[1:])
+        if wanted != found:
+            raise UserError(f"{run.cell}: {run.data} has images of {found}, the protocol's backbone takes {wanted}")
+        if len(images) < self.protocol.batch_size:
+            raise UserError(f"{run.cell}: batch_size {self.protocol.batch_size} exceeds the {len(images)} training images")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of complete batches; ``repeats`` shows every image that often per epoch."""
+        return len(self.splits["train"][0]) * self.protocol.data.repeats // self.protocol.batch_size
+
+    def size(self, split: str) -> int:
+        """Number of images of a split."""
+        return len(self.splits[split][0])
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Scale uint8 pixels to zero mean and unit variance over the training split, per channel."""
+        return (images.float() / self.top - self.mean) / self.std
+
+    def train_batches(self, epoch: int, first: int = 0) -> Batches:
+        """Shuffled and augmented batches of an epoch, from batch ``first`` on."""
+        images, labels = self.splits["train"]
+        size, repeats = self.protocol.batch_size, self.protocol.data.repeats
+        order = torch.cat(
+            [torch.randperm(len(images), generator=generator(self.seed, "order", epoch, turn)) for turn in range(repeats)]
+        ).to(self.device)
+        for index in range(first, self.steps_per_epoch):
+            chosen = order[index * size : (index + 1) * size]
+            batch = self.normalised(images[chosen])
+            yield self._augmented(batch, generator(self.seed, "augment", epoch, index)), labels[chosen]
+
+    def _augmented(self, images: Tensor, random: torch.Generator) -> Tensor:
+        settings = self.protocol.data
+        if settings.flip:
+            flipped = torch.rand(len(images), generator=random).to(images.device) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        if settings.crop_padding:
+            images = _shifted(images, settings.crop_padding, random)
+        if settings.rand_augment or settings.random_erasing:
+            images = self._transformed(images, random)
+        return images
+
+    def _transformed(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """RandAugment and random erasing by timm, image by image."""
+        from atlas.tasks.image_classification.folders import seeded, train_transform
+
+        transform = train_transform(self.protocol, tensors=True)
+        pixels = (images * self.std + self.mean).clamp(0, 1)
+        seeds = torch.randint(2**62, (len(images),), generator=random).tolist()
+        changed = []
+        for image, seed in zip(pixels.cpu(), seeds, strict=True):
+            with seeded(seed):
+                changed.append(transform(image))
+        return (torch.stack(changed).to(self.device) - self.mean) / self.std
+
+    def batches(self, split: str) -> Batches:
+        """Batches of a split in its own order."""
+        images, labels = self.splits[split]
+        size = self.protocol.evaluation_batch_size
+        for first in range(0, len(images), size):
+            yield self.normalised(images[first : first + size]), labels[first : first + size]
+
+    def example(self, count: int) -> Tensor:
+        """The first ``count`` test images."""
+        return self.normalised(self.splits["test"][0][:count])
+
+
+def _shifted(images: Tensor, padding: int, random: torch.Generator) -> Tensor:
+    """Pad with zeros and crop back at a random place, image by image. (n, channels, height, width)."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    offsets = torch.randint(2 * padding + 1, (2, count), generator=random).to(images.device)
+    rows = offsets[0][:, None] + torch.arange(height, device=images.device)
+    columns = offsets[1][:, None] + torch.arange(width, device=images.device)
+    index = torch.arange(count, device=images.device)[:, None, None]
+    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+

@@ -1,0 +1,77 @@
+"""Figures of image classification: what happens to tokens over the depth, and training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from atlas.harness.plots import FigureData, figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TASK = "image-classification"
+
+
+def _over_depth(axes: Axes, data: FigureData, metric: str) -> bool:
+    """Plot one diagnostic over the layers, mean over seeds with their range; whether there was anything to plot."""
+    table = data.frames("diagnostics.csv")
+    if table.empty:
+        return False
+    table = table[table["metric"].eq(metric) & table["stage"].eq("trained")]
+    for row, group in table.groupby("method", sort=False):
+        layers = group.groupby("layer")["value"].agg(["mean", "min", "max"])
+        color = data.colors[str(row)]
+        axes.plot(layers.index, layers["mean"], color=color, label=data.titles[str(row)])
+        axes.fill_between(layers.index, layers["min"], layers["max"], color=color, alpha=0.12, linewidth=0)
+    return not table.empty
+
+
+@figure(
+    "depth",
+    task=TASK,
+    title="Over-smoothing through the depth",
+    caption=(
+        "Mean cosine between the patch tokens of an image, and the share of their energy that is not the mean, after every block "
+        "of the trained models (0 is the input of the first). Bands span the seeds."
+    ),
+    alt="Two line plots over layers, one line per method: patch similarity and high-frequency share.",
+)
+def depth(data: FigureData) -> Figure | None:
+    """Patch similarity and high-frequency share over layers, per method."""
+    import matplotlib.pyplot as plt
+
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7), layout="constrained")
+    found = [_over_depth(left, data, "token_cosine"), _over_depth(right, data, "hf_energy_fraction")]
+    if not all(found):
+        plt.close(drawing)
+        return None
+    left.set(xlabel="layer", ylabel="patch similarity")
+    right.set(xlabel="layer", ylabel="high-frequency share", ylim=(0, None))
+    handles, labels = left.get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=4)
+    return drawing
+
+
+@figure(
+    "training",
+    task=TASK,
+    title="Training loss",
+    caption="Loss on training batches, mean over seeds.",
+    alt="Line plot of training loss against steps, one line per method.",
+)
+def training(data: FigureData) -> Figure | None:
+    """Training loss over steps, per method."""
+    import matplotlib.pyplot as plt
+
+    table = data.frames("history.csv")
+    if table.empty or "loss" not in table:
+        return None
+    table = table.dropna(subset=["loss"])
+    drawing, axes = plt.subplots(layout="constrained")
+    for row, group in table.groupby("method", sort=False):
+        curve = group.groupby("step")["loss"].mean()
+        axes.plot(curve.index, curve, color=data.colors[str(row)], label=data.titles[str(row)], linewidth=1.4)
+    axes.set(xlabel="step", ylabel="loss")
+    drawing.legend(loc="outside lower center", ncols=4)
+    return drawing

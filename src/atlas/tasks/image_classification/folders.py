@@ -1,0 +1,154 @@
+"""Folders of images too many for memory: ImageNet's pipeline, by timm's transforms.
+
+An image's augmentation is seeded by (seed, epoch, index), whichever worker loads it, so that training which starts again in the
+middle of an epoch sees the same pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from atlas.datasets.splits import stratified_split
+from atlas.harness.seeds import derive_seed, generator
+from atlas.tasks.image_classification.protocol import Protocol
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run the block with every global generator seeded, and leave them as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from it
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[Any], Tensor]:
+    """timm's training transform; with ``tensors``, for float images in [0, 1] that keep their size and scale."""
+    from timm.data import create_transform
+
+    settings, backbone = protocol.data, protocol.backbone
+    if tensors:
+        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.random_erasing import RandomErasing
+        from torchvision.transforms import v2
+
+        steps: list[Any] = []
+        if settings.rand_augment:
+            hints = {"translate_const": int(backbone.img_size * 0.45), "img_mean": (128, 128, 128)}
+            steps += [v2.ToPILImage(), rand_augment_transform(settings.rand_augment, hints), v2.PILToTensor()]
+            steps += [v2.ToDtype(torch.float32, scale=True)]
+        if settings.random_erasing:
+            steps.append(RandomErasing(settings.random_erasing, mode="pixel", device="cpu"))
+        return v2.Compose(steps)
+    return create_transform(
+        backbone.img_size,
+        is_training=True,
+        auto_augment=settings.rand_augment or None,
+        re_prob=settings.random_erasing,
+        re_mode="pixel",
+        interpolation="bicubic",
+        hflip=0.5 if settings.flip else 0.0,
+        color_jitter=0.4,
+    )
+
+
+def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:
+    """Resize the shorter side to 256/224 of the input size, crop the centre, normalise."""
+    from timm.data import create_transform
+
+    return create_transform(protocol.backbone.img_size, is_training=False, interpolation="bicubic", crop_pct=224 / 256)
+
+
+class _Transformed(Dataset[tuple[Tensor, int]]):
+    """Images of one split; the key of a training image is (epoch, index)."""
+
+    def __init__(self, samples: list[tuple[str, int]], transform: Callable[[Any], Tensor], seed: int) -> None:
+        self.samples, self.transform, self.seed = samples, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Any) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        epoch, position, index = key if isinstance(key, tuple) else (-1, 0, key)
+        path, label = self.samples[index]
+        with Image.open(path) as image, seeded(derive_seed(self.seed, "augment", epoch, position)):
+            return self.transform(image.convert("RGB")), label
+
+
+class FolderImages:
+    """``train/<class>/*`` and ``val/<class>/*`` under the dataset's folder; ``val`` is the test split."""
+
+    def __init__(self, run: Run, protocol: Protocol, device: torch.device) -> None:
+        from torchvision.datasets import ImageFolder
+
+        self.seed, self.protocol, self.device = run.seed, protocol, device
+        train = ImageFolder(str(run.data_folder / "train"))
+        test = ImageFolder(str(run.data_folder / "val"))
+        self.classes = len(train.classes)
+        labels = np.asarray(train.targets)
+        kept, held = stratified_split(labels, protocol.data.validation_fraction)
+        self.samples = {
+            "train": [train.samples[index] for index in kept],
+            "validation": [train.samples[index] for index in held],
+            "test": list(test.samples),
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of complete batches; with repeated augmentation an epoch has as many images, each ``repeats`` times."""
+        return len(self.samples["train"]) // self.protocol.batch_size
+
+    def size(self, split: str) -> int:
+        """Number of images of a split."""
+        return len(self.samples[split])
+
+    def train_batches(self, epoch: int, first: int = 0) -> Batches:
+        """Shuffled and augmented batches of an epoch, from batch ``first`` on."""
+        size, repeats = self.protocol.batch_size, self.protocol.data.repeats
+        order = torch.randperm(len(self.samples["train"]), generator=generator(self.seed, "order", epoch))
+        repeated = order.repeat_interleave(repeats)[: self.steps_per_epoch * size]
+        keys = [(epoch, position, index) for position, index in enumerate(repeated.tolist())]
+        dataset = _Transformed(self.samples["train"], train_transform(self.protocol), self.seed)
+        yield from self._loaded(dataset, keys[first * size :])
+
+    def batches(self, split: str) -> Batches:
+        """Batches of a split in its own order."""
+        dataset = _Transformed(self.samples[split], test_transform(self.protocol), self.seed)
+        yield from self._loaded(dataset, list(range(len(dataset))), self.protocol.evaluation_batch_size)
+
+    def _loaded(self, dataset: _Transformed, keys: list[Any], size: int | None = None) -> Batches:
+        loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+            dataset,
+            batch_size=size or self.protocol.batch_size,
+            sampler=keys,
+            num_workers=self.protocol.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for images, labels in loader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def example(self, count: int) -> Tensor:
+        """The first ``count`` test images."""
+        dataset = _Transformed(self.samples["test"], test_transform(self.protocol), self.seed)
+        return torch.stack([dataset[index][0] for index in range(min(count, len(dataset)))]).to(self.device)
