@@ -36,9 +36,7 @@ def shortest(run: Run, root: Path) -> Run:
     task = run.task_entry
     protocol = validate_settings(task.protocol, merge(run.protocol, task.smallest), "smallest", task.name)
     settings = {
-        entry.name: validate_settings(
-            entry.settings, merge(run.settings[entry.name], entry.smallest), "smallest", entry.name
-        )
+        entry.name: validate_settings(entry.settings, merge(run.settings[entry.name], entry.smallest), "smallest", entry.name)
         for entry in run.method_entries
     }
     needs = {role: shortest(needed, root) for role, needed in run.needs.items()}
@@ -130,9 +128,12 @@ def test_training_changes_the_weights(run: Run, workspace: Path) -> None:
     if run.method_entries[0].train is not None:
         pytest.skip("trains by itself, not in the task's loop")
     train_with_needs(run)
-    other = replace(run, seed=run.seed + 1, root=workspace / "other", needs={
-        role: replace(needed, seed=run.seed + 1, root=workspace / "other") for role, needed in run.needs.items()
-    })
+    other = replace(
+        run,
+        seed=run.seed + 1,
+        root=workspace / "other",
+        needs={role: replace(needed, seed=run.seed + 1, root=workspace / "other") for role, needed in run.needs.items()},
+    )
     (workspace / "other").mkdir()
     (workspace / "other" / "data").symlink_to(workspace / "data")
     train_with_needs(other)

@@ -17,7 +17,19 @@ from atlas.harness.study import Resources, Run
 
 
 def make_run(root: Path, save_minutes: float = 60.0) -> Run:
-    return Run("demo", "task", "data", "data", "method", ("method",), 0, {}, {}, Resources(save_minutes=save_minutes), root=root)
+    return Run(
+        "demo",
+        "task",
+        "data",
+        "data",
+        "method",
+        ("method",),
+        0,
+        {},
+        {},
+        Resources(save_minutes=save_minutes),
+        root=root,
+    )
 
 
 class Walk:
@@ -37,7 +49,11 @@ class Walk:
         self.position = state["position"]
 
     def advance(self) -> None:
-        draws = [torch.randn((), generator=self.generator), torch.rand(()), torch.tensor(np.random.rand() + random.random())]  # noqa: NPY002
+        draws = [
+            torch.randn((), generator=self.generator),
+            torch.rand(()),
+            torch.tensor(np.random.rand() + random.random()),  # noqa: NPY002
+        ]
         self.position = self.position * 0.9 + torch.stack([draw.double() for draw in draws])
 
 

@@ -26,7 +26,7 @@ image-classification:
     again: {data: digits, protocol: {epochs: 4}}
     stacks:
       data: null
-      methods: {deit: false, w1: {method: random-stack, omega: 1}}
+      methods: {deit: false, w1: {method: random-stack, depth: 12}}
 """
 
 
@@ -85,12 +85,20 @@ def test_fingerprint_covers_what_determines_the_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("lr_multiplier: 10", "lr_multiplyer: 10", r"methods\.attnscale\.lr_multiplyer is not a setting of attnscale; did you mean lr_multiplier\?"),
+        (
+            "lr_multiplier: 10",
+            "lr_multiplyer: 10",
+            r"methods\.attnscale\.lr_multiplyer is not a setting of attnscale; did you mean lr_multiplier\?",
+        ),
         ("lr_multiplier: 10", "lr_multiplier: -1", r"attnscale\.lr_multiplier = -1: input should be greater than 0"),
         ("epochs: 9", "epoch: 9", r"protocol\.epoch is not a setting of the protocol .*; did you mean epochs\?"),
         ("depth: 24", "dept: 24", r"protocol\.backbone\.dept is not a setting .*; did you mean depth\?"),
         ("attnscale: {", "atnscale: {", r"atnscale is not a method of image-classification; did you mean attnscale\?"),
-        ("image-classification:", "image-clasification:", r"image-clasification is not known here; did you mean image-classification\?"),
+        (
+            "image-classification:",
+            "image-clasification:",
+            r"image-clasification is not known here; did you mean image-classification\?",
+        ),
         ("seeds: [3, 4]", "seeds: 3", r"seeds must be a list of whole numbers"),
         ("seeds: [3, 4]", "seeds: [3, 3]", r"names a seed twice"),
         ("data: digits, ", "dta: digits, ", r"again\.dta is not known here; did you mean data\?"),

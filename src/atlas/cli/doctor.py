@@ -103,4 +103,6 @@ def data(study: Study) -> Iterator[Finding]:
     """Which of the study's datasets are here."""
     for name in study.datasets:
         here = (study.root / "data" / name / "manifest.json").is_file()
-        yield Finding("dataset", here, f"{name} {'acquired' if here else 'missing'}", "" if here else f"run: atlas acquire {name}")
+        yield Finding(
+            "dataset", here, f"{name} {'acquired' if here else 'missing'}", "" if here else f"run: atlas acquire {name}"
+        )

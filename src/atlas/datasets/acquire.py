@@ -140,11 +140,13 @@ def _fetch(source: Source, folder: Path, mirror: str | Path | None) -> Path:
             path = Path(pooch.retrieve(url, None, fname=source.file, path=folder, downloader=downloader))
             break
         except requests.HTTPError as error:
-            raise DatasetError(f"{source.file}: {url} answers {error.response.status_code}; is there a --mirror?") from None
+            raise DatasetError(f"{source.file}: {url} answers with an error ({error}); is there a --mirror?") from None
         except (requests.RequestException, ConnectionError) as error:
             if attempt == ATTEMPTS:
                 reason = type(error).__name__
-                raise DatasetError(f"{source.file}: {url} failed {ATTEMPTS} times ({reason}); try again, or use --mirror") from None
+                raise DatasetError(
+                    f"{source.file}: {url} failed {ATTEMPTS} times ({reason}); try again, or use --mirror"
+                ) from None
             time.sleep(PAUSE_SECONDS * attempt)
     _verify(source, path, url)
     return path
@@ -169,7 +171,9 @@ def _verify(source: Source, path: Path, origin: str) -> None:
     if found != expected:
         size = path.stat().st_size
         path.unlink()
-        raise DatasetError(f"{source.file} from {origin} has {algorithm} {found} ({size:,} bytes), not {expected}: damaged or another version")
+        raise DatasetError(
+            f"{source.file} from {origin} has {algorithm} {found} ({size:,} bytes), not {expected}: damaged or another version"
+        )
 
 
 def extract(archive: Path, folder: Path) -> None:

@@ -198,7 +198,13 @@ DATASETS = [
         licence="not stated by its authors",
         citation=KRIZHEVSKY,
         prepare=prepare_image_folders,
-        sources=(Source("", "cifar10-imagefolder.tar.gz", "sha256:ff937e22f2e42c12741508e6351cd54497a0e81afe873c5dc0592ff3b9aa0d70"),),
+        sources=(
+            Source(
+                "",
+                "cifar10-imagefolder.tar.gz",
+                "sha256:ff937e22f2e42c12741508e6351cd54497a0e81afe873c5dc0592ff3b9aa0d70",
+            ),
+        ),
         facts={"classes": 10, "shape": (3, 32, 32), "top": 255},
     ),
     Dataset(

@@ -74,7 +74,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     with _recorded_failure(run, "evaluate"):
         seed_everything(run.seed, run.resources.threads)
         began = time.monotonic()
-        values = dict(_function(run, "evaluate")(run))
+        values = dict(_function(run, "evaluate")(run) or {})
         content = _metrics(run, values, time.monotonic() - began)
     write_json(run.metrics, content)
     return content
@@ -99,9 +99,7 @@ def _require_inputs(run: Run) -> None:
         raise UserError(f"the dataset {run.data} is not there; run: atlas acquire {run.data}")
     for role, needed in run.needs.items():
         if not needed.record.is_file():
-            raise UserError(
-                f"{run.cell} needs {needed.cell} as its {role}; run: atlas train --tier {run.tier} {needed.cell}"
-            )
+            raise UserError(f"{run.cell} needs {needed.cell} as its {role}; run: atlas train --tier {run.tier} {needed.cell}")
 
 
 def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -112,7 +110,11 @@ def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, A
         "files": {path.name: sha256(path) for path in artefacts if not path.name.startswith(".")},
         "training": dict(summary),
         "settings": _settings(run),
-        "provenance": {**provenance(run.root, str(pick_device())), "train_seconds": round(seconds, 3), "finished": _now()},
+        "provenance": {
+            **provenance(run.root, str(pick_device())),
+            "train_seconds": round(seconds, 3),
+            "finished": _now(),
+        },
     }
 
 
@@ -167,4 +169,3 @@ def _recorded_failure(run: Run, stage: str) -> Iterator[None]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-

@@ -55,9 +55,7 @@ class Progress:
         elif time.monotonic() - self._printed >= LINE_SECONDS:
             self._line()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self.total:
@@ -66,4 +64,8 @@ class Progress:
     def _line(self) -> None:
         self._printed = time.monotonic()
         spent = self._printed - self._began
-        print(f"{self.name} {self.phase} {self.done}/{self.total}  {spent:.0f} s  {self.values}", file=sys.stderr, flush=True)
+        print(
+            f"{self.name} {self.phase} {self.done}/{self.total}  {spent:.0f} s  {self.values}",
+            file=sys.stderr,
+            flush=True,
+        )

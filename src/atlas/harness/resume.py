@@ -102,8 +102,9 @@ class StopRequest:
         self.signal: signal.Signals | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: remember it; a second Ctrl-C interrupts at once."""
         if self.signal is signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+            raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
 
@@ -152,6 +153,7 @@ class TrainingLoop:
         self._progress.describe(values)
 
     def __iter__(self) -> Iterator[int]:
+        """Yield the steps that are left, saving the state at intervals and on a stop signal."""
         with stop_requests() as request, Progress(self.run.cell, self.phase, self.total, self.start) as self._progress:
             began = saved = time.monotonic()
             before = self.seconds
@@ -261,7 +263,8 @@ def _random_state() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - libraries below us still draw from it
+    state: Any = np.random.get_state()  # noqa: NPY002 - libraries below us still draw from it
+    name, keys, *rest = state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -278,11 +278,7 @@ class Study:
 
     def matching(self, task: str, dataset: str | None = None, method: str | None = None) -> list[Run]:
         """Return the runs of a task, of one of its datasets, or of one row."""
-        return [
-            run
-            for run in self.runs
-            if run.task == task and dataset in (None, run.dataset) and method in (None, run.method)
-        ]
+        return [run for run in self.runs if run.task == task and dataset in (None, run.dataset) and method in (None, run.method)]
 
 
 def validate_settings(model: type[BaseModel], values: Mapping[str, Any], where: str, owner: str) -> dict[str, Any]:

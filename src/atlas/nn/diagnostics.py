@@ -1,4 +1,4 @@
-"""Per-layer diagnostics of vision transformers: how alike tokens, heads and weight rows are, and what survives of high frequencies.
+"""Per-layer diagnostics of vision transformers: likeness of tokens, heads and weight rows, and what is left of high frequencies.
 
 DC is the mean over tokens (bin 0 of the Fourier transform over the token axis), HC the rest. Features are (batch, tokens,
 dim), attention maps (batch, heads, tokens, tokens) with rows that sum to 1, weights (out, in). All averages over samples
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +164,7 @@ def weight_row_cosine_abs(weight: Tensor) -> Tensor:
 
 
 def weight_effective_rank(weight: Tensor) -> Tensor:
-    """exp of the entropy of the normalised singular values, between 1 and min(out, in)."""
+    """Exp of the entropy of the normalised singular values, between 1 and min(out, in)."""
     values = torch.linalg.svdvals(weight)
     share = values / values.sum()
     return torch.exp(-torch.xlogy(share, share).sum())
@@ -188,7 +188,7 @@ def mhs(vectors: Tensor) -> Tensor:
 
 
 def mgd(vectors: Tensor) -> Tensor:
-    """log det of the Gaussian Gram matrix of the unit rows plus 1e-6·I: maximum Gram determinant. (n, d)."""
+    """Log det of the Gaussian Gram matrix of the unit rows plus 1e-6·I: maximum Gram determinant. (n, d)."""
     gram = torch.exp(-_squared_distances(vectors))
     return torch.logdet(gram + 1e-6 * torch.eye(vectors.shape[-2], dtype=vectors.dtype, device=vectors.device))
 
@@ -199,7 +199,7 @@ def _layer_weights(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if hasattr(attention, "qkv"):
             yield from zip(("q", "k", "v"), attention.qkv.weight.detach().chunk(3), strict=True)
         yield "proj", attention.proj.weight.detach()
-    mlp = getattr(block, "mlp", None)
+    mlp: Any = getattr(block, "mlp", None)
     if mlp is not None and hasattr(mlp, "fc1"):
         yield "fc1", mlp.fc1.weight.detach()
         yield "fc2", mlp.fc2.weight.detach()
@@ -235,7 +235,11 @@ def _attention(model: nn.Module, images: Tensor) -> Rows:
         few = maps[:SPECTRAL_IMAGES]
         omega = getattr(attention.qkv, "omega", None)
         factor = (1 + omega.detach().float()).abs() if omega is not None else maps.new_ones(maps.shape[1])
-        spectral = {"attn_hf_gain": attn_hf_gain(few), "attn_lambda2": attn_lambda2(few), "attn_hf_norm": attn_hf_norm(few)}
+        spectral = {
+            "attn_hf_gain": attn_hf_gain(few),
+            "attn_lambda2": attn_lambda2(few),
+            "attn_hf_norm": attn_hf_norm(few),
+        }
         for name, values in spectral.items():
             for head, value in enumerate(values.mean(0)):
                 rows.append((layer, head, name, float(value)))
@@ -319,7 +323,7 @@ def diagnose(
         model.train(was_training)
     table = pd.concat(frames)
     table["value"] *= table["share"] / len(images)
-    table = table.groupby(["layer", "head", "metric"], dropna=False, sort=False, as_index=False)["value"].sum()
+    table = table.groupby(["layer", "head", "metric"], dropna=False, sort=False)["value"].sum().reset_index()
     if weights:
         rows = _weights(model)
         table = pd.concat([table, pd.DataFrame(rows, columns=["layer", "head", "metric", "value"])], ignore_index=True)

@@ -12,8 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN_ATTENTION = ("Attention", "RelPosAttention")
-"""timm attention classes that call ``attn.qkv`` as a module and end with ``attn.proj_drop``."""
+
+def plain_attention_types() -> tuple[type[nn.Module], ...]:
+    """timm's attention classes that call ``attn.qkv`` as a module, attend by softmax, and end with ``attn.proj_drop``.
+
+    Classes, not names: BEiT's attention is called ``Attention`` too, and calls the linear function on the weight instead.
+    """
+    from timm.models.vision_transformer import Attention
+    from timm.models.vision_transformer_relpos import RelPosAttention
+
+    return Attention, RelPosAttention
 
 
 def transformer_blocks(model: nn.Module) -> nn.Sequential | nn.ModuleList:
@@ -30,7 +38,7 @@ def transformer_blocks(model: nn.Module) -> nn.Sequential | nn.ModuleList:
     return blocks
 
 
-def attention_modules(block: nn.Module) -> list[tuple[str, nn.Module]]:
+def attention_modules(block: nn.Module) -> list[tuple[str, Any]]:
     """Return the attention modules of one block with their names inside it: one, or several in parallel blocks."""
     attention = getattr(block, "attn", None)
     if isinstance(attention, nn.Module):
@@ -41,7 +49,7 @@ def attention_modules(block: nn.Module) -> list[tuple[str, nn.Module]]:
     return []
 
 
-def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[tuple[str, nn.Module]]:
+def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[tuple[str, Any]]:
     """Return (path, module) of the attentions of some blocks (default all), which must be plain softmax attention.
 
     Raises
@@ -50,6 +58,7 @@ def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[
         Names every block whose attention is of another kind (gated, differential, talking heads, parallel scaling…).
     """
     found, foreign = [], []
+    supported = plain_attention_types()
     for index, block in enumerate(transformer_blocks(model)):
         if blocks is not None and index not in blocks:
             continue
@@ -58,12 +67,12 @@ def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[
             foreign.append(f"blocks.{index} ({type(block).__name__})")
         for name, attention in attentions:
             path = f"blocks.{index}.{name}"
-            if type(attention).__name__ in PLAIN_ATTENTION and isinstance(getattr(attention, "qkv", None), nn.Linear):
+            if isinstance(attention, supported) and isinstance(getattr(attention, "qkv", None), nn.Linear):
                 found.append((path, attention))
             else:
                 foreign.append(f"{path} ({type(attention).__name__})")
     if foreign:
-        raise TypeError(f"no plain softmax attention in {', '.join(foreign)}; supported: {', '.join(PLAIN_ATTENTION)}")
+        raise TypeError(f"no plain softmax attention in {', '.join(foreign)}; supported: {', '.join(kind.__name__ for kind in supported)}")
     return found
 
 
@@ -111,7 +120,7 @@ def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
     return [feature.float() for feature in (first[0], *outputs.values())]
 
 
-def softmax_map(attention: nn.Module, qkv: Tensor) -> Tensor:
+def softmax_map(attention: Any, qkv: Tensor) -> Tensor:
     """Recompute the softmax map of a plain timm attention from the output of its ``qkv``.
 
     Parameters
@@ -136,7 +145,7 @@ def softmax_map(attention: nn.Module, qkv: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def attention_maps(model: nn.Module, images: Tensor) -> Iterator[tuple[int, nn.Module, Tensor]]:
+def attention_maps(model: nn.Module, images: Tensor) -> Iterator[tuple[int, Any, Tensor]]:
     """Yield (block index, attention module, map) one attention at a time, so that only one map is in memory.
 
     The projections of queries and keys of all layers are kept, the N² maps are not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atlas.harness.files import write_json, write_text
 from atlas.harness.plots import FigureData, FigureEntry, figures_of
@@ -14,7 +14,7 @@ from atlas.report.collect import collect_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = {
+STYLE: Any = {
     "figure.figsize": (7.0, 3.9),
     "figure.facecolor": "white",
     "axes.facecolor": "white",

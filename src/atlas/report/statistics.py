@@ -42,7 +42,7 @@ def interval(effects: Sequence[float], confidence: float = CONFIDENCE) -> Interv
     mean, sd = mean_and_sd(effects)
     if count < 2:
         return Interval(mean, math.nan, math.nan, count, "one seed: no interval")
-    if sd <= 1e-12 * max(1.0, abs(mean)):
+    if sd <= 1e-12 * abs(mean):
         return Interval(mean, mean, mean, count, "no spread")
     if count <= FEW:
         half = _t_quantile(count - 1, confidence) * sd / math.sqrt(count)
@@ -51,7 +51,11 @@ def interval(effects: Sequence[float], confidence: float = CONFIDENCE) -> Interv
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (np.asarray(effects),), np.mean, confidence_level=confidence, n_resamples=RESAMPLES, rng=np.random.default_rng(0)
+        (np.asarray(effects),),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high), count, "BCa bootstrap")
 

@@ -168,7 +168,8 @@ def table_markdown(table: Table) -> str:
         texts = [(f"**{cell.text}**" if cell.best else cell.text) + ("†" if cell.significant else "") for cell in cells]
         rows.append([row.title, seeds_text(row), *texts, *([reported.get(row.name, "")] if reported else [])])
     text = markdown_table(header, rows)
-    text += f"\nMean ± standard deviation over seeds; **best** of a column; † differs from {baseline_name(table)} (paired 95 % interval).\n"
+    differs_from = f"† differs from {baseline_name(table)} (paired 95 % interval)"
+    text += f"\nMean ± standard deviation over seeds; **best** of a column; {differs_from}.\n"
     missing = notes(table)
     if missing:
         text += "\nMissing:\n\n" + "".join(f"- {note}\n" for note in missing)

@@ -1,6 +1,6 @@
 """Verdicts on claims: paired over seeds, with a confidence interval, the same rule for every claim.
 
-A comparison asks that an effect lie in a region (at least, at most, or within a tolerance of the margin). It is *supported* if the
+A comparison asks an effect to be in a region (at least, at most, or within a tolerance of the margin). It is *supported* if the
 whole interval lies inside, *contradicted* if the whole interval lies outside, else *inconclusive*; one seed alone is
 inconclusive. A claim with several comparisons is supported if all are, contradicted if one is.
 """
@@ -182,8 +182,8 @@ def claims_markdown(study: Study, judged: list[Judged]) -> str:
         for one in judged
     ]
     note = (
-        f"Claims of the papers, judged on the {study.tier} tier over paired seeds. The interval is Student's t for up to 20 seeds, "
-        "the BCa bootstrap beyond."
+        f"Claims of the papers, judged on the {study.tier} tier over paired seeds. The interval is Student's t for up to "
+        "20 seeds, the BCa bootstrap beyond."
     )
     return f"# Claims, {study.tier} tier\n\n{note}\n\n{markdown_table(header, rows)}"
 
@@ -204,6 +204,11 @@ def print_claims(study: Study) -> None:
     styles = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "not run": "dim"}
     table = RichTable("claim", "statement", "effect [95 % CI]", "verdict", box=None, header_style="bold")
     for one in judged:
-        cells = (one.claim.id, Text(one.claim.statement), Text(shown_effect(one)), Text(one.verdict, styles[one.verdict]))
+        cells = (
+            one.claim.id,
+            Text(one.claim.statement),
+            Text(shown_effect(one)),
+            Text(one.verdict, styles[one.verdict]),
+        )
         table.add_row(*cells)
     Console().print(table)

@@ -6,6 +6,7 @@ LayerScale is H. Touvron et al., *Going deeper with Image Transformers*, ICCV 20
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,7 @@ def apply_layerscale(model: nn.Module, *, init: float = 0.1, blocks: Sequence[in
 
     require_finite(init=init)
     chosen = chosen_blocks(model, blocks)
+    block: Any
     for index, block in enumerate(transformer_blocks(model)):
         if chosen is not None and index not in chosen:
             continue

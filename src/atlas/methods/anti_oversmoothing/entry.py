@@ -135,31 +135,34 @@ def layerscale(run: Run, settings: LayerScaleSettings) -> Ingredient:
     return Rewrite(partial(apply_layerscale, init=settings.init))
 
 
-class StackSettings(Settings):
-    """A random, untrained stack of attention layers: the setting of the paper's theory.
+OMEGAS = (0.0, 0.5, 1.0, 2.0)
 
-    ``omega`` is AttnScale's scalar, the same in all heads; ``stack`` says what surrounds attention.
+
+class StackSettings(Settings):
+    """Random, untrained stacks of attention layers: the setting of the paper's theory.
+
+    ``stack`` says what surrounds attention; every run follows ``repeats`` stacks for each of AttnScale's ω in 0, 0.5, 1, 2.
     """
 
-    omega: float = 0.0
     stack: Literal["attention", "residual", "residual-mlp"] = "residual"
-    depth: Annotated[int, Ge(1)] = 24
+    depth: Annotated[int, Ge(8)] = 24
     tokens: Annotated[int, Ge(2)] = 64
     width: Annotated[int, Ge(1)] = 64
     heads: Annotated[int, Ge(1)] = 4
     query_key_gain: Annotated[float, Gt(0)] = 1.5
+    repeats: Annotated[int, Ge(1)] = 16
 
 
 def _train_stack(run: Run) -> Mapping[str, Any]:
-    from atlas.methods.anti_oversmoothing.stage import run_stack
+    from atlas.methods.anti_oversmoothing.stage import run_stacks
 
-    return run_stack(run)
+    return run_stacks(run)
 
 
 def _evaluate_stack(run: Run) -> Mapping[str, float]:
-    from atlas.methods.anti_oversmoothing.stage import evaluate_stack
+    from atlas.harness.execute import training_summary
 
-    return evaluate_stack(run)
+    return training_summary(run)
 
 
 @method(
@@ -167,13 +170,13 @@ def _evaluate_stack(run: Run) -> Mapping[str, float]:
     paper=PAPER,
     task=TASK,
     title="random stack",
-    summary="High frequencies through an untrained stack of attention layers, layer by layer.",
+    summary="High frequencies through untrained stacks of attention layers, layer by layer.",
     settings=StackSettings,
     metrics=(
-        Metric("hf_dc_ratio_first", "HF/DC at the input", "neither", ".3g"),
-        Metric("hf_dc_ratio_8", "HF/DC after 8 layers", "neither", ".3g"),
-        Metric("hf_dc_ratio_last", "HF/DC after the last layer", "higher", ".3g"),
-        Metric("hf_kept_8", "share of the input's HF/DC left after 8 layers", "neither", ".3g"),
+        Metric("hf_dc_ratio_input", "HF/DC at the input", "neither", ".3g"),
+        *(Metric(f"hf_dc_ratio_w{omega:g}", f"at the end, ω = {omega:g}", "neither", ".3g") for omega in OMEGAS),
+        Metric("hf_kept_8", "left after 8 layers, ω = 0", "neither", ".3g"),
+        Metric("hf_gain_w1", "ω = 1 over ω = 0", "neither", ".3g"),
     ),
     train=_train_stack,
     evaluate=_evaluate_stack,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atlas.harness.plots import FigureData, figure
+from atlas.harness.plots import PALETTE, FigureData, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-STYLES = {"attention": ":", "residual": "-", "residual-mlp": "--"}
 
 
 @figure(
@@ -18,26 +16,27 @@ STYLES = {"attention": ":", "residual": "-", "residual-mlp": "--"}
     paper="anti-oversmoothing",
     title="High frequencies through untrained stacks",
     caption=(
-        "Ratio of what is not the mean to the mean, ‖HC‖/‖DC‖, over the layers of random stacks; mean over seeds. Attention alone "
-        "(dotted) collapses to rounding error; with residual connections (solid) a larger ω keeps more."
+        "Ratio of what is not the mean to the mean, ‖HC‖/‖DC‖, over the layers of random stacks, for several ω of AttnScale; "
+        "mean over seeds. Attention alone collapses to rounding error; a larger ω keeps more."
     ),
-    alt="Line plot on a logarithmic axis: the ratio falls to 1e-16 for attention alone, and stays higher for larger ω with residuals.",
+    alt="Line plots on logarithmic axes: the ratio falls to 1e-16 for attention alone, and stays higher for larger ω.",
 )
 def random_stacks(data: FigureData) -> Figure | None:
     """High-frequency ratio over depth for every stack of the study."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")
-    if table.empty or "hf_dc_ratio" not in table:
+    omegas = [str(column) for column in table if str(column).startswith("omega ")]
+    if not omegas:
         return None
-    settings = {run.method: run.settings.get("random-stack", {}) for run in data.runs}
-    drawing, axes = plt.subplots(layout="constrained")
-    for row, group in table.groupby("method", sort=False):
-        chosen = settings[str(row)]
-        curve = group.groupby("step")["hf_dc_ratio"].mean()
-        label = f"{chosen.get('stack')}, ω = {chosen.get('omega'):g}"
-        style = STYLES[chosen.get("stack", "residual")]
-        axes.plot(curve.index, curve, style, color=data.colors[str(row)], label=label)
-    axes.set(xlabel="layer", ylabel="‖HC‖ / ‖DC‖", yscale="log")
-    drawing.legend(loc="outside lower center", ncols=3)
+    rows = list(dict.fromkeys(table["method"]))
+    drawing, panels = plt.subplots(1, len(rows), figsize=(3.2 * len(rows), 3.6), squeeze=False, layout="constrained")
+    for axes, row in zip(panels[0], rows, strict=True):
+        curves = table[table["method"].eq(row)].groupby("step")[omegas].mean()
+        for omega, color in zip(omegas, PALETTE, strict=False):
+            axes.plot(curves.index, curves[omega], color=color, label=omega.replace("omega", "ω ="))
+        axes.set(title=row, xlabel="layer", yscale="log")
+    panels[0][0].set_ylabel("‖HC‖ / ‖DC‖")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=len(omegas))
     return drawing

@@ -32,8 +32,8 @@ def attnscale_filter(maps: Tensor, omega: Tensor) -> Tensor:
 def hf_gain_bound(alpha: float, tokens: int) -> float:
     """Upper bound on the high-frequency gain ‖P A P‖₂ of softmax attention whose logits lie in [−α, α].
 
-    √((n − 1)(e^{2α} − 1)/(e^{2α} + n − 1)): 0 for uniform attention (α = 0), and tight for two tokens. A row of such a
-    map is closest to a unit vector when one logit is α and the others are −α.
+    √((n − 1)(e^{2α} − 1)/(e^{2α} + n − 1)): 0 for uniform attention (α = 0), √(n − 1) in the limit. For two tokens the largest
+    gain is tanh α, and this bound is its square root.
 
     Raises
     ------

@@ -211,7 +211,7 @@ def apply_featscale(
     return model
 
 
-def swap_proj_drop(attentions: list[tuple[str, nn.Module]], make: Any) -> None:
+def swap_proj_drop(attentions: list[tuple[str, Any]], make: Any) -> None:
     """Replace the last module of attentions by ``make(dropout probability, a (dim, …) tensor like the weights)``."""
     for path, attention in attentions:
         if type(attention.proj_drop) not in (nn.Dropout, nn.Identity):
@@ -228,7 +228,7 @@ SCALES = ("omega", "s", "t", "gain")
 
 def scale_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the added parameters by name: ω of AttnScale, s and t of FeatScale, and the gains of the controls."""
-    added = (ScaledQKV, FeatScale, *_control_types())
+    added: tuple[type[nn.Module], ...] = (ScaledQKV, FeatScale, *_control_types())
     return {
         f"{path}.{name}": parameter
         for path, module in model.named_modules()
@@ -238,9 +238,7 @@ def scale_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def param_groups(
-    model: nn.Module, lr: float, weight_decay: float, scale_lr_mult: float = 1.0
-) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, lr: float, weight_decay: float, scale_lr_mult: float = 1.0) -> list[dict[str, Any]]:
     """Return parameter groups for an optimiser: vectors and scales without weight decay, scales at their own rate.
 
     Parameters
@@ -251,7 +249,7 @@ def param_groups(
         Learning rate of ω, s and t relative to ``lr``.
     """
     scales = {id(parameter) for parameter in scale_parameters(model).values()}
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    exempt = without_weight_decay(model)
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     scaled: list[nn.Parameter] = []
@@ -272,6 +270,11 @@ def param_groups(
     return [group for group in groups if group["params"]]
 
 
+def without_weight_decay(model: Any) -> set[str]:
+    """Names that a timm model exempts from weight decay: position embedding, class token and so on."""
+    return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+
+
 def remove_scales(model: nn.Module) -> nn.Module:
     """Turn a scaled model back into the plain timm model, in place.
 
@@ -283,6 +286,7 @@ def remove_scales(model: nn.Module) -> nn.Module:
     for name, parameter in scale_parameters(model).items():
         if bool((parameter != 0).any()):
             raise ValueError(f"{name} is not 0: without it the model would compute something else")
+    module: Any
     for module in list(model.modules()):
         qkv = getattr(module, "qkv", None)
         if isinstance(qkv, nn.Linear) and type(qkv) is not nn.Linear:
@@ -329,7 +333,7 @@ def require_finite(**values: float) -> None:
 
 
 @torch.no_grad()
-def _probe(model: nn.Module, path: str, attention: nn.Module) -> None:
+def _probe(model: Any, path: str, attention: Any) -> None:
     """At ω = −1 all rows of the attention output must be equal; if not, the swap has been bypassed."""
     qkv = cast("ScaledQKV", attention.qkv)
     relative = getattr(attention, "rel_pos", None) is not None

@@ -1,11 +1,15 @@
-"""The theory stage as a run: nothing is trained; the curve over depth is its history."""
+"""The theory stage as a run: nothing is trained; the curves over the depth are its history."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from atlas.harness.history import History
 from atlas.harness.seeds import generator
+from atlas.methods.anti_oversmoothing.entry import OMEGAS
+from atlas.methods.anti_oversmoothing.theory import random_stack_ratios
 
 if TYPE_CHECKING:
     from atlas.harness.study import Run
@@ -13,28 +17,27 @@ if TYPE_CHECKING:
 EARLY = 8
 
 
-def run_stack(run: Run) -> dict[str, float]:
-    """Follow a random stack through its depth; leaves the ratio per layer in the run's history."""
-    from atlas.methods.anti_oversmoothing.theory import random_stack_ratios
-
-    settings = run.settings_model(run.recipe[0])
-    ratios = random_stack_ratios(**settings.model_dump(), generator=generator(run.seed, "random-stack"))
+def run_stacks(run: Run) -> dict[str, float]:
+    """Follow random stacks through their depth for every ω; leaves the mean ratio per layer in the run's history."""
+    options = run.settings_model(run.recipe[0]).model_dump()
+    repeats = options.pop("repeats")
+    curves = {
+        omega: torch.stack(
+            [
+                random_stack_ratios(omega=omega, generator=generator(run.seed, "random-stack", repeat), **options)
+                for repeat in range(repeats)
+            ]
+        ).mean(0)
+        for omega in OMEGAS
+    }
     history = History(run.history)
-    for layer, ratio in enumerate(ratios.tolist()):
-        history.add(layer, {"hf_dc_ratio": ratio})
+    for layer in range(len(curves[0.0])):
+        history.add(layer, {f"omega {omega:g}": float(curve[layer]) for omega, curve in curves.items()})
     history.write()
-    early = min(EARLY, settings.depth)
-    return {"first": float(ratios[0]), "early": float(ratios[early]), "last": float(ratios[-1])}
-
-
-def evaluate_stack(run: Run) -> dict[str, float]:
-    """Return the ratios at the input, after eight layers and at the end."""
-    from atlas.harness.execute import training_summary
-
-    ratios = training_summary(run)
+    plain, scaled = curves[0.0], curves[1.0]
     return {
-        "hf_dc_ratio_first": ratios["first"],
-        "hf_dc_ratio_8": ratios["early"],
-        "hf_dc_ratio_last": ratios["last"],
-        "hf_kept_8": ratios["early"] / ratios["first"],
+        "hf_dc_ratio_input": float(plain[0]),
+        **{f"hf_dc_ratio_w{omega:g}": float(curve[-1]) for omega, curve in curves.items()},
+        "hf_kept_8": float(plain[EARLY] / plain[0]),
+        "hf_gain_w1": float(scaled[-1] / plain[-1]),
     }

@@ -71,8 +71,7 @@ def random_stack_ratios(
         normed = functional.layer_norm(x, (width,))
         gains = (query_key_gain, query_key_gain, 1.0)
         query, key, value = (
-            (normed @ (gain * weight)).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for gain, weight in zip(gains, qkv, strict=True)
+            (normed @ (gain * weight)).unflatten(-1, (heads, -1)).transpose(1, 2) for gain, weight in zip(gains, qkv, strict=True)
         )
         attended = attnscale_sdpa(query, key, value, scale).transpose(1, 2).flatten(-2) @ proj
         x = attended if stack == "attention" else x + attended

@@ -175,4 +175,3 @@ def _shifted(images: Tensor, padding: int, random: torch.Generator) -> Tensor:
     columns = offsets[1][:, None] + torch.arange(width, device=images.device)
     index = torch.arange(count, device=images.device)[:, None, None]
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-

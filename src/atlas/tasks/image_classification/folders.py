@@ -42,7 +42,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[Any], Tensor]:
-    """timm's training transform; with ``tensors``, for float images in [0, 1] that keep their size and scale."""
+    """Timm's training transform; with ``tensors``, for float images in [0, 1] that keep their size and scale."""
     from timm.data import create_transform
 
     settings, backbone = protocol.data, protocol.backbone

@@ -49,7 +49,7 @@ def build_model(run: Run, ingredients: Ingredients, classes: int) -> nn.Module:
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, lr_multiplier: Callable[[str], float]
+    model: Any, learning_rate: float, weight_decay: float, lr_multiplier: Callable[[str], float]
 ) -> list[dict[str, Any]]:
     """Group parameters by weight decay and learning rate.
 

@@ -18,7 +18,7 @@ from atlas.harness.files import read_tensors, write_tensors
 from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import derive_seed, pick_device
 from atlas.nn.counts import forward_flops
-from atlas.tasks.image_classification.data import ImageData, load_data
+from atlas.tasks.image_classification.data import Batches, ImageData, load_data
 from atlas.tasks.image_classification.ingredients import Batch, Ingredients
 from atlas.tasks.image_classification.models import build_model, parameter_groups
 from atlas.tasks.image_classification.protocol import Protocol
@@ -65,9 +65,7 @@ class Training:
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the model as it trains."""
         protocol = self.protocol
-        return parameter_groups(
-            self.model, protocol.learning_rate, protocol.weight_decay, self.ingredients.lr_multiplier
-        )
+        return parameter_groups(self.model, protocol.learning_rate, protocol.weight_decay, self.ingredients.lr_multiplier)
 
     def phase(self, name: str, total: int, parts: Mapping[str, Any]) -> TrainingLoop:
         """Return the resumable loop of a further phase, for ingredients that act after training."""
@@ -150,7 +148,7 @@ class Training:
             ingredient.start(self)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self._scaled)
         loop = training(self.run, self.total_steps, self._parts(optimizer, scaler))
-        batches = iter(())
+        batches: Batches = iter(())
         per_epoch = self.data.steps_per_epoch
         for step in loop:
             self.step = step
