@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas.datasets.acquire import extract
+from atlas.datasets.acquisition import extract
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source
 
 if TYPE_CHECKING:
