@@ -20,16 +20,15 @@ localrules:
     all,
     tables,
     acquire,
-    changed,
     tabulate,
     judge,
     report,
 
 
 rule all:
+    default_target: True
     input:
         f"{RESULTS}/report.html",
-    default_target: True
 
 
 rule tables:

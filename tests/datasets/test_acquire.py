@@ -121,7 +121,7 @@ def test_dropped_connection_is_tried_again(server: Server, tmp_path: Path) -> No
 
 def test_connection_that_keeps_dropping_is_an_error(server: Server, tmp_path: Path) -> None:
     server.drops = 99
-    with pytest.raises(DatasetError, match="failed 3 times .*; try again, or use --mirror"):
+    with pytest.raises(DatasetError, match=r"failed 3 times .*; try again, or use --mirror"):
         acquire("cifar10", tmp_path)
     assert leftovers(tmp_path) == []
 
@@ -222,7 +222,7 @@ def test_imagenet_layouts_are_explained(tmp_path: Path) -> None:
         check_imagenet(tmp_path / "imagenet")
     (tmp_path / "flat" / "train").mkdir(parents=True)
     (tmp_path / "flat" / "train" / "a.JPEG").touch()
-    with pytest.raises(DatasetLayoutError, match="0 class folders, not 1000 .*not sorted into class folders"):
+    with pytest.raises(DatasetLayoutError, match=r"0 class folders, not 1000 .*not sorted into class folders"):
         check_imagenet(tmp_path / "flat")
     with pytest.raises(DatasetLayoutError, match="has 3 class folders, not 1000"):
         check_imagenet(imagenet(tmp_path / "few", 3, 1))

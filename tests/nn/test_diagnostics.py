@@ -104,7 +104,13 @@ def test_head_and_layer_similarity() -> None:
     assert float(attn_cross_layer(MAPS, MAPS)) == pytest.approx(1)
     assert float(attn_cross_layer(MAPS, MAPS, flattened=True)) == pytest.approx(1)
     flat = MAPS.flatten(-2)
-    pairs = [float(torch.cosine_similarity(flat[b, h], flat[b, g], dim=0)) for b in range(2) for h in range(4) for g in range(4) if g != h]
+    pairs = [
+        float(torch.cosine_similarity(flat[b, h], flat[b, g], dim=0))
+        for b in range(2)
+        for h in range(4)
+        for g in range(4)
+        if g != h
+    ]
     assert float(attn_head_cosine(MAPS)) == pytest.approx(sum(pairs) / len(pairs))
 
 
@@ -123,7 +129,9 @@ def test_weight_measures() -> None:
 @pytest.fixture(scope="module")
 def model() -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=3, embed_dim=16, depth=3, num_heads=4, qk_norm=True)
+    return VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=3, embed_dim=16, depth=3, num_heads=4, qk_norm=True
+    )
 
 
 def test_maps_are_those_that_the_model_uses(model: VisionTransformer) -> None:

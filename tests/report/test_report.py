@@ -99,7 +99,7 @@ def test_page_is_self_contained_and_escapes_what_it_shows(study: Study) -> None:
     assert links
     for link in links:
         assert link.startswith(("data:", "#", "https://arxiv.org/", "https://proceedings.", "https://openreview.net/")), link
-    assert "<link rel=\"stylesheet\"" not in page
+    assert '<link rel="stylesheet"' not in page
     assert page.count("<img") == page.count('alt="')
 
 
@@ -107,7 +107,11 @@ def test_page_shows_what_the_csv_holds(study: Study) -> None:
     write_table(study, *TABLE)
     page = write_report(study).read_text()
     body = page[page.index('data-table="image-classification/digits"') :]
-    shown = [float(value) for value in re.findall(r'<td class="number[^"]*" data-value="([^"]*)"', body[: body.index("</table>")]) if value]
+    shown = [
+        float(value)
+        for value in re.findall(r'<td class="number[^"]*" data-value="([^"]*)"', body[: body.index("</table>")])
+        if value
+    ]
     table = rows(study.results / "tables" / TABLE[0] / "digits.csv")
     from atlas.report.collect import collect_table
     from atlas.report.tables import shown_metrics
@@ -146,9 +150,9 @@ def test_claims_about_things_that_do_not_exist_are_errors_at_plan_time(study: St
         check_claims(study)
 
     plan_with()
-    with pytest.raises(UserError, match="claim x.y names the metric top2 of deit; did you mean top1"):
+    with pytest.raises(UserError, match=r"claim x.y names the metric top2 of deit; did you mean top1"):
         plan_with(metric="top2")
-    with pytest.raises(UserError, match="claim x.y names the row dait of image-classification/digits; did you mean deit"):
+    with pytest.raises(UserError, match=r"claim x.y names the row dait of image-classification/digits; did you mean deit"):
         plan_with(method="dait")
     with pytest.raises(UserError, match="there is no task image-clasification"):
         plan_with(task="image-clasification")

@@ -5,10 +5,15 @@ import sys
 from snakemake.exceptions import WorkflowError
 
 from atlas.errors import UserError
-from atlas.study import Study, stale_outputs
+from atlas.study import Study, mark_stale, settle_times
 
 TIER = config.get("tier", "demo")
-ATLAS = f"{sys.executable} -m atlas"
+# Jobs use the environment in which Snakemake runs; with --sdm conda, the environment called atlas.
+ATLAS = (
+    "atlas"
+    if workflow.deployment_settings.deployment_method
+    else f"{sys.executable} -m atlas"
+)
 RESULTS = f"results/{TIER}"
 
 try:
@@ -17,12 +22,13 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 # A job is one row with all its seeds where runs are shorter than starting a process, else one run.
-SEED = "" if STUDY.batch_seeds else "/seed{seed}"
-SEEDS = [f"/seed{seed}" for seed in STUDY.seeds] if STUDY.batch_seeds else [SEED]
 ROW = "{task}/{dataset}/{method}"
+JOB = ROW if STUDY.batch_seeds else f"{ROW}/seed{{seed}}"
+RUNS = [f"{ROW}/seed{seed}" for seed in STUDY.seeds] if STUDY.batch_seeds else [JOB]
 
 # Judged by content: times say nothing after a clone, and a clone has no record of earlier parameters.
-STALE = set(stale_outputs(STUDY))
+settle_times(STUDY)
+STALE = mark_stale(STUDY)
 
 
 wildcard_constraints:
@@ -36,8 +42,12 @@ def runs_of(wildcards):
     """The runs of a job."""
     row = STUDY.by_row.get((wildcards.task, wildcards.dataset, wildcards.method))
     if row is None:
-        raise WorkflowError(f"{wildcards.task}/{wildcards.dataset}/{wildcards.method} is not a row of {STUDY.source}")
-    return [run for run in row if getattr(wildcards, "seed", None) in (None, str(run.seed))]
+        raise WorkflowError(
+            f"{wildcards.task}/{wildcards.dataset}/{wildcards.method} is not a row of {STUDY.source}"
+        )
+    return [
+        run for run in row if getattr(wildcards, "seed", None) in (None, str(run.seed))
+    ]
 
 
 def cells(wildcards):
@@ -58,7 +68,13 @@ def dataset_of(wildcards):
 
 def needed_records(wildcards):
     """Records of the runs whose artefacts the job reads."""
-    return sorted({str(needed.record) for run in runs_of(wildcards) for needed in run.needs.values()})
+    return sorted(
+        {
+            str(needed.record)
+            for run in runs_of(wildcards)
+            for needed in run.needs.values()
+        }
+    )
 
 
 def asked(name, sum_seeds=False):
@@ -83,12 +99,14 @@ def evaluated(runs):
 
 def table_fingerprints(wildcards):
     """What a table is made of; a change of any row, or of which rows there are, makes it again."""
-    return [run.fingerprint for run in STUDY.matching(wildcards.task, wildcards.dataset)]
+    return [
+        run.fingerprint for run in STUDY.matching(wildcards.task, wildcards.dataset)
+    ]
 
 
 def changed(*paths):
     """Markers for the outdated files among a job's outputs; a job that waits for a marker is done again."""
-    return [f".atlas/changed/{path}" for path in paths if path in STALE]
+    return [STALE[path] for path in paths if path in STALE]
 
 
 def changed_records(wildcards):

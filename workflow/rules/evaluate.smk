@@ -1,23 +1,25 @@
 rule evaluate:
     input:
         data=ancient(dataset_of),
-        records=[f"checkpoints/{TIER}/{ROW}{seed}/settings.json" for seed in SEEDS],
+        records=[f"checkpoints/{TIER}/{run}/settings.json" for run in RUNS],
         changed=changed_metrics,
     output:
-        [f"{RESULTS}/runs/{ROW}{seed}/metrics.json" for seed in SEEDS],
+        [f"{RESULTS}/runs/{run}/metrics.json" for run in RUNS],
     log:
-        f"logs/{TIER}/{ROW}{SEED}/evaluate.log",
+        f"logs/{TIER}/{JOB}/evaluate.log",
     benchmark:
-        f"logs/{TIER}/{ROW}{SEED}/evaluate.benchmark.tsv"
-    params:
-        atlas=ATLAS,
-        tier=TIER,
-        cells=cells,
-        fingerprints=fingerprints,
+        f"logs/{TIER}/{JOB}/evaluate.benchmark.tsv"
+    conda:
+        "atlas"
     threads: asked("threads")
     resources:
         mem_mb=asked("memory_mb"),
         runtime=asked("minutes"),
         gpu=asked("gpus"),
+    params:
+        atlas=ATLAS,
+        tier=TIER,
+        cells=cells,
+        fingerprints=fingerprints,
     shell:
         "{params.atlas} evaluate --tier {params.tier} {params.cells:q} > {log} 2>&1"

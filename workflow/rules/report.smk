@@ -2,10 +2,14 @@ rule judge:
     input:
         evaluated(STUDY.runs),
     output:
-        csv=report(f"{RESULTS}/claims.csv", caption="../report/claims.rst", category="claims"),
+        csv=report(
+            f"{RESULTS}/claims.csv", caption="../report/claims.rst", category="claims"
+        ),
         md=f"{RESULTS}/claims.md",
     log:
         f"logs/{TIER}/claims.log",
+    conda:
+        "atlas"
     params:
         atlas=ATLAS,
         tier=TIER,
@@ -22,6 +26,8 @@ rule report:
         md=f"{RESULTS}/report.md",
     log:
         f"logs/{TIER}/report.log",
+    conda:
+        "atlas"
     params:
         atlas=ATLAS,
         tier=TIER,

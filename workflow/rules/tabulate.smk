@@ -1,7 +1,11 @@
 rule tabulate:
     input:
-        metrics=lambda wildcards: evaluated(STUDY.matching(wildcards.task, wildcards.dataset)),
-        changed=lambda wildcards: changed(table_file(wildcards.task, wildcards.dataset, "csv")),
+        metrics=lambda wildcards: evaluated(
+            STUDY.matching(wildcards.task, wildcards.dataset)
+        ),
+        changed=lambda wildcards: changed(
+            table_file(wildcards.task, wildcards.dataset, "csv")
+        ),
     output:
         csv=report(
             table_file("{task}", "{dataset}", "csv"),
@@ -21,6 +25,8 @@ rule tabulate:
         ),
     log:
         f"logs/{TIER}/{{task}}/{{dataset}}/table.log",
+    conda:
+        "atlas"
     params:
         atlas=ATLAS,
         tier=TIER,

@@ -4,20 +4,22 @@ rule train:
         needs=needed_records,
         changed=changed_records,
     output:
-        [f"checkpoints/{TIER}/{ROW}{seed}/settings.json" for seed in SEEDS],
+        [f"checkpoints/{TIER}/{run}/settings.json" for run in RUNS],
     log:
-        f"logs/{TIER}/{ROW}{SEED}/train.log",
+        f"logs/{TIER}/{JOB}/train.log",
     benchmark:
-        f"logs/{TIER}/{ROW}{SEED}/train.benchmark.tsv"
-    params:
-        atlas=ATLAS,
-        tier=TIER,
-        cells=cells,
-        fingerprints=fingerprints,
+        f"logs/{TIER}/{JOB}/train.benchmark.tsv"
+    conda:
+        "atlas"
     threads: asked("threads")
     resources:
         mem_mb=asked("memory_mb"),
         runtime=asked("minutes", sum_seeds=True),
         gpu=asked("gpus"),
+    params:
+        atlas=ATLAS,
+        tier=TIER,
+        cells=cells,
+        fingerprints=fingerprints,
     shell:
         "{params.atlas} train --tier {params.tier} {params.cells:q} >> {log} 2>&1"

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from atlas.harness.study import Run, Study
+
+FOLDER_TIME = ".snakemake_timestamp"  # where Snakemake keeps the time of a folder
+MARKERS = Path(".atlas/changed")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,11 +66,25 @@ def _mismatch(run: Run, recorded: dict[str, Any]) -> str | None:
     return None
 
 
-def stale_table(study: Study, task: str, dataset: str) -> bool:
-    """Whether a table was made of other metrics than those that are there now."""
-    folder = study.results / "tables" / task
-    recorded = read_json(folder / f"{dataset}.json").get("metrics_digest")
-    return recorded is not None and recorded != metrics_digest(study.matching(task, dataset))
+def table_path(study: Study, task: str, dataset: str) -> Path:
+    """The table's CSV; the other files of the table lie beside it."""
+    return study.results / "tables" / task / f"{dataset}.csv"
+
+
+def table_matches(study: Study, task: str, dataset: str) -> bool | None:
+    """Whether a table was made of the metrics that are there now; ``None`` if there is no table."""
+    recorded = read_json(table_path(study, task, dataset).with_suffix(".json")).get("metrics_digest")
+    return None if recorded is None else recorded == metrics_digest(study.matching(task, dataset))
+
+
+def summary_digest(study: Study) -> str:
+    """SHA-256 over every run's metrics: what the verdicts and the page are made of."""
+    return metrics_digest(list(study.runs))
+
+
+def summary_matches(study: Study) -> bool:
+    """Whether the verdicts and the page were made of the metrics that are there now."""
+    return read_json(study.results / "metrics.json").get("digest") == summary_digest(study)
 
 
 def stale_outputs(study: Study) -> list[str]:
@@ -78,6 +96,73 @@ def stale_outputs(study: Study) -> list[str]:
         if stale_metrics(run):
             outdated.append(run.metrics)
     for task, dataset in study.tables:
-        if stale_table(study, task, dataset):
-            outdated.append(study.results / "tables" / task / f"{dataset}.csv")
+        if table_matches(study, task, dataset) is False:
+            outdated.append(table_path(study, task, dataset))
     return [str(path) for path in outdated]
+
+
+def mark_stale(study: Study) -> dict[str, str]:
+    """Leave a marker, newer than it, for every file that must be made again.
+
+    Returns
+    -------
+    dict
+        Outdated file to its marker. A job that has the marker among its inputs is run again.
+    """
+    markers = {}
+    for path in stale_outputs(study):
+        marker = study.root / MARKERS / path
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        markers[path] = str(marker)
+    return markers
+
+
+def settle_times(study: Study) -> None:
+    """Give files whose contents fit together modification times that do, too.
+
+    Snakemake reruns a job whose output is older than its input, and git and DVC write files in another order than the workflow
+    did. Only files that are up to date by content, and older than what they were made from, are touched.
+    """
+    times: dict[Path, int] = {}
+    for row in study.by_row.values():  # one job may make the files of a whole row
+        sources = [run.data_folder / "manifest.json" for run in row if run.data]
+        sources += [needed.record for run in row for needed in run.needs.values()]
+        for run in row:
+            if stale_record(run) is None:
+                _no_older(run.record, sources, times)
+        for run in row:
+            if stale_metrics(run) is None:
+                _no_older(run.metrics, [*sources, *(other.record for other in row)], times)
+    for task, dataset in study.tables:
+        if table_matches(study, task, dataset):
+            path = table_path(study, task, dataset)
+            made_from = [run.metrics for run in study.matching(task, dataset)]
+            figures = study.results / "figures" / task / dataset
+            for output in (*(path.with_suffix(f".{ending}") for ending in ("csv", "md", "tex", "json")), figures):
+                _no_older(output, made_from, times)
+    if summary_matches(study):
+        claims = [study.results / f"claims.{ending}" for ending in ("csv", "md")]
+        tables = [table_path(study, task, dataset) for task, dataset in study.tables]
+        for output in claims:
+            _no_older(output, [run.metrics for run in study.runs], times)
+        for output in (study.results / "report.html", study.results / "report.md"):
+            _no_older(output, [*tables, claims[0]], times)
+
+
+def _no_older(output: Path, made_from: list[Path], times: dict[Path, int]) -> None:
+    """Touch ``output`` if it is older than something it was made from; ``times`` remembers what has been looked at."""
+    own = _modified(output, times)
+    newest = max((_modified(path, times) for path in made_from), default=0)
+    if 0 < own < newest:
+        for path in (output, output / FOLDER_TIME):
+            if path.exists():
+                os.utime(path, ns=(newest, newest))
+        times[output] = newest
+
+
+def _modified(path: Path, times: dict[Path, int]) -> int:
+    if path not in times:
+        stamp = path / FOLDER_TIME if path.is_dir() and (path / FOLDER_TIME).exists() else path
+        times[path] = stamp.stat().st_mtime_ns if stamp.exists() else 0
+    return times[path]

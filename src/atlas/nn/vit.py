@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def plain_attention_types() -> tuple[type[nn.Module], ...]:
-    """timm's attention classes that call ``attn.qkv`` as a module, attend by softmax, and end with ``attn.proj_drop``.
+    """Attention classes of timm that call ``attn.qkv`` as a module, attend by softmax, and end with ``attn.proj_drop``.
 
     Classes, not names: BEiT's attention is called ``Attention`` too, and calls the linear function on the weight instead.
     """
@@ -72,7 +72,9 @@ def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[
             else:
                 foreign.append(f"{path} ({type(attention).__name__})")
     if foreign:
-        raise TypeError(f"no plain softmax attention in {', '.join(foreign)}; supported: {', '.join(kind.__name__ for kind in supported)}")
+        raise TypeError(
+            f"no plain softmax attention in {', '.join(foreign)}; supported: {', '.join(kind.__name__ for kind in supported)}"
+        )
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from atlas.harness.files import write_text
 from atlas.harness.registry import Metric, load
-from atlas.harness.stale import read_json, stale_table
+from atlas.harness.stale import read_json, table_matches
 from atlas.harness.study import Study
 from atlas.report.collect import Cell, Row, Table, collect
 from atlas.report.series import write_series
@@ -113,7 +113,7 @@ class Chapter:
     @property
     def outdated(self) -> bool:
         """Whether the table's files were made of other metrics than are there now."""
-        return stale_table(self.table.study, self.table.task, self.table.dataset)
+        return table_matches(self.table.study, self.table.task, self.table.dataset) is False
 
     @cached_property
     def pictures(self) -> list[Picture]:

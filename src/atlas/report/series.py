@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from atlas.harness.files import write_json, write_text
+from atlas.harness.stale import summary_digest
 from atlas.harness.study import Study
 from atlas.report.collect import Table, collect
 from atlas.report.statistics import mean_and_sd
@@ -15,7 +16,7 @@ from atlas.report.statistics import mean_and_sd
 
 def write_series(study: Study) -> None:
     """Write ``metrics.json`` (means by task, dataset and method) and ``plots/``."""
-    summary: dict[str, Any] = {}
+    summary: dict[str, Any] = {"digest": summary_digest(study)}
     headlines: list[list[str]] = []
     for table in collect(study):
         rows = summary.setdefault(table.task, {}).setdefault(table.dataset, {})

@@ -58,7 +58,11 @@ def textbook(q, k, v, omega, mask=None):  # type: ignore[no-untyped-def]
 def test_fused_equals_textbook_forward_and_gradient(tokens: int, width: int, dtype: torch.dtype, tolerance: float) -> None:
     omega = torch.tensor([-1.0, 0.3, 2.0], dtype=dtype)
     results = []
-    for form in (textbook, attnscale_sdpa, lambda q, k, v, w: attnscale_output(functional.scaled_dot_product_attention(q, k, v), v, w)):
+    for form in (
+        textbook,
+        attnscale_sdpa,
+        lambda q, k, v, w: attnscale_output(functional.scaled_dot_product_attention(q, k, v), v, w),
+    ):
         inputs = [tensor.requires_grad_() for tensor in (*qkv(tokens, width, dtype), omega.clone())]
         output = form(*inputs)
         direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
@@ -110,7 +114,9 @@ def test_gradcheck_of_every_scale() -> None:
 
 
 @pytest.mark.parametrize("apply", [apply_attnscale, apply_featscale, apply_head_gain, apply_output_gain])
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"global_pool": "avg", "class_token": False}, {"init_values": 0.1, "reg_tokens": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"qk_norm": True}, {"global_pool": "avg", "class_token": False}, {"init_values": 0.1, "reg_tokens": 3}]
+)
 def test_zero_is_the_identity(apply, options) -> None:  # type: ignore[no-untyped-def]
     plain = vit(**options)
     treated = apply(copy.deepcopy(plain))
@@ -169,7 +175,10 @@ def test_filter_keeps_rows_and_scales_the_rest() -> None:
     assert torch.allclose(scaled.sum(-1), torch.ones(2, 3, 7, dtype=torch.float64))
     assert torch.allclose(centred(scaled), (1 + omega[:, None, None]) * centred(maps), atol=1e-14)
     plain, treated = torch.linalg.eigvals(maps), torch.linalg.eigvals(scaled)
-    assert torch.allclose(treated.abs().amax(-1).clamp(max=1e9), torch.maximum(torch.ones(()), ((1 + omega)[:, None] * plain.abs().sort(-1).values[..., :-1]).abs().amax(-1)))
+    assert torch.allclose(
+        treated.abs().amax(-1).clamp(max=1e9),
+        torch.maximum(torch.ones(()), ((1 + omega)[:, None] * plain.abs().sort(-1).values[..., :-1]).abs().amax(-1)),
+    )
 
 
 def test_powers_of_a_filter_decay_by_one_plus_omega() -> None:
@@ -225,7 +234,9 @@ def test_parameters_added_and_their_groups() -> None:
     assert sum(p.numel() for p in attention.parameters()) - count == 2 * 4
     assert sum(p.numel() for p in features.parameters()) - count == 2 * 2 * 16
     assert set(attention.state_dict()) - set(plain.state_dict()) == {f"blocks.{i}.attn.qkv.omega" for i in range(2)}
-    assert set(features.state_dict()) - set(plain.state_dict()) == {f"blocks.{i}.attn.proj_drop.{n}" for i in range(2) for n in "st"}
+    assert set(features.state_dict()) - set(plain.state_dict()) == {
+        f"blocks.{i}.attn.proj_drop.{n}" for i in range(2) for n in "st"
+    }
     groups = param_groups(attention, lr=1.0, weight_decay=0.1, scale_lr_mult=10)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1.0, 0.1), (1.0, 0.0), (10.0, 0.0)]
     assert sum(parameter.numel() for group in groups for parameter in group["params"]) == count + 8
@@ -268,7 +279,10 @@ def test_misuse_is_refused(call, error, message) -> None:  # type: ignore[no-unt
 SMALL = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_relpos_small_patch16_224", "vit_small_patch16_36x1_224"])
+@pytest.mark.parametrize(
+    "name",
+    ["deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_relpos_small_patch16_224", "vit_small_patch16_36x1_224"],
+)
 def test_works_on_timm_families(name: str) -> None:
     model = create_model(name, **SMALL).eval()
     images = torch.randn(2, 3, 32, 32)

@@ -138,7 +138,7 @@ def diagnostics(run: Run, model: nn.Module, ingredients: Ingredients, data: Imag
     before = diagnose(initial, images)
     rows = [before.assign(stage="initial"), trained.assign(stage="trained")]
     table = pd.concat(rows)[["stage", "layer", "head", "metric", "value"]]
-    write_text(run.results / "diagnostics.csv", table.to_csv(index=False, float_format="%.9g"))
+    write_text(run.results / "diagnostics.csv", table.to_csv(index=False, float_format="%.6g"))
     return summarise(trained)
 
 

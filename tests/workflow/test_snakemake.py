@@ -1,0 +1,123 @@
+"""The real Snakemake: what runs, what reruns, and what does not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from workflow_helpers import SMALL, copy_checkout, snakemake
+
+NOTHING = "Nothing to be done"
+
+
+def planned(output: str) -> dict[str, int]:
+    """Number of jobs per rule of a dry run."""
+    table = output[output.index("Job stats:") :].split("\n\n")[0]
+    counts = dict(re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.MULTILINE))
+    return {name: int(count) for name, count in counts.items() if name not in ("total", "all")}
+
+
+def rows(output: str, rule: str) -> set[str]:
+    """Methods that a dry run would work on in a rule."""
+    return set(re.findall(rf"rule {rule}:.*?method=([^,\s]+)", output, flags=re.DOTALL))
+
+
+def test_study_runs_to_its_report_and_then_there_is_nothing_to_do(finished: Path) -> None:
+    results = finished / "results" / "demo"
+    assert (results / "report.html").is_file()
+    assert (results / "report.md").is_file()
+    assert (results / "claims.csv").is_file()
+    for ending in ("csv", "md", "tex"):
+        assert (results / "tables" / "image-classification" / f"stacks.{ending}").is_file()
+    assert (results / "figures" / "image-classification" / "stacks" / "random-stacks.svg").is_file()
+    metrics = json.loads((results / "runs/image-classification/stacks/residual/seed1/metrics.json").read_text())
+    assert metrics["metrics"]["hf_gain_w1"] > 1
+    assert NOTHING in snakemake(finished, "-n")
+
+
+def test_a_changed_setting_reruns_what_it_touches_and_nothing_else(small: Path) -> None:
+    config = small / "config" / "demo.yaml"
+    config.write_text(
+        config.read_text().replace("residual: {method: random-stack, depth: 8", "residual: {method: random-stack, depth: 9")
+    )
+    output = snakemake(small, "-n")
+    jobs = planned(output)
+    assert jobs == {"train": 1, "evaluate": 1, "tabulate": 1, "judge": 1, "report": 1}
+    assert rows(output, "train") == {"residual"}
+    assert rows(output, "evaluate") == {"residual"}
+    untouched = small / "results/demo/runs/image-classification/stacks/plain/seed0/metrics.json"
+    before = untouched.stat().st_mtime_ns
+    snakemake(small)
+    assert untouched.stat().st_mtime_ns == before
+    assert NOTHING in snakemake(small, "-n")
+
+
+def test_moved_timestamps_and_a_lost_record_change_nothing(small: Path) -> None:
+    """As after a clone: no .snakemake, and every file with a new time in another order."""
+    shutil.rmtree(small / ".snakemake")
+    for path in sorted(small.rglob("*"), reverse=True):
+        if path.is_file():
+            path.touch()
+            time.sleep(0.001)
+    assert NOTHING in snakemake(small, "-n")
+
+
+def test_without_a_record_a_changed_setting_is_noticed_by_content(small: Path) -> None:
+    shutil.rmtree(small / ".snakemake")
+    config = small / "config" / "demo.yaml"
+    config.write_text(config.read_text().replace("stack: attention, depth: 8", "stack: attention, depth: 9"))
+    output = snakemake(small, "-n")
+    assert rows(output, "train") == {"plain"}
+    assert rows(output, "evaluate") == {"plain"}
+    snakemake(small)
+    assert NOTHING in snakemake(small, "-n")
+
+
+def test_a_new_seed_adds_its_runs(small: Path) -> None:
+    config = small / "config" / "demo.yaml"
+    config.write_text(config.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
+    assert planned(snakemake(small, "-n"))["tabulate"] == 1
+
+
+def test_metrics_that_changed_make_the_tables_again(small: Path) -> None:
+    path = small / "results/demo/runs/image-classification/stacks/plain/seed0/metrics.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["hf_gain_w1"] = 5.0
+    path.write_text(json.dumps(content))
+    jobs = planned(snakemake(small, "-n"))
+    assert jobs["tabulate"] == 1
+    assert "train" not in jobs
+
+
+def test_a_failed_row_leaves_the_others_and_a_report_that_says_why(tmp_path: Path, checkout: Path) -> None:
+    folder = copy_checkout(checkout, tmp_path / "atlas")
+    config = folder / "config" / "demo.yaml"
+    config.write_text(SMALL.replace("stack: attention,", "stack: attention, heads: 3,"))  # 64 is no multiple of 3
+    output = snakemake(folder, check=False)
+    assert "width 64 is not a multiple of heads 3" in output
+    page = (folder / "results/demo/report.html").read_text()
+    assert "width 64 is not a multiple of heads 3" in page
+    assert (folder / "results/demo/runs/image-classification/stacks/residual/seed0/metrics.json").is_file()
+
+
+def test_a_wrong_study_is_one_line(small: Path) -> None:
+    config = small / "config" / "demo.yaml"
+    config.write_text(config.read_text().replace("repeats: 1}", "repeat: 1}", 1))
+    output = snakemake(small, "-n", check=False)
+    assert "plain.repeat is not a setting of random-stack; did you mean repeats?" in output
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_are_planned_in_ten_seconds(tmp_path: Path, checkout: Path) -> None:
+    folder = copy_checkout(checkout, tmp_path / "atlas")
+    lines = "".join(f"        row{index}: {{method: random-stack, depth: {index + 8}}}\n" for index in range(500))
+    config = SMALL.replace("batch_seeds: true", "batch_seeds: false").split("        plain:")[0] + lines
+    (folder / "config" / "demo.yaml").write_text(config)
+    began = time.perf_counter()
+    output = snakemake(folder, "-n", "--quiet", "rules")
+    assert time.perf_counter() - began < 10
+    assert planned(output)["train"] == 1000
