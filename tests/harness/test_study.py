@@ -131,7 +131,7 @@ def test_merge_is_deep_and_later_wins() -> None:
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, None) == {"a": {"b": 1, "c": 3}}
 
 
-@pytest.mark.parametrize("tier", ["demo"])
+@pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
 def test_shipped_studies_are_valid(checkout: Path, tier: str) -> None:
     study = Study.read(tier, checkout)
     assert study.runs

@@ -39,10 +39,26 @@ class Entry:
     significant: bool = False
 
 
+def si(value: float) -> str:
+    """A count with three digits and a unit prefix: 3.79 M.
+
+    Examples
+    --------
+    >>> si(3790976.0)
+    '3.79 M'
+    """
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
 def formatted(metric: Metric, mean: float, sd: float) -> str:
     """Mean ± standard deviation in the metric's format."""
     if math.isnan(mean):
         return "–"
+    if metric.format == "si":
+        return si(mean) if math.isnan(sd) or sd == 0 else f"{si(mean)} ± {si(sd)}"
     text = format(mean, metric.format)
     if math.isnan(sd) or sd == 0:
         return text
