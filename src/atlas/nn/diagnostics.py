@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atlas.nn.vit import attention_maps, attention_modules, block_features, transformer_blocks
+from atlas.nn.vit import at_least_float32, attention_maps, attention_modules, block_features, transformer_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -260,7 +260,7 @@ def _weights(model: nn.Module) -> Rows:
     for layer, block in enumerate(transformer_blocks(model), start=1):
         for name, weight in _layer_weights(block):
             if min(weight.shape) > 1:
-                rows += [(layer, None, f"{measure}.{name}", float(f(weight.float()))) for measure, f in measures.items()]
+                rows += [(layer, None, f"{measure}.{name}", float(f(at_least_float32(weight)))) for measure, f in measures.items()]
     return rows
 
 

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from atlas.nn.vit import at_least_float32
+
 EPSILON = 1e-8
 GRAM_RIDGE = 1e-6
 
 
-def _full(tensor: Tensor) -> Tensor:
-    """At least float32: products of half-precision Gram matrices overflow."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def _unit(vectors: Tensor) -> Tensor:
-    return functional.normalize(_full(vectors), dim=-1, eps=EPSILON)
+    return functional.normalize(at_least_float32(vectors), dim=-1, eps=EPSILON)
 
 
 def _patches(tokens: Tensor, prefix: int) -> Tensor:
@@ -151,7 +148,7 @@ def cond_orth(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    weight = _full(W)
+    weight = at_least_float32(W)
     if exact:
         eigenvalues = torch.linalg.eigvalsh(weight @ weight.transpose(-2, -1))
         return (eigenvalues[..., -1] - eigenvalues[..., 0]).square()
@@ -166,12 +163,17 @@ def cond_orth(
         inner = (weight.transpose(-2, -1) @ vector[..., None])[..., 0]
         return inner, (weight @ inner[..., None])[..., 0]
 
+    def shortened(vector: Tensor) -> Tensor:
+        """The same direction at a length that further steps cannot overflow; the quotients do not depend on it."""
+        return vector / vector.detach().norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vector.dtype).tiny)
+
     vector = first
-    for _ in range(steps):
-        vector = through(vector)[1]
+    for step in range(steps):
+        vector = through(vector if step == 0 else shortened(vector))[1]
     largest = through(vector)[0].square().sum(-1) / (vector.square().sum(-1) + eps)
     vector = second
-    for _ in range(steps):
+    for step in range(steps):
+        vector = vector if step == 0 else shortened(vector)
         vector = through(vector)[1] - largest[..., None] * vector
     gap = through(vector)[0].square().sum(-1) / (vector.square().sum(-1) + eps) - largest
     return gap.square()
@@ -179,14 +181,14 @@ def cond_orth(
 
 def soft_orth(M: Tensor) -> Tensor:  # noqa: N803
     """‖M Mᵀ − I‖_F² of rows as they are; 0 for orthonormal rows. (…, n, d) → (…)."""
-    matrix = _full(M)
+    matrix = at_least_float32(M)
     gram = matrix @ matrix.transpose(-2, -1)
     return (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).square().sum((-2, -1))
 
 
 def _squared_distances(vectors: Tensor) -> Tensor:
     """2 − 2 cos between all rows, with a smooth norm."""
-    full = _full(vectors)
+    full = at_least_float32(vectors)
     unit = full / (full.square().sum(-1, keepdim=True) + EPSILON).sqrt()
     return 2 - 2 * unit @ unit.transpose(-2, -1)
 
@@ -211,5 +213,5 @@ def mgd(vectors: Tensor) -> Tensor:
 
 def gradient_diversity(gradients: Tensor) -> Tensor:
     """Minus the mean of Σ‖g_i‖² / ‖Σ g_i‖² over the batch. ``gradients``: (batch, tokens, dim)."""
-    full = _full(gradients)
+    full = at_least_float32(gradients)
     return -(full.square().sum((-2, -1)) / full.sum(1).square().sum(-1)).mean()

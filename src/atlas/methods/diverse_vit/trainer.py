@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from atlas.methods.diverse_vit.mixing import MixTarget
 from atlas.methods.diverse_vit.terms import attn_cosine, cond_orth, emb_contrast, emb_cosine
-from atlas.nn.vit import plain_attentions, softmax_map, transformer_blocks
+from atlas.nn.vit import at_least_float32, plain_attentions, softmax_map, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -205,15 +205,15 @@ class DiversityTrainer:
         """L_base: the model's own logits and, with mixing, every patch token."""
         weight = self.config.mix_weight
         if isinstance(target, MixTarget):
-            own = base_criterion(out.logits, target.dense()[0]) if base_criterion else target.image_loss(out.logits.float())
+            own = base_criterion(out.logits, target.dense()[0]) if base_criterion else target.image_loss(at_least_float32(out.logits))
             if not weight:
                 return own
             assert out.token_logits is not None
-            patches = out.token_logits[:, self.prefix :].float()
+            patches = at_least_float32(out.token_logits[:, self.prefix :])
             return (own + weight * target.patch_loss(patches)) / (1 + weight * patches.shape[1])
         if weight:
             raise ValueError("mix_weight needs the patch labels of a MixTarget; set it to 0 for ordinary labels")
-        return base_criterion(out.logits, target) if base_criterion else functional.cross_entropy(out.logits.float(), target)
+        return base_criterion(out.logits, target) if base_criterion else functional.cross_entropy(at_least_float32(out.logits), target)
 
     def terms(self, out: DiversityOutputs) -> dict[str, Tensor]:
         """The regularisers with a coefficient, unweighted, by the coefficient's name."""
