@@ -106,7 +106,7 @@ def add_remote() -> None:
         return
     place = os.environ.get("ATLAS_DVC_REMOTE", str(Path.cwd().parent / "atlas-dvc-storage"))
     with Path(".dvc/config.local").open("a") as stream:
-        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {place}\n")
+        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {place}\n    verify = true\n")
     print(f"DVC pushes to and pulls from {place}; change it with: dvc remote modify --local storage url FOLDER-OR-URL")
 
 
