@@ -80,7 +80,9 @@ def test_repro_push_clone_pull_change(origin: Path, tmp_path: Path) -> None:
         assert (clone / path.relative_to(origin)).read_bytes() == path.read_bytes()
 
     config = clone / "config" / "demo.yaml"
-    config.write_text(config.read_text().replace("residual: {method: random-stack, depth: 8", "residual: {method: random-stack, depth: 9"))
+    config.write_text(
+        config.read_text().replace("residual: {method: random-stack, depth: 8", "residual: {method: random-stack, depth: 9")
+    )
     output = run(clone, "dvc", "repro")
     worked = set(re.findall(r"Running stage '([^']+)'", output))
     assert worked == {"plan", "generated@image-classification--stacks--residual", "tables", "report"}

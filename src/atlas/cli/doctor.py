@@ -97,7 +97,9 @@ def dvc() -> Finding:
         return Finding("dvc", False, "DVC is not installed", "run: pip install 'atlas[dvc]'")
     if any("remote" in text for text in _dvc_settings()):
         return Finding("dvc", True, "has a remote")
-    return Finding("dvc", False, "no remote is configured", "run: atlas doctor --fix (a folder beside the checkout), or see docs/dvc.md")
+    return Finding(
+        "dvc", False, "no remote is configured", "run: atlas doctor --fix (a folder beside the checkout), or see docs/dvc.md"
+    )
 
 
 def add_remote() -> None:

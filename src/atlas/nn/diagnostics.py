@@ -260,7 +260,9 @@ def _weights(model: nn.Module) -> Rows:
     for layer, block in enumerate(transformer_blocks(model), start=1):
         for name, weight in _layer_weights(block):
             if min(weight.shape) > 1:
-                rows += [(layer, None, f"{measure}.{name}", float(f(at_least_float32(weight)))) for measure, f in measures.items()]
+                rows += [
+                    (layer, None, f"{measure}.{name}", float(f(at_least_float32(weight)))) for measure, f in measures.items()
+                ]
     return rows
 
 

@@ -23,7 +23,9 @@ def _unit(vectors: Tensor) -> Tensor:
 def _patches(tokens: Tensor, prefix: int) -> Tensor:
     patches = tokens[:, prefix:]
     if patches.shape[1] < 2:
-        raise ValueError(f"needs at least 2 patch tokens, not {patches.shape[1]} of {tokens.shape[1]} tokens after {prefix} prefix tokens")
+        raise ValueError(
+            f"needs at least 2 patch tokens, not {patches.shape[1]} of {tokens.shape[1]} tokens after {prefix} prefix tokens"
+        )
     return patches
 
 
@@ -65,7 +67,7 @@ def cross_layer_cosine(first: Tensor, later: Tensor, prefix: int = 1, *, abs: bo
     return (left @ right.transpose(-2, -1)).abs().mean()
 
 
-def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = False) -> Tensor:  # noqa: N803
+def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = False) -> Tensor:
     """Keep each patch of the last layer closer to its own first embedding than to the others'.
 
     mean of −log(e^{pos} / (e^{pos} + e^{neg})) = softplus(neg − pos), with pos the cosine of a patch's first and last embedding and neg
@@ -91,7 +93,7 @@ def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = F
     return functional.softplus(others / (first.shape[1] - 1) - positive).mean()
 
 
-def attn_cosine(A: Tensor) -> Tensor:  # noqa: N803
+def attn_cosine(A: Tensor) -> Tensor:
     """Mean cosine between the flattened attention maps of a layer's heads, each with itself included.
 
     Parameters
@@ -108,7 +110,7 @@ def attn_cosine(A: Tensor) -> Tensor:  # noqa: N803
 
 
 def cond_orth(
-    W: Tensor,  # noqa: N803
+    W: Tensor,
     *,
     probes: tuple[Tensor, Tensor] | Tensor | None = None,
     exact: bool = False,
@@ -179,7 +181,7 @@ def cond_orth(
     return gap.square()
 
 
-def soft_orth(M: Tensor) -> Tensor:  # noqa: N803
+def soft_orth(M: Tensor) -> Tensor:
     """‖M Mᵀ − I‖_F² of rows as they are; 0 for orthonormal rows. (…, n, d) → (…)."""
     matrix = at_least_float32(M)
     gram = matrix @ matrix.transpose(-2, -1)

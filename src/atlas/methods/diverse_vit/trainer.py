@@ -205,7 +205,11 @@ class DiversityTrainer:
         """L_base: the model's own logits and, with mixing, every patch token."""
         weight = self.config.mix_weight
         if isinstance(target, MixTarget):
-            own = base_criterion(out.logits, target.dense()[0]) if base_criterion else target.image_loss(at_least_float32(out.logits))
+            own = (
+                base_criterion(out.logits, target.dense()[0])
+                if base_criterion
+                else target.image_loss(at_least_float32(out.logits))
+            )
             if not weight:
                 return own
             assert out.token_logits is not None
@@ -213,7 +217,11 @@ class DiversityTrainer:
             return (own + weight * target.patch_loss(patches)) / (1 + weight * patches.shape[1])
         if weight:
             raise ValueError("mix_weight needs the patch labels of a MixTarget; set it to 0 for ordinary labels")
-        return base_criterion(out.logits, target) if base_criterion else functional.cross_entropy(at_least_float32(out.logits), target)
+        return (
+            base_criterion(out.logits, target)
+            if base_criterion
+            else functional.cross_entropy(at_least_float32(out.logits), target)
+        )
 
     def terms(self, out: DiversityOutputs) -> dict[str, Tensor]:
         """The regularisers with a coefficient, unweighted, by the coefficient's name."""
@@ -241,7 +249,7 @@ class DiversityTrainer:
                 by_shape.setdefault(weight.shape, []).append(weight)
         config = self.config
         stacks = [torch.stack(weights) for weights in by_shape.values()]
-        values = [cond_orth(stack, exact=config.orth_exact, steps=config.orth_steps, generator=self.generator) for stack in stacks]
+        values = [
+            cond_orth(stack, exact=config.orth_exact, steps=config.orth_steps, generator=self.generator) for stack in stacks
+        ]
         return torch.cat(values).sum()
-
-
