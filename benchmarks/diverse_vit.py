@@ -1,6 +1,6 @@
 """Cost of Diverse-ViT: each term beside a straightforward form, and each term's share of a training step, in the same run.
 
-Theory, at batch 8, 197 tokens, width 384, 6 heads, 1,000 classes. The embedding terms cost O(P·D) per image instead of O(P²·D); the
+Theory, at batch 8, 197 tokens, width 384, 6 heads, 1,000 classes. The embedding terms cost O(P·D) per image, not O(P²·D); the
 weight term three matrix-vector products per matrix instead of three products of D × D matrices; mixing applies the head to every
 token (75 M multiply-adds beside 4.6 G) and never forms the (batch, patches, classes) target. The attention map of one block costs
 2·h·n²·d multiply-adds and h·n² memory; the other blocks keep fused attention.

@@ -66,8 +66,8 @@ def patch_mixup(run: Run, settings: MixSettings) -> Ingredient:
     """The essential baseline: the augmentation alone."""
     from atlas.methods.diverse_vit.ingredient import DiverseIngredient
 
-    silent = {"mix_weight": 0.0, "emb_cos": 0.0, "emb_contrast": 0.0, "attn_cos": 0.0, "weight_orth": 0.0}
-    return DiverseIngredient(DiverseSettings(**settings.model_dump(), **silent), run.seed)
+    silent = dict.fromkeys(("mix_weight", "emb_cos", "emb_contrast", "attn_cos", "weight_orth"), 0.0)
+    return DiverseIngredient(DiverseSettings.model_validate({**settings.model_dump(), **silent}), run.seed)
 
 
 @method(

@@ -70,8 +70,8 @@ def cross_layer_cosine(first: Tensor, later: Tensor, prefix: int = 1, *, abs: bo
 def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = False) -> Tensor:
     """Keep each patch of the last layer closer to its own first embedding than to the others'.
 
-    mean of −log(e^{pos} / (e^{pos} + e^{neg})) = softplus(neg − pos), with pos the cosine of a patch's first and last embedding and neg
-    the mean cosine of its first embedding with the last ones of the other patches; no temperature.
+    mean of −log(e^{pos} / (e^{pos} + e^{neg})) = softplus(neg − pos), with pos the cosine of a patch's first and last
+    embedding and neg the mean cosine of its first embedding with the last ones of the other patches; no temperature.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def cond_orth(
 ) -> Tensor:
     """(λ_max − λ_min)² of W Wᵀ: 0 for a matrix with orthogonal rows of one length.
 
-    By default the published surrogate: power steps from random probes, then Rayleigh quotients; gradients flow through all of it. One
+    By default the published surrogate: power steps from random probes, then Rayleigh quotients; gradients flow through all. One
     step underestimates (about 0.3 of the exact value for Gaussian matrices); more steps approach it.
 
     Parameters
