@@ -144,11 +144,12 @@ def softmax_map(attention: Any, qkv: Tensor) -> Tensor:
     heads = attention.num_heads
     query, key, _ = qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
-    logits = (at_least_float32(query) * attention.scale) @ at_least_float32(key).transpose(-2, -1)
-    bias = getattr(attention, "rel_pos", None)
-    if bias is not None:
-        logits = logits + bias.get_bias()
-    return logits.softmax(-1)
+    with torch.autocast(qkv.device.type, enabled=False):
+        logits = (at_least_float32(query) * attention.scale) @ at_least_float32(key).transpose(-2, -1)
+        bias = getattr(attention, "rel_pos", None)
+        if bias is not None:
+            logits = logits + bias.get_bias()
+        return logits.softmax(-1)
 
 
 @torch.no_grad()
