@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from atlas.errors import AtlasError, UserError
-from atlas.harness.study import Run, Study, merge
+from atlas.harness.planning import merge
+from atlas.harness.study import Run, Study
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.evaluate import expected_calibration_error, throughput_ratio
 from atlas.tasks.image_classification.folders import FolderImages

@@ -10,8 +10,9 @@ import pytest
 
 from atlas.errors import AtlasError, UserError
 from atlas.harness.execute import train_run
+from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study, merge, validate_settings
+from atlas.harness.study import Run, Study
 from atlas.methods.diverse_vit import DiversityConfig
 from atlas.methods.diverse_vit.entry import NAMES
 
