@@ -23,7 +23,8 @@ CONFIG_FOLDER = Path("config")
 class Resources(Settings):
     """What one run asks of the machine; the workflow passes it to the scheduler.
 
-    Training saves its full state every ``save_minutes``, and when it is told to stop.
+    Training saves its full state every ``save_minutes``, and when it is told to stop. ``device`` is ``auto`` (CUDA, else
+    Apple's MPS, else the CPU), or names one as torch does.
     """
 
     threads: int = 1
@@ -31,6 +32,7 @@ class Resources(Settings):
     minutes: int = 60
     gpus: int = 0
     save_minutes: float = 5.0
+    device: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,7 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
             "token_cosine_abs": token_cosine(tokens, abs=True),
             "hf_dc_ratio": hf_dc_ratio(tokens),
             "hf_energy_fraction": hf_energy_fraction(tokens),
+            "dc_energy_fraction": dc_energy_fraction(tokens),
             "token_cross_layer": token_cross_layer(features[0], tokens),
         }
         rows += [(layer, None, name, float(value)) for name, value in values.items()]
