@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import UserError
-from atlas.harness.study import Study, merge
+from atlas.harness.planning import merge
+from atlas.harness.study import Study
 
 GOOD = """
 seeds: [3, 4]
@@ -131,7 +132,7 @@ def test_merge_is_deep_and_later_wins() -> None:
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, None) == {"a": {"b": 1, "c": 3}}
 
 
-@pytest.mark.parametrize("tier", ["demo"])
+@pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
 def test_shipped_studies_are_valid(checkout: Path, tier: str) -> None:
     study = Study.read(tier, checkout)
     assert study.runs

@@ -5,7 +5,7 @@ rule acquire:
         "logs/acquire/{dataset}.log",
     retries: 2
     conda:
-        "atlas"
+        "../envs/atlas.yaml"
     params:
         atlas=ATLAS,
     shell:

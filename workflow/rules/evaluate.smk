@@ -10,7 +10,7 @@ rule evaluate:
     benchmark:
         f"logs/{TIER}/{JOB}/evaluate.benchmark.tsv"
     conda:
-        "atlas"
+        "../envs/atlas.yaml"
     threads: asked("threads")
     resources:
         mem_mb=asked("memory_mb"),

@@ -9,7 +9,7 @@ rule judge:
     log:
         f"logs/{TIER}/claims.log",
     conda:
-        "atlas"
+        "../envs/atlas.yaml"
     params:
         atlas=ATLAS,
         tier=TIER,
@@ -27,7 +27,7 @@ rule report:
     log:
         f"logs/{TIER}/report.log",
     conda:
-        "atlas"
+        "../envs/atlas.yaml"
     params:
         atlas=ATLAS,
         tier=TIER,

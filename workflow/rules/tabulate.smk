@@ -26,7 +26,7 @@ rule tabulate:
     log:
         f"logs/{TIER}/{{task}}/{{dataset}}/table.log",
     conda:
-        "atlas"
+        "../envs/atlas.yaml"
     params:
         atlas=ATLAS,
         tier=TIER,

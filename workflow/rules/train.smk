@@ -10,7 +10,7 @@ rule train:
     benchmark:
         f"logs/{TIER}/{JOB}/train.benchmark.tsv"
     conda:
-        "atlas"
+        "../envs/atlas.yaml"
     threads: asked("threads")
     resources:
         mem_mb=asked("memory_mb"),

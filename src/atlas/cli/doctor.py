@@ -23,8 +23,16 @@ class Finding:
     advice: str = ""
 
 
-def examine(study: Study) -> None:
-    """Print every finding; nothing here is an error, so the exit code stays 0."""
+def examine(study: Study, *, fix: bool = False) -> None:
+    """Print every finding; nothing here is an error, so the exit code stays 0.
+
+    Parameters
+    ----------
+    fix : bool
+        Put right what can be without asking: a local DVC remote where none is configured.
+    """
+    if fix:
+        add_remote()
     from rich.console import Console
     from rich.markup import escape
 
@@ -69,7 +77,8 @@ def slurm() -> Finding:
     except subprocess.TimeoutExpired:
         return Finding("slurm", False, "sinfo does not answer", "the controller is busy or down; ask with: scontrol ping")
     if done.returncode:
-        return Finding("slurm", False, f"sinfo fails: {done.stderr.strip()}", "is this a login node? try: scontrol ping")
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        return Finding("slurm", False, f"sinfo fails: {reason}", "is this a login node? try: scontrol ping")
     return Finding("slurm", True, "; ".join(done.stdout.split("\n")).strip("; "))
 
 
@@ -86,10 +95,25 @@ def dvc() -> Finding:
     """Whether DVC is there, and has a remote."""
     if importlib.util.find_spec("dvc") is None:
         return Finding("dvc", False, "DVC is not installed", "run: pip install 'atlas[dvc]'")
-    configured = [path for path in (Path(".dvc/config"), Path(".dvc/config.local")) if path.is_file()]
-    if any("remote" in path.read_text() for path in configured):
+    if any("remote" in text for text in _dvc_settings()):
         return Finding("dvc", True, "has a remote")
-    return Finding("dvc", False, "no remote is configured", "run: dvc remote add --default --local storage FOLDER-OR-URL")
+    return Finding(
+        "dvc", False, "no remote is configured", "run: atlas doctor --fix (a folder beside the checkout), or see docs/dvc.md"
+    )
+
+
+def add_remote() -> None:
+    """Configure a default DVC remote for this checkout alone, where it has none: ``$ATLAS_DVC_REMOTE`` or a folder beside it."""
+    if not Path(".dvc").is_dir() or any("[core]" in text and "remote =" in text for text in _dvc_settings()):
+        return
+    place = os.environ.get("ATLAS_DVC_REMOTE", str(Path.cwd().parent / "atlas-dvc-storage"))
+    with Path(".dvc/config.local").open("a") as stream:
+        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {place}\n    verify = true\n")
+    print(f"DVC pushes to and pulls from {place}; change it with: dvc remote modify --local storage url FOLDER-OR-URL")
+
+
+def _dvc_settings() -> list[str]:
+    return [path.read_text() for path in (Path(".dvc/config"), Path(".dvc/config.local")) if path.is_file()]
 
 
 def disk(study: Study) -> Finding:

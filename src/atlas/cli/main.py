@@ -14,6 +14,7 @@ import typer
 from atlas.errors import EXIT_FAILURE, AtlasError, Interrupted, UserError
 
 if TYPE_CHECKING:
+    from atlas.harness.registry import Metric
     from atlas.study import Run, Study
 
 app = typer.Typer(
@@ -102,10 +103,13 @@ def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> No
 
     selected = _selected(tier, runs, overrides)
 
+    def shown(metric: Metric, value: float) -> str:
+        return f"{value:.4g}" if metric.format == "si" else format(value, metric.format)
+
     def one(run: Run) -> None:
         headline = run.declared_metrics[0]
         value = evaluate_run(run)["metrics"].get(headline.name)
-        print(f"{run.cell}: {headline.label} {'not finite' if value is None else format(value, headline.format)}")
+        print(f"{run.cell}: {headline.label} {'not finite' if value is None else shown(headline, value)}")
 
     failures = _each(selected, one)
     if failures:
@@ -168,11 +172,14 @@ def plan(tier: Tier = "demo") -> None:
 
 
 @app.command()
-def doctor(tier: Tier = "demo") -> None:
+def doctor(
+    tier: Tier = "demo",
+    fix: Annotated[bool, typer.Option("--fix", help="Configure a local DVC remote where there is none.")] = False,
+) -> None:
     """Say what this machine can do, and what to do about what is missing."""
     from atlas.cli.doctor import examine
 
-    examine(_study(tier))
+    examine(_study(tier), fix=fix)
 
 
 def _study(tier: str) -> Study:

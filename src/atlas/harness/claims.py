@@ -38,8 +38,9 @@ from pydantic import Field
 
 from atlas.datasets import dataset_names
 from atlas.errors import UserError, did_you_mean
+from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import Paper, Settings, load
-from atlas.harness.study import Study, merge, validate_settings
+from atlas.harness.study import Study
 
 NEAR = 0.85  # similarity from which an unknown name is a misspelling
 

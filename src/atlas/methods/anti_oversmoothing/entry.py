@@ -173,10 +173,10 @@ def _evaluate_stack(run: Run) -> Mapping[str, float]:
     summary="High frequencies through untrained stacks of attention layers, layer by layer.",
     settings=StackSettings,
     metrics=(
-        Metric("hf_dc_ratio_input", "HF/DC at the input", "neither", ".3g"),
-        *(Metric(f"hf_dc_ratio_w{omega:g}", f"at the end, ω = {omega:g}", "neither", ".3g") for omega in OMEGAS),
+        Metric("hf_gain_w1", "HF/DC at the end, ω = 1 ÷ ω = 0", "neither", ".3g"),
         Metric("hf_kept_8", "left after 8 layers, ω = 0", "neither", ".3g"),
-        Metric("hf_gain_w1", "ω = 1 over ω = 0", "neither", ".3g"),
+        Metric("hf_dc_ratio_input", "HF/DC at the input", "neither", ".3g"),
+        *(Metric(f"hf_dc_ratio_w{omega:g}", f"HF/DC at the end, ω = {omega:g}", "neither", ".3g") for omega in OMEGAS),
     ),
     train=_train_stack,
     evaluate=_evaluate_stack,

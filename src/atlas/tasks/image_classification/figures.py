@@ -53,6 +53,48 @@ def depth(data: FigureData) -> Figure | None:
     return drawing
 
 
+LEVELS = (
+    ("token_cosine", "patch embeddings"),
+    ("attn_head_cosine", "attention maps of the heads"),
+    ("weight_row_cosine_abs", "rows of the weights"),
+)
+
+
+@figure(
+    "redundancy",
+    task=TASK,
+    title="Redundancy from head to toe",
+    caption=(
+        "Mean cosine similarity at three levels, layer by layer: between the patch embeddings of an image, between the attention "
+        "maps of a layer, and between the rows of its weights (absolute, mean over its six matrices). Solid lines "
+        "are trained models, the dotted grey line is the initialisation that they share."
+    ),
+    alt="Three line plots over layers, one line per method: similarity of patches, of attention maps, and of weight rows.",
+)
+def redundancy(data: FigureData) -> Figure | None:
+    """Similarity profiles at the three levels, before and after training, per method."""
+    import matplotlib.pyplot as plt
+
+    table = data.frames("diagnostics.csv")
+    if table.empty:
+        return None
+    table["measure"] = table["metric"].str.split(".").str[0]
+    first = table["method"].iloc[0]
+    drawing, panels = plt.subplots(1, 3, figsize=(10.5, 3.7), layout="constrained")
+    for axes, (measure, level) in zip(panels, LEVELS, strict=True):
+        chosen = table[table["measure"].eq(measure)]
+        before = chosen[chosen["stage"].eq("initial") & chosen["method"].eq(first)].groupby("layer")["value"].mean()
+        axes.plot(before.index, before, ":", color="#7F7F7F", label="initialisation")
+        for row, group in chosen[chosen["stage"].eq("trained")].groupby("method", sort=False):
+            profile = group.groupby("layer")["value"].mean()
+            axes.plot(profile.index, profile, color=data.colors[str(row)], label=data.titles[str(row)])
+        axes.set(title=level, xlabel="layer")
+    panels[0].set_ylabel("similarity")
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=4)
+    return drawing
+
+
 @figure(
     "training",
     task=TASK,

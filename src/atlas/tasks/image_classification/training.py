@@ -49,12 +49,13 @@ class Training:
         self.run = run
         self.protocol: Protocol = run.protocol_model()
         self.ingredients = Ingredients(run.build())
-        self.device = pick_device()
+        self.device = pick_device(run.resources.device)
         self.data: ImageData = load_data(run, self.protocol, self.device)
         self.model: nn.Module = build_model(run, self.ingredients, self.data.classes).to(self.device)
         self.step = 0
         self.epoch = 0
         self.train_flops = 0.0
+        self._step_flops: float | None = None
 
     @property
     def total_steps(self) -> int:
@@ -137,9 +138,15 @@ class Training:
             return functional.cross_entropy(logits.float(), batch.target)
         return functional.cross_entropy(logits.float(), batch.target, label_smoothing=self.protocol.label_smoothing)
 
-    def count_flops(self) -> float:
-        """FLOPs of one training image with the model as it is now."""
-        return TRAINING_PASSES * forward_flops(self.model, self.data.example(1))
+    def step_flops(self) -> float:
+        """FLOPs of one training image; counted anew after :meth:`shape_changed`."""
+        if self._step_flops is None:
+            self._step_flops = TRAINING_PASSES * forward_flops(self.model, self.data.example(1))
+        return self._step_flops
+
+    def shape_changed(self) -> None:
+        """To be called by an ingredient that changed the cost of a step, for example the number of tokens."""
+        self._step_flops = None
 
     def fit(self) -> None:
         """Run the loop to its end, from wherever an earlier process stopped."""
@@ -156,10 +163,9 @@ class Training:
                 self.epoch = step // per_epoch
                 for ingredient in self.ingredients:
                     ingredient.on_epoch(self, self.epoch)
-                flops = self.count_flops()
                 batches = self.data.train_batches(self.epoch, first=step % per_epoch)
             images, labels = next(batches)
-            self.train_flops += flops * len(images)
+            self.train_flops += self.step_flops() * len(images)
             terms = self._step(optimizer, scaler, Batch(images, labels, labels))
             for ingredient in self.ingredients:
                 ingredient.after_step(self, step)
