@@ -3,9 +3,9 @@
 W. Chen, W. Huang, X. Du, X. Song, Z. Wang, D. Zhou, *Auto-scaling Vision Transformers without Training*, ICLR 2022,
 arXiv 2202.11921.
 
-Two measures of a network at random weights guide everything: how much it stretches a circle of inputs (length distortion), and how
-well its neural tangent kernel is conditioned. REINFORCE searches a topology by them; growth adds depth and width by them, and gives a
-family of sizes in one run; training starts with coarse tokens and refines them.
+Two measures of a network at random weights guide everything: how much it stretches a circle of inputs (length
+distortion), and how well its neural tangent kernel is conditioned. REINFORCE searches a topology by them; growth adds
+depth and width by them, and gives a family of sizes in one run; training starts with coarse tokens and refines them.
 
 >>> import torch
 >>> from atlas.methods.as_vit import MeasureSpec, Scorer, SearchSpace, grow, reinforce

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ def require_independent_points(model: nn.Module) -> None:
 def speeds(fn: Curve, x: Tensor, dx: Tensor) -> Tensor:
     """Return |d f(x(θ)) / dθ| at each point, (n,)."""
     with torch.no_grad(), _differentiable_attention():
-        _, velocity = jvp(fn, (x,), (dx,))
+        velocity: Tensor = jvp(fn, (x,), (dx,))[1]
     return velocity.flatten(1).norm(dim=1)
 
 
@@ -216,11 +216,12 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
         return jvp(along, (angle,), (ones,))[1]
 
     with torch.no_grad(), _differentiable_attention():
-        v, a = jvp(velocity, (theta,), (ones,))
+        both = jvp(velocity, (theta,), (ones,))
+    v, a = both[0], both[1]
     vv, aa, va = (v * v).sum(1), (a * a).sum(1), (v * a).sum(1)
     return (vv * aa - va.square()).clamp_min(0).sqrt() / vv.pow(1.5)
 
 
-def _differentiable_attention() -> sdpa_kernel:  # type: ignore[valid-type]
+def _differentiable_attention() -> AbstractContextManager[Any]:
     """Attention as plain matrix products: the fused kernels have no forward-mode derivative."""
     return sdpa_kernel(SDPBackend.MATH)

@@ -1,7 +1,7 @@
 """Growth of a seed topology into a family, and the manual ways of scaling that it is compared with (Sec. 3.3).
 
-Each step adds one block to one stage and may widen the stem; candidates are ranked by the two measures at a small width, while size
-and cost are those of the final width. Every step's network is a member of the family.
+Each step adds one block to one stage and may widen the stem; candidates are ranked by the two measures at a small
+width, while size and cost are those of the final width. Every step's network is a member of the family.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def ntk_gram(
     ----------
     model : nn.Module
         The network, in the mode in which it is to be measured. Samples must be the slowest axis of every layer's input, as
-        in all layers that work on (batch, …) or on windows cut from it.
+        in all layers that work on (batch, …) or on windows cut from it, and a layer's weight be used through the layer.
     x : Tensor
         (n, channels, height, width), n ≥ 2.
     feature : callable, optional
@@ -146,23 +146,26 @@ def _pieces(module: nn.Module, inputs: Tensor, gradient: Tensor) -> list[tuple[A
 
 def _gram_of(pieces: list[Piece], images: int) -> Tensor:
     """Inner products of one parameter's gradients per image, (n, n) in float64."""
-    shaped = [
-        (
-            None if factor is None else factor.reshape(images, -1, factor.shape[-1]),
-            gradient.reshape(images, -1, gradient.shape[-1]),
-        )
-        for factor, gradient in pieces
-    ]
-    if len(shaped) == 1 and shaped[0][0] is not None:
-        factor, gradient = shaped[0]
+    if len(pieces) == 1 and pieces[0][0] is not None:
+        factor, gradient = _per_image(pieces[0][0], images), _per_image(pieces[0][1], images)
         tokens, size_in, size_out = factor.shape[1], factor.shape[2], gradient.shape[2]
-        if tokens * (size_in + size_out) * images < size_in * size_out * (tokens + images):
+        if images * tokens**2 * (size_in + size_out) < size_in * size_out * (tokens + images):
             inner = torch.einsum("btd,csd->bcts", factor.double(), factor.double())
             outer = torch.einsum("bto,cso->bcts", gradient.double(), gradient.double())
             return (inner * outer).sum((2, 3))
-    total = sum(g.sum(1) if f is None else torch.einsum("btd,bto->bod", f, g).flatten(1) for f, g in shaped)
-    rows = total.double()  # type: ignore[union-attr]
+    rows = torch.zeros((), dtype=torch.float64, device=pieces[0][1].device)
+    for inputs, gradient in pieces:
+        gradient = _per_image(gradient, images)
+        if inputs is None:
+            rows = rows + gradient.sum(1).double()
+        else:
+            rows = rows + torch.einsum("btd,bto->bod", _per_image(inputs, images), gradient).flatten(1).double()
     return rows @ rows.T
+
+
+def _per_image(values: Tensor, images: int) -> Tensor:
+    """(images · …, width) → (images, tokens, width); windows cut from an image count as more of its tokens."""
+    return values.reshape(images, -1, values.shape[-1])
 
 
 def _outside_layers(wanted: dict[int, nn.Parameter], calls: list[tuple[nn.Module, Tensor, Tensor]]) -> list[nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from atlas.methods.as_vit.topology import STAGES, Quadruple, Topology, quadruple
@@ -152,7 +153,7 @@ def count(
     for stage in stages:
         params += stage.depth * _block_params(stage)
         macs += stage.depth * _block_macs(stage)
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in pairwise(stages):
         patch = after.kernel**2 * before.width
         params += 2 * patch + patch * after.width
         macs += after.tokens * patch * after.width

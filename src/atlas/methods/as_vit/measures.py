@@ -1,7 +1,7 @@
 """The two measures of an untrained network, over several draws of its weights.
 
-Each repeat has weights, a circle and a kernel of its own; circles and images stay the same for every candidate of a search, so that
-candidates differ by what they are and by their weights only.
+Each repeat has weights, a circle and a kernel of its own; circles and images stay the same for every candidate of a
+search, so that candidates differ by what they are and by their weights only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from atlas.methods.as_vit.geometry import Circle, great_circle, length_distortion, without_norm
 from atlas.methods.as_vit.kernel import MIN_IMAGES, condition_number, default_feature, ntk_gram
-from atlas.methods.as_vit.layout import SINGLE_BLOCKS
-from atlas.methods.as_vit.network import build
+from atlas.methods.as_vit.layout import SINGLE_BLOCKS, layout
+from atlas.methods.as_vit.network import INIT_STD, build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -178,17 +179,15 @@ class Scorer:
 def length_law(topology: Topology, *, width: int = 32, img_size: int = 224, stride: int = 4, in_chans: int = 3) -> float:
     """Predict the speed of a fresh network's features along the unit circle in closed form.
 
-    E g² = D₄ · Π_{i=1..3}(σ² K_{i+1}² D_i) / (3 r₄² N), with σ = 0.02: the stem and the merges alone, without the padding at borders,
-    attention and FFN. So the length is const · K₂K₃K₄ · d², and says nothing about splits, expansions, heads or depth.
+    E g² = D₄ · Π_{i=1..3}(σ² K_{i+1}² D_i) / (3 r₄² N), with σ = 0.02: the stem and the merges alone, without the padding at
+    borders, attention and FFN. So the length is const · K₂K₃K₄ · d², and says nothing about splits, expansions, heads
+    or depth.
 
     Returns
     -------
     float
         √(E g²); a length distortion with ``reduction="mean"`` is close to it, the authors' sum close to n times it.
     """
-    from atlas.methods.as_vit.layout import layout
-    from atlas.methods.as_vit.network import INIT_STD
-
     stages = layout(topology, width=width, img_size=img_size, stride=stride)
-    gain = math.prod((INIT_STD * after.kernel) ** 2 * before.width for before, after in zip(stages, stages[1:], strict=False))
+    gain = math.prod((INIT_STD * after.kernel) ** 2 * before.width for before, after in pairwise(stages))
     return math.sqrt(stages[-1].width * gain / (3 * stages[-1].tokens * in_chans * img_size**2))

@@ -277,7 +277,7 @@ class HierarchicalViT(nn.Module):
         return functional.avg_pool2d(image, factor).flatten(2).transpose(1, 2)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the complexity measures look at: (batch, width), the mean over the last stage's tokens, before the final norm."""
+        """Return what the measures look at: (batch, width), the mean over the last stage's tokens before the final norm."""
         return self._tokens(images).mean(1)
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def synflow(model: nn.Module, shape: tuple[int, int, int]) -> float:
     with without_norm(twin), torch.enable_grad():
         total = twin(torch.ones(1, *shape, dtype=torch.float64, device=parameters[0].device)).sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    flow = sum(float((p * g).abs().sum()) for p, g in zip(parameters, gradients, strict=True) if g is not None)
+    flow = sum(float((p.detach() * g).abs().sum()) for p, g in zip(parameters, gradients, strict=True) if g is not None)
     return math.log(flow) if flow > 0 else -math.inf
 
 

@@ -1,12 +1,13 @@
 """Progressive re-tokenisation: train on few coarse tokens first, on finer ones later (Sec. 3.4).
 
-Only stride and dilation of the stem change between phases; every weight, the optimiser's state and the schedule go on. A dilated kernel
-covers the coarser token: at kernel 4, strides 16, 8, 4 have dilations 5, 2, 1.
+Only stride and dilation of the stem change between phases; every weight, the optimiser's state and the schedule go on.
+A dilated kernel covers the coarser token: at kernel 4, strides 16, 8, 4 have dilations 5, 2, 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from atlas.methods.as_vit.layout import count
 from atlas.methods.as_vit.network import HierarchicalViT, dilation_for
@@ -42,7 +43,7 @@ class ProgressiveTokenizer:
         design = self.model.design
         if not begins or begins[0] != 0:
             raise ValueError(f"phases {self.phases} must begin at progress 0")
-        if begins[-1] >= 1 or any(later <= before for before, later in zip(begins, begins[1:], strict=False)):
+        if begins[-1] >= 1 or any(later <= before for before, later in pairwise(begins)):
             raise ValueError(f"phases {self.phases} must begin at increasing progress below 1")
         for stride in strides:
             if stride < 1 or design.img_size % stride:

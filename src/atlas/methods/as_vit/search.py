@@ -1,4 +1,4 @@
-"""Search of the seed topology: REINFORCE over independent categorical choices, and random search of the same budget (Sec. 3.2)."""
+"""Search of the seed topology: REINFORCE over independent categorical choices, and random search (Sec. 3.2)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What is searched: the topology of a hierarchical vision transformer of four stages, and the space that it is drawn from.
 
-Symbols of the paper: merge kernels K₁…K₄ (``kernels``; K₁ is the stem's), attention splits S₁…S₄ (``splits``), FFN expansions
-E₁…E₄ (``expansions``), heads of the last stage H (``heads``). Depths and stem width are not part of a topology: growth chooses them.
+Symbols of the paper: merge kernels K₁…K₄ (``kernels``; K₁ is the stem's), attention splits S₁…S₄ (``splits``), FFN
+expansions E₁…E₄ (``expansions``), heads of the last stage H (``heads``). Depths and stem width are not part of a
+topology: growth chooses them.
 """
 
 from __future__ import annotations
