@@ -27,7 +27,9 @@ def main(page_path: Path, folder: Path) -> None:
             page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=folder / f"page-{width}-{scheme}.png", full_page=True)
             if (width, scheme) == (1440, "light"):
-                page.screenshot(path=folder / "report.png", full_page=True, clip={"x": 150, "y": 0, "width": 1140, "height": 1900})
+                page.screenshot(
+                    path=folder / "report.png", full_page=True, clip={"x": 150, "y": 0, "width": 1140, "height": 1900}
+                )
         browser.close()
 
 

@@ -16,8 +16,9 @@ from atlas.errors import Interrupted, UserError
 from atlas.harness import resume
 from atlas.harness.execute import evaluate_run, finish, train_run
 from atlas.harness.files import read_tensors
+from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study, merge, validate_settings
+from atlas.harness.study import Run, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = Study.read("demo", ROOT)

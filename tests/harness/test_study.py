@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import UserError
-from atlas.harness.study import Study, merge
+from atlas.harness.planning import merge
+from atlas.harness.study import Study
 
 GOOD = """
 seeds: [3, 4]

@@ -53,6 +53,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
     shutil.copy(checkout / ".gitignore", folder / ".gitignore")
     run(folder, "git", "init", "--quiet", "--initial-branch=main")
     run(folder, "dvc", "init", "--quiet")
+    shutil.copy(checkout / ".dvcignore", folder / ".dvcignore")
     run(folder, "dvc", "remote", "add", "--default", "storage", str(folder.parent / "storage"))
     run(folder, "atlas", "plan")
     commit(folder, "study")
@@ -79,7 +80,9 @@ def test_repro_push_clone_pull_change(origin: Path, tmp_path: Path) -> None:
         assert (clone / path.relative_to(origin)).read_bytes() == path.read_bytes()
 
     config = clone / "config" / "demo.yaml"
-    config.write_text(config.read_text().replace("residual: {method: random-stack, depth: 8", "residual: {method: random-stack, depth: 9"))
+    config.write_text(
+        config.read_text().replace("residual: {method: random-stack, depth: 8", "residual: {method: random-stack, depth: 9")
+    )
     output = run(clone, "dvc", "repro")
     worked = set(re.findall(r"Running stage '([^']+)'", output))
     assert worked == {"plan", "generated@image-classification--stacks--residual", "tables", "report"}
@@ -109,6 +112,7 @@ def test_bad_days(origin: Path, tmp_path: Path) -> None:
     run(tmp_path, "git", "clone", "--quiet", str(origin), str(clone))
     storage = Path(shutil.copytree(origin.parent / "storage", tmp_path / "storage"))
     run(clone, "dvc", "remote", "modify", "--local", "storage", "url", str(storage))
+    run(clone, "dvc", "remote", "modify", "--local", "storage", "verify", "true")
     damaged = max((path for path in storage.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     damaged.chmod(0o644)
     damaged.write_bytes(b"damaged")

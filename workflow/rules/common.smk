@@ -10,7 +10,9 @@ from atlas.study import Study, mark_stale, settle_times
 TIER = config.get("tier", "demo")
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
 DEPLOYED = bool(workflow.deployment_settings.deployment_method)
-ATLAS = "env PYTHONPATH=src python -m atlas" if DEPLOYED else f"{sys.executable} -m atlas"
+ATLAS = (
+    "env PYTHONPATH=src python -m atlas" if DEPLOYED else f"{sys.executable} -m atlas"
+)
 RESULTS = f"results/{TIER}"
 
 try:

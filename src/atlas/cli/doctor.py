@@ -97,7 +97,9 @@ def dvc() -> Finding:
         return Finding("dvc", False, "DVC is not installed", "run: pip install 'atlas[dvc]'")
     if any("remote" in text for text in _dvc_settings()):
         return Finding("dvc", True, "has a remote")
-    return Finding("dvc", False, "no remote is configured", "run: atlas doctor --fix (a folder beside the checkout), or see docs/dvc.md")
+    return Finding(
+        "dvc", False, "no remote is configured", "run: atlas doctor --fix (a folder beside the checkout), or see docs/dvc.md"
+    )
 
 
 def add_remote() -> None:
@@ -106,7 +108,7 @@ def add_remote() -> None:
         return
     place = os.environ.get("ATLAS_DVC_REMOTE", str(Path.cwd().parent / "atlas-dvc-storage"))
     with Path(".dvc/config.local").open("a") as stream:
-        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {place}\n")
+        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {place}\n    verify = true\n")
     print(f"DVC pushes to and pulls from {place}; change it with: dvc remote modify --local storage url FOLDER-OR-URL")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from atlas.errors import UserError
-from atlas.harness.study import Resources, Run, merge, validate_settings
+from atlas.harness.planning import merge, validate_settings
+from atlas.harness.study import Resources, Run
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def row_entry(runs: list[Run]) -> dict[str, Any]:
     """What a stage needs to know of one row: targets for Snakemake, folders, what it depends on."""
     first = runs[0]
     row = f"{first.task}/{first.dataset}/{first.method}"
-    targets = [str(run.metrics if run.declared_metrics else run.record) for run in runs]
+    files = [run.metrics if run.declared_metrics else run.record for run in runs]
+    targets = [path.relative_to(first.root).as_posix() for path in files]
     results = f"results/{first.tier}/runs/{row}" if first.declared_metrics else ""
     digest = hashlib.sha256("".join(run.fingerprint for run in runs).encode()).hexdigest()
     return {

@@ -32,8 +32,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from atlas.errors import UserError, did_you_mean
+from atlas.harness.planning import merge
 from atlas.harness.registry import Paper, Settings, load
-from atlas.harness.study import Study, merge
+from atlas.harness.study import Study
 
 
 class Comparison(Settings):

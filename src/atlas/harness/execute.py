@@ -111,7 +111,7 @@ def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, A
         "training": dict(summary),
         "settings": _settings(run),
         "provenance": {
-            **provenance(run.root, str(pick_device())),
+            **provenance(run.root, str(pick_device(run.resources.device))),
             "train_seconds": round(seconds, 3),
             "finished": _now(),
         },
@@ -140,7 +140,7 @@ def _metrics(run: Run, values: Mapping[str, float], seconds: float) -> dict[str,
         "timings": {name: value for name, value in numbers.items() if declared[name].measured},
         "settings": _settings(run),
         "provenance": {
-            **provenance(run.root, str(pick_device())),
+            **provenance(run.root, str(pick_device(run.resources.device))),
             "data_hash": data_hash(run),
             "train_seconds": trained.get("train_seconds"),
             "evaluate_seconds": round(seconds, 3),

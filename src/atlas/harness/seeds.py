@@ -6,6 +6,8 @@ import hashlib
 import random
 from typing import TYPE_CHECKING
 
+from atlas.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,18 +41,30 @@ def seed_everything(seed: int, threads: int = 1) -> None:
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before writing it
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property that mypy cannot see
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us still draw from it
     random.seed(seed)
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device to compute on: CUDA, else Apple's MPS, else the CPU; or the one that is named."""
+    """Return the device to compute on: CUDA, else Apple's MPS, else the CPU; or the one that is named.
+
+    Raises
+    ------
+    UserError
+        The named device is none that torch knows, or is not there.
+    """
     import torch
 
     if name != "auto":
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"resources.device = {name}: {reason}; choose auto, cpu, cuda or mps") from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

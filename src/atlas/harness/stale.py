@@ -130,10 +130,12 @@ def settle_times(study: Study) -> None:
         sources += [needed.record for run in row for needed in run.needs.values()]
         for run in row:
             if stale_record(run) is None:
-                _no_older(run.record, sources, times)
+                for output in (run.record, run.logs / "train.benchmark.tsv"):
+                    _no_older(output, sources, times)
         for run in row:
             if stale_metrics(run) is None:
-                _no_older(run.metrics, [*sources, *(other.record for other in row)], times)
+                for output in (run.metrics, run.logs / "evaluate.benchmark.tsv"):
+                    _no_older(output, [*sources, *(other.record for other in row)], times)
     for task, dataset in study.tables:
         if table_matches(study, task, dataset):
             path = table_path(study, task, dataset)

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
 from atlas.errors import UserError, did_you_mean
-from atlas.harness.registry import RECIPE_BEFORE, Method, Metric, Registry, Settings, Task, load
+from atlas.harness.registry import Method, Metric, Settings, Task, load
 
 CONFIG_FOLDER = Path("config")
-PHASES = ("model", "training", "after")
-ROW_WORDS = ("method", "protocol", "resources")
-TASK_WORDS = ("protocol", "methods", "datasets", "resources")
-DATASET_WORDS = ("data", "protocol", "methods", "resources")
 
 
 class Resources(Settings):
     """What one run asks of the machine; the workflow passes it to the scheduler.
 
-    Training saves its full state every ``save_minutes``, and when it is told to stop.
+    Training saves its full state every ``save_minutes``, and when it is told to stop. ``device`` is ``auto`` (CUDA, else
+    Apple's MPS, else the CPU), or names one as torch does.
     """
 
     threads: int = 1
@@ -38,6 +32,7 @@ class Resources(Settings):
     minutes: int = 60
     gpus: int = 0
     save_minutes: float = 5.0
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -230,9 +225,10 @@ class Study:
         if not path.is_file():
             known = [file.stem for file in sorted((root / CONFIG_FOLDER).glob("*.yaml"))]
             raise UserError(f"there is no study {tier} ({path} does not exist); {did_you_mean(tier, known)}")
-        study = _Reader(path, tier, root, load()).study()
         from atlas.harness.claims import check_claims
+        from atlas.harness.planning import StudyFile
 
+        study = StudyFile(path, tier, root, load()).study()
         check_claims(study)
         return study
 
@@ -279,238 +275,3 @@ class Study:
     def matching(self, task: str, dataset: str | None = None, method: str | None = None) -> list[Run]:
         """Return the runs of a task, of one of its datasets, or of one row."""
         return [run for run in self.runs if run.task == task and dataset in (None, run.dataset) and method in (None, run.method)]
-
-
-def validate_settings(model: type[BaseModel], values: Mapping[str, Any], where: str, owner: str) -> dict[str, Any]:
-    """Validate settings and return them complete, as plain JSON values.
-
-    Raises
-    ------
-    UserError
-        One line: where, what is wrong, and what would be right.
-    """
-    try:
-        return model.model_validate(dict(values)).model_dump(mode="json")
-    except ValidationError as error:
-        problem = error.errors()[0]
-        path = ".".join(str(part) for part in problem["loc"])
-        name = str(problem["loc"][-1]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            fields = _fields_at(model, problem["loc"][:-1])
-            raise UserError(f"{where}.{path} is not a setting of {owner}; {did_you_mean(name, fields)}") from None
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise UserError(f"{where}{'.' if path else ''}{path} = {problem.get('input')!r}: {message}") from None
-
-
-def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
-    """Names that are legal at a nested place of a settings model."""
-    for part in location:
-        nested = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
-            return []
-        model = nested
-    return list(model.model_fields)
-
-
-def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Merge mappings deeply; later layers win."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in (layer or {}).items():
-            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-                merged[key] = merge(merged[key], value)
-            else:
-                merged[key] = dict(value) if isinstance(value, Mapping) else value
-    return merged
-
-
-class _Reader:
-    """Turns one YAML file into a :class:`Study`; holds what error messages need."""
-
-    def __init__(self, path: Path, tier: str, root: Path, registry: Registry) -> None:
-        self.path, self.tier, self.root, self.registry = path, tier, root, registry
-        self.shown = CONFIG_FOLDER / path.name
-        self.batch_seeds = False
-        try:
-            content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.shown} is not YAML: {' '.join(str(error).split())}") from None
-        self.content = self.mapping(content, "")
-
-    def fail(self, where: str, message: str) -> UserError:
-        return UserError(f"{self.shown}: {where}{' ' if where else ''}{message}")
-
-    def mapping(self, value: Any, where: str) -> dict[str, Any]:
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self.fail(where, f"must be a mapping, not {value!r}")
-        return {str(key): item for key, item in value.items()}
-
-    def known_keys(self, values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-        for key in values:
-            if key not in known:
-                raise self.fail(f"{where}.{key}".strip("."), f"is not known here; {did_you_mean(key, known)}")
-
-    def study(self) -> Study:
-        top = dict(self.content)
-        seeds = top.pop("seeds", None)
-        if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-            raise self.fail("seeds", "must be a list of whole numbers, for example [0, 1, 2]")
-        if len(set(seeds)) != len(seeds):
-            raise self.fail("seeds", f"names a seed twice: {seeds}")
-        self.batch_seeds = bool(top.pop("batch_seeds", False))
-        description = str(top.pop("description", ""))
-        resources = self.mapping(top.pop("resources", None), "resources")
-        runs: list[Run] = []
-        self.known_keys(top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "resources"], "")
-        for name, body in top.items():
-            runs += self.task_runs(self.registry.task(name), self.mapping(body, name), seeds, resources)
-        return Study(self.tier, description, tuple(seeds), self.batch_seeds, tuple(runs), self.root, self.shown)
-
-    def task_runs(self, task: Task, body: dict[str, Any], seeds: list[int], resources: dict[str, Any]) -> Iterator[Run]:
-        self.known_keys(body, TASK_WORDS, task.name)
-        datasets = self.mapping(body.get("datasets"), f"{task.name}.datasets")
-        if not datasets:
-            raise self.fail(f"{task.name}.datasets", "names no dataset")
-        for dataset, options in datasets.items():
-            where = f"{task.name}.datasets.{dataset}"
-            options = self.mapping(options, where)
-            self.known_keys(options, DATASET_WORDS, where)
-            protocol = merge(body.get("protocol"), options.get("protocol"))
-            asked = merge(resources, body.get("resources"), options.get("resources"))
-            rows = self.rows(task, body, options, dataset)
-            yield from _Benchmark(self, task, dataset, options.get("data", dataset) or "", protocol, asked, rows).runs(seeds)
-
-    def rows(
-        self, task: Task, body: dict[str, Any], options: dict[str, Any], dataset: str
-    ) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Rows of one dataset: name → (where it stands in the file, its body); ``false`` leaves a row out."""
-        rows: dict[str, tuple[str, dict[str, Any]]] = {}
-        own = f"{task.name}.datasets.{dataset}.methods"
-        for where, methods in ((f"{task.name}.methods", body.get("methods")), (own, options.get("methods"))):
-            for name, row in self.mapping(methods, where).items():
-                if row is False:
-                    rows.pop(name, None)
-                    continue
-                base = rows[name][1] if name in rows else {}
-                rows[name] = (f"{where}.{name}", merge(base, self.mapping(row, f"{where}.{name}")))
-        if not rows:
-            raise self.fail(own, "names no method")
-        return rows
-
-
-@dataclass
-class _Benchmark:
-    """One dataset of one task while its rows become runs."""
-
-    reader: _Reader
-    task: Task
-    dataset: str
-    data: str
-    protocol: dict[str, Any]
-    resources: dict[str, Any]
-    rows: dict[str, tuple[str, dict[str, Any]]]
-    made: dict[tuple[str, int], Run] = field(default_factory=dict)
-    open: list[str] = field(default_factory=list)
-
-    def runs(self, seeds: list[int]) -> Iterator[Run]:
-        for seed in seeds:
-            for row in self.rows:
-                self.run(row, seed)
-        return (self.made[row, seed] for row in self.rows for seed in seeds)
-
-    def run(self, row: str, seed: int) -> Run:
-        """Make one run, and before it the runs that it needs."""
-        if (row, seed) in self.made:
-            return self.made[row, seed]
-        if row in self.open:
-            raise self.reader.fail(self.rows[row][0], f"needs itself: {' → '.join([*self.open, row])}")
-        self.open.append(row)
-        where, body = self.rows[row]
-        recipe = self.recipe(row)
-        needs = {
-            role: self.run(self.needed_row(row, needed, where), seed)
-            for name in recipe
-            for role, needed in self.reader.registry.method(self.task.name, name).needs.items()
-        }
-        self.open.pop()
-        shown = self.reader.shown
-        protocol = validate_settings(
-            self.task.protocol,
-            merge(self.protocol, body.get("protocol")),
-            f"{shown}: {where}.protocol",
-            f"the protocol of {self.task.name}",
-        )
-        resources = validate_settings(
-            Resources, merge(self.resources, body.get("resources")), f"{shown}: {where}.resources", "resources"
-        )
-        self.made[row, seed] = Run(
-            tier=self.reader.tier,
-            task=self.task.name,
-            dataset=self.dataset,
-            data=self.data,
-            method=row,
-            recipe=recipe,
-            seed=seed,
-            protocol=protocol,
-            settings=self.settings(row, recipe),
-            resources=Resources(**resources),
-            needs=needs,
-            batched=self.reader.batch_seeds,
-            root=self.reader.root,
-        )
-        return self.made[row, seed]
-
-    def recipe(self, row: str) -> tuple[str, ...]:
-        """The registered methods of a row, validated: known, allowed together, in the order in which they act."""
-        where, body = self.rows[row]
-        names = str(body.get("method", row)).split("+")
-        known = self.reader.registry.methods.get(self.task.name, {})
-        for name in names:
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise self.reader.fail(where, f"{name} is not a method of {self.task.name}; {hint}")
-        if len(names) == 1:
-            return tuple(names)
-        if not self.task.recipes:
-            raise self.reader.fail(where, f"methods of {self.task.name} cannot be combined")
-        if len(set(names)) != len(names):
-            raise self.reader.fail(where, "names a method twice")
-        for name in names:
-            if known[name].train is not None or known[name].role == "stage":
-                raise self.reader.fail(where, f"{name} trains by itself and cannot stand in a recipe")
-            for other in names:
-                if other in known[name].conflicts:
-                    raise self.reader.fail(where, f"{name} and {other} cannot stand in one recipe")
-        ordered = sorted(names, key=lambda name: PHASES.index(known[name].phase))
-        if ordered != names:
-            raise self.reader.fail(where, f"acts in another order: write {'+'.join(ordered)}")
-        if sum(known[name].phase == "after" for name in names) > 1:
-            raise self.reader.fail(where, "holds two methods that act after training; at most one can")
-        return tuple(names)
-
-    def needed_row(self, row: str, needed: str, where: str) -> str:
-        """Name of the row that fills a need of ``row``."""
-        if needed == RECIPE_BEFORE:
-            known = self.reader.registry.methods[self.task.name]
-            before = [name for name in self.recipe(row) if known[name].phase != "after"]
-            needed = "+".join(before) or self.task.baseline
-        if needed not in self.rows:
-            raise self.reader.fail(where, f"needs the row {needed}, which {self.dataset} does not have; add it there")
-        return needed
-
-    def settings(self, row: str, recipe: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        """Validated settings of every method of the row; a recipe's are nested by method."""
-        where, body = self.rows[row]
-        values = {key: value for key, value in body.items() if key not in ROW_WORDS}
-        if len(recipe) > 1:
-            self.reader.known_keys(values, [*recipe, *ROW_WORDS], where)
-        complete = {}
-        for name in recipe:
-            own = values if len(recipe) == 1 else self.reader.mapping(values.get(name), f"{where}.{name}")
-            place = f"{self.reader.shown}: {where}" + ("" if len(recipe) == 1 else f".{name}")
-            model = self.reader.registry.method(self.task.name, name).settings
-            complete[name] = validate_settings(model, own, place, name)
-        return complete

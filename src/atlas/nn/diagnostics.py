@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atlas.nn.vit import attention_maps, attention_modules, block_features, transformer_blocks
+from atlas.nn.vit import at_least_float32, attention_maps, attention_modules, block_features, transformer_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,6 +217,7 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
             "token_cosine_abs": token_cosine(tokens, abs=True),
             "hf_dc_ratio": hf_dc_ratio(tokens),
             "hf_energy_fraction": hf_energy_fraction(tokens),
+            "dc_energy_fraction": dc_energy_fraction(tokens),
             "token_cross_layer": token_cross_layer(features[0], tokens),
         }
         rows += [(layer, None, name, float(value)) for name, value in values.items()]
@@ -260,7 +261,9 @@ def _weights(model: nn.Module) -> Rows:
     for layer, block in enumerate(transformer_blocks(model), start=1):
         for name, weight in _layer_weights(block):
             if min(weight.shape) > 1:
-                rows += [(layer, None, f"{measure}.{name}", float(f(weight.float()))) for measure, f in measures.items()]
+                rows += [
+                    (layer, None, f"{measure}.{name}", float(f(at_least_float32(weight)))) for measure, f in measures.items()
+                ]
     return rows
 
 

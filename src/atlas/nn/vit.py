@@ -24,6 +24,11 @@ def plain_attention_types() -> tuple[type[nn.Module], ...]:
     return Attention, RelPosAttention
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision to float32, in which products and sums over tokens are safe; other types as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def transformer_blocks(model: nn.Module) -> nn.Sequential | nn.ModuleList:
     """Return ``model.blocks``.
 
@@ -109,7 +114,7 @@ def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
     Returns
     -------
     list of Tensor
-        depth + 1 tensors of (batch, tokens, dim), prefix tokens included, float32.
+        depth + 1 tensors of (batch, tokens, dim), prefix tokens included, at least float32.
     """
     blocks = transformer_blocks(model)
     first: list[Tensor] = []
@@ -119,7 +124,7 @@ def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
             model(images)
     finally:
         handle.remove()
-    return [feature.float() for feature in (first[0], *outputs.values())]
+    return [at_least_float32(feature) for feature in (first[0], *outputs.values())]
 
 
 def softmax_map(attention: Any, qkv: Tensor) -> Tensor:
@@ -133,17 +138,18 @@ def softmax_map(attention: Any, qkv: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (batch, heads, tokens, tokens), rows sum to 1; float32, before attention dropout.
+        (batch, heads, tokens, tokens), rows sum to 1; at least float32, before attention dropout.
     """
     batch, tokens, _ = qkv.shape
     heads = attention.num_heads
     query, key, _ = qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
-    logits = (query.float() * attention.scale) @ key.float().transpose(-2, -1)
-    bias = getattr(attention, "rel_pos", None)
-    if bias is not None:
-        logits = logits + bias.get_bias()
-    return logits.softmax(-1)
+    with torch.autocast(qkv.device.type, enabled=False):
+        logits = (at_least_float32(query) * attention.scale) @ at_least_float32(key).transpose(-2, -1)
+        bias = getattr(attention, "rel_pos", None)
+        if bias is not None:
+            logits = logits + bias.get_bias()
+        return logits.softmax(-1)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ fused attention stays on (one block's map is recomputed beside it).
 
 >>> import timm
 >>> from atlas.methods.diverse_vit import DiversityConfig, DiversityTrainer, PatchMixup
->>> trainer = DiversityTrainer(timm.create_model("deit_small_patch16_224"), DiversityConfig())
+>>> trainer = DiversityTrainer(timm.create_model("deit_small_patch16_224"), DiversityConfig.preset("deit-s-12"))
 >>> mixup = PatchMixup(num_classes=1000, patch_size=16)
 """
 
@@ -19,6 +19,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "config": ["DiversityConfig"],
         "mixing": ["MixTarget", "PatchMixup"],
         "terms": [
             "attn_cosine",
@@ -31,11 +32,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "mhs",
             "soft_orth",
         ],
-        "trainer": ["DiversityConfig", "DiversityOutputs", "DiversityTrainer"],
+        "trainer": ["DiversityOutputs", "DiversityTrainer"],
     },
 )
 
 if TYPE_CHECKING:
+    from atlas.methods.diverse_vit.config import DiversityConfig as DiversityConfig
     from atlas.methods.diverse_vit.mixing import MixTarget as MixTarget
     from atlas.methods.diverse_vit.mixing import PatchMixup as PatchMixup
     from atlas.methods.diverse_vit.terms import attn_cosine as attn_cosine
@@ -47,6 +49,5 @@ if TYPE_CHECKING:
     from atlas.methods.diverse_vit.terms import mgd as mgd
     from atlas.methods.diverse_vit.terms import mhs as mhs
     from atlas.methods.diverse_vit.terms import soft_orth as soft_orth
-    from atlas.methods.diverse_vit.trainer import DiversityConfig as DiversityConfig
     from atlas.methods.diverse_vit.trainer import DiversityOutputs as DiversityOutputs
     from atlas.methods.diverse_vit.trainer import DiversityTrainer as DiversityTrainer

@@ -1,4 +1,7 @@
-"""Diverse-ViT as an ingredient of a recipe: it mixes the batch, replaces the base loss, and adds its terms."""
+"""Diverse-ViT as an ingredient of a recipe: it mixes the batch, replaces the base loss, and adds its terms.
+
+It acts while the recipe trains. In what comes after training (compression) the batches and the loss are the protocol's.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from atlas.errors import AtlasError, UserError
 from atlas.harness.seeds import generator
-from atlas.methods.diverse_vit.entry import DiverseSettings, MixSettings
+from atlas.methods.diverse_vit.config import DiversityConfig
+from atlas.methods.diverse_vit.entry import MixSettings
 from atlas.methods.diverse_vit.mixing import MixTarget, PatchMixup
-from atlas.methods.diverse_vit.trainer import DiversityConfig, DiversityOutputs, DiversityTrainer
+from atlas.methods.diverse_vit.trainer import DiversityOutputs, DiversityTrainer
 from atlas.tasks.image_classification.ingredients import Batch, Ingredient
 
 if TYPE_CHECKING:
@@ -19,46 +24,80 @@ if TYPE_CHECKING:
 
 
 class DiverseIngredient(Ingredient):
-    """The five terms; probes and mixing of a step follow from the run's seed and the step."""
+    """Some or all of the five terms; probes and mixing of a step follow from the run's seed and the step."""
 
-    def __init__(self, settings: DiverseSettings, seed: int) -> None:
+    def __init__(self, settings: MixSettings, seed: int) -> None:
         values = settings.model_dump()
         self.mixing = {name: values.pop(name) for name in MixSettings.model_fields}
-        self.mixes = bool(values.pop("mix"))
-        self.config = DiversityConfig(**values)
+        self.mixes = bool(values.pop("mix", True))
+        self.config = DiversityConfig.preset("none", **values)
         self.seed = seed
+        self.trainer: DiversityTrainer | None = None
         self.outputs: DiversityOutputs | None = None
+        self.latest: dict[str, Tensor] = {}
 
     def start(self, training: Training) -> None:
         """Place the hooks."""
+        size = training.protocol.batch_size
+        if self.mixes and size % 2:
+            raise UserError(f"{training.run.cell}: batches are mixed with their mirror: batch_size must be even, not {size}")
         self.trainer = DiversityTrainer(training.model, self.config)
 
     def mix(self, batch: Batch, training: Training) -> Batch | None:
         """Mix the batch with its mirror, with labels patch by patch."""
-        if not self.mixes:
+        if not self.mixes or self.trainer is None:
             return None
-        draw = generator(self.seed, "diverse-mix", training.step)
-        mixer = PatchMixup(training.data.classes, training.protocol.backbone.patch_size, **self.mixing, generator=draw)
+        protocol = training.protocol
+        mixer = PatchMixup(
+            training.data.classes,
+            protocol.backbone.patch_size,
+            **self.mixing,
+            smoothing=protocol.label_smoothing,
+            generator=generator(self.seed, "diverse-mix", training.step),
+        )
         images, target = mixer(batch.images, batch.labels)
         return Batch(images, batch.labels, target)
 
     def base_loss(self, logits: Tensor, batch: Batch, training: Training) -> Tensor | None:
         """The class token's loss, and the patch tokens' where the mixing term is on."""
-        self.trainer.generator = generator(self.seed, "diverse-probes", training.step)
-        self.outputs = self.trainer.outputs(logits)
-        if isinstance(batch.target, MixTarget):
+        if self.trainer is None:
+            return None
+        with training.autocast():
+            self.outputs = self.trainer.outputs(logits)
+        if not isinstance(batch.target, MixTarget):
+            return None
+        try:
             return self.trainer.base_loss(self.outputs, batch.target)
-        return None
+        except ValueError as error:
+            raise self._failure(error, training) from None
 
     def loss_terms(self, batch: Batch, logits: Tensor, training: Training) -> Mapping[str, Tensor]:
         """The weighted regularisers."""
-        assert self.outputs is not None
-        terms = self.trainer.terms(self.outputs)
+        if self.trainer is None or self.outputs is None:
+            return {}
+        self.trainer.generator = generator(self.seed, "diverse-probes", training.step)
+        try:
+            terms = self.trainer.terms(self.outputs)
+        except ValueError as error:
+            raise self._failure(error, training) from None
         self.outputs = None
+        self.latest = {f"unweighted_{name}": term.detach() for name, term in terms.items()}
         return {name: getattr(self.config, name) * term for name, term in terms.items()}
+
+    def watched(self, training: Training) -> Mapping[str, float]:
+        """The terms without their coefficients; the weight term as a mean over matrices, comparable between depths."""
+        values = {name: float(value) for name, value in self.latest.items()}
+        if self.trainer is not None and "unweighted_weight_orth" in values:
+            values["unweighted_weight_orth"] /= len(self.trainer.weights)
+        return values
 
     def after(self, training: Training) -> torch.nn.Module:
         """Remove the hooks; the model is an ordinary one again."""
-        if hasattr(self, "trainer"):
+        if self.trainer is not None:
             self.trainer.close()
+            self.trainer = None
         return training.model
+
+    @staticmethod
+    def _failure(error: ValueError, training: Training) -> AtlasError:
+        return AtlasError(f"{training.run.cell}: step {training.step + 1}: {error}")

@@ -60,7 +60,7 @@ class MixTarget:
         Raises
         ------
         ValueError
-            There are as many patch logits as the target has patches, or not: dynamic image size, patch dropout.
+            The logits have not as many patches as the target: another image size than was mixed, or patch dropout.
         """
         if logits.shape[1] != len(self.patch_lam):
             raise ValueError(f"the model has {logits.shape[1]} patch tokens, the target {len(self.patch_lam)} patches")
@@ -97,6 +97,11 @@ class PatchMixup:
         Label smoothing.
     generator : torch.Generator, optional
         Draws everything.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
 
     def __init__(
@@ -110,6 +115,12 @@ class PatchMixup:
         smoothing: float = 0.1,
         generator: torch.Generator | None = None,
     ) -> None:
+        for name, value in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {value}")
+        for name, value in (("switch_prob", switch_prob), ("prob", prob), ("smoothing", smoothing)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {value}")
         self.num_classes = num_classes
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
@@ -122,48 +133,63 @@ class PatchMixup:
         Parameters
         ----------
         images : Tensor
-            (batch, channels, height, width).
+            (batch, channels, height, width), floating-point.
         labels : Tensor
             (batch,) int64.
+
+        Returns
+        -------
+        (Tensor, MixTarget)
+            New images; the given ones are left as they are.
 
         Raises
         ------
         ValueError
-            The batch is odd, or the image is no multiple of the patch.
+            The batch is odd, the image is no multiple of the patch, or pixels are not finite.
         """
+        self._check(images)
+        shares = self._shares(*images.shape[-2:])
+        mixed = shares.to(images) * images + (1 - shares).to(images) * images.flip(0)
+        patches = patch_shares(shares, self.patch_size).to(images.device, torch.promote_types(images.dtype, torch.float32))
+        return mixed, MixTarget(labels, labels.flip(0), float(shares.mean()), patches, self.smoothing, self.num_classes)
+
+    def _shares(self, height: int, width: int) -> Tensor:
+        """Share of each pixel that comes from the image itself: a box of zeros, a constant, or ones. (height, width), float64."""
+        random = self._random()
+        if random.random() >= self.prob:
+            return torch.ones(height, width, dtype=torch.float64)
+        if random.random() < self.switch_prob:
+            return keep_mask(height, width, random.beta(self.cutmix_alpha, self.cutmix_alpha), random)
+        return torch.full((height, width), random.beta(self.mixup_alpha, self.mixup_alpha), dtype=torch.float64)
+
+    def _random(self) -> np.random.Generator:
+        """A generator of Beta draws; torch has none that takes a generator of its own."""
+        device = self.generator.device if self.generator is not None else None
+        return np.random.default_rng(int(torch.randint(2**62, (), generator=self.generator, device=device)))
+
+    def _check(self, images: Tensor) -> None:
         count, _, height, width = images.shape
         rows, columns = self.patch_size
         if count % 2:
             raise ValueError(f"the batch must be even to be mixed with its mirror, not {count}")
         if height % rows or width % columns:
             raise ValueError(f"images of {height} × {width} are no multiple of patches of {rows} × {columns}")
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        random = np.random.default_rng(seed)
-        partner = images.flip(0)
-        if random.random() >= self.prob:
-            return images, self._target(labels, 1.0, images.new_ones(height * width // (rows * columns)))
-        if random.random() < self.switch_prob:
-            keep = self.keep_mask(height, width, float(random.beta(self.cutmix_alpha, self.cutmix_alpha)), random).to(images)
-            return torch.where(keep.bool(), images, partner), self._target(labels, float(keep.mean()), self.patch_shares(keep))
-        share = float(random.beta(self.mixup_alpha, self.mixup_alpha))
-        patches = images.new_full((height * width // (rows * columns),), share)
-        return share * images + (1 - share) * partner, self._target(labels, share, patches)
+        if not images.isfinite().all():
+            raise ValueError("the images hold NaN or infinity")
 
-    @staticmethod
-    def keep_mask(height: int, width: int, lam: float, random: np.random.Generator) -> Tensor:
-        """1 outside a random box of about (1 − λ) of the area, clipped to the image; 0 inside. (height, width)."""
-        mask = torch.ones(height, width)
-        spans = []
-        for size in (height, width):
-            half = int(size * math.sqrt(1 - lam)) // 2
-            centre = int(random.integers(size))
-            spans.append(slice(max(0, centre - half), min(size, centre + half)))
-        mask[spans[0], spans[1]] = 0
-        return mask
 
-    def patch_shares(self, keep: Tensor) -> Tensor:
-        """Share of kept pixels in each patch, row by row. (height, width) → (patches,)."""
-        return functional.avg_pool2d(keep[None, None], self.patch_size).flatten()
+def keep_mask(height: int, width: int, lam: float, random: np.random.Generator) -> Tensor:
+    """1 outside a random box of about (1 − λ) of the area, clipped to the image; 0 inside. (height, width), float64."""
+    mask = torch.ones(height, width, dtype=torch.float64)
+    spans = []
+    for size in (height, width):
+        half = int(size * math.sqrt(1 - lam)) // 2
+        centre = int(random.integers(size))
+        spans.append(slice(max(0, centre - half), min(size, centre + half)))
+    mask[spans[0], spans[1]] = 0
+    return mask
 
-    def _target(self, labels: Tensor, lam: float, patch_lam: Tensor) -> MixTarget:
-        return MixTarget(labels, labels.flip(0), lam, patch_lam, self.smoothing, self.num_classes)
+
+def patch_shares(keep: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Mean of (height, width) shares over each patch, row by row: (patches,)."""
+    return functional.avg_pool2d(keep[None, None], patch_size).flatten()

@@ -1,35 +1,59 @@
 """Regularisers of redundancy (Chen et al., CVPR 2022, Sec. 3): every function is to be minimised.
 
 The cosine and contrastive terms over n vectors are written so that they cost n instead of n²: the mean over all ordered pairs of
-unit vectors, each with itself included, is the squared length of their mean. Terms are computed in float32 or better.
+unit vectors, each with itself included, is the squared length of their mean. All terms are computed in float32 or better, under
+autocast too, and refuse values that are not finite.
+
+Where the paper offers several measures for a level, the ones of the released training scripts are :func:`emb_cosine`,
+:func:`emb_contrast`, :func:`attn_cosine` and :func:`cond_orth`; the others are its ablation menu. Functions of tokens also
+measure attention maps, as (batch, heads, tokens²) with ``prefix=0``: heads take the place of tokens.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from atlas.nn.vit import at_least_float32
+
 EPSILON = 1e-8
 GRAM_RIDGE = 1e-6
+Arguments = ParamSpec("Arguments")
 
 
-def _full(tensor: Tensor) -> Tensor:
-    """At least float32: products of half-precision Gram matrices overflow."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _term(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """Compute a term outside autocast, and refuse a value that is not finite."""
+
+    @functools.wraps(function)
+    def term(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            value = function(*args, **kwargs)
+        if not value.isfinite().all():
+            raise ValueError(f"{function.__name__} is not finite: its input holds NaN or infinity, or is too large")
+        return value
+
+    return term
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return functional.normalize(_full(vectors), dim=-1, eps=EPSILON)
+    return functional.normalize(at_least_float32(vectors), dim=-1, eps=EPSILON)
 
 
 def _patches(tokens: Tensor, prefix: int) -> Tensor:
     patches = tokens[:, prefix:]
     if patches.shape[1] < 2:
-        raise ValueError(f"needs at least 2 patch tokens, not {patches.shape[1]} of {tokens.shape[1]} tokens after {prefix} prefix tokens")
+        count = f"{patches.shape[1]} of {tokens.shape[1]} tokens after {prefix} prefix tokens"
+        raise ValueError(f"needs at least 2 patch tokens, not {count}")
     return patches
 
 
+@_term
 def emb_cosine(h: Tensor, prefix: int = 1, *, abs: bool = False, include_diagonal: bool = True) -> Tensor:
     """Mean cosine between the patch embeddings of one layer, averaged over the batch.
 
@@ -47,7 +71,13 @@ def emb_cosine(h: Tensor, prefix: int = 1, *, abs: bool = False, include_diagona
     Returns
     -------
     Tensor
-        Scalar in [0, 1] with the diagonal and signed; 1 when all patches are alike.
+        Scalar. Signed and with the diagonal in [0, 1]: 1 when all patches are alike, 0 when the unit patches sum to zero; it is
+        the share of their energy that is their mean.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 patches, or values that are not finite.
     """
     unit = _unit(_patches(h, prefix))
     count = unit.shape[1]
@@ -60,24 +90,36 @@ def emb_cosine(h: Tensor, prefix: int = 1, *, abs: bool = False, include_diagona
     return ((total - unit.square().sum((-2, -1))) / (count * (count - 1))).mean()
 
 
+@_term
 def cross_layer_cosine(first: Tensor, later: Tensor, prefix: int = 1, *, abs: bool = True) -> Tensor:
-    """Mean cosine between all patches of one layer and all of another; an alternative at the embedding level."""
+    """Mean cosine between all patches of one layer and all of another.
+
+    Parameters
+    ----------
+    first, later : Tensor
+        (batch, tokens, dim).
+    abs : bool
+        Mean of absolute cosines; needs the n × n matrix of them.
+    """
     left, right = _unit(_patches(first, prefix)), _unit(_patches(later, prefix))
     if not abs:
         return (left.mean(1) * right.mean(1)).sum(-1).mean()
     return (left @ right.transpose(-2, -1)).abs().mean()
 
 
-def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = False) -> Tensor:  # noqa: N803
-    """Keep each patch of the last layer closer to its own first embedding than to the others'.
+@_term
+def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = False) -> Tensor:
+    """Keep each patch of the last layer closer to its own first embedding than the other patches are.
 
-    mean of −log(e^{pos} / (e^{pos} + e^{neg})) = softplus(neg − pos), with pos the cosine of a patch's first and last embedding and neg
-    the mean cosine of its first embedding with the last ones of the other patches; no temperature.
+    mean of −log(e^{pos} / (e^{pos} + e^{neg})) = softplus(neg − pos), with pos the cosine of a patch's first and last embedding
+    and neg the mean cosine of its first embedding with the last ones of the other patches; no temperature.
 
     Parameters
     ----------
     h1, hL : Tensor
         Input of the first block and output of the last, (batch, tokens, dim).
+    prefix : int
+        Tokens to leave out, at the front.
     detach_first : bool
         Keep gradients out of ``h1``, as DiversePatch does; the published training lets them through.
 
@@ -85,6 +127,11 @@ def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = F
     -------
     Tensor
         Scalar between softplus(−2) and softplus(2); ln 2 where patches cannot be told apart.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 patches, or values that are not finite.
     """
     first, last = _unit(_patches(h1, prefix)), _unit(_patches(hL, prefix))
     if detach_first:
@@ -94,13 +141,14 @@ def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = F
     return functional.softplus(others / (first.shape[1] - 1) - positive).mean()
 
 
-def attn_cosine(A: Tensor) -> Tensor:  # noqa: N803
+@_term
+def attn_cosine(A: Tensor) -> Tensor:
     """Mean cosine between the flattened attention maps of a layer's heads, each with itself included.
 
     Parameters
     ----------
     A : Tensor
-        (batch, heads, tokens, tokens).
+        (batch, heads, tokens, tokens), entries not negative.
 
     Returns
     -------
@@ -110,8 +158,32 @@ def attn_cosine(A: Tensor) -> Tensor:  # noqa: N803
     return _unit(A.flatten(-2)).mean(1).square().sum(-1).mean()
 
 
+def _rayleigh(weight: Tensor, shift: Tensor, vector: Tensor, eps: float) -> Tensor:
+    """vᵀ (W Wᵀ − shift·I) v / (vᵀv + eps), and 0 for v = 0. ``weight``: (…, out, in), ``vector``: (…, out)."""
+    image = (weight.transpose(-2, -1) @ vector[..., None])[..., 0]
+    length = vector.square().sum(-1)
+    quadratic = image.square().sum(-1) - shift * length
+    return torch.where(length == 0, 0, quadratic / torch.where(length == 0, 1, length + eps))
+
+
+def _power(weight: Tensor, shift: Tensor, vector: Tensor, steps: int, rescale: bool) -> Tensor:
+    """Apply W Wᵀ − shift·I to a vector again and again, by matrix-vector products.
+
+    With ``rescale`` the vector is brought to unit length after each step. A Rayleigh quotient does not see the length, nor do its
+    gradients; without it, many steps end in underflow.
+    """
+    for _ in range(steps):
+        image = weight @ (weight.transpose(-2, -1) @ vector[..., None])
+        vector = image[..., 0] - shift[..., None] * vector
+        if rescale:
+            length = torch.linalg.vector_norm(vector.detach(), dim=-1, keepdim=True)
+            vector = vector / torch.where(length == 0, 1, length)
+    return vector
+
+
+@_term
 def cond_orth(
-    W: Tensor,  # noqa: N803
+    W: Tensor,
     *,
     probes: tuple[Tensor, Tensor] | Tensor | None = None,
     exact: bool = False,
@@ -121,21 +193,21 @@ def cond_orth(
 ) -> Tensor:
     """(λ_max − λ_min)² of W Wᵀ: 0 for a matrix with orthogonal rows of one length.
 
-    By default the published surrogate: power steps from random probes, then Rayleigh quotients; gradients flow through all of it. One
-    step underestimates (about 0.3 of the exact value for Gaussian matrices); more steps approach it.
+    By default the published surrogate: power steps from random probes, then Rayleigh quotients; gradients flow through all of it.
+    One step underestimates (about 0.3 of the exact value for Gaussian matrices); more steps approach it.
 
     Parameters
     ----------
     W : Tensor
-        (…, out, in).
+        (…, out, in). Transpose it for the variant over inputs.
     probes : pair of Tensor, optional
-        Start vectors (…, out) for λ_max and for λ_min; uniform on [0, 1) by default.
+        Start vectors (…, out) for λ_max and for λ_min; uniform on [0, 1) by default, as published for weights.
     exact : bool
-        Use all eigenvalues.
+        Use all eigenvalues: O(out³), and no probes.
     steps : int
         Power steps.
     eps : float
-        Added to denominators.
+        Added to the denominators; the published variants for embeddings and attention use 1e-6, with standard normal probes.
     generator : torch.Generator, optional
         Draws the probes.
 
@@ -147,69 +219,91 @@ def cond_orth(
     Raises
     ------
     ValueError
-        ``steps`` is not positive.
+        ``steps`` is not positive, a probe has another shape than (…, out), or values are not finite.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    weight = _full(W)
+    weight = at_least_float32(W)
     if exact:
         eigenvalues = torch.linalg.eigvalsh(weight @ weight.transpose(-2, -1))
         return (eigenvalues[..., -1] - eigenvalues[..., 0]).square()
+    shape = weight.shape[:-1]
     if probes is None:
-        shape = (2, *weight.shape[:-1])
         device = generator.device if generator is not None else weight.device
-        probes = torch.rand(shape, generator=generator, device=device, dtype=weight.dtype).to(weight.device)
-    first, second = (probe.to(weight).reshape(weight.shape[:-1]) for probe in (probes[0], probes[1]))
-
-    def through(vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Wᵀv and W Wᵀv, by matrix-vector products."""
-        inner = (weight.transpose(-2, -1) @ vector[..., None])[..., 0]
-        return inner, (weight @ inner[..., None])[..., 0]
-
-    vector = first
-    for _ in range(steps):
-        vector = through(vector)[1]
-    largest = through(vector)[0].square().sum(-1) / (vector.square().sum(-1) + eps)
-    vector = second
-    for _ in range(steps):
-        vector = through(vector)[1] - largest[..., None] * vector
-    gap = through(vector)[0].square().sum(-1) / (vector.square().sum(-1) + eps) - largest
-    return gap.square()
+        probes = torch.rand((2, *shape), generator=generator, device=device, dtype=weight.dtype)
+    if len(probes) != 2 or any(probe.shape != shape for probe in probes):
+        raise ValueError(f"probes must be two tensors of shape {tuple(shape)}, not {[tuple(probe.shape) for probe in probes]}")
+    rescale = eps == 0
+    first, second = (probe.to(weight) for probe in probes)
+    zero = weight.new_zeros(shape[:-1])
+    largest = _rayleigh(weight, zero, _power(weight, zero, first, steps, rescale), eps)
+    # the Rayleigh quotient of W Wᵀ − λ_max I is λ_min − λ_max
+    return _rayleigh(weight, largest, _power(weight, largest, second, steps, rescale), eps).square()
 
 
-def soft_orth(M: Tensor) -> Tensor:  # noqa: N803
-    """‖M Mᵀ − I‖_F² of rows as they are; 0 for orthonormal rows. (…, n, d) → (…)."""
-    matrix = _full(M)
+@_term
+def soft_orth(M: Tensor) -> Tensor:
+    """‖M Mᵀ − I‖_F² of rows as they are; 0 for orthonormal rows. (…, n, d) → (…).
+
+    As published: weights and flattened attention maps raw, embeddings with unit rows and all tokens; mean over the batch.
+    """
+    matrix = at_least_float32(M)
     gram = matrix @ matrix.transpose(-2, -1)
     return (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).square().sum((-2, -1))
 
 
 def _squared_distances(vectors: Tensor) -> Tensor:
-    """2 − 2 cos between all rows, with a smooth norm."""
-    full = _full(vectors)
+    """2 − 2 cos between all rows; the norm is smooth at 0, so that its gradient is finite there."""
+    if vectors.shape[-2] < 2:
+        raise ValueError(f"needs at least 2 rows, not {vectors.shape[-2]}")
+    full = at_least_float32(vectors)
     unit = full / (full.square().sum(-1, keepdim=True) + EPSILON).sqrt()
     return 2 - 2 * unit @ unit.transpose(-2, -1)
 
 
+@_term
 def mhs(vectors: Tensor) -> Tensor:
     """Minus the smallest squared distance between two different unit rows: maximum hyperspherical separation. (…, n, d) → (…).
 
-    Equal rows count, with distance 0.
+    Equal rows, the worst redundancy, count with distance 0; where several pairs are closest, they share the gradient.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 rows, or values that are not finite.
     """
+    distances = _squared_distances(vectors)
     count = vectors.shape[-2]
-    if count < 2:
-        raise ValueError(f"needs at least 2 rows, not {count}")
     upper = torch.triu_indices(count, count, 1, device=vectors.device)
-    return -_squared_distances(vectors)[..., upper[0], upper[1]].amin(-1)
+    return -distances[..., upper[0], upper[1]].amin(-1)
 
 
+@_term
 def mgd(vectors: Tensor) -> Tensor:
-    """Minus log det of the Gaussian Gram matrix of the unit rows plus 1e-6·I: maximum Gram determinant. (…, n, d) → (…)."""
+    """Minus log det of the Gaussian Gram matrix of the unit rows plus 1e-6·I: maximum Gram determinant. (…, n, d) → (…).
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 rows, or values that are not finite.
+    """
     gram = torch.exp(-_squared_distances(vectors))
     return -torch.logdet(gram + GRAM_RIDGE * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
 
 
+@_term
 def gradient_diversity(gradients: Tensor) -> Tensor:
-    """Minus the mean of Σ‖g_i‖² / ‖Σ g_i‖² over the batch. ``gradients``: (batch, tokens, dim)."""
-    full = _full(gradients)
+    """Minus the mean over the batch of Σ‖g_i‖² / ‖Σ g_i‖²: −1 / n for equal gradients of n tokens.
+
+    Parameters
+    ----------
+    gradients : Tensor
+        (batch, tokens, dim): gradient of the loss in the tokens.
+
+    Raises
+    ------
+    ValueError
+        The gradients of a sample sum to zero, or hold values that are not finite.
+    """
+    full = at_least_float32(gradients)
     return -(full.square().sum((-2, -1)) / full.sum(1).square().sum(-1)).mean()

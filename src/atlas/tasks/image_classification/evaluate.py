@@ -101,14 +101,14 @@ def load_trained(run: Run, data: ImageData) -> nn.Module:
     ingredients = Ingredients(run.build())
     model = ingredients.restore(build_model(run, ingredients, data.classes), run)
     model.load_state_dict(read_tensors(run.weights))
-    return model.to(pick_device()).eval()
+    return model.to(pick_device(run.resources.device)).eval()
 
 
 def evaluate(run: Run) -> dict[str, float]:
     """Evaluate a trained recipe on the test split; also writes ``diagnostics.csv`` beside the metrics."""
-    data = load_data(run, run.protocol_model(), pick_device())
+    data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
     model = load_trained(run, data)
-    baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device()).eval()
+    baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device(run.resources.device)).eval()
     logits, labels = predict(model, data.batches("test"))
     ingredients = Ingredients(run.build())
     values = {

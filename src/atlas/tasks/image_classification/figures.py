@@ -65,9 +65,9 @@ LEVELS = (
     task=TASK,
     title="Redundancy from head to toe",
     caption=(
-        "Mean cosine similarity at three levels, layer by layer: between the patch embeddings of an image, between the attention maps of "
-        "the heads of a layer, and between the rows of a layer's weights (absolute, mean over its six matrices). Solid lines are "
-        "trained models, the dotted grey line is the initialisation that they share."
+        "Mean cosine similarity at three levels, layer by layer: between the patch embeddings of an image, between the attention "
+        "maps of a layer, and between the rows of its weights (absolute, mean over its six matrices). Solid lines "
+        "are trained models, the dotted grey line is the initialisation that they share."
     ),
     alt="Three line plots over layers, one line per method: similarity of patches, of attention maps, and of weight rows.",
 )

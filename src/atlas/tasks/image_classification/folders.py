@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,17 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
+def keep_one_bit(augment: Any) -> None:
+    """Let RandAugment's posterisation keep at least one bit: at full magnitude timm asks for none, which Pillow refuses."""
+    for operation in getattr(augment, "ops", ()):
+        if operation.name.startswith("Posterize"):
+            operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
+
+
+def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]], level: float, hints: Any) -> tuple[int]:
+    return (max(1, level_fn(level, hints)[0]),)
+
+
 def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[Any], Tensor]:
     """Timm's training transform; with ``tensors``, for float images in [0, 1] that keep their size and scale."""
     from timm.data import create_transform
@@ -54,12 +66,13 @@ def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[A
         steps: list[Any] = []
         if settings.rand_augment:
             hints = {"translate_const": int(backbone.img_size * 0.45), "img_mean": (128, 128, 128)}
-            steps += [v2.ToPILImage(), rand_augment_transform(settings.rand_augment, hints), v2.PILToTensor()]
-            steps += [v2.ToDtype(torch.float32, scale=True)]
+            augment = rand_augment_transform(settings.rand_augment, hints)
+            keep_one_bit(augment)
+            steps += [v2.ToPILImage(), augment, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
         if settings.random_erasing:
             steps.append(RandomErasing(settings.random_erasing, mode="pixel", device="cpu"))
         return v2.Compose(steps)
-    return create_transform(
+    transform = create_transform(
         backbone.img_size,
         is_training=True,
         auto_augment=settings.rand_augment or None,
@@ -69,6 +82,9 @@ def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[A
         hflip=0.5 if settings.flip else 0.0,
         color_jitter=0.4,
     )
+    for step in transform.transforms:
+        keep_one_bit(step)
+    return transform
 
 
 def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:

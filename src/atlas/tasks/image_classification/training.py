@@ -49,7 +49,7 @@ class Training:
         self.run = run
         self.protocol: Protocol = run.protocol_model()
         self.ingredients = Ingredients(run.build())
-        self.device = pick_device()
+        self.device = pick_device(run.resources.device)
         self.data: ImageData = load_data(run, self.protocol, self.device)
         self.model: nn.Module = build_model(run, self.ingredients, self.data.classes).to(self.device)
         self.step = 0

@@ -1,0 +1,113 @@
+"""Patch-wise mixing: shares, targets, sparse and dense cross-entropy, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from atlas.methods.diverse_vit import MixTarget, PatchMixup
+from atlas.methods.diverse_vit.mixing import keep_mask, patch_shares
+
+
+def mixer(**options: Any) -> PatchMixup:
+    return PatchMixup(5, 2, generator=torch.Generator().manual_seed(3), **options)
+
+
+def test_patch_shares() -> None:
+    keep = torch.ones(4, 4)
+    keep[0:2, 1:3] = 0
+    assert patch_shares(keep, (2, 2)).tolist() == [0.5, 0.5, 1, 1]
+    assert float(keep.mean()) == 0.75
+    assert patch_shares(torch.ones(4, 4), (2, 2)).tolist() == [1] * 4
+    assert patch_shares(torch.zeros(4, 4), (2, 2)).tolist() == [0] * 4
+    keep = torch.ones(4, 6)
+    keep[0:2, 3:6] = 0
+    assert patch_shares(keep, (2, 3)).tolist() == [1, 0, 1, 1]  # a box along the grid; rows first, patches need not be square
+
+
+@pytest.mark.parametrize("switch", [0.0, 1.0])
+def test_mixing_and_its_targets(switch: float) -> None:
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    mix = mixer(switch_prob=switch)
+    for _ in range(5):
+        mixed, target = mix(images, labels)
+        assert float(target.patch_lam.mean()) == pytest.approx(target.lam, abs=1e-6)
+        whole, patches = target.dense()
+        assert whole.sum(1).tolist() == pytest.approx([1] * 4)
+        assert torch.allclose(patches.sum(-1), torch.ones(4, 16))
+        assert torch.allclose(patches.mean(1), whole, atol=1e-6)
+        if switch:
+            own = functional.avg_pool2d((mixed == images).all(1, keepdim=True).float(), 2).flatten(1)
+            assert torch.allclose(own[0], target.patch_lam, atol=1e-6)
+        else:
+            assert torch.allclose(mixed, target.lam * images + (1 - target.lam) * images.flip(0))
+
+
+def test_sparse_cross_entropy_is_the_dense_one() -> None:
+    _, target = mixer(switch_prob=1.0)(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))
+    logits, whole = torch.randn(4, 16, 5), torch.randn(4, 5)
+    dense = target.dense()
+    expected = -(dense[1] * logits.log_softmax(-1)).sum(-1).mean(0).sum()
+    assert float(target.patch_loss(logits)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(target.image_loss(whole)) == pytest.approx(float(functional.cross_entropy(whole, dense[0])), rel=1e-5)
+    with pytest.raises(ValueError, match="the model has 3 patch tokens, the target 16 patches"):
+        target.patch_loss(logits[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((3, 1, 8, 8), "must be even"), ((4, 1, 7, 8), "no multiple of patches of 2 × 2")]
+)
+def test_mixing_refuses(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mixer()(torch.randn(shape), torch.zeros(shape[0], dtype=torch.long))
+
+
+def test_boxes_cover_what_they_should() -> None:
+    random = np.random.default_rng(0)
+    assert float(keep_mask(8, 8, 1.0, random).min()) == 1
+    for _ in range(50):
+        removed = 1 - keep_mask(12, 8, 0.75, random)
+        height, width = int(removed.amax(1).sum()), int(removed.amax(0).sum())
+        assert float(removed.sum()) == height * width  # a box
+        assert 3 <= height <= 6  # half of either side, clipped at most to its half
+        assert 2 <= width <= 4
+
+
+def test_both_kinds_come_up_and_none_without_probability() -> None:
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    mix = mixer()
+    spreads = [float(mix(images, labels)[1].patch_lam.std()) for _ in range(40)]
+    assert 5 < sum(spread == 0 for spread in spreads) < 35
+    mixed, target = mixer(prob=0.0)(images, labels)
+    assert torch.equal(mixed, images)
+    assert target.lam == 1
+    assert target.patch_lam.tolist() == [1] * 16
+
+
+def test_mixing_follows_from_the_generator_and_keeps_its_input() -> None:
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    before = images.clone()
+    first, again = (mixer()(images, labels)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(images, before)
+
+
+def test_smoothing_gives_on_and_off_values() -> None:
+    target = MixTarget(torch.tensor([0]), torch.tensor([1]), 0.25, torch.tensor([1.0, 0.0]), 0.1, 5)
+    whole, patches = target.dense()
+    assert patches[0, 0].tolist() == pytest.approx([0.92, 0.02, 0.02, 0.02, 0.02])
+    assert patches[0, 1].tolist() == pytest.approx([0.02, 0.92, 0.02, 0.02, 0.02])
+    assert whole[0].tolist() == pytest.approx([0.25 * 0.92 + 0.75 * 0.02, 0.25 * 0.02 + 0.75 * 0.92, 0.02, 0.02, 0.02])
+
+
+def test_parameters_and_pixels_are_checked() -> None:
+    with pytest.raises(ValueError, match="mixup_alpha must be positive"):
+        mixer(mixup_alpha=0.0)
+    with pytest.raises(ValueError, match=r"prob must be in \[0, 1\], not 2"):
+        mixer(prob=2)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        mixer()(torch.full((2, 1, 8, 8), float("nan")), torch.tensor([0, 1]))

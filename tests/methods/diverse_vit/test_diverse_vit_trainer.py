@@ -1,0 +1,255 @@
+"""The trainer: its loss by definition, on many backbones; it leaves the model alone and refuses misuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models import create_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.nn import functional
+
+from atlas.methods.diverse_vit import (
+    DiversityConfig,
+    DiversityTrainer,
+    MixTarget,
+    PatchMixup,
+    attn_cosine,
+    cond_orth,
+    emb_contrast,
+    emb_cosine,
+)
+
+NONE = DiversityConfig.preset("none")
+
+
+def vit(**options: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 5, "embed_dim": 16, "depth": 3, "num_heads": 4}
+    model = VisionTransformer(**{**sizes, **options}).double()
+    nn.init.normal_(model.head.weight, std=0.1)
+    return model
+
+
+IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+def test_without_coefficients_it_is_plain_cross_entropy() -> None:
+    model = vit()
+    with DiversityTrainer(model, NONE) as trainer:
+        total, terms = trainer.loss(trainer(IMAGES), LABELS)
+        gradient = torch.autograd.grad(total, model.parameters())
+    expected = functional.cross_entropy(model(IMAGES), LABELS)
+    assert list(terms) == ["base"]
+    assert total.item() == expected.item()
+    for found, wanted in zip(gradient, torch.autograd.grad(expected, model.parameters()), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"qk_norm": True}, {"reg_tokens": 2}, {"global_pool": "avg", "class_token": False, "fc_norm": True}]
+)
+def test_total_is_the_sum_of_its_terms_by_definition(options: dict[str, Any]) -> None:
+    model = vit(**options)
+    _, target = PatchMixup(5, 2, generator=torch.Generator().manual_seed(0), switch_prob=1.0)(IMAGES, LABELS)
+    config = DiversityConfig(mix_weight=0.7, attn_cos=0.3, orth_exact=True)
+    with DiversityTrainer(model, config) as trainer:
+        total, terms = trainer.loss(trainer(IMAGES), target)
+        prefix = trainer.prefix
+    first = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(IMAGES))))
+    last = first
+    for block in model.blocks:
+        last = block(last)
+    tokens = model.head(model.head_drop(model.fc_norm(model.norm(last))))[:, prefix:]
+    whole, patches = target.dense()
+    own = functional.cross_entropy(model(IMAGES), whole.double())
+    each = sum(functional.cross_entropy(tokens[:, p], patches[:, p].double()) for p in range(16))
+    attention = model.blocks[0].attn
+    qkv = attention.qkv(model.blocks[0].norm1(first)).reshape(4, -1, 3, 4, 4).permute(2, 0, 3, 1, 4)
+    query, key = attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
+    maps = (query @ key.transpose(-2, -1) * attention.scale).softmax(-1)
+    gaps = sum(cond_orth(part, exact=True) for block in model.blocks for part in block.attn.qkv.weight.chunk(3))
+    expected = (own + 0.7 * each) / (1 + 0.7 * 16)
+    expected = expected + 0.5 * emb_cosine(last, prefix) + 0.5 * emb_contrast(first, last, prefix)
+    expected = expected + 0.3 * attn_cosine(maps) + 5e-4 * gaps
+    assert float(total) == pytest.approx(float(expected), rel=1e-12)
+    assert set(terms) == {"base", "emb_cos", "emb_contrast", "attn_cos", "weight_orth"}
+
+
+def test_patches_that_agree_with_the_class_token_change_nothing() -> None:
+    target = MixTarget(LABELS, LABELS, 1.0, torch.ones(6), 0.1, 5)
+    logits = torch.randn(4, 5)
+    own = target.image_loss(logits)
+    together = (own + 2.0 * target.patch_loss(logits[:, None].expand(4, 6, 5))) / (1 + 2.0 * 6)
+    assert float(together) == pytest.approx(float(own))
+
+
+def test_model_is_left_alone() -> None:
+    model = vit().eval()
+    before, keys = model(IMAGES), list(model.state_dict())
+    trainer = DiversityTrainer(model, DiversityConfig())
+    assert torch.equal(model(IMAGES), before)
+    assert all(block.attn.fused_attn for block in model.blocks)
+    assert list(model.state_dict()) == keys
+    trainer.close()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(ValueError, match="emb_cos must be finite and not negative"):
+        DiversityConfig(emb_cos=-1)
+    with pytest.raises(ValueError, match="attn_block must be one of 0 … 2, not 3"):
+        DiversityTrainer(vit(), DiversityConfig(attn_block=3))
+    trainer = DiversityTrainer(vit(), DiversityConfig())
+    with pytest.raises(RuntimeError, match="hooks on the blocks saw nothing"):
+        trainer.outputs(torch.zeros(4, 5))
+    with pytest.raises(ValueError, match="mix_weight needs the patch labels"):
+        trainer.loss(trainer(IMAGES), LABELS)
+    with pytest.raises(TypeError, match="expected a timm VisionTransformer"):
+        DiversityTrainer(nn.Linear(2, 2), DiversityConfig())
+
+
+def test_probes_follow_from_the_generator() -> None:
+    def weight_term(seed: int) -> float:
+        with DiversityTrainer(vit(), DiversityConfig(), generator=torch.Generator().manual_seed(seed)) as trainer:
+            return float(trainer.weight_term())
+
+    assert weight_term(1) == weight_term(1) != weight_term(2)
+
+
+def mixed() -> tuple[torch.Tensor, MixTarget]:
+    return PatchMixup(5, 2, generator=torch.Generator().manual_seed(0), switch_prob=1.0)(IMAGES, LABELS)
+
+
+def test_weight_of_the_patches_is_a_weight() -> None:
+    images, target = mixed()
+    losses = {}
+    for weight in (0.0, 1.0, 2.0):
+        with DiversityTrainer(vit(), DiversityConfig.preset("none", mix_weight=weight)) as trainer:
+            losses[weight] = float(trainer.loss(trainer(images), target)[0])
+    patches = 17 * losses[1.0] - losses[0.0]
+    assert losses[2.0] == pytest.approx((losses[0.0] + 2 * patches) / 33)
+
+
+@pytest.mark.parametrize("name", ["vit_relpos_small_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"])
+def test_other_backbones_train(name: str) -> None:
+    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 4}
+    model = create_model(name, **sizes)
+    images, target = mixed()
+    with DiversityTrainer(model, DiversityConfig()) as trainer:
+        out = trainer(images.float())
+        total, terms = trainer.loss(out, target)
+        total.backward()
+    assert out.token_logits.shape == (4, model.num_prefix_tokens + 16, 5)
+    assert out.attn is not None
+    assert torch.allclose(out.attn.sum(-1), torch.ones(4, 4, out.attn.shape[-1]))
+    assert all(torch.isfinite(value) for value in terms.values())
+    assert any(parameter.grad is not None for parameter in model.blocks[0].parameters())
+
+
+def test_a_rewritten_backbone_trains_too() -> None:
+    from atlas.methods.anti_oversmoothing import apply_attnscale
+
+    model = apply_attnscale(vit(), init=0.3)
+    images, target = mixed()
+    with DiversityTrainer(model, DiversityConfig()) as trainer:
+        trainer.loss(trainer(images), target)[0].backward()
+    assert all(block.attn.qkv.omega.grad is not None for block in model.blocks)
+
+
+@pytest.mark.parametrize("name", ["mixing", "embedding", "attention", "weight", "deit-s-12"])
+def test_presets_have_the_terms_of_their_level(name: str) -> None:
+    expected = {
+        "mixing": set(),
+        "embedding": {"emb_cos", "emb_contrast"},
+        "attention": {"attn_cos"},
+        "weight": {"weight_orth"},
+        "deit-s-12": {"emb_cos", "emb_contrast", "attn_cos", "weight_orth"},
+    }
+    config = DiversityConfig.preset(name)
+    images, target = mixed()
+    with DiversityTrainer(vit(), config) as trainer:
+        out = trainer(images)
+        assert set(trainer.loss(out, target)[1]) == {"base"} | expected[name]
+    assert (out.attn is None) == (config.attn_cos == 0)
+    assert (config.mix_weight > 0) == (name in ("mixing", "embedding", "deit-s-12"))
+
+
+def test_presets_by_name() -> None:
+    assert DiversityConfig.preset("deit-s-24") == DiversityConfig()
+    assert DiversityConfig.preset("diverse-patch", emb_cos=0.1) == DiversityConfig.preset(
+        "embedding", emb_cos=0.1, detach_first=True
+    )
+    with pytest.raises(ValueError, match="there is no preset swin; choose from deit-s-12"):
+        DiversityConfig.preset("swin")
+
+
+def test_own_criterion_sees_the_image_target() -> None:
+    images, target = mixed()
+    with DiversityTrainer(vit(), NONE) as trainer:
+        out = trainer(images)
+        own = trainer.loss(out, target, lambda logits, wanted: (logits.softmax(1) - wanted).abs().sum())[0]
+    assert float(own) == pytest.approx(float((out.logits.softmax(1) - target.dense()[0]).abs().sum()))
+
+
+def test_half_precision_of_the_model_stays_out_of_the_loss() -> None:
+    model = vit().float()
+    images, target = mixed()
+    with DiversityTrainer(model, DiversityConfig(), generator=torch.Generator().manual_seed(0)) as trainer:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = trainer(images.float())
+            inside = trainer.loss(out, target)[0]
+        trainer.generator = torch.Generator().manual_seed(0)
+        outside = trainer.loss(out, target)[0]
+    assert out.logits.dtype == out.token_logits.dtype == torch.bfloat16
+    assert inside.dtype == torch.float32
+    assert float(inside) == float(outside)
+
+
+def test_evaluation_between_steps_leaves_nothing_behind() -> None:
+    model = vit()
+    trainer = DiversityTrainer(model, DiversityConfig())
+    with torch.no_grad():
+        model(IMAGES)
+    with pytest.raises(RuntimeError, match="saw nothing to differentiate"):
+        trainer.outputs(torch.zeros(4, 5))
+    with torch.no_grad():
+        assert torch.equal(trainer(IMAGES).logits, model(IMAGES))
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model = vit()
+    trainer = DiversityTrainer(model, DiversityConfig())
+    blocks = model.blocks.forward
+    model.blocks.forward = lambda x: checkpoint(blocks, x, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="without gradient checkpointing"):
+        trainer(IMAGES)
+
+
+def test_patch_dropout_and_bad_pixels_are_refused() -> None:
+    images, target = mixed()
+    with (
+        DiversityTrainer(vit(patch_drop_rate=0.5), DiversityConfig()) as trainer,
+        pytest.raises(ValueError, match="8 patch tokens, the target 16 patches"),
+    ):
+        trainer.loss(trainer(images), target)
+    images[0, 0, 0, 0] = float("nan")
+    with DiversityTrainer(vit(), DiversityConfig()) as trainer, pytest.raises(ValueError, match="base loss is not finite"):
+        trainer.loss(trainer(images), target)
+
+
+@pytest.mark.parametrize(("field", "value"), [("attn_block", -1), ("orth_steps", 0), ("mix_weight", float("nan"))])
+def test_configurations_are_checked(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        DiversityConfig(**{field: value})
+
+
+def test_attention_of_another_kind_is_named() -> None:
+    model = create_model("eva02_tiny_patch14_224", img_size=28, embed_dim=16, depth=2, num_heads=4)
+    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(EvaAttention\), blocks\.1\.attn"):
+        DiversityTrainer(model, DiversityConfig())

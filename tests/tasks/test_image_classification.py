@@ -1,0 +1,178 @@
+"""The task's own parts: data that can be gone on with anywhere, schedule, metrics, and folders of images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atlas.errors import AtlasError, UserError
+from atlas.harness.planning import merge
+from atlas.harness.study import Run, Study
+from atlas.tasks.image_classification.data import load_data
+from atlas.tasks.image_classification.evaluate import expected_calibration_error, throughput_ratio
+from atlas.tasks.image_classification.folders import FolderImages
+from atlas.tasks.image_classification.ingredients import Batch
+from atlas.tasks.image_classification.models import build_backbone, parameter_groups
+from atlas.tasks.image_classification.training import Training
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(workspace: Path) -> Run:
+    found = Study.read("demo", ROOT).find("image-classification/digits/deit/seed10")
+    return replace(found, root=workspace)
+
+
+def with_protocol(run: Run, **changes: object) -> Run:
+    return replace(run, protocol=merge(run.protocol, changes))
+
+
+def data(run: Run):  # type: ignore[no-untyped-def]
+    return load_data(run, run.protocol_model(), CPU)
+
+
+def test_splits_of_digits(run: Run) -> None:
+    found = data(run)
+    assert (found.size("train"), found.size("test"), found.size("validation")) == (1258, 539, 0)
+    carved = data(with_protocol(run, data={"validation_fraction": 0.2}))
+    assert carved.size("test") == 539
+    assert carved.size("train") + carved.size("validation") == 1258
+    assert torch.equal(carved.splits["test"][0], found.splits["test"][0])
+    pixels = torch.cat([images for images, _ in found.train_batches(0)])
+    assert abs(float(pixels.mean())) < 0.02
+    assert float(pixels.std()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("augment", [{}, {"crop_padding": 1, "flip": True}, {"random_erasing": 1.0}])
+def test_an_epoch_can_be_gone_on_with_anywhere(run: Run, augment: dict[str, object]) -> None:
+    found = data(with_protocol(run, data=augment))
+    whole = list(found.train_batches(3))
+    assert len(whole) == found.steps_per_epoch
+    for expected, again in zip(whole[7:], found.train_batches(3, first=7), strict=True):
+        assert torch.equal(expected[0], again[0])
+        assert torch.equal(expected[1], again[1])
+    other = next(found.train_batches(4))
+    assert not torch.equal(other[0], whole[0][0])
+
+
+def test_data_that_does_not_fit_the_protocol(run: Run) -> None:
+    with pytest.raises(UserError, match=r"digits has images of \(1, 8, 8\), the protocol's backbone takes \(3, 8, 8\)"):
+        data(with_protocol(run, backbone={"in_chans": 3}))
+    with pytest.raises(UserError, match="batch_size 5000 exceeds the 1258 training images"):
+        data(with_protocol(run, batch_size=5000))
+
+
+def test_learning_rate_warms_up_and_falls_to_its_floor(run: Run) -> None:
+    changes = {"epochs": 10, "warmup_epochs": 2, "learning_rate": 1.0, "min_learning_rate": 0.1, "warmup_learning_rate": 0.0}
+    training = Training(with_protocol(run, **changes))
+    per_epoch, rates = training.data.steps_per_epoch, [training.learning_rate(step) for step in range(training.total_steps)]
+    assert rates[: 2 * per_epoch] == sorted(rates[: 2 * per_epoch])
+    assert max(rates) == rates[2 * per_epoch] == 1.0
+    assert rates[2 * per_epoch :] == sorted(rates[2 * per_epoch :], reverse=True)
+    halfway = 2 * per_epoch + 4 * per_epoch
+    assert rates[halfway] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_rows_of_a_seed_share_their_initial_weights(run: Run) -> None:
+    backbone = run.protocol_model().backbone
+    first, again, other = (build_backbone(backbone, 10, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["patch_embed.proj.weight"], other["patch_embed.proj.weight"])
+
+
+def test_parameter_groups_follow_timm(run: Run) -> None:
+    model = build_backbone(run.protocol_model().backbone, 10, 0)
+    groups = parameter_groups(model, 1.0, 0.1, lambda name: 10.0 if name == "head.bias" else 1.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_kind = {(group["weight_decay"], group["lr"]): {names[id(p)] for p in group["params"]} for group in groups}
+    assert {"pos_embed", "cls_token", "norm.weight"} <= by_kind[0.0, 1.0]
+    assert by_kind[0.0, 10.0] == {"head.bias"}
+    assert "blocks.0.attn.qkv.weight" in by_kind[0.1, 1.0]
+    assert sum(map(len, by_kind.values())) == len(names)
+
+
+def test_calibration_error_by_hand() -> None:
+    # confidences 0.8 (right), 0.8 (wrong), 0.6 (right): bins of 0.2 hold {0.8, 0.8} and {0.6}
+    probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4]])
+    found = expected_calibration_error(probabilities.log(), torch.tensor([0, 1, 0]), bins=4)
+    assert found == pytest.approx((2 / 3) * abs(0.8 - 0.5) + (1 / 3) * abs(0.6 - 1.0), abs=1e-6)
+    assert expected_calibration_error(torch.tensor([[100.0, 0.0]]), torch.tensor([0])) == pytest.approx(0)
+
+
+def test_throughput_of_a_model_beside_itself_is_about_one() -> None:
+    layer = torch.nn.Linear(400, 400)
+    assert throughput_ratio(layer, layer, torch.randn(64, 400)) == pytest.approx(1, abs=0.5)
+
+
+def test_mixup_of_the_protocol_follows_from_seed_and_step(run: Run) -> None:
+    training = Training(with_protocol(run, mixup=0.8, cutmix=1.0))
+    images, labels = next(training.data.train_batches(0))
+    first = training.mixed(Batch(images, labels, labels))
+    again = training.mixed(Batch(images, labels, labels))
+    assert torch.equal(first.images, again.images)
+    assert first.target.shape == (64, 10)
+    training.step = 1
+    assert not torch.equal(training.mixed(Batch(images, labels, labels)).images, first.images)
+    assert math.isfinite(float(training.base_loss(torch.zeros(64, 10), first)))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(run: Run) -> None:
+    training = Training(with_protocol(run, learning_rate=1e30, warmup_epochs=0, epochs=1, log_every=1, backbone={"depth": 1}))
+    with pytest.raises(AtlasError, match=r"deit/seed10: the loss is not finite at step \d+: loss (nan|inf)"):
+        training.fit()
+
+
+def test_weight_average_is_kept_where_the_protocol_asks(run: Run) -> None:
+    short = {"epochs": 2, "warmup_epochs": 1, "batch_size": 600, "backbone": {"depth": 1}}
+    training = Training(with_protocol(run, ema_decay=0.5, evaluate_ema=True, **short))
+    training.fit()
+    training.keep()
+    from atlas.harness.files import read_tensors
+
+    kept = read_tensors(run.weights)["head.weight"]
+    assert torch.equal(kept, training._ema.module.head.weight)
+    assert not torch.equal(kept, training.model.head.weight)
+
+
+@pytest.fixture
+def folders(run: Run) -> Run:
+    """A tiny dataset in ImageNet's layout."""
+    random = np.random.default_rng(0)
+    root = run.root / "elsewhere"
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("n01", "n02"):
+            folder = root / "data" / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.JPEG")
+    backbone = {"img_size": 32, "patch_size": 8, "in_chans": 3}
+    recipe = {"rand_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25, "flip": True, "repeats": 3}
+    return with_protocol(replace(run, data="imagenet", root=root), backbone=backbone, data=recipe, batch_size=4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folders_can_be_gone_on_with_anywhere_whoever_loads_them(folders: Run, workers: int) -> None:
+    found = data(with_protocol(folders, data={"workers": workers}))
+    assert isinstance(found, FolderImages)
+    assert found.classes == 2
+    assert found.steps_per_epoch == 3
+    whole = list(found.train_batches(1))
+    reference = list(data(folders).train_batches(1))
+    assert [images.shape for images, _ in whole] == [(4, 3, 32, 32)] * 3
+    for (images, labels), (expected, wanted) in zip(whole, reference, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, wanted)
+    again = next(found.train_batches(1, first=2))
+    assert torch.equal(again[0], whole[2][0])
+    assert sum(len(labels) for _, labels in found.batches("test")) == 6
+    assert found.example(2).shape == (2, 3, 32, 32)
