@@ -1,5 +1,5 @@
 """Fixtures of the report's tests."""
 
-from conftest_report import make_study, study
+from conftest_report import make_study, study, toy, two_tasks
 
-__all__ = ["make_study", "study"]
+__all__ = ["make_study", "study", "toy", "two_tasks"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atlas.harness import registry
+from atlas.harness.registry import Metric, Settings, Task, load
 from atlas.harness.study import Run, Study
 
 CONFIG = """
@@ -22,6 +24,20 @@ image-classification:
         attnscale: {{}}
         featscale: {{}}
         "{evil}": {{method: layerscale}}
+"""
+TOY = "toy-task"
+TOY_CONFIG = """
+description: Two tasks, made up.
+seeds: [{seeds}]
+image-classification:
+  datasets:
+    digits:
+      methods: {{deit: {{}}, attnscale: {{}}}}
+toy-task:
+  datasets:
+    curve:
+      data: null
+      methods: {{plain: {{}}, fast: {{}}, search: {{}}}}
 """
 EVIL = "<script>alert(1)</script>".replace("/", "-")
 PROVENANCE = {
@@ -44,7 +60,8 @@ def write_metrics(run: Run, **values: float | None) -> None:
     metrics = {metric.name: 1.0 for metric in run.declared_metrics if not metric.measured}
     timings = {metric.name: 1.0 for metric in run.declared_metrics if metric.measured}
     content: dict[str, Any] = {"run": run.described(), "metrics": {**metrics, **values}, "timings": timings}
-    content |= {"settings": {"protocol": dict(run.protocol)}, "provenance": PROVENANCE}
+    needed = {needed.cell: 30.0 for needed in run.needs.values()}
+    content |= {"settings": {"protocol": dict(run.protocol)}, "provenance": {**PROVENANCE, "needed_seconds": needed}}
     run.results.mkdir(parents=True, exist_ok=True)
     run.metrics.write_text(json.dumps(content))
     run.history.write_text("step,loss\n1,2.5\n2,1.5\n")
@@ -71,4 +88,39 @@ def study(make_study: Callable[..., Study]) -> Study:
     for run in study.runs:
         noise = 0.001 * run.seed if run.method == "attnscale" else 0.0
         write_metrics(run, top1=0.80 + 0.02 * run.seed + gains[run.method] + noise, parameters=100.0)
+    return study
+
+
+@pytest.fixture
+def toy() -> Iterator[str]:
+    """A second task, with a cost, a measurement of time, and a stage that one of its rows needs."""
+
+    def unused(*arguments: Any) -> Any:
+        raise AssertionError("the report runs nothing")
+
+    metrics = (
+        Metric("loss", "loss", "lower", ".3g"),
+        Metric("train_flops", "training FLOPs", "lower", ".3g"),
+        Metric("step_seconds", "time of a step", "lower", ".2g", measured=True),
+    )
+    load()
+    registry.task(Task(TOY, "A toy", "Which is lower?", Settings, metrics, unused, unused, baseline="plain"))
+    registry.method("plain", task=TOY, title="Plain", summary="The baseline.", role="baseline")(unused)
+    registry.method("fast", task=TOY, title="Fast & <b>new</b>", summary="The method.", needs={"found": "search"})(unused)
+    registry.method("search", task=TOY, title="Search", summary="A stage.", role="stage", metrics=())(unused)
+    yield TOY
+    del load().tasks[TOY], load().methods[TOY]
+
+
+@pytest.fixture
+def two_tasks(toy: str, make_study: Callable[..., Study]) -> Study:
+    """A study of two tasks; in the toy, Fast reaches half the loss for a tenth of the FLOPs."""
+    study = make_study(config=TOY_CONFIG)
+    for run in study.runs:
+        if run.method == "plain":
+            write_metrics(run, loss=1e-4 * (1 + 0.1 * run.seed), train_flops=1e12)
+        elif run.method == "fast":
+            write_metrics(run, loss=0.5e-4 * (1 + 0.1 * run.seed), train_flops=1e11)
+        elif run.role != "stage":
+            write_metrics(run, top1=0.8 + 0.01 * run.seed)
     return study

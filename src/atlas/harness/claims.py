@@ -1,5 +1,7 @@
 """Claims: checkable statements of the papers, read from ``methods/<paper>/claims.yaml`` without running anything.
 
+The file is checked when a study is read: a name that does not exist is an error before anything runs.
+
 .. code-block:: yaml
 
     claims:
@@ -19,26 +21,42 @@
         tiers:                     # where it is judged, and what differs there
           demo: {dataset: digits, margin: -0.03}
           lab: {dataset: cifar10}
+          # any field of a comparison may differ, and `also` too; a tier that is not named leaves the claim `not run`
     reported:                      # numbers that papers print, shown beside ours
       - {row: attnscale, task: image-classification, dataset: imagenet, metric: top1, value: 0.807, source: Table 3}
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from atlas.datasets import dataset_names
 from atlas.errors import UserError, did_you_mean
-from atlas.harness.planning import merge
+from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import Paper, Settings, load
 from atlas.harness.study import Study
 
+NEAR = 0.85  # similarity from which an unknown name is a misspelling
+
 
 class Comparison(Settings):
-    """One comparison of a row with another row, or with a number."""
+    """One comparison of a row with another row, or with a number.
+
+    Attributes
+    ----------
+    baseline : str, optional
+        The other row; without one, the method's value itself is judged.
+    compare : {"difference", "ratio", "value"}
+        The effect: ``metric(method) − metric(baseline)``, their ratio, or ``metric(method)``.
+    direction : {"higher", "lower", "equal"}
+        What is asked of it: at least ``margin``, at most ``margin``, or within ``tolerance`` of it.
+    """
 
     metric: str
     method: str
@@ -46,7 +64,7 @@ class Comparison(Settings):
     compare: Literal["difference", "ratio", "value"] = "difference"
     direction: Literal["higher", "lower", "equal"] = "higher"
     margin: float = 0.0
-    tolerance: float = 0.0
+    tolerance: float = Field(default=0.0, ge=0)
 
 
 class Claim(Comparison):
@@ -67,11 +85,19 @@ class Claim(Comparison):
 
     def comparisons(self, tier: str) -> list[Comparison]:
         """Every comparison that the claim asks for in a tier, all of which must hold."""
-        own = self.model_dump(include=set(Comparison.model_fields))
-        changed = {key: value for key, value in self.tiers.get(tier, {}).items() if key in Comparison.model_fields}
-        first = merge(own, changed)
+        changed = {key: value for key, value in self.tiers.get(tier, {}).items() if key in COMPARISON}
+        first = merge(self.model_dump(include=set(COMPARISON)), changed)
         further = self.tiers.get(tier, {}).get("also", self.also)
-        return [Comparison(**first), *(Comparison(**merge(first, other)) for other in further)]
+        return [_comparison(first), *(_comparison(merge(first, other)) for other in further)]
+
+
+COMPARISON = tuple(Comparison.model_fields)
+TIER_WORDS = ("dataset", "also", *COMPARISON)
+
+
+def _comparison(values: dict[str, Any]) -> Comparison:
+    """A comparison; without a baseline there is only the value itself to judge."""
+    return Comparison(**(values if values.get("baseline") else {**values, "compare": "value"}))
 
 
 class Reported(Settings):
@@ -91,23 +117,47 @@ def _read(paper: Paper) -> tuple[tuple[Claim, ...], tuple[Reported, ...]]:
     if not paper.claims.is_file():
         return (), ()
     shown = f"methods/{paper.claims.parent.name}/claims.yaml"
-    content = yaml.load(paper.claims.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    claims: list[Claim] = []
-    reported: list[Reported] = []
     try:
-        for index, item in enumerate(content.get("claims") or ()):
-            where = f"claims[{index}] ({item.get('id', 'no id')})"
-            claims.append(Claim(**item, paper=paper.slug))
-            for tier in claims[-1].tiers:
-                claims[-1].comparisons(tier)
-        for index, item in enumerate(content.get("reported") or ()):
-            where = f"reported[{index}]"
-            reported.append(Reported(**item, paper=paper.slug))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{shown}: {where}: {name}: {problem['msg'].lower()}") from None
-    return tuple(claims), tuple(reported)
+        content = yaml.load(paper.claims.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{shown} is not YAML: {' '.join(str(error).split())}") from None
+    _known(content, ("claims", "reported"), shown)
+    claims = [_claim(item, f"{shown}: claims[{place}]", paper) for place, item in _items(content, "claims", shown)]
+    numbers = [_reported(item, f"{shown}: reported[{place}]", paper) for place, item in _items(content, "reported", shown)]
+    return tuple(claims), tuple(numbers)
+
+
+def _items(content: Mapping[str, Any], key: str, shown: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    items = content.get(key) or []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UserError(f"{shown}: {key} must be a list of mappings")
+    return enumerate(items)
+
+
+def _known(values: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be a mapping, not {values!r}")
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}: {key} is not known here; {did_you_mean(str(key), known)}")
+
+
+def _claim(item: dict[str, Any], where: str, paper: Paper) -> Claim:
+    where = f"{where} ({item.get('id', 'no id')})"
+    claim = Claim(**validate_settings(Claim, {**item, "paper": paper.slug}, where, "a claim"))
+    for tier, changes in claim.tiers.items():
+        _known(changes, TIER_WORDS, f"{where}.tiers.{tier}")
+        if "dataset" not in changes:
+            raise UserError(f"{where}.tiers.{tier} names no dataset")
+        changed = {key: value for key, value in changes.items() if key in COMPARISON}
+        first = merge(claim.model_dump(include=set(COMPARISON)), changed)
+        for other in ({}, *changes.get("also", claim.also)):
+            validate_settings(Comparison, merge(first, other), f"{where}.tiers.{tier}", "a comparison")
+    return claim
+
+
+def _reported(item: dict[str, Any], where: str, paper: Paper) -> Reported:
+    return Reported(**validate_settings(Reported, {**item, "paper": paper.slug}, where, "a reported number"))
 
 
 def load_claims() -> list[Claim]:
@@ -117,17 +167,20 @@ def load_claims() -> list[Claim]:
 
 def load_reported(task: str, dataset: str) -> list[Reported]:
     """Return the numbers that papers print for a benchmark."""
-    numbers = [number for slug in sorted(load().papers) for number in _read(load().papers[slug])[1]]
-    return [number for number in numbers if (number.task, number.dataset) == (task, dataset)]
+    return [number for number in _all_reported() if (number.task, number.dataset) == (task, dataset)]
+
+
+def _all_reported() -> list[Reported]:
+    return [number for slug in sorted(load().papers) for number in _read(load().papers[slug])[1]]
 
 
 def check_claims(study: Study) -> None:
-    """Check that every claim of the study's tier names things that exist.
+    """Check that every claim and reported number names things that exist.
 
     Raises
     ------
     UserError
-        A claim names a task, row or metric that neither the study nor the registry knows; or two claims share an id.
+        A claim names a task, dataset, row or metric that neither the study nor the registry knows; or two claims share an id.
     """
     seen: set[str] = set()
     for claim in load_claims():
@@ -135,12 +188,37 @@ def check_claims(study: Study) -> None:
             raise UserError(f"two claims are called {claim.id}")
         seen.add(claim.id)
         load().task(claim.task)
-        dataset = claim.dataset(study.tier)
-        if dataset is None or (claim.task, dataset) not in study.tables:
-            continue
-        for comparison in claim.comparisons(study.tier):
-            for row in filter(None, (comparison.method, comparison.baseline)):
-                _check_row(study, claim, dataset, row, comparison.metric)
+        _check_tier(study, claim)
+        for tier in claim.tiers:
+            for comparison in claim.comparisons(tier):
+                _check_metric(claim.task, comparison.metric, f"claim {claim.id}")
+    for number in _all_reported():
+        _check_metric(number.task, number.metric, f"the number that {number.paper} reports for {number.row}")
+
+
+def _check_metric(task: str, metric: str, who: str) -> None:
+    """Whether any method of a task declares a metric."""
+    entry = load().task(task)
+    methods = load().methods.get(task, {}).values()
+    declared = [*entry.metrics, *(one for method in methods for one in (*(method.metrics or ()), *method.extra_metrics))]
+    names = {one.name for one in declared}
+    if metric not in names:
+        raise UserError(f"{who} names the metric {metric}, which no method of {task} declares; {did_you_mean(metric, names)}")
+
+
+def _check_tier(study: Study, claim: Claim) -> None:
+    """Check what a claim names in the study's own tier."""
+    dataset = claim.dataset(study.tier)
+    tables = [name for task, name in study.tables if task == claim.task]
+    if dataset is None or not tables:
+        return
+    if dataset not in tables:
+        if dataset not in dataset_names() and difflib.get_close_matches(dataset, tables, n=1, cutoff=NEAR):
+            raise UserError(f"claim {claim.id} names the dataset {dataset} of {claim.task}; {did_you_mean(dataset, tables)}")
+        return  # a study may leave a benchmark out: the claim is then not run
+    for comparison in claim.comparisons(study.tier):
+        for row in filter(None, (comparison.method, comparison.baseline)):
+            _check_row(study, claim, dataset, row, comparison.metric)
 
 
 def _check_row(study: Study, claim: Claim, dataset: str, row: str, metric: str) -> None:

@@ -145,9 +145,19 @@ def _metrics(run: Run, values: Mapping[str, float], seconds: float) -> dict[str,
             "train_seconds": trained.get("train_seconds"),
             "evaluate_seconds": round(seconds, 3),
             "peak_memory_mebibytes": trained.get("peak_memory_mebibytes"),
+            "needed_seconds": _needed_seconds(run),
             "finished": _now(),
         },
     }
+
+
+def _needed_seconds(run: Run) -> dict[str, float | None]:
+    """Training time of every run that this one builds upon, by its cell."""
+    found: dict[str, float | None] = {}
+    for needed in run.needs.values():
+        found |= _needed_seconds(needed)
+        found[needed.cell] = read_json(needed.record).get("provenance", {}).get("train_seconds")
+    return found
 
 
 @contextmanager

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RECIPE_BEFORE = "<recipe>"
 """Value of a need: the row whose recipe is this one's without the ingredients that act after training."""
 
+COSTS = ("parameters", "flops", "macs", "seconds", "bytes", "flops_ratio", "macs_ratio")
+"""Endings of the names of metrics that are costs (``bytes`` covers ``mebibytes``)."""
+
 
 class Settings(BaseModel):
     """Base of every settings model: typed, immutable, and strict about names.
@@ -49,13 +52,15 @@ class Metric:
     better : {"higher", "lower", "neither"}
         Which direction is best; ``"neither"`` marks no winner.
     format : str
-        Format specification of one value, for example ``".1%"`` for a fraction shown in per cent, or ``"si"`` for three digits
-        with a unit prefix.
+        Format specification of one value, for example ``".1%"`` for a fraction shown in per cent.
     table : bool
         Whether the main comparison table shows it; every metric is in the CSV.
     measured : bool
         A wall-clock measurement: it differs from run to run, so it is kept under ``timings`` in ``metrics.json`` and
         out of the tables, which are the same bit for bit wherever the study runs.
+    cost : bool, optional
+        Whether it says what a method costs: the page lists costs apart, and plots the headline against the first on which
+        methods differ. Told from the unit in its name (:data:`COSTS`) if left out.
     """
 
     name: str
@@ -64,6 +69,12 @@ class Metric:
     format: str = ".3g"
     table: bool = True
     measured: bool = False
+    cost: bool | None = None
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether it says what a method costs."""
+        return (self.better == "lower" and self.name.endswith(COSTS)) if self.cost is None else self.cost
 
 
 @dataclass(frozen=True)

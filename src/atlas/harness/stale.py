@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,13 @@ def stale_record(run: Run) -> str | None:
     return _mismatch(run, read_json(run.record))
 
 
-def stale_metrics(run: Run) -> str | None:
-    """Why an evaluated run no longer matches the plan, or ``None``."""
-    content = read_json(run.metrics)
-    return _mismatch(run, {**content.get("run", {}), "data_hash": content.get("provenance", {}).get("data_hash")})
+def stale_metrics(run: Run, content: Mapping[str, Any] | None = None) -> str | None:
+    """Why an evaluated run no longer matches the plan, or ``None``; ``content`` is its ``metrics.json``, if already read."""
+    content = read_json(run.metrics) if content is None else content
+    recorded, provenance = content.get("run"), content.get("provenance")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    known = provenance.get("data_hash") if isinstance(provenance, dict) else None
+    return _mismatch(run, {**recorded, "data_hash": known})
 
 
 def _mismatch(run: Run, recorded: dict[str, Any]) -> str | None:

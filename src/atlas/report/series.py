@@ -14,11 +14,11 @@ from atlas.report.collect import Table, collect
 from atlas.report.statistics import mean_and_sd
 
 
-def write_series(study: Study) -> None:
+def write_series(study: Study, tables: list[Table] | None = None) -> None:
     """Write ``metrics.json`` (means by task, dataset and method) and ``plots/``."""
     summary: dict[str, Any] = {"digest": summary_digest(study)}
     headlines: list[list[str]] = []
-    for table in collect(study):
+    for table in collect(study) if tables is None else tables:
         rows = summary.setdefault(table.task, {}).setdefault(table.dataset, {})
         for row in table.rows:
             means = {metric.name: mean_and_sd(list(row.values(metric.name).values()))[0] for metric in table.metrics}

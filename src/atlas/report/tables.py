@@ -5,16 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from atlas.harness.claims import load_reported
+from atlas.harness.claims import Reported, load_reported
 from atlas.harness.files import write_json, write_text
-from atlas.harness.registry import Metric
+from atlas.harness.registry import Metric, load
 from atlas.harness.stale import metrics_digest
 from atlas.harness.study import Study
 from atlas.report.collect import Row, Table, collect_table
-from atlas.report.statistics import differs, mean_and_sd
+from atlas.report.latex import table_latex
+from atlas.report.markdown import escape, grid
+from atlas.report.numbers import metric_text
+from atlas.report.statistics import Interval, difference, excludes_zero, mean_and_sd
+
+COMMON = ("method", "title", "role", "n_seeds")
 
 
 @dataclass(frozen=True)
@@ -24,143 +32,137 @@ class Entry:
     Attributes
     ----------
     text : str
-        Mean ± standard deviation, formatted; a dash where there is no value.
+        Mean ± standard deviation, formatted; why there is none where there is none.
+    note : str
+        Number of seeds, where it is less than planned.
     best : bool
         Best mean of its column.
-    significant : bool
-        The paired difference from the baseline row excludes 0.
+    difference : Interval, optional
+        Paired difference from the baseline row; ``None`` for the baseline itself.
+    reported : str
+        What a paper prints for it; empty if none does.
     """
 
     mean: float
     sd: float
     count: int
     text: str
+    note: str = ""
     best: bool = False
-    significant: bool = False
+    difference: Interval | None = None
+    reported: str = ""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the paired interval of the difference from the baseline excludes 0."""
+        return self.difference is not None and excludes_zero(self.difference)
 
 
-def si(value: float) -> str:
-    """A count with three digits and a unit prefix: 3.79 M.
+@dataclass(frozen=True)
+class Quoted:
+    """A row that only papers print: it is not run here."""
 
-    Examples
-    --------
-    >>> si(3790976.0)
-    '3.79 M'
-    """
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.3g}"
+    title: str
+    texts: dict[str, str]
+    source: str
 
 
-def formatted(metric: Metric, mean: float, sd: float) -> str:
-    """Mean ± standard deviation in the metric's format."""
-    if math.isnan(mean):
-        return "–"
-    if metric.format == "si":
-        return si(mean) if math.isnan(sd) or sd == 0 else f"{si(mean)} ± {si(sd)}"
-    text = format(mean, metric.format)
-    if math.isnan(sd) or sd == 0:
-        return text
-    if metric.format.endswith("%"):
-        return f"{text[:-1]} ± {format(sd, metric.format)[:-1]} %"
-    return f"{text} ± {format(sd, metric.format)}"
+@dataclass(frozen=True)
+class Sheet:
+    """A table ready to be written: columns, rows with their entries, quoted rows and notes."""
+
+    table: Table
+    metrics: list[Metric]
+
+    @cached_property
+    def baseline(self) -> Row | None:
+        """Row that the others are compared with, where this table has it."""
+        name = load().task(self.table.task).baseline
+        return next((row for row in self.table.rows if row.name == name), None)
+
+    @cached_property
+    def lines(self) -> list[tuple[Row, list[Entry]]]:
+        """Rows with their cells."""
+        bests = {metric.name: best_mean(self.table, metric) for metric in self.metrics}
+        return [(row, [self.entry(row, metric, bests[metric.name]) for metric in self.metrics]) for row in self.table.rows]
+
+    def entry(self, row: Row, metric: Metric, best: float | None) -> Entry:
+        """One cell of the table."""
+        values = row.values(metric.name)
+        mean, sd = mean_and_sd(list(values.values()))
+        missing = row.why_missing(metric.name)
+        against = self.baseline if self.baseline is not None and self.baseline.name != row.name else None
+        quoted = self.reported.get((row.name, metric.name))
+        return Entry(
+            mean=mean,
+            sd=sd,
+            count=len(values),
+            text=metric_text(metric, mean, sd) if values else _gap(missing),
+            note=f"n = {len(values)}" if values and missing else "",
+            best=best is not None and mean == best,
+            difference=difference(values, against.values(metric.name)) if against else None,
+            reported=metric_text(metric, quoted.value) if quoted else "",
+        )
+
+    @cached_property
+    def reported(self) -> dict[tuple[str, str], Reported]:
+        """What papers print for this benchmark, by row and metric."""
+        return {(number.row, number.metric): number for number in load_reported(self.table.task, self.table.dataset)}
+
+    @cached_property
+    def quoted(self) -> list[Quoted]:
+        """Rows that papers print and this study does not run."""
+        own = {row.name for row in self.table.rows}
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        known = {metric.name: metric for metric in self.metrics}
+        for number in self.reported.values():
+            if number.row not in own and number.metric in known:
+                texts = rows.setdefault((number.row, number.source), {})
+                texts[number.metric] = metric_text(known[number.metric], number.value)
+        methods = load().methods.get(self.table.task, {})
+        return [Quoted(methods[name].title if name in methods else name, texts, source) for (name, source), texts in rows.items()]
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Where the reported numbers of the shown cells come from."""
+        shown = {(row.name, metric.name) for row in self.table.rows for metric in self.metrics}
+        return list(dict.fromkeys(number.source for key, number in self.reported.items() if key in shown))
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the marks mean, as far as this table has any."""
+        entries = [entry for _, line in self.lines for entry in line]
+        notes = ["Mean ± standard deviation over seeds."]
+        if any(entry.best for entry in entries):
+            notes.append("Bold: the best mean of a column, among rows with all their seeds.")
+        if self.baseline is not None and any(entry.significant for entry in entries):
+            notes.append(f"†: the paired 95 % interval of the difference from {self.baseline.title} excludes 0.")
+        if any(entry.note for entry in entries):
+            notes.append("n: number of seeds, where some are missing.")
+        if self.sources:
+            notes.append(f"“paper”: as printed in {'; '.join(self.sources)}.")
+        return notes
+
+
+def _gap(missing: dict[int, str]) -> str:
+    """What stands in a cell without a value: the most common reason, or a dot where the row has no such metric."""
+    return Counter(missing.values()).most_common(1)[0][0] if missing else "·"
 
 
 def best_mean(table: Table, metric: Metric) -> float | None:
     """Best mean of a column among rows with all their seeds; ``None`` where no direction is best or all are equal."""
     if metric.better == "neither":
         return None
-    means = [
-        mean_and_sd(list(row.values(metric.name).values()))[0]
-        for row in table.rows
-        if len(row.values(metric.name)) == len(row.cells)
-    ]
+    complete = [row for row in table.rows if len(row.values(metric.name)) == len(row.cells)]
+    means = [mean_and_sd(list(row.values(metric.name).values()))[0] for row in complete]
     if len(set(means)) < 2:
         return None
     return max(means) if metric.better == "higher" else min(means)
 
 
-def entry(table: Table, row: Row, metric: Metric, best: float | None, baseline: Row | None) -> Entry:
-    """One cell of a table."""
-    values = row.values(metric.name)
-    mean, sd = mean_and_sd(list(values.values()))
-    other = baseline is not None and baseline.name != row.name
-    return Entry(
-        mean=mean,
-        sd=sd,
-        count=len(values),
-        text=formatted(metric, mean, sd),
-        best=best is not None and mean == best,
-        significant=other and baseline is not None and differs(values, baseline.values(metric.name)),
-    )
-
-
-def entries(table: Table, metrics: Sequence[Metric]) -> list[list[Entry]]:
-    """Every cell of a table, row by row."""
-    baseline = table.row(baseline_name(table))
-    bests = {metric.name: best_mean(table, metric) for metric in metrics}
-    return [[entry(table, row, metric, bests[metric.name], baseline) for metric in metrics] for row in table.rows]
-
-
-def baseline_name(table: Table) -> str:
-    """Row that the others are compared with."""
-    from atlas.harness.registry import load
-
-    return load().task(table.task).baseline
-
-
 def seeds_text(row: Row) -> str:
-    """How many seeds have a value, of how many planned where some are missing."""
-    done = sum(1 for cell in row.cells if cell.content)
-    return str(done) if done == len(row.cells) else f"{done} of {len(row.cells)}"
-
-
-def reported_numbers(table: Table) -> dict[str, str]:
-    """Row to what papers print for its headline metric, with the source."""
-    headline = table.metrics[0] if table.metrics else None
-    return {
-        number.row: f"{format(number.value, headline.format)} ({number.source})"
-        for number in load_reported(table.task, table.dataset)
-        if headline is not None and number.metric == headline.name
-    }
-
-
-def notes(table: Table) -> list[str]:
-    """Why cells are missing, row by row and seed by seed."""
-    return [f"{row.title}, seed {seed}: {reason}" for row in table.rows for seed, reason in row.problems.items()]
-
-
-def write_table(study: Study, task: str, dataset: str) -> None:
-    """Write ``tables/<task>/<dataset>.{csv,md,tex}`` and, beside them, what they were made of."""
-    table = collect_table(study, task, dataset)
-    folder = study.results / "tables" / task
-    write_text(folder / f"{dataset}.csv", table_csv(table))
-    write_text(folder / f"{dataset}.md", table_markdown(table))
-    write_text(folder / f"{dataset}.tex", table_latex(table))
-    digest = metrics_digest(study.matching(task, dataset))
-    write_json(folder / f"{dataset}.json", {"task": task, "dataset": dataset, "metrics_digest": digest})
-
-
-def table_csv(table: Table) -> str:
-    """Every metric of every row: mean and standard deviation in full precision, and what is missing."""
-    buffer = io.StringIO()
-    names = [metric.name for metric in table.metrics]
-    columns = ["method", "title", "role", "n_seeds"]
-    columns += [column for name in names for column in (name, f"{name}_sd")] + ["reported", "missing"]
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    reported = reported_numbers(table)
-    for row, cells in zip(table.rows, entries(table, table.metrics), strict=True):
-        numbers = [_full(value) for cell in cells for value in (cell.mean, cell.sd)]
-        missing = "; ".join(f"seed {seed}: {reason}" for seed, reason in row.problems.items())
-        done = str(sum(1 for cell in row.cells if cell.content))
-        writer.writerow([row.name, row.title, row.role, done, *numbers, reported.get(row.name, ""), missing])
-    return buffer.getvalue()
-
-
-def _full(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
+    """How many seeds have been evaluated, of how many planned where some are missing."""
+    return str(row.evaluated) if row.evaluated == len(row.cells) else f"{row.evaluated} of {len(row.cells)}"
 
 
 def shown_metrics(table: Table) -> list[Metric]:
@@ -168,54 +170,99 @@ def shown_metrics(table: Table) -> list[Metric]:
     return [metric for metric in table.metrics if metric.table]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with its bars escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+def write_table(study: Study, task: str, dataset: str) -> None:
+    """Write ``tables/<task>/<dataset>.{csv,md,tex}`` and, beside them, a JSON file with what they were made of."""
+    table = collect_table(study, task, dataset)
+    folder = study.results / "tables" / task
+    main = Sheet(table, shown_metrics(table))
+    write_text(folder / f"{dataset}.csv", table_csv(table))
+    write_text(folder / f"{dataset}.md", table_markdown(main))
+    write_text(folder / f"{dataset}.tex", sheet_latex(main))
+    write_json(folder / f"{dataset}.json", details(study, table))
 
 
-def table_markdown(table: Table) -> str:
-    """The main table for terminals and pull requests; the best of a column is bold, † differs from the baseline."""
-    metrics = shown_metrics(table)
-    reported = reported_numbers(table)
-    header = ["method", "seeds", *(metric.label for metric in metrics), *(["paper"] if reported else [])]
-    rows = []
-    for row, cells in zip(table.rows, entries(table, metrics), strict=True):
-        texts = [(f"**{cell.text}**" if cell.best else cell.text) + ("†" if cell.significant else "") for cell in cells]
-        rows.append([row.title, seeds_text(row), *texts, *([reported.get(row.name, "")] if reported else [])])
-    text = markdown_table(header, rows)
-    differs_from = f"† differs from {baseline_name(table)} (paired 95 % interval)"
-    text += f"\nMean ± standard deviation over seeds; **best** of a column; {differs_from}.\n"
-    missing = notes(table)
+def details(study: Study, table: Table) -> dict[str, Any]:
+    """Digest of the metrics that a table was made of, and its paired differences from the baseline."""
+    sheet = Sheet(table, table.metrics)
+    differences = {
+        row.name: {
+            metric.name: _difference(entry.difference)
+            for metric, entry in zip(table.metrics, line, strict=True)
+            if entry.difference is not None and entry.difference.count
+        }
+        for row, line in sheet.lines
+    }
+    return {
+        "task": table.task,
+        "dataset": table.dataset,
+        "metrics_digest": metrics_digest(study.matching(table.task, table.dataset)),
+        "baseline": sheet.baseline.name if sheet.baseline else None,
+        "differences": {name: found for name, found in differences.items() if found},
+    }
+
+
+def _difference(found: Interval) -> dict[str, Any]:
+    low, high = (found.low, found.high) if found.bounded else (None, None)
+    return {"effect": found.mean, "ci_low": low, "ci_high": high, "n_seeds": found.count, "interval": found.method}
+
+
+def table_csv(table: Table) -> str:
+    """Every metric of every row: mean and standard deviation in full precision, what papers print, and what is missing."""
+    sheet = Sheet(table, table.metrics)
+    printed = [metric.name for metric in table.metrics if any(key[1] == metric.name for key in sheet.reported)]
+    columns = [column for metric in table.metrics for column in (metric.name, f"{metric.name}_sd")]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*COMMON, *columns, *(f"{name}_reported" for name in printed), "source", "missing"])
+    for row, line in sheet.lines:
+        numbers = [_full(value) for entry in line for value in (entry.mean, entry.sd)]
+        missing = "; ".join(f"seed {seed}: {reason}" for seed, reason in row.problems.items())
+        writer.writerow([row.name, row.title, row.role, row.evaluated, *numbers, *_printed(sheet, row.name, printed), missing])
+    own = {row.name for row in table.rows}
+    for name in dict.fromkeys(row for row, _ in sheet.reported if row not in own):
+        writer.writerow([name, name, "quoted", 0, *[""] * len(columns), *_printed(sheet, name, printed), ""])
+    return buffer.getvalue()
+
+
+def _printed(sheet: Sheet, row: str, metrics: Sequence[str]) -> list[str]:
+    """Reported numbers of a row, one per metric, and where they stand."""
+    found = [sheet.reported.get((row, name)) for name in metrics]
+    sources = dict.fromkeys(number.source for number in found if number)
+    return [*(repr(number.value) if number else "" for number in found), "; ".join(sources)]
+
+
+def _full(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+def sheet_cells(sheet: Sheet, bold: str, dagger: str) -> tuple[list[str], list[list[str]]]:
+    """Header and body of a written table; ``bold`` and ``dagger`` are the marks' formats."""
+    header = ["method", "seeds", *(metric.label for metric in sheet.metrics)]
+    body = []
+    for row, line in sheet.lines:
+        texts = [row.title, seeds_text(row)]
+        for entry in line:
+            text = (bold.format(entry.text) if entry.best else entry.text) + (dagger if entry.significant else "")
+            extras = [entry.note, f"paper {entry.reported}" if entry.reported else ""]
+            texts.append(text + "".join(f" ({extra})" for extra in extras if extra))
+        body.append(texts)
+    for quoted in sheet.quoted:
+        numbers = [quoted.texts.get(metric.name, "") for metric in sheet.metrics]
+        body.append([f"{quoted.title} (quoted: {quoted.source})", "0", *numbers])
+    return header, body
+
+
+def table_markdown(sheet: Sheet) -> str:
+    """The main table for terminals and pull requests."""
+    header, body = sheet_cells(sheet, "**{}**", "†")
+    text = grid(header, body) + "\n" + " ".join(map(escape, sheet.notes)) + "\n"
+    missing = [f"{row.title}, seed {cell.run.seed}: {cell.problem}" for row, cell in sheet.table.problems]
     if missing:
-        text += "\nMissing:\n\n" + "".join(f"- {note}\n" for note in missing)
+        text += "\nMissing or doubtful:\n\n" + "".join(f"- {escape(note)}\n" for note in missing)
     return text
 
 
-LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
-LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-LATEX |= {"±": r"$\pm$", "†": r"$^\dagger$", "–": "--", "÷": r"$\div$", "×": r"$\times$", "−": "$-$", "λ": r"$\lambda$"}
-
-
-def latex(text: str) -> str:
-    """Escape text for LaTeX."""
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def table_latex(table: Table) -> str:
-    """The main table for a paper, with booktabs."""
-    metrics = shown_metrics(table)
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{l{'r' * (len(metrics) + 1)}}}",
-        "\\toprule",
-        " & ".join(latex(label) for label in ("method", "seeds", *(metric.label for metric in metrics))) + r" \\",
-        "\\midrule",
-    ]
-    for row, cells in zip(table.rows, entries(table, metrics), strict=True):
-        texts = [latex(row.title), latex(seeds_text(row))]
-        for cell in cells:
-            text = latex(cell.text + ("†" if cell.significant else ""))
-            texts.append(f"\\textbf{{{text}}}" if cell.best else text)
-        lines.append(" & ".join(texts) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+def sheet_latex(sheet: Sheet) -> str:
+    """The main table for a paper."""
+    header, body = sheet_cells(sheet, "\N{STX}{}\N{ETX}", "†")
+    return table_latex(header, body, sheet.notes)

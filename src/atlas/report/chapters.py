@@ -1,0 +1,200 @@
+"""One benchmark of the page: its tables, figures, costs, gaps, settings and provenance, ready for a template."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from atlas.harness.registry import Metric
+from atlas.report.collect import Cell, Row, Table
+from atlas.report.figures import Drawn, figures
+from atlas.report.inline import inline, is_wide
+from atlas.report.numbers import duration, memory, metric_text
+from atlas.report.statistics import mean_and_sd
+from atlas.report.tables import Sheet, sheet_latex, shown_metrics, table_csv
+
+PROVENANCE_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("train_seconds", "training", duration),
+    ("evaluate_seconds", "evaluation", duration),
+    ("peak_memory_mebibytes", "peak memory", memory),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One cell of the costs; ``value`` sorts it, and is ``nan`` where nothing is known."""
+
+    text: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its HTML; a wide one takes the whole width of the page."""
+
+    figure: Drawn
+    html: Markup
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What distinguishes one row: its methods' settings, and where its protocol differs from the table's."""
+
+    title: str
+    name: str
+    items: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One table with everything around it."""
+
+    table: Table
+
+    @property
+    def anchor(self) -> str:
+        """Fragment of the page's address."""
+        return f"{self.table.task}-{self.table.dataset}"
+
+    @cached_property
+    def drawn(self) -> list[Drawn]:
+        """The figures."""
+        return figures(self.table)
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """The figures, each with its HTML."""
+        return [
+            Picture(figure, Markup(inline(figure.svg, f"f{place}-{self.anchor}-", str(escape(figure.alt)))), is_wide(figure.svg))
+            for place, figure in enumerate(self.drawn)
+        ]
+
+    @cached_property
+    def sheet(self) -> Sheet:
+        """The comparison: what is achieved."""
+        outcomes = [metric for metric in shown_metrics(self.table) if not metric.is_cost]
+        return Sheet(self.table, outcomes or shown_metrics(self.table))
+
+    @cached_property
+    def cost_metrics(self) -> list[Metric]:
+        """Declared costs, and measurements of time."""
+        return [metric for metric in self.table.metrics if metric.is_cost] + self.table.timings
+
+    @property
+    def cost_header(self) -> list[str]:
+        """Columns of the costs."""
+        before = ["what it builds on"] if self.builds else []
+        return [*(metric.label for metric in self.cost_metrics), *(label for _, label, _ in PROVENANCE_COSTS), *before]
+
+    @cached_property
+    def builds(self) -> bool:
+        """Whether a row builds on other runs."""
+        return any(cell.needed_seconds for row in self.table.rows for cell in row.cells)
+
+    @cached_property
+    def costs(self) -> list[tuple[Row, list[Cost]]]:
+        """What every row costs; stages that left a record among them."""
+        stages = [row for row in self.table.stages if row.evaluated]
+        before = [_builds_on] if self.builds else []
+        return [
+            (row, [*self._declared(row), *map(_recorded(row), PROVENANCE_COSTS), *(cost(row) for cost in before)])
+            for row in [*self.table.rows, *stages]
+        ]
+
+    def _declared(self, row: Row) -> list[Cost]:
+        found = [(metric, *mean_and_sd(list(row.values(metric.name).values()))) for metric in self.cost_metrics]
+        return [Cost(metric_text(metric, mean, sd), mean) for metric, mean, sd in found]
+
+    @property
+    def state(self) -> str:
+        """How many runs are there, in words."""
+        cells = [cell for row in self.table.rows for cell in row.cells]
+        done = sum(cell.state == "done" for cell in cells)
+        return f"{len(self.table.rows)} methods, {done} of {len(cells)} runs evaluated"
+
+    @cached_property
+    def downloads(self) -> list[tuple[str, str, str]]:
+        """The table as files inside the page: name, label and data address."""
+        files = (("csv", "text/csv", table_csv(self.table)), ("tex", "text/x-tex", self.latex))
+        return [
+            (f"{self.anchor}.{ending}", label, f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
+            for (ending, kind, text), label in zip(files, ("CSV", "LaTeX"), strict=True)
+        ]
+
+    @property
+    def latex(self) -> str:
+        """The table for a paper."""
+        return sheet_latex(Sheet(self.table, shown_metrics(self.table)))
+
+    @cached_property
+    def protocol(self) -> list[tuple[str, str]]:
+        """Settings that all rows share."""
+        every = [protocol_of(row) for row in self.table.rows]
+        return [item for item in every[0].items() if all(other.get(item[0]) == item[1] for other in every)] if every else []
+
+    @cached_property
+    def settings(self) -> list[Settings]:
+        """Settings of each row."""
+        shared = dict(self.protocol)
+        found = []
+        for row in [*self.table.rows, *self.table.stages]:
+            own = {f"protocol.{name}": value for name, value in protocol_of(row).items() if shared.get(name) != value}
+            found.append(Settings(row.title, row.name, [*settings_of(row).items(), *own.items()]))
+        return found
+
+    @cached_property
+    def cells(self) -> list[tuple[Row, Cell]]:
+        """Every evaluated run."""
+        rows = [*self.table.rows, *self.table.stages]
+        return [(row, cell) for row in rows for cell in row.cells if cell.state == "done"]
+
+
+def _recorded(row: Row) -> Callable[[tuple[str, str, Callable[[float], str]]], Cost]:
+    """Mean of something that every run records about itself."""
+
+    def cost(column: tuple[str, str, Callable[[float], str]]) -> Cost:
+        name, _, show = column
+        values = [value for cell in row.cells if (value := cell.seconds(name)) is not None]
+        mean = mean_and_sd(values)[0]
+        return Cost(show(mean) if values else "–", mean)
+
+    return cost
+
+
+def _builds_on(row: Row) -> Cost:
+    """Mean training time of the runs that a row builds upon."""
+    values = [sum(cell.needed_seconds.values()) for cell in row.cells if cell.needed_seconds]
+    mean = mean_and_sd(values)[0]
+    return Cost(duration(mean) if values else "–", mean)
+
+
+def protocol_of(row: Row) -> dict[str, str]:
+    """The protocol of a row as it ran, or as it is planned; nested names joined by dots."""
+    recorded = next((cell.settings.get("protocol") for cell in row.cells if cell.settings), None)
+    return flat(recorded if isinstance(recorded, Mapping) else row.cells[0].run.protocol)
+
+
+def settings_of(row: Row) -> dict[str, str]:
+    """The methods' settings of a row; prefixed by the method in a recipe of several."""
+    run = row.cells[0].run
+    if len(run.recipe) == 1:
+        return flat(run.settings.get(run.recipe[0], {}))
+    return flat({name: run.settings.get(name, {}) for name in run.recipe})
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as one level of text."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, str) and value else json.dumps(value)
+    return found

@@ -1,0 +1,153 @@
+"""The first screen: what was run, when, on what, how long, and which claims held."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from atlas.harness.registry import Paper, load
+from atlas.harness.study import Study
+from atlas.report.collect import Cell, Table
+from atlas.report.numbers import duration
+from atlas.report.verdicts import VERDICTS, Judged
+
+SIGNS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
+PACKAGES = ("torch", "timm", "numpy")
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the study is, and what came out."""
+
+    study: Study
+    tables: list[Table]
+    judged: list[Judged]
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every run that has a place in a table."""
+        return [cell for table in self.tables for row in table.rows for cell in row.cells]
+
+    @cached_property
+    def done(self) -> list[Cell]:
+        """Every run that has been evaluated, stages included."""
+        stages = [cell for table in self.tables for row in table.stages for cell in row.cells]
+        return [cell for cell in [*self.cells, *stages] if cell.state == "done"]
+
+    @cached_property
+    def sources(self) -> list[dict[str, Any]]:
+        """Provenance of everything that has been evaluated."""
+        return [cell.provenance for cell in self.done]
+
+    @cached_property
+    def counts(self) -> list[tuple[str, int]]:
+        """Number of claims per verdict."""
+        found = Counter(one.verdict for one in self.judged)
+        return [(name, found[name]) for name in VERDICTS]
+
+    @property
+    def headline(self) -> str:
+        """The answer in one line."""
+        counts = dict(self.counts)
+        judged = len(self.judged) - counts["not run"]
+        if not judged:
+            return "No claim has been judged yet"
+        claims = "claim is" if counts["supported"] == 1 and judged == 1 else "claims are"
+        return f"{counts['supported']} of {judged} judged {claims} supported"
+
+    @cached_property
+    def papers(self) -> list[tuple[Paper, list[Judged]]]:
+        """Each paper with its claims."""
+        found = load().papers
+        slugs = dict.fromkeys(one.claim.paper for one in self.judged)
+        return [(found[slug], [one for one in self.judged if one.claim.paper == slug]) for slug in slugs]
+
+    @property
+    def runs(self) -> str:
+        """How many runs there are, and how many are missing."""
+        states = Counter(cell.state for cell in self.cells)
+        doubtful = sum(bool(cell.problem) for cell in self.cells if cell.state == "done")
+        parts = [f"{states['done']} of {len(self.cells)} evaluated"]
+        if states["failed"]:
+            parts.append(f"{states['failed']} failed")
+        if states["not run"] + states["damaged"]:
+            parts.append(f"{states['not run'] + states['damaged']} not run")
+        if doubtful:
+            parts.append(f"{doubtful} doubtful")
+        return ", ".join(parts)
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Term and description of each fact."""
+        facts = [
+            ("runs", self.runs),
+            ("seeds", _listed(list(map(str, self.study.seeds)))),
+            ("benchmarks", f"{len(self.tables)} in {_plural(len(self.study.tasks), 'task')}"),
+            ("when", self.when),
+            ("computing", self.computing),
+            ("hardware", _common(self.sources, "hardware")),
+            ("code", self.commit),
+            ("software", self.packages),
+        ]
+        return [(term, text) for term, text in facts if text]
+
+    @property
+    def when(self) -> str:
+        """Day and time of the first and last evaluation."""
+        times = sorted(filter(None, (_time(source.get("finished")) for source in self.sources)))
+        if not times:
+            return ""
+        first, last = times[0], times[-1]
+        zone = last.tzname() or ""
+        if first.date() == last.date():
+            hours = f"{first:%H:%M}" if f"{first:%H:%M}" == f"{last:%H:%M}" else f"{first:%H:%M} to {last:%H:%M}"
+            return f"{last.day} {last:%B %Y}, {hours} {zone}".strip()
+        return f"{first.day} {first:%B %Y} to {last.day} {last:%B %Y}"
+
+    @property
+    def computing(self) -> str:
+        """Time of all runs together; one that several build upon counts once."""
+        trained = {cell: seconds for done in self.done for cell, seconds in done.needed_seconds.items()}
+        trained |= {done.run.cell: done.seconds("train_seconds") or 0.0 for done in self.done}
+        total = sum(trained.values()) + sum(done.seconds("evaluate_seconds") or 0.0 for done in self.done)
+        return f"{duration(total)} of training and evaluation" if self.done else ""
+
+    @property
+    def commit(self) -> str:
+        """Commits that computed the runs."""
+        marks = Counter((str(source.get("git_commit"))[:10], bool(source.get("git_dirty"))) for source in self.sources)
+        return _listed([commit + (" with local changes" if dirty else "") for (commit, dirty), _ in marks.most_common()])
+
+    @property
+    def packages(self) -> str:
+        """Versions that the numbers depend on most."""
+        found = [source.get("packages") for source in self.sources]
+        versions = [one for one in found if isinstance(one, dict)]
+        python = _common(self.sources, "python")
+        names = [f"{name} {_listed(sorted({str(one[name]) for one in versions if name in one}))}" for name in PACKAGES]
+        return ", ".join([*([f"Python {python}"] if python else []), *(name for name in names if not name.endswith(" "))])
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    """Names separated by commas, the middle left out where there are many."""
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:2])} … {names[-1]} ({len(names)})"
+
+
+def _common(sources: list[dict[str, Any]], key: str) -> str:
+    """The values of a key, most common first."""
+    found = Counter(str(source[key]) for source in sources if source.get(key))
+    return _listed([name for name, _ in found.most_common()], most=3)
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
