@@ -155,7 +155,7 @@ def test_a_claim_of_several_parts_keeps_its_error_rate(parts: int) -> None:
     contradicted = supported = 0
     for study in draws:
         found = [Effects(tuple(map(float, row))) for row in study]
-        verdicts = [Part(asked, None, interval(one), interval(one, 1 - 0.05 / parts), 4).verdict for one in found]
+        verdicts = [Part(asked, "", None, interval(one), interval(one, 1 - 0.05 / parts), 4).verdict for one in found]
         contradicted += "contradicted" in verdicts
         supported += all(one == "supported" for one in verdicts)
     assert contradicted / 2000 <= 0.035  # as for a single comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LABEL = 24  # characters in a line of a row's title
 DECADES = 50  # values that differ by more are shown on a logarithmic axis
 COUNTED, MEASURED = 1.05, 1.5  # costs that differ by less than this factor are not worth a figure, or are noise
 TIME = Metric("train_seconds", "training time", "lower")
@@ -54,7 +56,7 @@ def draw_headline(table: Table, metric: Metric, colors: Mapping[str, str]) -> Fi
             axes.plot([found.low, found.high], [place, place], color=color, linewidth=1.2, alpha=0.55)
         axes.scatter(values, [place] * len(values), color=color, s=30, alpha=0.7, edgecolor="white", linewidth=0.6, zorder=3)
         axes.plot([found.mean] * 2, [place - 0.26, place + 0.26], color=color, linewidth=2.6, solid_capstyle="round", zorder=4)
-    axes.set_yticks(range(len(rows)), [row.title for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [textwrap.fill(row.title, LABEL) for row in reversed(rows)])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     every = [value for row in rows for value in row.values(metric.name).values()]
@@ -122,16 +124,17 @@ def cost_figure(table: Table, colors: Mapping[str, str]) -> FigureEntry | None:
 
 
 def draw_cost(points: Sequence[tuple[Row, float, float]], metric: Metric, cost: Metric, colors: Mapping[str, str]) -> Figure:
-    """Draw the scatter plot, with a legend beside it."""
+    """Draw the scatter plot, with a legend below it."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, max(3.2, 0.27 * len(points) + 0.8)), layout="constrained")
+    columns = 2 if max(len(row.title) for row, _, _ in points) > LABEL else 3
+    figure, axes = plt.subplots(figsize=(6, 3.0 + 0.22 * math.ceil(len(points) / columns)), layout="constrained")
     for place, (row, spent, got) in enumerate(points):
         marker = "osD^vP"[(place // 10) % 6]
         axes.scatter([spent], [got], color=colors[row.name], marker=marker, s=46, edgecolor="white", label=row.title, zorder=3)
     _scale_axis(axes, "x", cost, [spent for _, spent, _ in points])
     _scale_axis(axes, "y", metric, [got for _, _, got in points])
-    figure.legend(loc="outside right center")
+    figure.legend(loc="outside lower center", ncols=columns, handletextpad=0.2)
     return figure
 
 

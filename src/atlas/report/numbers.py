@@ -12,6 +12,7 @@ from atlas.harness.registry import Metric
 NARROW = "\u202f"  # narrow no-break space, before the per cent sign
 SPACE = "\u00a0"  # no-break space, between a number and its unit
 MINUS = "−"
+LARGE = 1e5  # from here on a number gets a prefix
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -23,13 +24,15 @@ def quantity(form: str, mean: float, sd: float = math.nan) -> str:
     ----------
     form : str
         Format specification of the metric. With ``g``, digits follow the deviation, and numbers of 100,000 or more or below
-        0.001 are scaled.
+        0.001 are scaled; ``si`` gives three digits and a prefix from 1,000 on.
     """
     if math.isnan(mean):
         return "–"
     spread = not (math.isnan(sd) or sd == 0)
     if form.endswith("%"):
         text = format(mean, form)[:-1] + (f" ± {format(sd, form)[:-1]}" if spread else "") + f"{NARROW}%"
+    elif form == "si":
+        text = _general(".3g", mean, sd if spread else math.nan, large=1e3)
     elif form.endswith("g"):
         text = _general(form, mean, sd if spread else math.nan)
     else:
@@ -37,8 +40,8 @@ def quantity(form: str, mean: float, sd: float = math.nan) -> str:
     return text.replace("-", MINUS)
 
 
-def _general(form: str, mean: float, sd: float) -> str:
-    scale, unit = _scale(max(abs(mean), 0.0 if math.isnan(sd) else sd))
+def _general(form: str, mean: float, sd: float, large: float = LARGE) -> str:
+    scale, unit = _scale(max(abs(mean), 0.0 if math.isnan(sd) else sd), large)
     mean, sd = mean / scale, sd / scale
     if math.isnan(sd):
         return _plain(form, mean) + unit
@@ -53,11 +56,11 @@ def _plain(form: str, value: float) -> str:
     return text if "e" not in text else f"{value:.0f}"
 
 
-def _scale(size: float) -> tuple[float, str]:
+def _scale(size: float, large: float) -> tuple[float, str]:
     """Factor and its name, for numbers that are too large or too small to be written out."""
-    if size == 0 or 1e-3 <= size < 1e5:
+    if size == 0 or 1e-3 <= size < large:
         return 1.0, ""
-    if 1e5 <= size < 1e18:
+    if large <= size < 1e18:
         return next((factor, SPACE + name) for factor, name in PREFIXES if size >= factor)
     power = math.floor(math.log10(size))
     return 10.0**power, f" × 10{str(power).translate(SUPERSCRIPT)}"
@@ -76,7 +79,7 @@ def effect_text(metric: Metric | None, compare: str, value: float, *, signed: bo
     sign = "+" if signed and value > 0 else ""
     if form.endswith("%"):
         return sign + format(100 * value, f".{max(_places(form), 1)}f").replace("-", MINUS)
-    return sign + quantity(form if form.endswith("g") else _finer(form), value)
+    return sign + quantity(form if form.endswith(("g", "si")) else _finer(form), value)
 
 
 def _places(form: str) -> int:

@@ -61,6 +61,7 @@ class Part:
     """
 
     comparison: Comparison
+    task: str
     table: Table | None
     found: Interval
     strict: Interval
@@ -76,9 +77,10 @@ class Part:
 
     @property
     def metric(self) -> Metric | None:
-        """The metric that is compared."""
+        """The metric that is compared, as its row or else its task declares it."""
         row = self._row(self.comparison.method)
-        return row.declared.get(self.comparison.metric) if row else None
+        declared = row.metrics if row else load().task(self.task).metrics
+        return next((metric for metric in declared if metric.name == self.comparison.metric), None)
 
     @property
     def asked(self) -> str:
@@ -138,7 +140,8 @@ class Part:
 
     def _title(self, name: str) -> str:
         row = self._row(name)
-        return row.title if row else name
+        methods = load().methods.get(self.task, {})
+        return row.title if row else methods[name].title if name in methods else name
 
 
 @dataclass(frozen=True)
@@ -215,15 +218,15 @@ def verdict(comparison: Comparison, found: Interval) -> str:
     return "inconclusive"
 
 
-def compare(comparison: Comparison, table: Table | None, count: int) -> Part:
-    """Find the effect of one of ``count`` comparisons of a claim."""
+def compare(comparison: Comparison, task: str, table: Table | None, count: int) -> Part:
+    """Find the effect of one of ``count`` comparisons of a claim about a task."""
     method = table.row(comparison.method) if table else None
     baseline = table.row(comparison.baseline) if table and comparison.baseline else None
     ours = method.values(comparison.metric) if method else {}
     theirs = baseline.values(comparison.metric) if baseline else {}
     sample = effects(comparison.compare, ours, theirs if comparison.baseline else None)
     strict = interval(sample, 1 - (1 - CONFIDENCE) / count)
-    return Part(comparison, table, interval(sample), strict, len(method.cells) if method else 0)
+    return Part(comparison, task, table, interval(sample), strict, len(method.cells) if method else 0)
 
 
 def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table]) -> Judged:
@@ -231,7 +234,7 @@ def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table]) -> J
     dataset = claim.dataset(study.tier)
     table = tables.get((claim.task, dataset)) if dataset else None
     comparisons = claim.comparisons(study.tier)
-    parts = tuple(compare(comparison, table, len(comparisons)) for comparison in comparisons)
+    parts = tuple(compare(comparison, claim.task, table, len(comparisons)) for comparison in comparisons)
     reason = ""
     if dataset is None:
         reason = f"not a claim for the {study.tier} tier"
