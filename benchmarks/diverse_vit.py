@@ -29,9 +29,9 @@ from atlas.methods.diverse_vit import (
     emb_contrast,
     emb_cosine,
 )
+from atlas.methods.diverse_vit.config import COEFFICIENTS
 
 BATCH, TOKENS, WIDTH, HEADS, CLASSES, MATRICES = 8, 197, 384, 6, 1000, 36
-SILENT = {"mix_weight": 0.0, "emb_cos": 0.0, "emb_contrast": 0.0, "attn_cos": 0.0, "weight_orth": 0.0}
 
 
 def backward(term: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], None]:
@@ -102,8 +102,8 @@ def terms(rounds: int) -> None:
         show(f"{name}, forward and backward", interleaved({"here": ours, "straightforward": plain}, rounds), "here")
 
 
-def peak_mebibytes(run: Callable[[], None]) -> float:
-    """Memory that autograd keeps between forward and backward of a step: bytes saved for the backward pass."""
+def saved_mebibytes(run: Callable[[], None]) -> float:
+    """What autograd keeps of a step between forward and backward, storages counted once, weights included."""
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -118,14 +118,15 @@ def peak_mebibytes(run: Callable[[], None]) -> float:
 def steps(rounds: int) -> None:
     """A training step of DeiT-S with each term alone and all together, beside the plain step."""
     images, labels = torch.randn(4, 3, 224, 224), torch.arange(4)
-    variants: dict[str, dict[str, float]] = {"plain step": SILENT}
-    for name, value in {"mix_weight": 1.0, "emb_cos": 0.5, "emb_contrast": 0.5, "attn_cos": 1e-4, "weight_orth": 5e-4}.items():
-        variants[f"+ {name}"] = {**SILENT, name: value}
-    variants["all five"] = {}
+    released = DiversityConfig()
+    variants = {"plain step": DiversityConfig.preset("none")}
+    for name in COEFFICIENTS:
+        variants[f"+ {name}"] = DiversityConfig.preset("none", **{name: getattr(released, name)})
+    variants["all five"] = released
     runs: dict[str, Callable[[], None]] = {}
-    for name, options in variants.items():
+    for name, config in variants.items():
         torch.manual_seed(0)
-        trainer = DiversityTrainer(timm.create_model("deit_small_patch16_224"), DiversityConfig(**options))  # type: ignore[arg-type]
+        trainer = DiversityTrainer(timm.create_model("deit_small_patch16_224"), config)
         mix = PatchMixup(CLASSES, 16, generator=torch.Generator().manual_seed(0))
 
         def step(trainer: Any = trainer, mix: PatchMixup = mix) -> None:
@@ -135,7 +136,7 @@ def steps(rounds: int) -> None:
 
         runs[name] = step
     show("training step of DeiT-S, batch 4", interleaved(runs, rounds, warmup=1), "plain step")
-    memory = {name: peak_mebibytes(run) for name, run in runs.items()}
+    memory = {name: saved_mebibytes(run) for name, run in runs.items()}
     print(f"\nmemory kept for the backward pass\n  {'':<34}{'MiB':>10}{'ratio':>8}")
     for name, value in memory.items():
         print(f"  {name:<34}{value:>10.0f}{value / memory['plain step']:>8.3f}")

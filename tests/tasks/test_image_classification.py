@@ -14,11 +14,12 @@ from PIL import Image
 from atlas.errors import AtlasError, UserError
 from atlas.harness.planning import merge
 from atlas.harness.study import Run, Study
+from atlas.nn.counts import parameter_count
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.evaluate import expected_calibration_error, throughput_ratio
 from atlas.tasks.image_classification.folders import FolderImages
-from atlas.tasks.image_classification.ingredients import Batch
-from atlas.tasks.image_classification.models import build_backbone, parameter_groups
+from atlas.tasks.image_classification.ingredients import Batch, Ingredients
+from atlas.tasks.image_classification.models import build_backbone, build_model, parameter_groups
 from atlas.tasks.image_classification.training import Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,3 +177,22 @@ def test_folders_can_be_gone_on_with_anywhere_whoever_loads_them(folders: Run, w
     assert torch.equal(again[0], whole[2][0])
     assert sum(len(labels) for _, labels in found.batches("test")) == 6
     assert found.example(2).shape == (2, 3, 32, 32)
+
+
+PUBLISHED = {"deit": 22_050_664, "attnscale": 22_050_664 + 72, "featscale": 22_050_664 + 9_216}
+
+
+@pytest.mark.parametrize(("tier", "classes"), [("lab", 10), ("paper", 1000)])
+def test_every_recipe_of_the_larger_studies_builds_at_full_size(tier: str, classes: int) -> None:
+    seen = set()
+    for run in Study.read(tier, ROOT).matching("image-classification"):
+        backbone = run.protocol_model().backbone
+        key = (run.recipe, backbone.depth, str(run.settings))
+        if run.method_entries[0].train is not None or key in seen:
+            continue
+        seen.add(key)
+        model = build_model(run, Ingredients(run.build()), classes)
+        assert len(model.blocks) == backbone.depth
+        if (run.dataset, run.method) in {("imagenet", name) for name in PUBLISHED}:
+            assert parameter_count(model) == PUBLISHED[run.method]
+    assert len(seen) >= 10

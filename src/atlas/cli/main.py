@@ -14,7 +14,6 @@ import typer
 from atlas.errors import EXIT_FAILURE, AtlasError, Interrupted, UserError
 
 if TYPE_CHECKING:
-    from atlas.harness.registry import Metric
     from atlas.study import Run, Study
 
 app = typer.Typer(
@@ -103,13 +102,10 @@ def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> No
 
     selected = _selected(tier, runs, overrides)
 
-    def shown(metric: Metric, value: float) -> str:
-        return f"{value:.4g}" if metric.format == "si" else format(value, metric.format)
-
     def one(run: Run) -> None:
         headline = run.declared_metrics[0]
         value = evaluate_run(run)["metrics"].get(headline.name)
-        print(f"{run.cell}: {headline.label} {'not finite' if value is None else shown(headline, value)}")
+        print(f"{run.cell}: {headline.label} {'not finite' if value is None else format(value, headline.format)}")
 
     failures = _each(selected, one)
     if failures:

@@ -52,8 +52,7 @@ class Metric:
     better : {"higher", "lower", "neither"}
         Which direction is best; ``"neither"`` marks no winner.
     format : str
-        Format specification of one value, for example ``".1%"`` for a fraction shown in per cent, or ``"si"`` for three digits
-        with a unit prefix.
+        Format specification of one value, for example ``".1%"`` for a fraction shown in per cent.
     table : bool
         Whether the main comparison table shows it; every metric is in the CSV.
     measured : bool

@@ -29,8 +29,8 @@ class DiversityOutputs:
     ----------
     logits : Tensor
         (batch, classes), the model's own output.
-    token_logits : Tensor
-        (batch, tokens, classes), the head applied to every token.
+    token_logits : Tensor or None
+        (batch, tokens, classes), the head applied to every token; ``None`` where ``mix_weight`` is 0.
     h_first, h_last : Tensor
         (batch, tokens, dim): input of the first block, output of the last before the final norm.
     attn : Tensor or None
@@ -38,7 +38,7 @@ class DiversityOutputs:
     """
 
     logits: Tensor
-    token_logits: Tensor
+    token_logits: Tensor | None
     h_first: Tensor
     h_last: Tensor
     attn: Tensor | None
@@ -132,7 +132,7 @@ class DiversityTrainer:
                 "and without gradient checkpointing"
             )
         model = self.model
-        tokens = model.head(model.head_drop(model.fc_norm(seen["normed"])))
+        tokens = model.head(model.head_drop(model.fc_norm(seen["normed"]))) if self.config.mix_weight else None
         attention = softmax_map(self._tapped, seen["qkv"]) if self.config.attn_cos else None
         return DiversityOutputs(logits, tokens, seen["h_first"], seen["h_last"], attention)
 
@@ -201,7 +201,7 @@ class DiversityTrainer:
                 raise ValueError("mix_weight needs the patch labels of a MixTarget; set it to 0 for ordinary labels")
             return (base_criterion or functional.cross_entropy)(logits, target)
         own = base_criterion(logits, target.dense()[0]) if base_criterion else target.image_loss(logits)
-        if not weight:
+        if not weight or out.token_logits is None:
             return own
         patches = at_least_float32(out.token_logits[:, self.prefix :])
         return (own + weight * target.patch_loss(patches)) / (1 + weight * patches.shape[1])

@@ -54,10 +54,14 @@ def depth(data: FigureData) -> Figure | None:
 
 
 LEVELS = (
-    ("token_cosine", "patch embeddings"),
-    ("attn_head_cosine", "attention maps of the heads"),
-    ("weight_row_cosine_abs", "rows of the weights"),
+    ("patch embeddings", ("token_cosine",), "similarity within a layer"),
+    ("attention maps", ("attn_head_cosine",), ""),
+    ("weights", tuple(f"weight_row_cosine_abs.{name}" for name in ("q", "k", "v", "proj", "fc1", "fc2")), ""),
+    ("patch embeddings", ("token_cross_layer",), "similarity between layers"),
+    ("attention maps", ("attn_cross_layer",), ""),
+    ("weights", tuple(f"weight_cond_gap.{name}" for name in "qkv"), "condition gap"),
 )
+"""Panels of the assessment: level, metrics whose mean is drawn, label of the axis."""
 
 
 @figure(
@@ -65,32 +69,34 @@ LEVELS = (
     task=TASK,
     title="Redundancy from head to toe",
     caption=(
-        "Mean cosine similarity at three levels, layer by layer: between the patch embeddings of an image, between the attention "
-        "maps of a layer, and between the rows of its weights (absolute, mean over its six matrices). Solid lines "
-        "are trained models, the dotted grey line is the initialisation that they share."
+        "Three levels, layer by layer. Above, mean cosine within a layer: between the patch embeddings of an image, between the "
+        "attention maps of the heads, and between the rows of the weights (absolute, mean over six matrices). Below: cosine of a "
+        "patch with its first embedding, of attention maps with those of the layer before, and the squared gap between the "
+        "largest and the smallest eigenvalue of W Wᵀ (mean over queries, keys and values). Solid lines are trained models, mean "
+        "over seeds; the dotted grey line is the initialisation that they share. No vector is compared with itself."
     ),
-    alt="Three line plots over layers, one line per method: similarity of patches, of attention maps, and of weight rows.",
+    alt="Six line plots over layers, one line per method: similarity of patches, of attention maps and of weights.",
 )
 def redundancy(data: FigureData) -> Figure | None:
-    """Similarity profiles at the three levels, before and after training, per method."""
+    """Redundancy profiles at the three levels, before and after training, per method."""
     import matplotlib.pyplot as plt
 
     table = data.frames("diagnostics.csv")
     if table.empty:
         return None
-    table["measure"] = table["metric"].str.split(".").str[0]
     first = table["method"].iloc[0]
-    drawing, panels = plt.subplots(1, 3, figsize=(10.5, 3.7), layout="constrained")
-    for axes, (measure, level) in zip(panels, LEVELS, strict=True):
-        chosen = table[table["measure"].eq(measure)]
+    drawing, grid = plt.subplots(2, 3, figsize=(10.5, 6.2), layout="constrained", sharex=True)
+    for axes, (level, metrics, label) in zip(grid.flat, LEVELS, strict=True):
+        chosen = table[table["metric"].isin(metrics)]
         before = chosen[chosen["stage"].eq("initial") & chosen["method"].eq(first)].groupby("layer")["value"].mean()
         axes.plot(before.index, before, ":", color="#7F7F7F", label="initialisation")
         for row, group in chosen[chosen["stage"].eq("trained")].groupby("method", sort=False):
             profile = group.groupby("layer")["value"].mean()
             axes.plot(profile.index, profile, color=data.colors[str(row)], label=data.titles[str(row)])
-        axes.set(title=level, xlabel="layer")
-    panels[0].set_ylabel("similarity")
-    handles, labels = panels[0].get_legend_handles_labels()
+        axes.set(title=level, ylabel=label)
+    for axes in grid[-1]:
+        axes.set_xlabel("layer")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=4)
     return drawing
 

@@ -1,0 +1,227 @@
+"""Length and curvature of the curve that a network makes of a circle of inputs (Sec. 3.1).
+
+Along a great circle x(θ) = u₁cos θ + u₂sin θ with orthonormal u₁, u₂ the output f(x(θ)) is a curve of velocity v = f′ and
+acceleration a = f″. Its length measures how much the network stretches its inputs, its extrinsic curvature
+κ = √(|v|²|a|² − (v·a)²) / |v|³ how much it bends them. Both come from forward-mode derivatives: one product with the tangent for
+all points of the circle, instead of one backward pass per output channel.
+
+LayerNorm must be off (:func:`without_norm`): it would scale the tiny output of a fresh network back to one size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Curve = Callable[[Tensor], Tensor]
+MIN_POINTS = 3
+FULL_TURN = 2 * math.pi
+
+
+@dataclass(frozen=True)
+class Circle:
+    """Points of a circle of inputs.
+
+    Attributes
+    ----------
+    theta : Tensor
+        (n,) angles in radians.
+    x, dx : Tensor
+        (n, channels, height, width) points, and their derivatives by the angle.
+    """
+
+    theta: Tensor
+    x: Tensor
+    dx: Tensor
+
+    @property
+    def basis(self) -> Tensor:
+        """(2, channels, height, width): the plane's vectors, x(0) and x(π/2)."""
+        cosine, sine = math.cos(float(self.theta[0])), math.sin(float(self.theta[0]))
+        first, tangent = self.x[0], self.dx[0]
+        return torch.stack([first * cosine - tangent * sine, first * sine + tangent * cosine])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last point is the first again."""
+        return math.isclose(float(self.theta[-1] - self.theta[0]), FULL_TURN, rel_tol=1e-6)
+
+
+def _check_points(count: int) -> None:
+    if count < MIN_POINTS:
+        raise ValueError(f"a circle needs at least {MIN_POINTS} points, not {count}")
+
+
+def great_circle(
+    shape: tuple[int, int, int],
+    n: int = 10,
+    *,
+    generator: torch.Generator,
+    scale: Literal["unit", "sqrt_dim"] = "unit",
+    endpoint: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Circle:
+    """Draw a circle in the plane of two random orthonormal images.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        Channels, height and width of an image; N is their product.
+    n : int
+        Number of points, at least 3.
+    generator : torch.Generator
+        Source of the plane.
+    scale : {"unit", "sqrt_dim"}
+        Radius 1, as the authors compute, or √N, as the definition has it.
+    endpoint : bool
+        Whether the last angle is 2π, repeating the first point, as the authors compute.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 3 points, fewer than 2 dimensions, or an unknown scale.
+    """
+    _check_points(n)
+    size = math.prod(shape)
+    if size < 2:
+        raise ValueError(f"a circle needs at least 2 input dimensions; images of {tuple(shape)} have {size}")
+    if scale not in ("unit", "sqrt_dim"):
+        raise ValueError(f"scale {scale!r} is neither 'unit' nor 'sqrt_dim'")
+    gaussian = torch.randn(size, 2, generator=generator, dtype=dtype)
+    basis = torch.linalg.svd(gaussian, full_matrices=False).U.T.reshape(2, *shape)
+    if scale == "sqrt_dim":
+        basis = basis * math.sqrt(size)
+    theta = torch.linspace(0, FULL_TURN, n if endpoint else n + 1, dtype=dtype)[:n]
+    return Circle(theta, *points_on(basis, theta))
+
+
+def points_on(basis: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return points and tangents of the circle in the plane of ``basis``, (2, …), at the angles ``theta``, (n,)."""
+    cosine, sine = (wave.reshape(-1, *[1] * (basis.ndim - 1)) for wave in (theta.cos(), theta.sin()))
+    return basis[0] * cosine + basis[1] * sine, basis[1] * cosine - basis[0] * sine
+
+
+@contextmanager
+def without_norm(model: nn.Module) -> Iterator[nn.Module]:
+    """Replace every LayerNorm inside ``model`` by the identity while the block runs, then put the same objects back."""
+    places = [
+        (parent, name, module)
+        for parent in model.modules()
+        for name, module in parent._modules.items()
+        if isinstance(module, nn.LayerNorm)
+    ]
+    try:
+        for parent, name, _ in places:
+            setattr(parent, name, nn.Identity())
+        yield model
+    finally:
+        for parent, name, module in places:
+            setattr(parent, name, module)
+
+
+def require_independent_points(model: nn.Module) -> None:
+    """Refuse modules in which the images of a batch influence each other.
+
+    Raises
+    ------
+    ValueError
+        A BatchNorm in training mode, with its name.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(f"{name or 'the model'} is a BatchNorm in training mode: points of a batch depend on each other")
+
+
+def speeds(fn: Curve, x: Tensor, dx: Tensor) -> Tensor:
+    """Return |d f(x(θ)) / dθ| at each point, (n,)."""
+    with torch.no_grad(), _differentiable_attention():
+        velocity: Tensor = jvp(fn, (x,), (dx,))[1]
+    return velocity.flatten(1).norm(dim=1)
+
+
+def length_distortion(
+    fn: Curve, circle: Circle, reduction: Literal["sum", "mean", "length"] = "sum", *, chunk: int | None = None
+) -> float:
+    """Measure how much ``fn`` stretches a circle.
+
+    Parameters
+    ----------
+    fn : callable
+        (n, channels, height, width) → (n, features), each point by itself; a module or a function.
+    circle : Circle
+        Inputs, from :func:`great_circle`.
+    reduction : {"sum", "mean", "length"}
+        Sum of the speeds over the points (the authors'), their mean, or the length of the curve: 2π times the mean over equally
+        spaced points, the repeated one left out.
+    chunk : int, optional
+        Points per pass, to save memory; all at once by default. Changes nothing else.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 3 points, an unknown reduction, or ``fn`` has a BatchNorm in training mode.
+    """
+    _check_points(len(circle.theta))
+    if reduction not in ("sum", "mean", "length"):
+        raise ValueError(f"reduction {reduction!r} is none of 'sum', 'mean', 'length'")
+    if isinstance(fn, nn.Module):
+        require_independent_points(fn)
+    size = chunk or len(circle.theta)
+    pieces = zip(circle.x.split(size), circle.dx.split(size), strict=True)
+    found = torch.cat([speeds(fn, x, dx) for x, dx in pieces]).double()
+    if reduction == "sum":
+        return float(found.sum())
+    if reduction == "mean":
+        return float(found.mean())
+    return FULL_TURN * float((found[:-1] if circle.closed else found).mean())
+
+
+def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
+    """Measure how much ``fn`` bends a circle, point by point.
+
+    Parameters
+    ----------
+    fn : callable
+        (n, channels, height, width) → (n, features), each point by itself.
+    basis : Tensor
+        (2, channels, height, width) vectors that span the plane (:attr:`Circle.basis`); or (N, 2) columns, where ``fn``
+        takes vectors (n, N).
+    theta : Tensor
+        (n,) angles in radians, n ≥ 3.
+
+    Returns
+    -------
+    Tensor
+        (n,) curvatures, ≥ 0: 1/radius for a circle; rounding below zero under the root is cut off.
+    """
+    _check_points(len(theta))
+    plane = basis.T if basis.ndim == 2 and basis.shape[1] == 2 else basis
+    if len(plane) != 2:
+        raise ValueError(f"a basis of shape {tuple(basis.shape)} does not hold two vectors")
+
+    def along(angle: Tensor) -> Tensor:
+        return fn(points_on(plane, angle)[0]).flatten(1)
+
+    ones = torch.ones_like(theta)
+
+    def velocity(angle: Tensor) -> Tensor:
+        return jvp(along, (angle,), (ones,))[1]
+
+    with torch.no_grad(), _differentiable_attention():
+        both = jvp(velocity, (theta,), (ones,))
+    v, a = both[0], both[1]
+    vv, aa, va = (v * v).sum(1), (a * a).sum(1), (v * a).sum(1)
+    return (vv * aa - va.square()).clamp_min(0).sqrt() / vv.pow(1.5)
+
+
+def _differentiable_attention() -> AbstractContextManager[Any]:
+    """Attention as plain matrix products: the fused kernels have no forward-mode derivative."""
+    return sdpa_kernel(SDPBackend.MATH)

@@ -1,0 +1,91 @@
+"""Progressive re-tokenisation: train on few coarse tokens first, on finer ones later (Sec. 3.4).
+
+Only stride and dilation of the stem change between phases; every weight, the optimiser's state and the schedule go on.
+A dilated kernel covers the coarser token: at kernel 4, strides 16, 8, 4 have dilations 5, 2, 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from atlas.methods.as_vit.layout import count
+from atlas.methods.as_vit.network import HierarchicalViT, dilation_for
+
+OFFICIAL_PHASES = ((0.0, 16), (0.267, 8), (0.44, 4))
+
+
+class ProgressiveTokenizer:
+    """Sets a network's tokenisation by the progress of its training.
+
+    Parameters
+    ----------
+    model : HierarchicalViT
+        The network; its ``design.stride`` must be the last phase's.
+    phases : sequence of (float, int)
+        (progress at which the phase begins, stride of the stem in pixels). The default is the published schedule: of 300 epochs,
+        80 at stride 16 and 52 at stride 8.
+
+    Raises
+    ------
+    ValueError
+        Phases do not begin at 0 or do not increase below 1, a stride does not divide the image or is no multiple of the
+        finest, the last is not the network's own, or the stem's kernel is smaller than it.
+    """
+
+    def __init__(self, model: HierarchicalViT, phases: Sequence[tuple[float, int]] = OFFICIAL_PHASES) -> None:
+        self.model = model
+        self.phases = [(float(begin), int(stride)) for begin, stride in phases]
+        self._check()
+
+    def _check(self) -> None:
+        begins, strides = [begin for begin, _ in self.phases], [stride for _, stride in self.phases]
+        design = self.model.design
+        if not begins or begins[0] != 0:
+            raise ValueError(f"phases {self.phases} must begin at progress 0")
+        if begins[-1] >= 1 or any(later <= before for before, later in pairwise(begins)):
+            raise ValueError(f"phases {self.phases} must begin at increasing progress below 1")
+        for stride in strides:
+            if stride < 1 or design.img_size % stride:
+                raise ValueError(f"stride {stride} does not divide the image's {design.img_size} pixels")
+            if stride % design.stride:
+                raise ValueError(f"stride {stride} is not a multiple of the network's own, {design.stride}")
+        if strides[-1] != design.stride:
+            raise ValueError(f"the last phase has stride {strides[-1]}; the network was built for {design.stride}")
+        if design.topology.kernels[0] < strides[-1]:
+            raise ValueError(f"the stem's kernel {design.topology.kernels[0]} is smaller than the finest stride {strides[-1]}")
+
+    def stride(self, progress: float) -> int:
+        """Return the stride at a progress in [0, 1]."""
+        return next(stride for begin, stride in reversed(self.phases) if progress >= begin)
+
+    def step(self, progress: float) -> bool:
+        """Set the tokenisation of a progress in [0, 1]; return whether it changed.
+
+        Raises
+        ------
+        ValueError
+            The progress is outside [0, 1].
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress {progress} is not in [0, 1]")
+        stride = self.stride(progress)
+        if stride == self.model.stride:
+            return False
+        self.model.tokenize(stride, self.dilation(stride))
+        return True
+
+    def dilation(self, stride: int) -> int:
+        """Return the stem's dilation at a stride; the finest tokenisation has none."""
+        return 1 if stride == self.model.design.stride else dilation_for(self.model.design.topology.kernels[0], stride)
+
+    def macs(self, progress: float) -> int:
+        """Multiply-accumulates of one image at a progress in [0, 1]."""
+        design, stride = self.model.design, self.stride(progress)
+        coarse = stride != design.stride
+        return count(design.topology, **design.options(stride=stride, ceil=coarse or design.ceil)).macs
+
+    def average_macs(self) -> float:
+        """Multiply-accumulates of one image, averaged over the whole training."""
+        ends = [begin for begin, _ in self.phases[1:]] + [1.0]
+        return sum((end - begin) * self.macs(begin) for (begin, _), end in zip(self.phases, ends, strict=True))
