@@ -22,14 +22,9 @@ def main(page_path: Path, folder: Path) -> None:
         for width, scheme in ((1440, "light"), (375, "light"), (1440, "dark")):
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             page.goto(page_path.resolve().as_uri())
-            for image in page.locator("figure img").all():
-                image.scroll_into_view_if_needed()
-            page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=folder / f"page-{width}-{scheme}.png", full_page=True)
             if (width, scheme) == (1440, "light"):
-                page.screenshot(
-                    path=folder / "report.png", full_page=True, clip={"x": 150, "y": 0, "width": 1140, "height": 1900}
-                )
+                page.screenshot(path=folder / "report.png", full_page=True, clip={"x": 96, "y": 0, "width": 1248, "height": 1420})
         browser.close()
 
 

@@ -133,9 +133,13 @@ def test_a_difference_by_hand(study: Study) -> None:
     row = one.row()
     assert (float(row["effect"]), float(row["ci_low"])) == pytest.approx((0.021, 0.021 - half), rel=1e-5)
     assert row["n_seeds"] == "3"
-    assert one.decisive.asked == "top-1: AttnScale − DeiT ≥ 0.0 points"
+    assert one.decisive.asked == "top-1: AttnScale − DeiT ≥ 0 points"
     assert one.decisive.effect == "+2.1 [+1.9, +2.3] points"
     assert judged(study, margin=0.03).verdict == "contradicted"
+    assert judged(study, margin=-0.035).decisive.asked.endswith("≥ −3.5 points")
+    assert judged(study, margin=0.5, baseline=None).decisive.asked == "top-1: AttnScale ≥ 50\u202f%"
+    near = judged(study, metric="nll", direction="equal", tolerance=0.1)
+    assert near.decisive.asked == "NLL: AttnScale − DeiT = 0 ± 0.1"
     assert judged(study, margin=0.021).verdict == "inconclusive"
     assert judged(study, direction="lower", margin=0.03).verdict == "supported"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,7 +61,8 @@ def _draw_one(figure: FigureEntry, data: FigureData) -> str | None:
 def write_figures(study: Study, task: str, dataset: str) -> None:
     """Write ``figures/<task>/<dataset>/*.svg``, and ``index.json`` with their captions and what they were drawn from."""
     folder = study.results / "figures" / task / dataset
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
     index: list[dict[str, Any]] = []
     for figure in draw(collect_table(study, task, dataset)):
         write_text(folder / f"{figure.name}.svg", figure.svg)

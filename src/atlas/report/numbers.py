@@ -71,15 +71,22 @@ def metric_text(metric: Metric, mean: float, sd: float = math.nan) -> str:
     return quantity(metric.format, mean, sd)
 
 
-def effect_text(metric: Metric | None, compare: str, value: float, *, signed: bool = True) -> str:
+def effect_text(metric: Metric | None, compare: str, value: float) -> str:
     """An effect in the metric's unit: differences of fractions in percentage points, ratios as plain numbers."""
     form = metric.format if metric is not None and compare != "ratio" else ".3g"
     if compare != "difference":
         return quantity(form, value)
-    sign = "+" if signed and value > 0 else ""
+    sign = "+" if value > 0 else ""
     if form.endswith("%"):
         return sign + format(100 * value, f".{max(_places(form), 1)}f").replace("-", MINUS)
     return sign + quantity(form if form.endswith(("g", "si")) else _finer(form), value)
+
+
+def margin_text(metric: Metric | None, compare: str, value: float) -> str:
+    """A margin as its author wrote it, in the unit of the effect."""
+    percent = metric is not None and metric.format.endswith("%") and compare != "ratio"
+    text = format(100 * value if percent else value, ".6g").replace("-", MINUS)
+    return text + (f"{NARROW}%" if percent and compare == "value" else "")
 
 
 def _places(form: str) -> int:

@@ -118,8 +118,10 @@ class Overview:
     @property
     def commit(self) -> str:
         """Commits that computed the runs."""
-        marks = Counter((str(source.get("git_commit"))[:10], bool(source.get("git_dirty"))) for source in self.sources)
-        return _listed([commit + (" with local changes" if dirty else "") for (commit, dirty), _ in marks.most_common()])
+        commits = Counter(str(source.get("git_commit"))[:10] for source in self.sources)
+        changed = sum(bool(source.get("git_dirty")) for source in self.sources)
+        text = _listed([commit for commit, _ in commits.most_common()], most=4)
+        return text + (f"; {_plural(changed, 'run')} with local changes" if changed else "")
 
     @property
     def packages(self) -> str:

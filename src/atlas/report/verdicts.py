@@ -23,7 +23,7 @@ from atlas.harness.registry import Metric, load
 from atlas.harness.study import Study
 from atlas.report.collect import Row, Table, collect
 from atlas.report.markdown import escape, grid
-from atlas.report.numbers import effect_text, effect_unit
+from atlas.report.numbers import effect_text, effect_unit, margin_text
 from atlas.report.statistics import CONFIDENCE, Interval, effects, interval
 
 COLUMNS = (
@@ -88,10 +88,10 @@ class Part:
         asks = self.comparison
         label = self.metric.label if self.metric else asks.metric
         unit = effect_unit(self.metric, asks.compare)
-        margin = effect_text(self.metric, asks.compare, asks.margin, signed=False) + unit
+        margin = margin_text(self.metric, asks.compare, asks.margin)
         if asks.direction == "equal" and asks.tolerance:
-            margin += f" ± {effect_text(self.metric, asks.compare, asks.tolerance, signed=False)}{unit}"
-        return f"{label}: {self.sides} {SIGNS[asks.direction]} {margin}"
+            margin += f" ± {margin_text(self.metric, asks.compare, asks.tolerance)}"
+        return f"{label}: {self.sides} {SIGNS[asks.direction]} {margin}{unit}"
 
     @property
     def sides(self) -> str:
