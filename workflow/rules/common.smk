@@ -1,6 +1,8 @@
 """The study, and the functions with which rules read it."""
 
+import os
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -8,10 +10,15 @@ from atlas.errors import UserError
 from atlas.study import Study, mark_stale, settle_times
 
 TIER = config.get("tier", "demo")
-# Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
-DEPLOYED = bool(workflow.deployment_settings.deployment_method)
+# Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout. The
+# command is the same wherever the environment lies, because a changed parameter reruns jobs.
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)
 ATLAS = (
-    "env PYTHONPATH=src python -m atlas" if DEPLOYED else f"{sys.executable} -m atlas"
+    "env PYTHONPATH=src python -m atlas"
+    if workflow.deployment_settings.deployment_method
+    else "python -m atlas"
 )
 RESULTS = f"results/{TIER}"
 
