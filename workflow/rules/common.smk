@@ -1,6 +1,6 @@
 """The study, and the functions with which rules read it."""
 
-import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,9 +12,7 @@ from atlas.study import Study, mark_stale, settle_times
 TIER = config.get("tier", "demo")
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout. The
 # command is the same wherever the environment lies, because a changed parameter reruns jobs.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ["PATH"]]
-)
+shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 ATLAS = (
     "env PYTHONPATH=src python -m atlas"
     if workflow.deployment_settings.deployment_method
