@@ -57,6 +57,9 @@ class Dataset:
         ``prepare(downloads, folder)`` writes the files that loaders read. For user-supplied data it is ``None``.
     check : callable, optional
         ``check(folder)`` raises :class:`DatasetLayoutError` for user-supplied data that is not as expected.
+    stand_in : callable, optional
+        ``stand_in(folder)`` writes random data of the dataset's shape, as few examples as loaders accept, where ``prepare``
+        would write the real ones: for rehearsals and tests, never for results.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Dataset:
     citation: str
     prepare: Callable[[Sequence[Path], Path], None] | None = None
     check: Callable[[Path], None] | None = None
+    stand_in: Callable[[Path], None] | None = None
     sources: tuple[Source, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
 

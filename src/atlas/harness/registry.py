@@ -100,6 +100,9 @@ class Task:
         Whether a row may combine methods, ``a+b``.
     smallest : mapping
         Protocol overrides that make a run as short as it can validly be: a few steps, with everything exercised.
+    rehearsal : mapping
+        Protocol overrides that cut a run to one step (or round, window, iteration) of every phase and leave models, data
+        shapes and losses at full size; batches may be as small as is valid.
     baseline : str
         Row that the others are compared with in the table.
     """
@@ -114,6 +117,7 @@ class Task:
     baseline: str
     recipes: bool = False
     smallest: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,9 @@ class Method:
         What its evaluation returns, where that differs from the task's.
     extra_metrics : tuple of Metric
         What it adds to the task's metrics.
-    smallest : mapping
-        Settings that make a run as short as it can validly be, as for a task.
+    smallest, rehearsal : mapping
+        Settings that make a run as short as it can validly be, and that cut it to one step of every phase at full size, as
+        for a task.
     build : callable
         ``build(run, settings)``: the object that the task's training loop works with.
     train, evaluate : callable, optional
@@ -165,6 +170,7 @@ class Method:
     metrics: tuple[Metric, ...] | None = None
     extra_metrics: tuple[Metric, ...] = ()
     smallest: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[[Run], Mapping[str, Any] | None] | None = None
     evaluate: Callable[[Run], Mapping[str, float]] | None = None
 
