@@ -103,6 +103,9 @@ class Task:
     rehearsal : mapping
         Protocol overrides that cut a run to one step (or round, window, iteration) of every phase and leave models, data
         shapes and losses at full size; batches may be as small as is valid.
+    amount : callable, optional
+        ``amount(run) -> (steps, batch)``: how many training steps a run takes and how many examples each sees, from its
+        settings alone. A rehearsal scales the cost of the step that it took by these.
     baseline : str
         Row that the others are compared with in the table.
     """
@@ -118,6 +121,7 @@ class Task:
     recipes: bool = False
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    amount: Callable[[Run], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class Method:
         for a task.
     build : callable
         ``build(run, settings)``: the object that the task's training loop works with.
-    train, evaluate : callable, optional
+    train, evaluate, amount : callable, optional
         Replace the task's own functions, for stages and studies that do not train in the task's loop.
     """
 
@@ -173,6 +177,7 @@ class Method:
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[[Run], Mapping[str, Any] | None] | None = None
     evaluate: Callable[[Run], Mapping[str, float]] | None = None
+    amount: Callable[[Run], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from atlas.harness.registry import Metric, Settings, Task, method, task
 from atlas.harness.study import Run
@@ -38,6 +38,16 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
+def _amount(run: Run) -> tuple[float, float]:
+    """Training steps, and images in each."""
+    from atlas.datasets import get_dataset
+
+    protocol = run.protocol_model()
+    images = cast(int, get_dataset(run.data).facts["train"]) if run.data else protocol.batch_size
+    kept = 1 - protocol.data.validation_fraction
+    return protocol.epochs * max(1.0, kept * images // protocol.batch_size), protocol.batch_size
+
+
 task(
     Task(
         name=NAME,
@@ -49,6 +59,8 @@ task(
         evaluate=_evaluate,
         baseline="deit",
         recipes=True,
+        rehearsal={"batch_size": 2, "evaluation_batch_size": 2, "data": {"workers": 0, "validation_fraction": 0}},
+        amount=_amount,
         smallest={"epochs": 2, "warmup_epochs": 1, "batch_size": 640, "log_every": 1, "backbone": {"depth": 3}},
     )
 )
