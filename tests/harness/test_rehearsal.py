@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from atlas.cli.rehearse import rehearse_study
 from atlas.datasets import DatasetError, get_dataset, read_manifest, stand_in
 from atlas.errors import AtlasError, UserError
+from atlas.harness.registry import Amount
 from atlas.harness.rehearsal import GPUS, Cost, Count, Rehearsal, cut, rehearse
 from atlas.harness.study import Study
 
@@ -50,7 +52,8 @@ def test_every_row_steps_once_and_a_failure_does_not_stop_the_rest(study: Study,
     # three passes of two images, and the pass of one image by which training counts its own operations
     assert deit.cost.flops == pytest.approx((3 * 2 + 1) * deit.metrics["forward_flops"], rel=0.05)  # type: ignore[operator]
     # 1,797 images in batches of 64, over 20 epochs
-    assert (deit.steps, deit.batch, deit.rehearsed_batch) == (20 * (1797 // 64), 64, 2)
+    assert deit.whole == Amount(20 * (1797 // 64), 64, 64)
+    assert deit.rehearsed.batch == 2
     record = json.loads((tmp_path / "stage/checkpoints/mine/image-classification/digits/deit/seed0/settings.json").read_text())
     assert record["settings"]["protocol"]["backbone"]["depth"] == 2
     assert not (study.root / "checkpoints").exists()
@@ -67,15 +70,17 @@ def test_a_run_is_cut_without_changing_its_model(study: Study, tmp_path: Path) -
 
 
 def test_hours_and_memory_scale_with_steps_and_batch(study: Study) -> None:
-    gpu = GPUS["A100-80GB"]
-    result = Rehearsal(
-        study.runs[0], 1, 0.0, cost=Cost(flops=6e12, launches=100, weight_bytes=2**30, activation_bytes=2**29), steps=1000,
-        batch=64, rehearsed_batch=2,
-    )  # fmt: skip
+    gpu, two = GPUS["A100-80GB"], Amount(1, 2, 2)
+    cost = Cost(flops=6e12, launches=100, weight_bytes=2**30, activation_bytes=2**29)
+    result = Rehearsal(study.runs[0], 1, 0.0, cost=cost, whole=Amount(1000, 64, 64), rehearsed=two)
     assert result.hours(gpu) == pytest.approx(1000 * 6e12 * 32 / (0.3 * 312e12) / 3600)
     assert result.memory_gibibytes == pytest.approx(1 + 16)
+    # fewer images at once: less memory, the same arithmetic
+    split = replace(result, whole=Amount(1000, 64, 16))
+    assert split.hours(gpu) == result.hours(gpu)
+    assert split.memory_gibibytes == pytest.approx(1 + 4)
     # small steps cost their launches
-    small = Rehearsal(study.runs[0], 1, 0.0, cost=Cost(1.0, 100, 0, 0), steps=3600, batch=2, rehearsed_batch=2)
+    small = Rehearsal(study.runs[0], 1, 0.0, cost=Cost(1.0, 100, 0, 0), whole=Amount(3600, 2, 2), rehearsed=two)
     assert small.hours(gpu) == pytest.approx(100 * 10e-6)
     assert math.isnan(Rehearsal(study.runs[0], 1, 0.0).hours(gpu))
 
@@ -118,8 +123,6 @@ def test_every_dataset_of_the_paper_study_has_a_stand_in(checkout: Path) -> None
 
 
 def test_a_dataset_without_stand_in_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     from atlas.datasets import acquisition
 
     bare = replace(get_dataset("cifar10"), stand_in=None)

@@ -95,8 +95,7 @@ def table(done: list[Rehearsal], gpu: GPU) -> str:
         counts = "; ".join(
             f"{count.metric} {count.ours:.6g} published {count.published:.6g} {count.verdict}" for count in result.counts
         )
-        flops = math.nan if result.cost is None else result.cost.flops * result.batch / result.rehearsed_batch
-        numbers = (result.steps, result.batch, flops, result.memory_gibibytes, result.hours(gpu))
+        numbers = (result.whole.steps, result.whole.batch, result.step_flops, result.memory_gibibytes, result.hours(gpu))
         status = "failed" if result.error else "stepped"
         parameters = result.metrics.get("parameters")
         start = (result.run.cell.rpartition("/")[0], result.seeds, status, f"{result.seconds:.1f}", _number(parameters))
@@ -125,13 +124,12 @@ def markdown(study: Study, done: list[Rehearsal], gpu: GPU) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in done:
-        flops = math.nan if result.cost is None else result.cost.flops * result.batch / result.rehearsed_batch
         cells = (
             result.run.cell.rpartition("/")[0],
             str(result.seeds),
             f"failed: {result.error}".replace("|", "\\|") if result.error else "stepped",
-            *(_short(value) for value in (result.metrics.get("parameters"), result.steps, result.batch, flops)),
-            *(_short(value) for value in (result.memory_gibibytes, result.hours(gpu))),
+            *(_short(value) for value in (result.metrics.get("parameters"), result.whole.steps, result.whole.batch)),
+            *(_short(value) for value in (result.step_flops, result.memory_gibibytes, result.hours(gpu))),
         )
         lines.append(f"| {' | '.join(cells)} |")
     counts = [(result, count) for result in done for count in result.counts]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -77,6 +77,14 @@ class Metric:
         return (self.better == "lower" and self.name.endswith(COSTS)) if self.cost is None else self.cost
 
 
+class Amount(NamedTuple):
+    """How much a whole training computes: steps, examples in each, and how many of those are in memory at once."""
+
+    steps: float
+    batch: float
+    at_once: float
+
+
 @dataclass(frozen=True)
 class Task:
     """A problem with a protocol, metrics and a comparison table.
@@ -104,8 +112,8 @@ class Task:
         Protocol overrides that cut a run to one step (or round, window, iteration) of every phase and leave models, data
         shapes and losses at full size; batches may be as small as is valid.
     amount : callable, optional
-        ``amount(run) -> (steps, batch)``: how many training steps a run takes and how many examples each sees, from its
-        settings alone. A rehearsal scales the cost of the step that it took by these.
+        ``amount(run) -> Amount``: how many training steps a run takes and how many examples each sees, from its settings
+        alone. A rehearsal scales the cost of the step that it took by these.
     baseline : str
         Row that the others are compared with in the table.
     """
@@ -121,7 +129,7 @@ class Task:
     recipes: bool = False
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
-    amount: Callable[[Run], tuple[float, float]] | None = None
+    amount: Callable[[Run], Amount] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ class Method:
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[[Run], Mapping[str, Any] | None] | None = None
     evaluate: Callable[[Run], Mapping[str, float]] | None = None
-    amount: Callable[[Run], tuple[float, float]] | None = None
+    amount: Callable[[Run], Amount] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ from atlas.errors import AtlasError
 from atlas.harness.claims import load_reported
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.planning import merge, validate_settings
+from atlas.harness.registry import Amount
 from atlas.harness.study import Run, Study
 
 TOLERANCE = 0.01  # relative difference from a published count up to which the two agree
 LAUNCH_SECONDS = 10e-6  # what one operation takes at least on a GPU that is fed from Python
 UTILISATION = 0.3  # share of a GPU's peak that such training reaches; a planning figure
+UNKNOWN = Amount(math.nan, math.nan, math.nan)
 COUNTS = ("parameters", "flops", "macs")
 
 
@@ -96,8 +98,8 @@ class Rehearsal:
         What the evaluation returned: counts are those of the full-size model, the rest means nothing.
     error : str
         Why it failed; empty if it went through.
-    steps, batch : float
-        The whole training's steps, and the examples in each; NaN where the task does not say.
+    whole, rehearsed : Amount
+        Steps and examples of the whole training, and of what was carried out; NaN where the task does not say.
     """
 
     run: Run
@@ -107,23 +109,28 @@ class Rehearsal:
     counts: tuple[Count, ...] = ()
     error: str = ""
     cost: Cost | None = None
-    steps: float = math.nan
-    batch: float = math.nan
-    rehearsed_batch: float = math.nan
+    whole: Amount = UNKNOWN
+    rehearsed: Amount = UNKNOWN
+
+    @property
+    def step_flops(self) -> float:
+        """Floating-point operations of one step of the whole training."""
+        return math.nan if self.cost is None else self.cost.flops * self.whole.batch / self.rehearsed.batch
 
     def hours(self, gpu: GPU) -> float:
         """GPU hours of one run: the larger of arithmetic at the usual utilisation and of launching kernels one by one."""
         if self.cost is None:
             return math.nan
-        arithmetic = self.steps * self.cost.flops * self.batch / self.rehearsed_batch / (gpu.peak * UTILISATION)
-        return max(arithmetic, self.steps * self.cost.launches * LAUNCH_SECONDS) / 3600
+        arithmetic = self.step_flops / (gpu.peak * UTILISATION)
+        passes = self.whole.batch / self.whole.at_once
+        return self.whole.steps * max(arithmetic, passes * self.cost.launches * LAUNCH_SECONDS) / 3600
 
     @property
     def memory_gibibytes(self) -> float:
-        """Memory of one run in full precision: weights, gradients and states, and the activations of a whole batch."""
+        """Memory of one run in full precision: weights, gradients, states, and activations of the examples in memory at once."""
         if self.cost is None:
             return math.nan
-        return (self.cost.weight_bytes + self.cost.activation_bytes * self.batch / self.rehearsed_batch) / 2**30
+        return (self.cost.weight_bytes + self.cost.activation_bytes * self.whole.at_once / self.rehearsed.at_once) / 2**30
 
 
 def cut(run: Run, root: Path) -> Run:
@@ -170,7 +177,6 @@ def _rehearsed(study: Study, runs: list[Run], root: Path) -> Rehearsal:
     with _Meter() as meter:
         train_run(small)
     content = evaluate_run(small) if small.declared_metrics else {"metrics": {}}
-    steps, batch = _amount(run)
     return Rehearsal(
         run,
         len(runs),
@@ -178,9 +184,8 @@ def _rehearsed(study: Study, runs: list[Run], root: Path) -> Rehearsal:
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),
         cost=meter.cost(),
-        steps=steps,
-        batch=batch,
-        rehearsed_batch=_amount(small)[1],
+        whole=_amount(run),
+        rehearsed=_amount(small),
     )
 
 
@@ -193,11 +198,11 @@ def _prepare(run: Run) -> None:
         train_run(needed)
 
 
-def _amount(run: Run) -> tuple[float, float]:
+def _amount(run: Run) -> Amount:
     """Steps and batch of a run, by the first of its methods that knows, else by its task."""
     own = [entry.amount for entry in run.method_entries if entry.amount is not None]
     amount = own[0] if own else run.task_entry.amount
-    return amount(run) if amount is not None else (math.nan, math.nan)
+    return amount(run) if amount is not None else UNKNOWN
 
 
 def _counts(run: Run, metrics: Mapping[str, float | None]) -> Iterator[Count]:
