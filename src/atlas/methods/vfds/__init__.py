@@ -1,7 +1,7 @@
 """VFDS: choose what to measure next.
 
-R. Ardywibowo, S. Boluki, Z. Wang, B. Mortazavi, S. Huang, X. Qian, *VFDS: Variational Foresight Dynamic Selection in Bayesian Neural
-Networks for Efficient Human Activity Recognition*, AISTATS 2022, arXiv 2204.00130.
+R. Ardywibowo, S. Boluki, Z. Wang, B. Mortazavi, S. Huang, X. Qian, *VFDS: Variational Foresight Dynamic Selection in Bayesian
+Neural Networks for Efficient Human Activity Recognition*, AISTATS 2022, arXiv 2204.00130.
 
 A recurrent classifier decides from its state after step t − 1 which features to acquire at step t, before anything of step t is
 seen, and is trained for accuracy less the cost of acquisition.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def training_loss(
     x: Tensor,
     y: Tensor,
     *,
-    lam: float,
+    lam: float | Tensor,
     lengths: Tensor | None = None,
     noise: Tensor | None = None,
     **options: Any,
@@ -114,9 +115,8 @@ def fit(
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(dataset, tuple | list):
-        x, y = dataset
-        return x, y
+    if isinstance(dataset, tuple | list) and len(dataset) == 2 and dataset[0].ndim == 3:
+        return dataset[0], dataset[1]
     pairs = [dataset[index] for index in range(len(dataset))]
     return torch.stack([torch.as_tensor(x) for x, _ in pairs]), torch.stack([torch.as_tensor(y) for _, y in pairs])
 
@@ -161,7 +161,7 @@ class Front:
             raise ValueError("the front has no point")
         if fraction <= points[0].fraction:
             return points[0].accuracy
-        for low, high in zip(points, points[1:], strict=False):
+        for low, high in pairwise(points):
             if fraction <= high.fraction:
                 share = (fraction - low.fraction) / (high.fraction - low.fraction)
                 return low.accuracy + share * (high.accuracy - low.accuracy)
@@ -178,7 +178,7 @@ def pareto(model_fn: Callable[[float, int], tuple[float, float]], lams: Sequence
     Parameters
     ----------
     model_fn : callable
-        ``model_fn(lam, seed)`` trains a model and returns its (cost fraction, accuracy), measured on data that it was not trained on.
+        ``model_fn(lam, seed)`` trains a model and returns its (cost fraction, accuracy), on data that it was not trained on.
 
     Raises
     ------

@@ -7,7 +7,6 @@ variational objective with a Bernoulli prior is ours, see :func:`selection_loss`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -148,8 +147,8 @@ def selection_loss(
     cost_norm : {"steady", "official"}
         See :func:`step_cost`.
     prior : {"bernoulli"}, optional
-        Puts mean KL(Bern(σ(α)) ‖ Bern(σ(−λ c))) / Σ c in the place of λ K: the cost term on probabilities, less the entropy, plus a
-        constant. Our reading of the variational objective, which the official code does not contain.
+        Puts mean KL(Bern(σ(α)) ‖ Bern(σ(−λ c))) / Σ c in the place of λ K: the cost term on probabilities, less the entropy, plus
+        a constant. Our reading of the variational objective, which the official code does not contain.
 
     Raises
     ------
@@ -189,7 +188,7 @@ def returns_to_go(losses: Tensor, gamma: float) -> Tensor:
 
 
 def arm_loss(
-    model: SelectiveGRU | Callable[..., Rollout],
+    model: Any,
     x: Tensor,
     y: Tensor,
     *,
@@ -208,7 +207,7 @@ def arm_loss(
 ) -> Loss:
     """Loss whose gradient trains hard gates by two antithetic trajectories on common noise, run as one batch of 2B.
 
-    Three estimators. *Aligned* (the default): the pair's difference of losses times (u − ½), on the logits that produced the gates;
+    Three estimators. *Aligned* (the default): the pair's difference of losses times (u − ½), on the logits that made the gates;
     differentiable in everything, and slightly biased over several steps. *Unbiased pair*: a score-function form of each
     trajectory with a leave-one-out baseline; exactly unbiased for all parameters at γ = 1. *Published*: the official code's
     gradient, with its three defects (state after the step, immediate loss only, cost per feature).
@@ -216,7 +215,7 @@ def arm_loss(
     Parameters
     ----------
     model : SelectiveGRU
-        Dynamic or static policy; a stack of them works too.
+        Dynamic or static policy; a :class:`.sweep.Sweep` of them works too.
     lam, cost, lengths, ignore_index
         As for :func:`selection_loss`; ``cost`` is by default that of the model's groups.
     gamma : float
@@ -226,8 +225,8 @@ def arm_loss(
     detach_policy_input : bool
         Keep the policy's gradient out of the recurrence (aligned estimator).
     published : bool
-        The official estimator; ``kappa`` weighs a gate inside the policy's difference (official: 1 on UCI HAR and ExtraSensory, λ on
-        Opportunity), and ``cost_path`` lets the cost's gradient through σ(α) into the recurrence (UCI HAR).
+        The official estimator; ``kappa`` weighs a gate inside the policy's difference (official: 1 on UCI HAR and ExtraSensory,
+        λ on Opportunity), and ``cost_path`` lets the cost's gradient through σ(α) into the recurrence (UCI HAR).
 
     Raises
     ------
@@ -267,7 +266,7 @@ class _Pair(NamedTuple):
     @classmethod
     def run(
         cls,
-        model: Callable[..., Rollout],
+        model: Any,
         x: Tensor,
         y: Tensor,
         cost: Tensor,

@@ -113,6 +113,13 @@ class SelectiveGRU(nn.Module):
         A number is out of its range, a name is unknown, or shapes do not fit.
     """
 
+    policy: Policy
+    first: Tensor | None
+    feature_index: Tensor | None
+    mask: Tensor
+    static_logits: Tensor
+    selector: nn.Linear
+
     def __init__(
         self,
         n_features: int,
@@ -154,7 +161,7 @@ class SelectiveGRU(nn.Module):
 
     def _policy(self, policy: Policy) -> None:
         count = self.groups.n_groups
-        self.policy: Policy = policy
+        self.policy = policy
         if isinstance(policy, FixedMask):
             mask = torch.as_tensor(policy.mask)
             if mask.shape != (count,):
@@ -386,7 +393,7 @@ def replace_rnn(rnn: nn.GRU, n_outputs: int | None = None, *, output: nn.Linear 
         raise ValueError(f"the head takes {output.in_features} features, the GRU gives {rnn.hidden_size}")
     count = n_outputs or (output.out_features if output is not None else rnn.hidden_size)
     model = SelectiveGRU(rnn.input_size, rnn.hidden_size, count, n_layers=rnn.num_layers, **options)
-    model.to(rnn.weight_ih_l0)
+    model.to(cast(Tensor, rnn.weight_ih_l0))
     with torch.no_grad():
         for name, parameter in rnn.named_parameters():
             own = getattr(model, name)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -192,7 +192,7 @@ class _GatedRollout(torch.autograd.Function):
             from_state.append(both[..., : 3 * size])
             given = step == 0 and gating.first is not None
             if given:
-                gates[0] = gating.first
+                gates[0] = cast(Tensor, gating.first)
             else:
                 logits[step] = both[..., 3 * size :]
                 gates[step] = _gate(logits[step] + offset[step] + gating.level, gating)

@@ -19,8 +19,8 @@ class Sweep(nn.Module):
     """M :class:`.model.SelectiveGRU` with stacked parameters, on the same batches and the same noise.
 
     Its forward pass takes and returns what theirs does, with a leading M in every tensor of the
-    :class:`.model.Rollout`; :func:`.losses.selection_loss` and :func:`.losses.arm_loss` then return (M,) values, and their sum has
-    the gradients of all.
+    :class:`.model.Rollout`; :func:`.losses.selection_loss` and :func:`.losses.arm_loss` then return (M,) values, and their sum
+    has the gradients of all.
 
     Parameters
     ----------
