@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.vfds import FeatureGroups, FixedMask, Random, Rollout, SelectiveGRU, Sweep, replace_rnn, selection_loss
-from atlas.methods.vfds.recurrence import Gating, Layer, gated_rollout, plain_rollout
+from atlas.methods.vfds.recurrence import gated_rollout
+from atlas.methods.vfds.rollout import Gating, Layer, plain_rollout
 
 B, T, D, H, C = 3, 7, 5, 6, 4
 

@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["estimators"],
     submod_attrs={
+        "conversion": ["replace_rnn"],
         "estimators": ["arm_pair", "bernoulli_entropy", "bernoulli_hard", "bernoulli_kl", "bernoulli_st", "relaxed_bernoulli"],
         "fitting": ["Front", "Point", "fit", "pareto"],
         "groups": ["FeatureGroups"],
@@ -36,7 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "recovery_f1",
             "sensor_on",
         ],
-        "model": ["FixedMask", "Random", "Rollout", "SelectiveGRU", "replace_rnn"],
+        "model": ["FixedMask", "Random", "Rollout", "SelectiveGRU"],
         "streaming": ["StreamingPolicy"],
         "sweep": ["Sweep"],
     },
@@ -44,6 +45,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 
 if TYPE_CHECKING:
     from atlas.methods.vfds import estimators as estimators
+    from atlas.methods.vfds.conversion import replace_rnn as replace_rnn
     from atlas.methods.vfds.estimators import arm_pair as arm_pair
     from atlas.methods.vfds.estimators import bernoulli_entropy as bernoulli_entropy
     from atlas.methods.vfds.estimators import bernoulli_hard as bernoulli_hard
@@ -71,6 +73,5 @@ if TYPE_CHECKING:
     from atlas.methods.vfds.model import Random as Random
     from atlas.methods.vfds.model import Rollout as Rollout
     from atlas.methods.vfds.model import SelectiveGRU as SelectiveGRU
-    from atlas.methods.vfds.model import replace_rnn as replace_rnn
     from atlas.methods.vfds.streaming import StreamingPolicy as StreamingPolicy
     from atlas.methods.vfds.sweep import Sweep as Sweep

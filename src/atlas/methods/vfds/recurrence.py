@@ -1,71 +1,20 @@
-"""The gated GRU through time: one fused forward and backward pass, and the plain rollout that autograd differentiates.
+"""The gated GRU through time as one fused forward and backward pass; :mod:`.rollout` says what it computes.
 
-Both compute, for t = 0 … T − 1 (the PyTorch GRU cell, and the official code of VFDS for the gates):
-
-    α_t = s (W_s h_{t−1} + b_s),   z_t = gate(α_t + ν_t),   ξ_t = gain · x_t ⊙ z_t,   h_t = GRU(ξ_t, h_{t−1})
-
-where h is the top layer's state, ν the noise in logit space, and the first step's gates are given. Shapes are (T, B, ·), or
-(T, M, B, ·) for M models at once, whose weights then have a leading M: small models cost their overhead, and share it.
-
-The fused pass stores the gradients of the pre-activations of all steps and forms each weight's gradient by one matrix product,
-instead of T accumulations; the matrices that act on the state (recurrent and selector) are one.
+Shapes are (T, B, ·), or (T, M, B, ·) for M models at once, whose weights then have a leading M: small models cost their
+overhead, and share it. The pass stores the gradients of the pre-activations of all steps and forms each weight's gradient by one
+matrix product, instead of T accumulations; the matrices that act on the state (recurrent and selector) are one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Slope = Literal["relaxed", "sigmoid", "none"]
-
-
-class Layer(NamedTuple):
-    """Weights of one GRU layer as PyTorch keeps them: rows are reset, update, new. (3H, D), (3H, H), (3H,), (3H,)."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor
-    bias_hh: Tensor
-
-
-@dataclass(frozen=True)
-class Gating:
-    """How gates follow from logits.
-
-    Attributes
-    ----------
-    hard : bool
-        Gates are 1[α + ν > 0] rather than σ((α + ν) / τ).
-    slope : {"relaxed", "sigmoid", "none"}
-        Derivative of a gate: of the relaxation at τ, of σ(α), or none.
-    temperature, scale : float
-        τ, and the factor s of the logits.
-    level : float
-        Added to α; −logit(threshold) moves the threshold of hard gates without noise.
-    gain : float
-        Factor of the gated input at the steps that the policy decides (attention's 1 / (1 − threshold)).
-    index : Tensor, optional
-        (D,) group of every feature; ``None`` if gate j is feature j.
-    first : Tensor, optional
-        (G,) gates of the first step; ``None`` leaves it to the policy, on a state of zeros.
-    append : bool
-        Whether the features' gates are inputs beside the values; the plain rollout alone does that.
-    """
-
-    hard: bool
-    slope: Slope
-    temperature: float = 1.0
-    scale: float = 1.0
-    level: float = 0.0
-    gain: float = 1.0
-    index: Tensor | None = None
-    first: Tensor | None = None
-    append: bool = False
+from atlas.methods.vfds.rollout import Gating, Layer, admit, spread
 
 
 def _affine(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -75,16 +24,6 @@ def _affine(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def _gate(levels: Tensor, gating: Gating) -> Tensor:
     return (levels > 0).to(levels.dtype) if gating.hard else torch.sigmoid(levels / gating.temperature)
-
-
-def _spread(gates: Tensor, gating: Gating) -> Tensor:
-    """Gates (…, G) to features (…, D)."""
-    return gates if gating.index is None else gates[..., gating.index]
-
-
-def admit(x: Tensor, gates: Tensor, hard: bool) -> Tensor:
-    """Gated values; what a hard gate keeps out may be NaN."""
-    return torch.where(gates > 0, x, 0) if hard else gates * x
 
 
 def gated_rollout(
@@ -108,53 +47,6 @@ def gated_rollout(
     """
     flat = [tensor for layer in layers for tensor in layer]
     return _GatedRollout.apply(gating, x, offset, *selector, *flat)
-
-
-def plain_rollout(
-    x: Tensor, offset: Tensor, selector: tuple[Tensor, Tensor], layers: Sequence[Layer], gating: Gating
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as :func:`gated_rollout` of one model, step by step under autograd; differentiable twice."""
-    batch, features = x.shape[1], layers[0].weight_hh.shape[-1]
-    states = [x.new_zeros(batch, features) for _ in layers]
-    hidden, gates, logits = [], [], []
-    for step, values in enumerate(x):
-        alpha = gating.scale * (states[-1] @ selector[0].T + selector[1])
-        if step == 0 and gating.first is not None:
-            alpha, z, gain = torch.zeros_like(alpha), gating.first.to(x).expand(batch, -1), 1.0
-        else:
-            z, gain = gate(alpha, offset[step], gating), gating.gain
-        opened = _spread(z, gating)
-        below = gain * admit(values, opened, gating.hard and gating.slope == "none")
-        below = torch.cat([below, opened], -1) if gating.append else below
-        for index, layer in enumerate(layers):
-            states[index] = below = gru_cell(below, states[index], layer)
-        hidden.append(below)
-        gates.append(z)
-        logits.append(alpha)
-    return torch.stack(hidden), torch.stack(gates), torch.stack(logits)
-
-
-def gate(alpha: Tensor, offset: Tensor, gating: Gating) -> Tensor:
-    """Gates of logits α and noise ν of one shape, differentiable as ``gating`` says."""
-    levels = alpha + offset + gating.level
-    if not gating.hard:
-        return torch.sigmoid(levels / gating.temperature)
-    hard = (levels > 0).to(alpha.dtype)
-    if gating.slope == "none":
-        return hard
-    soft = torch.sigmoid(alpha if gating.slope == "sigmoid" else levels / gating.temperature)
-    return hard + (soft - soft.detach())
-
-
-def gru_cell(inputs: Tensor, state: Tensor, layer: Layer) -> Tensor:
-    """PyTorch's GRU cell: inputs (B, D), state (B, H) to the next state (B, H)."""
-    from_input = inputs @ layer.weight_ih.T + layer.bias_ih
-    from_state = state @ layer.weight_hh.T + layer.bias_hh
-    reset_i, update_i, new_i = from_input.chunk(3, -1)
-    reset_h, update_h, new_h = from_state.chunk(3, -1)
-    update = torch.sigmoid(update_i + update_h)
-    new = torch.tanh(new_i + torch.sigmoid(reset_i + reset_h) * new_h)
-    return new + update * (state - new)
 
 
 class _Tape:
@@ -196,7 +88,7 @@ class _GatedRollout(torch.autograd.Function):
             else:
                 logits[step] = both[..., 3 * size :]
                 gates[step] = _gate(logits[step] + offset[step] + gating.level, gating)
-            below = admit(x[step], _spread(gates[step], gating), gating.hard)
+            below = admit(x[step], spread(gates[step], gating), gating.hard)
             if gating.gain != 1 and not given:
                 below = below * gating.gain
             for index, (layer, tape) in enumerate(zip(layers, tapes, strict=True)):
@@ -260,7 +152,7 @@ class _Backward:
         d_inputs = self.through_time()
         d_x = None
         if self.needs[1]:
-            d_x = d_inputs * _spread(self.gates, self.gating)
+            d_x = d_inputs * spread(self.gates, self.gating)
             d_x = d_x.sum(1, keepdim=True) if d_x.ndim > 3 and self.x.shape[1] == 1 else d_x
         out: list[Tensor | None] = []
         size, top = self.size, len(self.layers) - 1

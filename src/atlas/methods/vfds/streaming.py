@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from atlas.methods.vfds.recurrence import Layer, gate
+from atlas.methods.vfds.rollout import Layer, gate
 
 if TYPE_CHECKING:
     from atlas.methods.vfds.model import SelectiveGRU
