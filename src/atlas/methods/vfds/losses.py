@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from atlas.methods.vfds.estimators import bernoulli_entropy, bernoulli_kl, logistic_noise, uniform_noise
 from atlas.methods.vfds.groups import check_cost
-from atlas.methods.vfds.model import Rollout, valid_steps
+from atlas.methods.vfds.model import Rollout
+from atlas.nn.selection import valid_steps
 
 if TYPE_CHECKING:
     from atlas.methods.vfds.model import SelectiveGRU

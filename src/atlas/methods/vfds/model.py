@@ -13,6 +13,7 @@ from atlas.methods.vfds.estimators import check_temperature, logistic_noise, uni
 from atlas.methods.vfds.groups import FeatureGroups
 from atlas.methods.vfds.recurrence import gated_rollout, ungated_rollout
 from atlas.methods.vfds.rollout import Gating, Layer, admit, gate, plain_rollout
+from atlas.nn.selection import valid_steps
 
 if TYPE_CHECKING:
     from atlas.methods.vfds.streaming import StreamingPolicy
@@ -71,11 +72,6 @@ class Rollout:
     def valid(self) -> Tensor | None:
         """(B, T) booleans: steps that are not padding; ``None`` if all are valid."""
         return valid_steps(self.lengths, self.gates.shape[1])
-
-
-def valid_steps(lengths: Tensor | None, steps: int) -> Tensor | None:
-    """(B, T) booleans of the steps before each length, or ``None`` without lengths."""
-    return None if lengths is None else torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
 class SelectiveGRU(nn.Module):
@@ -155,10 +151,11 @@ class SelectiveGRU(nn.Module):
         self.n_features, self.hidden, self.n_outputs, self.n_layers = n_features, hidden, n_outputs, n_layers
         self.relaxation, self.temperature, self.logit_scale = relaxation, temperature, logit_scale
         self.append_mask, self.attention_threshold, self.fused = append_mask, attention_threshold, fused
-        self._policy(policy)
-        self._first_step(first_step)
+        # the recurrence first, so that models of one seed start from the same one whatever their policy
         self._parameters_of_recurrence(2 * n_features if append_mask else n_features)
         self.output = nn.Linear(hidden, n_outputs)
+        self._policy(policy)
+        self._first_step(first_step)
 
     def _policy(self, policy: Policy) -> None:
         count = self.groups.n_groups
