@@ -59,6 +59,9 @@ class Phase:
         ``after_step(step)``, after the optimiser's.
     watched : int
         Model whose loss goes into the curves.
+    keep_best : bool
+        Whether the weights that are best on validation data may be kept, as the protocol says; :meth:`Learner.predict` must then
+        decide by this phase's models.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Phase:
     loss: Callable[[Tensor, Tensor, int], Losses]
     after_step: Callable[[int], None] | None = None
     watched: int = 0
+    keep_best: bool = True
 
 
 class Prediction(NamedTuple):

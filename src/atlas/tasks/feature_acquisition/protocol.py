@@ -1,7 +1,7 @@
 """The protocol of feature acquisition: the stream, the recurrent model, the optimiser. Defaults are the paper's on UCI HAR.
 
-Official code of VFDS (Ardywibowo et al., AISTATS 2022), UCI HAR: segments of 200 windows, batch 10, one GRU layer of 5 · 561 units,
-RMSprop at 1e−4, 30,000 steps.
+Official code of VFDS (Ardywibowo et al., AISTATS 2022), UCI HAR: segments of 200 windows, batch 10, one GRU layer of 5 · 561
+units, RMSprop at 1e−4, 30,000 steps.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Stream(Settings):
     devices of which one is worn at a time. Composed training and validation sequences follow from the run's seed, the test
     sequences are the same for all seeds.
 
-    ``switch`` is the probability per step of another context (synthetic) or device (handover). ``gates`` says whether a gate opens
-    one feature or a group. ``gyro_cost`` is the cost of a gyroscope's feature where an accelerometer's is 1, an assumption:
+    ``switch`` is the probability per step of another context (synthetic) or device (handover). ``gates`` says whether a gate
+    opens one feature or a group. ``gyro_cost`` is the cost of a gyroscope's feature where an accelerometer's is 1, an assumption:
     gyroscopes draw several times the current. ``clip`` bounds standardised values of recordings.
     """
 
@@ -49,8 +49,8 @@ class Stream(Settings):
 class Protocol(Settings):
     """What every row of a table shares.
 
-    ``logit_learning_rate`` is that of logits that belong to no layer, which hardly move at the weights' rate. λ rises linearly from
-    0 in the first ``warmup`` part of the steps. ``keep_best_every`` > 0 keeps the weights with the lowest validation loss, looked
+    ``logit_learning_rate`` is that of logits that belong to no layer, which hardly move at the weights' rate. λ rises linearly
+    from 0 in the first ``warmup`` part of the steps. ``keep_best_every`` > 0 keeps the weights with the lowest validation loss, looked
     at that often; 0 keeps the last.
     """
 

@@ -326,14 +326,13 @@ def handover(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
 
 
 class Recordings:
-    """Long training recordings, of which batches cut random contiguous segments, from different recordings if there are enough."""
+    """Long training recordings; batches cut random contiguous segments, from different recordings if there are enough."""
 
     def __init__(self, recordings: list[tuple[Tensor, Tensor]], steps: int) -> None:
         self.recordings, self.steps = [pair for pair in recordings if len(pair[0]) >= steps], steps
         if not self.recordings:
-            raise UserError(
-                f"no training recording has {steps} steps; set stream.steps to {max(len(x) for x, _ in recordings)} or less"
-            )
+            longest = max(len(x) for x, _ in recordings)
+            raise UserError(f"no training recording has {steps} steps; set stream.steps to {longest} or less")
 
     def segments(self, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Features (B, T, D) and labels of random segments."""

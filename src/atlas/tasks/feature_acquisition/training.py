@@ -79,7 +79,7 @@ def fit_phase(bench: Bench, phase: Phase, learner: Learner) -> None:
     protocol = bench.protocol
     module = phase.module.to(bench.device)
     optimizer = StackedOptimizer(module, protocol)
-    best = _Best(module) if protocol.keep_best_every else None
+    best = _Best(module) if protocol.keep_best_every and phase.keep_best else None
     parts: dict[str, Any] = {"model": module, "optimizer": optimizer}
     loop = training(bench.run, protocol.steps, parts | ({"best": best} if best else {}), phase=phase.name)
     for step in loop:
@@ -102,7 +102,7 @@ def fit_phase(bench: Bench, phase: Phase, learner: Learner) -> None:
 
 
 def _validation_objective(learner: Learner, bench: Bench) -> Tensor:
-    """Task loss plus weighted cost of every point, with the mode that the official code validates with (samples, if there are)."""
+    """Task loss plus weighted cost of every point, in the mode that the official code validates with (samples, if any)."""
     made = decide(learner, bench, "validation", learner.modes[-1])
     split: Sequences = bench.streams.splits["validation"]
     values = [objective(made, point, split, bench.streams.layout, weight) for point, weight in enumerate(learner.weights)]
