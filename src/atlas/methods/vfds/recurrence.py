@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atlas.methods.vfds.rollout import Gating, Layer, admit, spread
+from atlas.methods.vfds.rollout import Gating, Layer, spread
 
 
-def _affine(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Bias + left @ right, for one model or several."""
-    return torch.addmm(bias, left, right) if left.ndim == 2 else torch.baddbmm(bias.unsqueeze(-2), left, right)
-
-
-def _gate(levels: Tensor, gating: Gating) -> Tensor:
-    return (levels > 0).to(levels.dtype) if gating.hard else torch.sigmoid(levels / gating.temperature)
+def _affine(bias: Tensor, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """bias + left @ right, for one model or several."""
+    if left.ndim == 2:
+        return torch.addmm(bias, left, right, out=out)
+    return torch.baddbmm(bias.unsqueeze(-2), left, right, out=out)
 
 
 def gated_rollout(
@@ -50,14 +48,36 @@ def gated_rollout(
 
 
 class _Tape:
-    """What the forward pass of one layer leaves for the backward pass, over all steps."""
+    """What the forward pass of one layer leaves for the backward pass, over all steps, and its rows as lists of steps."""
 
-    def __init__(self, x: Tensor, models: tuple[int, ...], batch: int, size: int, width: int) -> None:
+    def __init__(self, x: Tensor, models: tuple[int, ...], batch: int, size: int, width: int, extra: int) -> None:
         shape = (x.shape[0], *models, batch)
-        self.state = x.new_zeros(x.shape[0] + 1, *models, batch, size)  # h_{−1} … h_{T−1}
+        self.state = x.new_empty(x.shape[0] + 1, *models, batch, size)  # h_{−1} … h_{T−1}
+        self.state[0] = 0
         self.active = x.new_empty(*shape, 3 * size)  # reset, update, new
-        self.recurrent = x.new_empty(*shape, size)  # W_hn h + b_hn
+        self.from_state = x.new_empty(*shape, 3 * size + extra)  # W_h h + b_h, and of the top layer the logits
         self.inputs = x.new_empty(*shape, width)
+        self.states, self.opened = self.state.unbind(0), self.inputs.unbind(0)
+        self.both = self.from_state.unbind(0)
+        self.cells = _cells(self.active, self.from_state[..., : 3 * size], size)
+
+    @property
+    def saved(self) -> tuple[Tensor, ...]:
+        """The tensors that the backward pass needs."""
+        return self.state, self.active, self.from_state, self.inputs
+
+
+def _cells(active: Tensor, from_state: Tensor, size: int) -> list[tuple[Tensor, ...]]:
+    """For every step the slices that :func:`_cell` reads and writes."""
+    parts = (
+        active[..., : 2 * size],
+        active[..., :size],
+        active[..., size : 2 * size],
+        active[..., 2 * size :],
+        from_state[..., : 2 * size],
+        from_state[..., 2 * size :],
+    )
+    return list(zip(*(part.unbind(0) for part in parts), strict=True))
 
 
 class _GatedRollout(torch.autograd.Function):
@@ -68,41 +88,68 @@ class _GatedRollout(torch.autograd.Function):
         ctx: Any, gating: Gating, x: Tensor, offset: Tensor, selector: Tensor, selector_bias: Tensor, *flat: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         layers = [Layer(*flat[index : index + 4]) for index in range(0, len(flat), 4)]
-        steps, batch, count = x.shape[0], x.shape[-2], selector.shape[-2]
-        models, size = tuple(selector.shape[:-2]), selector.shape[-1]
-        tapes = [_Tape(x, models, batch, size, layer.weight_ih.shape[-1]) for layer in layers]
-        joint, joint_bias = _joint(layers[-1], selector, selector_bias, gating.scale)
-        gates = x.new_empty(steps, *models, batch, count)
-        logits = torch.zeros_like(gates)
-        inner = [(layer.weight_ih.mT.contiguous(), layer.weight_hh.mT.contiguous()) for layer in layers]
-        for step in range(steps):
-            from_state = [
-                _affine(layer.bias_hh, tape.state[step], inner[index][1])
-                for index, (layer, tape) in enumerate(zip(layers[:-1], tapes, strict=False))
-            ]
-            both = _affine(joint_bias, tapes[-1].state[step], joint)
-            from_state.append(both[..., : 3 * size])
-            given = step == 0 and gating.first is not None
-            if given:
-                gates[0] = cast(Tensor, gating.first)
-            else:
-                logits[step] = both[..., 3 * size :]
-                gates[step] = _gate(logits[step] + offset[step] + gating.level, gating)
-            below = admit(x[step], spread(gates[step], gating), gating.hard)
-            if gating.gain != 1 and not given:
-                below = below * gating.gain
-            for index, (layer, tape) in enumerate(zip(layers, tapes, strict=True)):
-                below = _advance(tape, step, below, from_state[index], layer.bias_ih, inner[index][0])
-        ctx.gating, ctx.count = gating, count
+        batch, count, size = x.shape[-2], selector.shape[-2], selector.shape[-1]
+        models, last = tuple(selector.shape[:-2]), len(layers) - 1
+        tapes = [
+            _Tape(x, models, batch, size, layer.weight_ih.shape[-1], count if index == last else 0)
+            for index, layer in enumerate(layers)
+        ]
+        inward = [(layer.weight_ih.mT.contiguous(), layer.bias_ih) for layer in layers]
+        onward = [(layer.weight_hh.mT.contiguous(), layer.bias_hh) for layer in layers]
+        onward[-1] = _joint(layers[-1], selector, selector_bias, gating.scale)
+        decide = _Decisions(gating, x, offset, (len(x), *models, batch, count))
+        logits = tapes[-1].from_state[..., 3 * size :]
+        for step, alpha in enumerate(logits.unbind(0)):
+            for tape, (weight, bias) in zip(tapes, onward, strict=True):
+                _affine(bias, tape.states[step], weight, out=tape.both[step])
+            below = decide.admit(step, alpha, tapes[0].opened[step])
+            for index, (tape, (weight, bias)) in enumerate(zip(tapes, inward, strict=True)):
+                if index:
+                    below = tape.opened[step].copy_(below)
+                below = _cell(_affine(bias, below, weight), tape.cells[step], tape.states[step], tape.states[step + 1])
+        if gating.first is not None:
+            logits[0] = 0
+        ctx.gating = gating
         ctx.save_for_backward(
-            x, offset, selector, selector_bias, gates, logits, *flat, *(part for tape in tapes for part in vars(tape).values())
+            x, offset, selector, decide.gates, logits, *flat, *(tensor for tape in tapes for tensor in tape.saved)
         )
-        return tapes[-1].state[1:].clone(), gates, logits
+        return tapes[-1].state[1:].clone(), decide.gates, logits.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_hidden: Tensor, d_gates: Tensor, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         return _Backward(ctx, d_hidden, d_gates, d_logits).gradients()
+
+
+class _Decisions:
+    """Gates of every step, and the values that they let in."""
+
+    def __init__(self, gating: Gating, x: Tensor, offset: Tensor, shape: tuple[int, ...]) -> None:
+        self.gating = gating
+        self.gates = x.new_empty(shape)
+        self.inverse = 1.0 if gating.hard else 1 / gating.temperature
+        self.x, self.rows = x.unbind(0), self.gates.unbind(0)
+        self.offset = ((offset + gating.level) * self.inverse).unbind(0)
+        self.nothing = x.new_zeros(())
+
+    def admit(self, step: int, alpha: Tensor, out: Tensor) -> Tensor:
+        """Decide a step from its logits and write the gated input."""
+        gates, gating = self.rows[step], self.gating
+        given = step == 0 and gating.first is not None
+        if given:
+            gates.copy_(cast(Tensor, gating.first))
+        else:
+            levels = torch.add(self.offset[step], alpha, alpha=self.inverse)
+            if gating.hard:
+                gates.copy_(levels > 0)
+            else:
+                torch.sigmoid(levels, out=gates)
+        opened = spread(gates, gating)
+        if gating.hard:
+            out.copy_(torch.where(opened > 0, self.x[step], self.nothing))
+        else:
+            torch.mul(opened, self.x[step], out=out)
+        return out if given or gating.gain == 1 else out.mul_(gating.gain)
 
 
 def _joint(top: Layer, selector: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -111,21 +158,13 @@ def _joint(top: Layer, selector: Tensor, bias: Tensor, scale: float) -> tuple[Te
     return weight.mT.contiguous(), torch.cat([top.bias_hh, scale * bias], -1)
 
 
-def _advance(tape: _Tape, step: int, below: Tensor, from_state: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
-    """One GRU cell, written to the tape; returns the new state."""
-    tape.inputs[step] = below
-    from_input = _affine(bias, tape.inputs[step], weight)
-    return _cell(from_input, from_state, tape.active[step], tape.recurrent[step], tape.state[step], tape.state[step + 1])
-
-
-def _cell(from_input: Tensor, from_state: Tensor, active: Tensor, recurrent: Tensor, state: Tensor, out: Tensor) -> Tensor:
-    """PyTorch's GRU cell, written to ``active``, ``recurrent`` and ``out``."""
+def _cell(from_input: Tensor, slices: tuple[Tensor, ...], state: Tensor, out: Tensor) -> Tensor:
+    """PyTorch's GRU cell: ``slices`` of :func:`_cells` take its activations, ``out`` the next state."""
+    both, reset, update, new, of_gates, recurrent = slices
     size = state.shape[-1]
-    torch.sigmoid(from_input[..., : 2 * size] + from_state[..., : 2 * size], out=active[..., : 2 * size])
-    recurrent.copy_(from_state[..., 2 * size :])
-    new = active[..., 2 * size :]
-    torch.tanh(torch.addcmul(from_input[..., 2 * size :], active[..., :size], recurrent), out=new)
-    return torch.lerp(new, state, active[..., size : 2 * size], out=out)
+    torch.sigmoid(from_input[..., : 2 * size].add_(of_gates), out=both)
+    torch.tanh(from_input[..., 2 * size :].addcmul_(reset, recurrent), out=new)
+    return torch.lerp(new, state, update, out=out)
 
 
 class _Backward:
@@ -139,10 +178,10 @@ class _Backward:
         self.gating: Gating = ctx.gating
         self.needs = ctx.needs_input_grad
         saved = ctx.saved_tensors
-        self.x, self.offset, self.selector, self.selector_bias, self.gates, self.logits = saved[:6]
-        n_layers = (len(saved) - 6) // 8
-        self.layers = [Layer(*saved[6 + 4 * index : 10 + 4 * index]) for index in range(n_layers)]
-        tapes = saved[6 + 4 * n_layers :]
+        self.x, self.offset, self.selector, self.gates, self.logits = saved[:5]
+        n_layers = (len(saved) - 5) // 8
+        self.layers = [Layer(*saved[5 + 4 * index : 9 + 4 * index]) for index in range(n_layers)]
+        tapes = saved[5 + 4 * n_layers :]
         self.tapes = [tapes[4 * index : 4 * index + 4] for index in range(n_layers)]
         self.size = self.selector.shape[-1]
         self.d_hidden, self.d_gates, self.d_logits = d_hidden, d_gates, d_logits
@@ -181,7 +220,7 @@ class _Backward:
             soft, temperature = torch.sigmoid((self.logits + self.offset + gating.level) / gating.temperature), gating.temperature
         else:
             soft, temperature = self.gates, gating.temperature
-        slopes = soft * (1 - soft) / temperature
+        slopes = (1 - soft).mul_(soft).mul_(1 / temperature)
         if gating.first is not None:
             slopes[0] = 0
         return slopes
@@ -189,66 +228,88 @@ class _Backward:
     def through_time(self) -> Tensor:
         """Fill the buffers from the last step to the first; returns the gradient of the gated inputs (T, [M,] B, D)."""
         size, top, gating = self.size, len(self.layers) - 1, self.gating
-        steps, slopes = len(self.x), self.slopes()
-        local = [_local(tape, size) for tape in self.tapes]
         extra = [self.gates.shape[-1] if index == top else 0 for index in range(top + 1)]
-        lead = self.gates.shape[:-1]
-        self.buffers = [self.x.new_zeros(*lead, 4 * size + more) for more in extra]
-        d_inputs = torch.empty_like(self.tapes[0][3])
-        into = [
-            torch.cat([layer.weight_ih[..., 2 * size :, :], layer.weight_ih[..., : 2 * size, :]], -2) for layer in self.layers
-        ]
+        self.buffers = [self.x.new_empty(*self.gates.shape[:-1], 4 * size + more) for more in extra]
+        if gating.first is not None:
+            self.buffers[top][0, ..., 4 * size :] = 0
+        inner = [layer.weight_ih for layer in self.layers]
+        into = [torch.cat([weight[..., 2 * size :, :], weight[..., : 2 * size, :]], -2) for weight in inner]
         back = [layer.weight_hh for layer in self.layers]
         back[top] = torch.cat([back[top], gating.scale * self.selector], -2)
+        unrolled = [_Unrolled(tape, buffer, size) for tape, buffer in zip(self.tapes, self.buffers, strict=True)]
         carried = [torch.zeros_like(self.tapes[0][0][0]) for _ in self.layers]
-        for step in range(steps - 1, -1, -1):
-            d_state = self.d_hidden[step]
-            kept = []
+        d_hidden, d_inputs = self.d_hidden.contiguous().unbind(0), torch.empty_like(self.tapes[0][3])
+        rows, decide = d_inputs.unbind(0), _Logits(self)
+        for step in range(len(self.x) - 1, -1, -1):
+            d_state, kept = d_hidden[step], []
             for index in range(top, -1, -1):
                 d_state = carried[index] + d_state
-                buffer = self.buffers[index][step]
-                _preactivations(buffer, d_state, [part[step] for part in local[index]], size)
-                kept.append(d_state * local[index][4][step])
-                d_state = torch.matmul(buffer[..., : 3 * size], into[index])
-            given = step == 0 and gating.first is not None
-            if gating.gain != 1 and not given:
-                d_state = d_state * gating.gain
-            d_inputs[step] = d_state
-            if not given:
-                self._gate_gradient(step, d_state, slopes)
+                kept.append(unrolled[index].backward(step, d_state))
+                out = rows[step] if index == 0 else None
+                d_state = _product(unrolled[index].by_input[step], into[index], out)
+            if step or gating.first is None:
+                if gating.gain != 1:
+                    d_state.mul_(gating.gain)
+                decide.backward(step, d_state)
             for index, part in zip(range(top, -1, -1), kept, strict=True):
-                carried[index] = part + torch.matmul(self.buffers[index][step][..., size:], back[index])
+                carried[index] = _plus_product(part, unrolled[index].by_state[step], back[index])
         return d_inputs
 
-    def _gate_gradient(self, step: int, d_inputs: Tensor, slopes: Tensor | None) -> None:
-        """Write the gradient of the logits of one step into the buffer."""
-        target = self.buffers[-1][step][..., 4 * self.size :]
-        if slopes is None:
-            target.copy_(self.d_logits[step])
+
+class _Logits:
+    """Gradient of the logits, written into the top layer's buffer."""
+
+    def __init__(self, owner: _Backward) -> None:
+        self.gating = owner.gating
+        slopes = owner.slopes()
+        self.slopes = None if slopes is None else slopes.unbind(0)
+        self.x, self.d_gates = owner.x.unbind(0), owner.d_gates.unbind(0)
+        self.d_logits = owner.d_logits.unbind(0)
+        self.targets = owner.buffers[-1][..., 4 * owner.size :].unbind(0)
+
+    def backward(self, step: int, d_inputs: Tensor) -> None:
+        """One step, from the gradient of its gated input."""
+        if self.slopes is None:
+            self.targets[step].copy_(self.d_logits[step])
             return
-        d_gates = d_inputs * self.x[step]
-        if self.gating.index is not None:
-            d_gates = torch.zeros_like(self.d_gates[step]).index_add_(-1, self.gating.index, d_gates)
-        torch.addcmul(self.d_logits[step], d_gates + self.d_gates[step], slopes[step], out=target)
+        if self.gating.index is None:
+            d_gates = torch.addcmul(self.d_gates[step], d_inputs, self.x[step])
+        else:
+            d_gates = self.d_gates[step].index_add(-1, self.gating.index, d_inputs * self.x[step])
+        torch.addcmul(self.d_logits[step], d_gates, self.slopes[step], out=self.targets[step])
 
 
-def _local(tape: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Derivatives that do not depend on what comes from later steps, of all steps at once."""
-    state, active, recurrent = tape[:3]
-    reset, update, new = active[..., :size], active[..., size : 2 * size], active[..., 2 * size :]
-    of_new = (1 - update) * (1 - new * new)
-    of_update = (state[:-1] - new) * update * (1 - update)
-    of_reset = recurrent * reset * (1 - reset)
-    return [of_new, of_reset, of_update, reset, update]
+class _Unrolled:
+    """One layer's tape as lists of steps, with the derivatives that do not depend on what comes from later steps."""
+
+    def __init__(self, tape: Sequence[Tensor], buffer: Tensor, size: int) -> None:
+        state, active, from_state = tape[:3]
+        reset, update, new = active[..., :size], active[..., size : 2 * size], active[..., 2 * size :]
+        closed = 1 - update
+        of_new = torch.addcmul(closed, closed, new * new, value=-1)
+        of_update = (state[:-1] - new).mul_(update).mul_(closed)
+        of_reset = (1 - reset).mul_(reset).mul_(from_state[..., 2 * size : 3 * size])
+        targets = [buffer[..., index * size : (index + 1) * size] for index in range(4)]
+        local = (of_new, of_reset, of_update, reset, update)
+        self.rows = list(zip(*(part.unbind(0) for part in (*local, *targets)), strict=True))
+        self.by_input, self.by_state = buffer[..., : 3 * size].unbind(0), buffer[..., size:].unbind(0)
+
+    def backward(self, step: int, d_state: Tensor) -> Tensor:
+        """Write the gradients (new, reset, update, recurrent new) of one cell; returns what skips the cell."""
+        of_new, of_reset, of_update, reset, update, d_new, d_reset, d_update, d_recurrent = self.rows[step]
+        torch.mul(d_state, of_new, out=d_new)
+        torch.mul(d_new, of_reset, out=d_reset)
+        torch.mul(d_state, of_update, out=d_update)
+        torch.mul(d_new, reset, out=d_recurrent)
+        return d_state * update
 
 
-def _preactivations(buffer: Tensor, d_state: Tensor, local: Sequence[Tensor], size: int) -> None:
-    """Gradients (new, reset, update, recurrent new) of one cell."""
-    of_new, of_reset, of_update, reset, _ = local
-    d_new = torch.mul(d_state, of_new, out=buffer[..., :size])
-    torch.mul(d_new, of_reset, out=buffer[..., size : 2 * size])
-    torch.mul(d_state, of_update, out=buffer[..., 2 * size : 3 * size])
-    torch.mul(d_new, reset, out=buffer[..., 3 * size : 4 * size])
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.mm(left, right, out=out) if left.ndim == 2 else torch.bmm(left, right, out=out)
+
+
+def _plus_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return addend.addmm_(left, right) if left.ndim == 2 else addend.baddbmm_(left, right)
 
 
 def _outer(gradient: Tensor, inputs: Tensor) -> Tensor:
@@ -290,29 +351,29 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, from_input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
-        steps, size = from_input.shape[0], weight.shape[-1]
-        state = from_input.new_zeros(steps + 1, *from_input.shape[1:-1], size)
-        active = torch.empty_like(from_input)
-        recurrent = torch.empty_like(state[1:])
-        turned = weight.mT.contiguous()
-        for step in range(steps):
-            from_state = _affine(bias, state[step], turned)
-            _cell(from_input[step], from_state, active[step], recurrent[step], state[step], state[step + 1])
-        ctx.save_for_backward(state, active, recurrent, weight)
+        size = weight.shape[-1]
+        state = from_input.new_empty(len(from_input) + 1, *from_input.shape[1:-1], size)
+        state[0] = 0
+        active, from_state = torch.empty_like(from_input), torch.empty_like(from_input)
+        turned, states, both = weight.mT.contiguous(), state.unbind(0), from_state.unbind(0)
+        cells = _cells(active, from_state, size)
+        for step, values in enumerate(from_input.clone().unbind(0)):
+            _affine(bias, states[step], turned, out=both[step])
+            _cell(values, cells[step], states[step], states[step + 1])
+        ctx.save_for_backward(state, active, from_state, weight)
         return state[1:].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        state, active, recurrent, weight = ctx.saved_tensors
+        state, active, from_state, weight = ctx.saved_tensors
         size = weight.shape[-1]
-        local = _local((state, active, recurrent), size)
         buffer = state.new_empty(*active.shape[:-1], 4 * size)
-        carried = torch.zeros_like(state[0])
+        unrolled = _Unrolled((state, active, from_state), buffer, size)
+        carried, rows = torch.zeros_like(state[0]), d_hidden.contiguous().unbind(0)
         for step in range(len(active) - 1, -1, -1):
-            d_state = carried + d_hidden[step]
-            _preactivations(buffer[step], d_state, [part[step] for part in local], size)
-            carried = torch.addcmul(torch.matmul(buffer[step][..., size:], weight), d_state, local[4][step])
+            kept = unrolled.backward(step, carried.add_(rows[step]))
+            carried = _plus_product(kept, unrolled.by_state[step], weight)
         by_state = buffer[..., size:]
         d_input = torch.cat([buffer[..., size : 3 * size], buffer[..., :size]], -1)
         return d_input, _outer(by_state, state[:-1]), _total(by_state)

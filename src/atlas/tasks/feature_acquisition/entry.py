@@ -47,7 +47,7 @@ task(
     Task(
         name=NAME,
         title="Choosing what to measure next",
-        question="How few features must a model acquire at each step, decided before it sees any, and what accuracy does that cost?",
+        question="How few features need a model acquire per step, decided before it sees any, and what accuracy does that cost?",
         protocol=Protocol,
         metrics=METRICS,
         train=_train,

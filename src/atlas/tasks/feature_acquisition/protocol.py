@@ -50,8 +50,8 @@ class Protocol(Settings):
     """What every row of a table shares.
 
     ``logit_learning_rate`` is that of logits that belong to no layer, which hardly move at the weights' rate. λ rises linearly
-    from 0 in the first ``warmup`` part of the steps. ``keep_best_every`` > 0 keeps the weights with the lowest validation loss, looked
-    at that often; 0 keeps the last.
+    from 0 in the first ``warmup`` part of the steps. ``keep_best_every`` > 0 keeps the weights with the lowest validation loss,
+    looked at that often; 0 keeps the last.
     """
 
     stream: Stream = Stream()
