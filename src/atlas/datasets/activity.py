@@ -395,7 +395,7 @@ def read_extrasensory_user(path: Path) -> tuple[list[str], np.ndarray, np.ndarra
 # --- stand-ins ----------------------------------------------------------------------------------------------------------
 
 
-def _stand_in(features: int, classes: int, steps: int, several: bool = False, **layout: Any) -> Any:
+def _stand_in(width: int, classes: int, steps: int, several: bool = False, **layout: Any) -> Any:
     """A function that writes random recordings of a dataset's shape."""
 
     def write(folder: Path) -> None:
@@ -404,11 +404,11 @@ def _stand_in(features: int, classes: int, steps: int, several: bool = False, **
         draw = np.random.default_rng(0)
         recordings = []
         for index in range(24):
-            x = draw.normal(size=(steps, features)).astype(np.float32)
+            x = draw.normal(size=(steps, width)).astype(np.float32)
             y = draw.integers(-1, 2, (steps, classes)) if several else draw.integers(0, classes, steps)
             recordings.append((f"stand-in{index}", x, y.astype(np.int64)))
         splits = {"train": list(range(18)), "validation": list(range(18, 21)), "test": list(range(21, 24))}
-        names = [f"feature {index}" for index in range(features)]
+        names = [f"feature {index}" for index in range(width)]
         write_recordings(
             folder,
             recordings,

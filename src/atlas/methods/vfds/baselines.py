@@ -212,8 +212,8 @@ def bayes_filter(split: Sequences, contexts: int, switch: float, blocks: Tensor 
     Parameters
     ----------
     blocks : Tensor, optional
-        (contexts,) booleans of blocks that are seen at every step; by default the block of the context that the past makes most
-        likely, and all at the first step.
+        (contexts,) booleans of blocks that are seen after the first step, which shows all; by default the block of the context
+        that the past makes most likely.
 
     Returns
     -------
@@ -232,10 +232,10 @@ def bayes_filter(split: Sequences, contexts: int, switch: float, blocks: Tensor 
     for step in range(steps):
         if step:
             belief = belief @ stay
-        if blocks is not None:
-            seen = blocks.expand(count, contexts)
-        elif step == 0:
+        if step == 0:
             seen = torch.ones(count, contexts, dtype=torch.bool)
+        elif blocks is not None:
+            seen = blocks.expand(count, contexts)
         else:
             seen = torch.nn.functional.one_hot(belief.argmax(1), contexts).bool()
         gates[:, step, :bits] = 1
@@ -246,6 +246,5 @@ def bayes_filter(split: Sequences, contexts: int, switch: float, blocks: Tensor 
         of_one = torch.where(seen, level, 0)  # log-odds of the bit, if this is the context
         both = torch.stack([torch.nn.functional.logsigmoid(-of_one), torch.nn.functional.logsigmoid(of_one)], -1)
         logits[:, step] = (belief.clamp(min=1e-300).log()[..., None] + both).flatten(1)
-    if blocks is None:
-        gates[:, 0] = 1
+    gates[:, 0] = 1
     return logits.float(), gates

@@ -18,7 +18,7 @@ from atlas.methods.vfds.rollout import Gating, Layer, spread
 
 
 def _affine(bias: Tensor, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """bias + left @ right, for one model or several."""
+    """Bias + left @ right, for one model or several."""
     if left.ndim == 2:
         return torch.addmm(bias, left, right, out=out)
     return torch.baddbmm(bias.unsqueeze(-2), left, right, out=out)

@@ -234,7 +234,7 @@ def session(
     chosen: list[int] = []
     placed: list[int] = []
     classes, last = np.unique(labels), -1
-    windows = 1 + (offsets - 1) // window
+    windows = (offsets - 1) // window  # with room for any start before the second window
     while len(chosen) < steps:
         last = int(draw.choice(classes[classes != last]))
         for _ in range(int(draw.integers(BOUT_SERIES[0], BOUT_SERIES[1] + 1))):
