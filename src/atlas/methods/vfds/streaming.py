@@ -39,6 +39,7 @@ class StreamingPolicy:
         self.model, self.batch, self.generator = model, batch, generator
         self.gates: Literal["sample", "threshold"] = gates
         first, *others = model.layers
+        self._gating = replace(model.gating(gates), first=None)
         self._columns = first.weight_ih.detach().T.contiguous()  # (D, 3H): a feature's weights lie together
         self._first, self._others = first, others
         self.reset()
@@ -64,12 +65,12 @@ class StreamingPolicy:
             return model.first.expand(self.batch, count).clone()
         like = self._states[-1].unsqueeze(1)  # (B, 1, ·): one step
         noise = model._noise(None, like, self.gates, self.generator)
-        offset, gating = model.offset(noise, like), model.gating(self.gates)
+        offset = model.offset(noise, like)
         if not model.adaptive:
-            opened = model._blind_gates(offset, replace(gating, first=None))[0][0]
+            opened = model._blind_gates(offset, self._gating)[0][0]
         else:
             logits = model.logit_scale * model.selector(self._states[-1])
-            opened = gate(logits, offset[0], gating)
+            opened = gate(logits, offset[0], self._gating)
         return opened > 0
 
     @torch.inference_mode()
@@ -100,7 +101,7 @@ class StreamingPolicy:
         opened = self.model.groups.expand(self._asked)
         if bool((opened & values.isnan()).any()):
             raise ValueError("a requested value is NaN")
-        gain = 1.0 if self._steps == 0 and self.model.first is not None else self.model.gating(self.gates).gain
+        gain = 1.0 if self._steps == 0 and self.model.first is not None else self._gating.gain
         below = self._from_input(values.to(self._columns), opened, gain)
         self._states[0] = below = _advance(below, self._states[0], self._first)
         for index, layer in enumerate(self._others, start=1):
