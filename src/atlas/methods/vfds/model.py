@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atlas.methods.vfds.estimators import check_temperature, logistic_noise, uniform_noise
 from atlas.methods.vfds.groups import FeatureGroups
 from atlas.methods.vfds.recurrence import gated_rollout, ungated_rollout
-from atlas.methods.vfds.rollout import Gating, Layer, admit, gate, plain_rollout
+from atlas.methods.vfds.rollout import Gating, Layer, admit, gate, plain_rollout, project
 from atlas.nn.selection import valid_steps
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class SelectiveGRU(nn.Module):
             values, offset = values.unsqueeze(1), offset.unsqueeze(1)
         run = self._adaptive if self.adaptive else self._blind
         states, *decided = run(values, offset, self.gating(gates))
-        outputs = states @ self.output.weight.mT + self.output.bias.unsqueeze(-2)
+        outputs = project(states, self.output.weight, self.output.bias)
         hidden, scores, opened, logits = (part.movedim(0, -2) for part in (states, outputs, *decided))
         if valid is not None:
             opened = torch.where(valid, opened, 0)

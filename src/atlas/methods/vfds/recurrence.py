@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atlas.methods.vfds.rollout import Gating, Layer, spread
+from atlas.methods.vfds.rollout import Gating, Layer, admit, project, spread
 
 
 def _affine(bias: Tensor, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -341,7 +341,7 @@ def ungated_rollout(inputs: Tensor, layers: Sequence[Layer]) -> Tensor:
         start = inputs.new_zeros(len(layers), inputs.shape[1], layers[0].weight_hh.shape[-1])
         return torch.gru(inputs, start, flat, True, len(layers), 0.0, False, False, False)[0]
     for layer in layers:
-        from_input = inputs @ layer.weight_ih.mT + layer.bias_ih.unsqueeze(-2)
+        from_input = project(inputs, layer.weight_ih, layer.bias_ih)
         inputs = _Recurrence.apply(from_input, layer.weight_hh, layer.bias_hh)
     return inputs
 

@@ -118,3 +118,12 @@ def gru_cell(inputs: Tensor, state: Tensor, layer: Layer) -> Tensor:
     update = torch.sigmoid(update_i + update_h)
     new = torch.tanh(new_i + torch.sigmoid(reset_i + reset_h) * new_h)
     return new + update * (state - new)
+
+
+def project(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Linear layer over all steps as one product: (T, [M,] B, D), ([M,] K, D), ([M,] K) to (T, [M,] B, K)."""
+    if inputs.ndim == 3:
+        return torch.nn.functional.linear(inputs, weight, bias)
+    steps, models, batch, _ = inputs.shape
+    flat = inputs.transpose(0, 1).reshape(models, steps * batch, -1)
+    return torch.baddbmm(bias.unsqueeze(1), flat, weight.mT).view(models, steps, batch, -1).transpose(0, 1)

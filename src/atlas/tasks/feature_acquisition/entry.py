@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atlas.harness.registry import Metric, Task, task
+from atlas.harness.registry import Amount, Metric, Task, task
 from atlas.harness.study import Run
 from atlas.tasks.feature_acquisition.protocol import Protocol
 
@@ -43,6 +43,11 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
+def _amount(run: Run) -> Amount:
+    protocol = run.protocol_model()
+    return Amount(protocol.steps, protocol.batch_size, protocol.batch_size)
+
+
 task(
     Task(
         name=NAME,
@@ -53,6 +58,7 @@ task(
         train=_train,
         evaluate=_evaluate,
         baseline="vanilla",
+        amount=_amount,
         smallest={
             "steps": 4,
             "batch_size": 4,
@@ -69,7 +75,6 @@ task(
             },
         },
         rehearsal={
-            "steps": 1,
             "batch_size": 1,
             "keep_best_every": 0,
             "stream": {"train_sequences": 1, "validation_sequences": 1, "test_sequences": 1, "long_sequences": 1},
