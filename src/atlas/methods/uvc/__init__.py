@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "compression": ["CompressionResult", "compress"],
-        "controller": ["StepLog", "UVCController"],
+        "controller": ["UVCController"],
         "criteria": [
             "cubic_sparsity",
             "evenly_spaced_plan",
@@ -38,13 +38,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "repair": ["fit_blocks", "fit_to_budget", "minimum_macs", "uniform_widths"],
         "costs": ["ViTShape", "resource", "resource_grad"],
         "scores": ["UnitScores", "low", "nxt", "unit_scores"],
+        "updates": ["StepLog"],
     },
 )
 
 if TYPE_CHECKING:
     from atlas.methods.uvc.compression import CompressionResult as CompressionResult
     from atlas.methods.uvc.compression import compress as compress
-    from atlas.methods.uvc.controller import StepLog as StepLog
     from atlas.methods.uvc.controller import UVCController as UVCController
     from atlas.methods.uvc.costs import ViTShape as ViTShape
     from atlas.methods.uvc.costs import resource as resource
@@ -79,3 +79,4 @@ if TYPE_CHECKING:
     from atlas.methods.uvc.scores import low as low
     from atlas.methods.uvc.scores import nxt as nxt
     from atlas.methods.uvc.scores import unit_scores as unit_scores
+    from atlas.methods.uvc.updates import StepLog as StepLog

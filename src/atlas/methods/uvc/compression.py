@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.uvc.controller import StepLog, UVCController
+from atlas.methods.uvc.controller import UVCController
 from atlas.methods.uvc.distillation import Norm, kd_loss
 from atlas.methods.uvc.exporting import export
 from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fit_blocks, fit_to_budget, uniform_widths
+from atlas.methods.uvc.updates import StepLog
 
 ANNEALED = 0.6
 """Share of the search over which the normalised preset lowers the budget."""
@@ -55,43 +56,23 @@ def cosine_rate(step: int, total: int, base: float, warmup: int = 0, floor: floa
     return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def search_step(
-    model: nn.Module,
-    controller: UVCController,
+def weight_step(
     optimizer: torch.optim.Optimizer,
     loss: Tensor,
     rate: float,
+    clipped: Iterable[Tensor],
     clip_norm: float | None = 1.0,
-) -> StepLog:
-    """Finish one step of the search: backward, clip weights and gates together, optimiser, controller.
-
-    Raises
-    ------
-    FloatingPointError
-        The loss, or what the controller sees, is not finite; names the step.
-    """
-    train_step(model, optimizer, loss, rate, clip_norm, controller.parameters(), controller.steps)
-    return controller.step(rate)
-
-
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    rate: float,
-    clip_norm: float | None = 1.0,
-    also_clipped: list[Tensor] | None = None,
-    step: int = 0,
 ) -> None:
-    """Backward, clip, and one optimiser step at a learning rate."""
-    if not bool(torch.isfinite(loss)):
-        raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}")
+    """Backward, clip the gradients of ``clipped`` together, and one optimiser step at a learning rate.
+
+    In the search, ``clipped`` holds the gates beside the weights.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if clip_norm is not None:
-        nn.utils.clip_grad_norm_([*model.parameters(), *(also_clipped or [])], clip_norm)
+        nn.utils.clip_grad_norm_(list(clipped), clip_norm)
     optimizer.step()
 
 
@@ -217,12 +198,15 @@ class _Stages:
             raise ValueError(f"the teacher has {found} classes, the model {wanted}")
         return count
 
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """Distillation loss of one batch."""
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Distillation loss of one batch, which must be finite."""
         images, targets = images.to(self.device), targets.to(self.device)
         with torch.no_grad():
             wanted = self.teacher(images)
-        return kd_loss(model(images), wanted, targets, self.alpha, self.temperature, self.norm)
+        loss = kd_loss(model(images), wanted, targets, self.alpha, self.temperature, self.norm)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}")
+        return loss
 
     def search(self, controller: UVCController, epochs: int, warmup: int, batches: int, rate: float, weight_decay: float) -> None:
         """Stage 1: weights, gates and counts together."""
@@ -235,8 +219,9 @@ class _Stages:
             model.train()
             for images, targets in self.loader:
                 now = cosine_rate(step, epochs * batches, rate, warmup * batches)
-                loss = self.loss(model, images, targets)
-                seen = search_step(model, controller, optimizer, loss, now)
+                loss = self.loss(model, images, targets, step)
+                weight_step(optimizer, loss, now, [*model.parameters(), *controller.parameters()])
+                seen: StepLog = controller.step(now)
                 step += 1
                 self.log.append({"stage": "search", "step": step, "loss": float(loss.detach()), **seen.values()})
         remove_gates(model)
@@ -248,8 +233,8 @@ class _Stages:
         for _ in range(epochs):
             small.train()
             for images, targets in self.loader:
-                loss = self.loss(small, images, targets)
-                train_step(small, optimizer, loss, cosine_rate(step, epochs * batches, rate), step=step)
+                loss = self.loss(small, images, targets, step)
+                weight_step(optimizer, loss, cosine_rate(step, epochs * batches, rate), small.parameters())
                 step += 1
                 self.log.append({"stage": "finetune", "step": step, "loss": float(loss.detach())})
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,41 +25,11 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.presets import PRESETS, Preset
 from atlas.methods.uvc.repair import minimum_macs
 from atlas.methods.uvc.scores import Ranked, UnitScores, column_scores, positive, stacked
+from atlas.methods.uvc.updates import StepLog, boxed_step, multiply_columns
 
 CHECK_EVERY = 50
 DUAL_INIT = 1e-3
 STATE = ("s", "r", "g", "y", "p", "z", "gate_memory", "gate_sum")
-
-
-@dataclass(frozen=True)
-class StepLog:
-    """What one step saw; tensors, so that looking is what waits for the device.
-
-    Attributes
-    ----------
-    step : int
-        Steps completed.
-    target : float
-        The budget B_t in force, which may still be on its way down.
-    resource, dual, price : Tensor
-        R after the step (with sampled gates), z, and the multiplier ẑ that acted on the primal variables.
-    heads, neurons, dims, blocks : Tensor
-        Heads, neurons and dims counted as removed, and blocks whose gate says keep.
-    """
-
-    step: int
-    target: float
-    resource: Tensor
-    dual: Tensor
-    price: Tensor
-    heads: Tensor
-    neurons: Tensor
-    dims: Tensor
-    blocks: Tensor
-
-    def values(self) -> dict[str, float]:
-        """Everything as plain numbers."""
-        return {name: float(getattr(self, name)) for name in self.__dataclass_fields__ if name != "step"}
 
 
 class UVCController:
@@ -284,11 +253,7 @@ class UVCController:
         by_head = torch.where(heads.bottom(self.s[:, 0]), 1 / (1 + 2 * weight_lr * self.y[:, :1]), 1)
         factor = by_dim * by_head[..., None]
         by_neuron = torch.where(hidden.bottom(self.s[:, 1]), 1 / (1 + 2 * weight_lr * self.y[:, 1:]), 1)
-        shapes = zip(*(self.shape.per_block(name) for name in ("heads", "head_dim", "mlp_dim")), strict=True)
-        for layer, (count, width, size) in enumerate(shapes):
-            proj, fc2 = self._weights[0][layer], self._weights[1][layer]
-            proj.mul_(factor[layer, :count, :width].reshape(-1).to(proj.dtype))
-            fc2.mul_(by_neuron[layer, :size].to(fc2.dtype))
+        multiply_columns(self._weights, self.shape, factor, by_neuron)
         return dims * factor.square(), neurons * by_neuron.square()
 
     def _resource_draw(self) -> Tensor:
@@ -343,16 +308,8 @@ class UVCController:
         following = torch.stack((heads.next(self.s[:, 0]), neurons.next(self.s[:, 1])), -1)
         grad_s = self.y * following / mean_s + price * slope_s * unit_s
         grad_r = self.p * dims.next(self.r) / mean_r + price * slope_r * unit_r
-        for count, gradient, top, unit in (
-            (self.s, grad_s, self.top_s, unit_s),
-            (self.r, grad_r, self.top_r, unit_r),
-        ):
-            outward = ((count <= 0) & (gradient > 0)) | ((count >= top) & (gradient < 0))
-            gradient = gradient.masked_fill(outward, 0)
-            largest = gradient.abs().max()
-            gradient = torch.where(largest > 1, gradient / (largest + 1e-6), gradient)
-            count.sub_(self.preset.count_lr * unit * gradient).clamp_(min=0)
-            count.copy_(torch.minimum(count, top))
+        boxed_step(self.s, grad_s, self.top_s, self.preset.count_lr, unit_s)
+        boxed_step(self.r, grad_r, self.top_r, self.preset.count_lr, unit_r)
 
     def _units(self) -> tuple[Tensor | float, Tensor | float]:
         """Size of one coordinate: the number of units of a block in the normalised preset, else one unit."""

@@ -130,16 +130,21 @@ class Skipped(nn.Module):
 def masked(model: Any, plan: CompressionPlan) -> nn.Module:
     """Return a copy of full size whose removed units feed nothing forward, and whose removed blocks do nothing."""
     copied = copy.deepcopy(model)
-    for layer, block in enumerate(copied.blocks):
-        if not plan.keep[layer]:
-            copied.blocks[layer] = Skipped()
-            continue
+    zero_removed(copied, plan)
+    for layer in (~plan.keep).nonzero().flatten().tolist():
+        copied.blocks[layer] = Skipped()
+    return copied
+
+
+@torch.no_grad()
+def zero_removed(model: Any, plan: CompressionPlan) -> None:
+    """Set to 0, in place, what removed dims and neurons feed forward."""
+    for layer, block in enumerate(model.blocks):
         heads, width = block.attn.num_heads, block.attn.proj.in_features // block.attn.num_heads
         dims = plan.dims[layer, :heads, :width].reshape(-1)
         block.attn.proj.weight[:, ~dims.to(block.attn.proj.weight.device)] = 0
         neurons = plan.neurons[layer, : block.mlp.fc2.in_features]
         block.mlp.fc2.weight[:, ~neurons.to(block.mlp.fc2.weight.device)] = 0
-    return copied
 
 
 @torch.no_grad()

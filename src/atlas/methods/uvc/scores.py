@@ -94,7 +94,7 @@ def stacked(parts: list[Tensor]) -> Tensor:
 
 def column_scores(weights: list[Tensor]) -> list[Tensor]:
     """Squared norms of the columns of weights (out, in), in float32 at least."""
-    return [torch.linalg.vector_norm(weight.detach(), dim=0, dtype=_float(weight)).square_() for weight in weights]
+    return [weight.detach().to(_float(weight)).square().sum(0) for weight in weights]
 
 
 def _float(weight: Tensor) -> torch.dtype:
