@@ -473,5 +473,7 @@ def test_frozen_weights_and_nan_are_refused() -> None:
         made.step(1e-2)
     with pytest.raises(FloatingPointError, match="step 0"):
         controller(model)
+    with pytest.raises(ValueError, match="pace must be above 0"):
+        controller(vit(), pace=0.0)
     with pytest.raises(ValueError, match="preset must be one of"):
         controller(vit(), preset="paper")

@@ -17,6 +17,7 @@ from atlas.methods.uvc import (
     ViTShape,
     cubic_sparsity,
     evenly_spaced_plan,
+    fill_blocks,
     fit_blocks,
     fit_to_budget,
     gradual_plan,
@@ -149,6 +150,18 @@ def test_fit_blocks() -> None:
     assert plan.r_phys(SHAPE) <= 0.6
     with pytest.raises(InfeasibleBudgetError, match="holds no whole block"):
         fit_blocks(CompressionPlan.identity(SHAPE), SHAPE, preferences, 0.2)
+
+
+def test_blocks_come_back_where_gates_closed_too_many() -> None:
+    scores = scores_of(TINY)
+    assert scores.blocks is not None
+    plan = CompressionPlan.identity(TINY)
+    plan.keep = scores.blocks >= scores.blocks.topk(3).values[-1]
+    assert fit_to_budget(plan, TINY, scores, 0.5).r_phys(TINY) < 0.3
+    filled = fill_blocks(plan, TINY, scores, 0.5)
+    assert 0 <= 0.5 - filled.r_phys(TINY) <= 0.01
+    assert scores.blocks[filled.keep].min() > scores.blocks[~filled.keep].max()
+    assert fill_blocks(filled, TINY, scores, 0.5) == filled
 
 
 def test_uniform_widths_keep_the_total() -> None:

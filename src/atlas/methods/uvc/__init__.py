@@ -35,7 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "exporting": ["CompactAttention", "export", "masked"],
         "gates": ["GatedBlock", "apply_gates", "is_gated", "remove_gates", "sample_gates"],
         "plan": ["CompressionPlan"],
-        "repair": ["fit_blocks", "fit_to_budget", "minimum_macs", "uniform_widths"],
+        "repair": ["fill_blocks", "fit_blocks", "fit_to_budget", "minimum_macs", "uniform_widths"],
         "costs": ["ViTShape", "resource", "resource_grad"],
         "scores": ["UnitScores", "low", "nxt", "unit_scores"],
         "updates": ["StepLog"],
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from atlas.methods.uvc.gates import remove_gates as remove_gates
     from atlas.methods.uvc.gates import sample_gates as sample_gates
     from atlas.methods.uvc.plan import CompressionPlan as CompressionPlan
+    from atlas.methods.uvc.repair import fill_blocks as fill_blocks
     from atlas.methods.uvc.repair import fit_blocks as fit_blocks
     from atlas.methods.uvc.repair import fit_to_budget as fit_to_budget
     from atlas.methods.uvc.repair import minimum_macs as minimum_macs

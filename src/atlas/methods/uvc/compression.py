@@ -16,7 +16,7 @@ from atlas.methods.uvc.distillation import Norm, kd_loss
 from atlas.methods.uvc.exporting import export
 from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.methods.uvc.plan import CompressionPlan
-from atlas.methods.uvc.repair import fit_blocks, fit_to_budget, uniform_widths
+from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.updates import StepLog
 
 ANNEALED = 0.6
@@ -78,10 +78,9 @@ def weight_step(
 
 def settle(controller: UVCController, budget: float) -> CompressionPlan:
     """The controller's plan, repaired to the budget: by units where it prunes, else by whole blocks."""
-    plan, scores = controller.plan(), controller.scores()
     if controller.prune:
-        return fit_to_budget(plan, controller.shape, scores, budget)
-    return fit_blocks(plan, controller.shape, controller.preferences(), budget)
+        return fill_blocks(controller.plan(), controller.shape, controller.scores(), budget)
+    return fit_blocks(controller.plan(), controller.shape, controller.preferences(), budget)
 
 
 def compress(

@@ -56,6 +56,9 @@ class UVCController:
         Steps over which the budget falls from 1 to B, in the normalised preset; 0 sets B at once.
     gate : {"gumbel_soft", "gumbel_hard", "softl0"}
         Kind of gate.
+    pace : float
+        How many ordinary steps one step counts for, in the rates of gates, counts and multipliers; the presets suit searches of
+        a few hundred steps and more, and shorter ones need a higher pace.
     img_size : int, optional
         Image size of the costs, if not the model's own.
 
@@ -90,6 +93,7 @@ class UVCController:
         *,
         anneal_steps: int = 0,
         gate: Gate = "gumbel_soft",
+        pace: float = 1.0,
         img_size: int | None = None,
     ) -> None:
         if not (math.isfinite(budget) and 0 < budget <= 1):
@@ -98,7 +102,7 @@ class UVCController:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
         require_supported(model)
         self.model, self.budget, self.prune, self.skip = model, float(budget), prune, skip
-        self.preset: Preset = PRESETS[preset]
+        self.preset: Preset = PRESETS[preset].paced(pace)
         self.shape = ViTShape.from_timm(model, img_size)
         self.anneal_steps, self.gate, self.epsilon = anneal_steps, gate, 0.1
         self.warming_up = False

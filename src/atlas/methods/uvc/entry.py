@@ -74,7 +74,7 @@ class BudgetSettings(DistillSettings):
 class SearchSettings(BudgetSettings):
     """The search: epochs, of which the first pass one half through every gate; constants of the controller by ``preset``.
 
-    ``prune`` and ``skip`` false leave the pruning of units or the skipping of blocks out.
+    ``pace`` speeds the controller up in searches of few steps.
     """
 
     search_epochs: Annotated[int, Ge(1)] = 30
@@ -82,6 +82,7 @@ class SearchSettings(BudgetSettings):
     search_learning_rate: Positive = 1e-4
     preset: Literal["normalised", "reference"] = "normalised"
     gate: Literal["gumbel_soft", "gumbel_hard", "softl0"] = "gumbel_soft"
+    pace: Positive = 1.0
 
     @model_validator(mode="after")
     def _some_search(self) -> SearchSettings:

@@ -149,6 +149,7 @@ class Searched(Distilled):
             generator=generator(training.run.seed, "gates"),
             anneal_steps=int(ANNEALED * (settings.search_epochs - settings.search_warmup_epochs) * per_epoch),
             gate=settings.gate,
+            pace=settings.pace,
         )
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:

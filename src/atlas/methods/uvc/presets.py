@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from atlas.methods.uvc.costs import Cost
 
@@ -44,6 +44,13 @@ class Preset:
     gate_resource_weight: float = 1.0
     gate_interval: int = 1
     resource_window: float | None = None
+
+    def paced(self, pace: float) -> Preset:
+        """The same preset with its rates multiplied."""
+        if not pace > 0:
+            raise ValueError(f"pace must be above 0, not {pace}")
+        rates = ("count_lr", "dual_lr", "price_lr", "gate_lr")
+        return replace(self, **{name: pace * getattr(self, name) for name in rates})
 
 
 PRESETS = {

@@ -73,6 +73,29 @@ def fit_to_budget(
         plan.keep[_weakest_block(plan, scores)] = False
 
 
+def fill_blocks(
+    plan: CompressionPlan, shape: ViTShape, scores: UnitScores, budget: float, slack: float = 0.01
+) -> CompressionPlan:
+    """Fit a plan whose gates closed more blocks than the budget asks for: the best skipped blocks come back, pruned to fit.
+
+    Without this a search that overshot would be compared at a lower cost than its competitors. Errors as :func:`fit_to_budget`.
+
+    Parameters
+    ----------
+    scores : UnitScores
+        With ``blocks``: skipped blocks come back in descending order of it.
+    slack : float
+        How far below the budget the result may stay while there is a block left to bring back.
+    """
+    fitted = fit_to_budget(plan, shape, scores, budget)
+    wider = plan.copy()
+    wider.keep = fitted.keep.clone()
+    while budget - fitted.r_phys(shape) > slack and not bool(wider.keep.all()) and scores.blocks is not None:
+        wider.keep[scores.blocks.cpu().masked_fill(wider.keep, -torch.inf).argmax()] = True
+        fitted = fit_to_budget(wider, shape, scores, budget)
+    return fitted
+
+
 def fit_blocks(plan: CompressionPlan, shape: ViTShape, preferences: Tensor, budget: float) -> CompressionPlan:
     """Keep whole blocks in descending order of preference, as many as fit; for plans that only skip.
 
