@@ -1,7 +1,7 @@
-"""Cost of UVC: one controller step beside a straightforward loop and beside a training step; exported models beside the dense one.
+"""Cost of UVC: one controller step beside loops and beside a training step; exported models beside the dense one.
 
-Theory. A step reads the output projections and fc2 once (L·D·(A + M) numbers) and sorts L·M scores; the loops rebuild every list of
-scores layer by layer, head by head, with a top-k for each. What an exported model saves in time is at most what it saves in
+Theory. A step reads the output projections and fc2 once (L·D·(A + M) numbers) and sorts L·M scores; the loops rebuild every list
+of scores layer by layer, head by head, with a top-k for each. What an exported model saves in time is at most what it saves in
 multiply-accumulates; narrow values are padded with zeros on the CPU, where the fused kernel wants values as wide as queries.
 
     python benchmarks/uvc.py [--quick]

@@ -128,9 +128,9 @@ def _curve(axes: Axes, curves: pd.DataFrame, column: str, style: str, **options:
     paper=PAPER,
     title="How the search meets its budget",
     caption=(
-        "Above, the multiply-accumulates R that the search counts (its gates are drawn anew each step, so R is noisy), and dotted "
-        "the budget in force, which falls from 1 to its final value. Below, the dual variable z, the price of the budget. Mean over "
-        "seeds. The plan is repaired to the budget after the last step."
+        "Above, the multiply-accumulates R that the search counts (its gates are drawn anew each step, so R is noisy), and "
+        "dotted the budget in force, which falls from 1 to its final value. Below, the dual variable z, the price of the budget. "
+        "Mean over seeds. The plan is repaired to the budget after the last step."
     ),
     alt="Line plots over search steps: the resource approaches the falling budget while the price rises.",
 )
