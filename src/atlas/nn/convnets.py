@@ -163,10 +163,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, …) to logits (batch, classes)."""
+        *hidden, last = self.layers
         x = x.flatten(1)
-        for layer in self.layers[:-1]:
+        for layer in hidden:
             x = functional.relu(layer(x))
-        return self.layers[-1](x)
+        return last(x)
 
 
 class SmallConvNet(nn.Sequential):
