@@ -19,8 +19,8 @@ LEGEND_COLUMNS = 5
     paper=PAPER,
     title="Gap and overfitting against size",
     caption=(
-        "Robust generalization gap (robust accuracy on training minus test images at the last epoch) and robust overfitting (best "
-        "minus last on test images) against the number of weights, one point per seed and one larger point for their mean."
+        "Robust generalization gap (robust accuracy on training minus test images at the last epoch) and robust overfitting "
+        "(best minus last on test images) against the number of weights, one point per seed and one larger point for their mean."
     ),
     alt="Two scatter plots against the number of weights: the robust generalization gap and robust overfitting, by method.",
 )

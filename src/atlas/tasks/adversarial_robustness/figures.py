@@ -31,8 +31,8 @@ def _curve(axes: Axes, data: FigureData, table: pd.DataFrame, row: str, column: 
     task=TASK,
     title="Robust overfitting",
     caption=(
-        "Robust accuracy over the epochs, mean over seeds with their range: on the training batches as they come (augmented, and with the "
-        "labels that they are trained on), on the validation images, and on the test images. Where training goes on rising while "
+        "Robust accuracy over the epochs, mean over seeds with their range: on the training batches as they come (augmented, with "
+        "the labels that they are trained on), on the validation images, and on the test images. Where training goes on rising while "
         "the others fall, the network overfits."
     ),
     alt="Three line plots over epochs, one line per method: robust accuracy on training, validation and test images.",
@@ -62,9 +62,9 @@ def overfitting(data: FigureData) -> Figure | None:
     task=TASK,
     title="Robust accuracy against cost",
     caption=(
-        "Robust accuracy on the test images at the last epoch (filled) and at the best epoch (open), joined by a line, against the "
-        "floating-point operations of the whole training and of one forward pass, counted with the weights that existed; mean over "
-        "seeds. The length of a line is robust overfitting."
+        "Robust accuracy on the test images at the last epoch (filled) and at the best epoch (open), joined by a line, against "
+        "the operations of the whole training and of one forward pass, counted with the weights that existed; mean over seeds. "
+        "The length of a line is robust overfitting."
     ),
     alt="Two scatter plots on logarithmic axes: robust accuracy against training cost and against inference cost.",
 )
