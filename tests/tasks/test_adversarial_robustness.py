@@ -33,10 +33,8 @@ def demo(root: Path, method: str = "dense", settings: dict[str, Any] | None = No
     run = Study.read("demo", ROOT).find(f"{TASK}/digits/{method}/seed10")
     task, entry = run.task_entry, run.method_entries[0]
     small = validate_settings(task.protocol, merge(run.protocol, task.smallest, protocol), "test", task.name)
-    own = merge(run.settings[entry.name], entry.smallest, settings)
-    return replace(
-        run, root=root, protocol=small, settings={entry.name: validate_settings(entry.settings, own, "test", entry.name)}
-    )
+    own = validate_settings(entry.settings, merge(run.settings[entry.name], entry.smallest, settings), "test", entry.name)
+    return replace(run, root=root, protocol=small, settings={entry.name: own})
 
 
 def full(root: Path, **protocol: Any) -> RobustData:
@@ -75,9 +73,8 @@ def test_tail_and_permutation() -> None:
     assert few["train"][1].tolist() == list(range(20))
     permuted = split_images(arrays, Data(split="permuted", validation_size=10), 0, "test")
     assert sorted(torch.cat([permuted["train"][1], permuted["validation"][1]]).tolist()) == list(range(100))
-    assert torch.equal(
-        permuted["train"][1], split_images(arrays, Data(split="permuted", validation_size=10), 7, "test")["train"][1]
-    )
+    other = split_images(arrays, Data(split="permuted", validation_size=10), 7, "test")
+    assert torch.equal(permuted["train"][1], other["train"][1])
     with pytest.raises(UserError, match="there are 100 images for 95 training and 10 validation images"):
         split_images(arrays, Data(train_size=95, validation_size=10), 0, "test")
 
@@ -236,16 +233,9 @@ def test_strong_attacks_include_the_margin(workspace: Path) -> None:
 @pytest.mark.slow
 def test_autoattack_breaks_more(workspace: Path) -> None:
     pytest.importorskip("pyautoattack")
-    run = demo(
-        workspace,
-        epochs=25,
-        milestones=[20],
-        learning_rate=0.1,
-        data={"train_size": 200, "validation_size": 24, "test_fraction": 0.8},
-    )
-    run = replace(
-        run, protocol=merge(run.protocol, {"network": {"widths": [64, 64]}, "strong": {"images": 30, "autoattack": True}})
-    )
+    run = demo(workspace, epochs=25, milestones=[20], data={"train_size": 200, "validation_size": 24, "test_fraction": 0.8})
+    changes = {"network": {"widths": [64, 64]}, "strong": {"images": 30, "autoattack": True}}
+    run = replace(run, protocol=merge(run.protocol, changes))
     train_run(run)
     data = RobustData(run, run.protocol_model(), CPU)
     model, _ = load_network(run, data, "final", CPU)

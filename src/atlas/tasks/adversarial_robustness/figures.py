@@ -31,9 +31,9 @@ def _curve(axes: Axes, data: FigureData, table: pd.DataFrame, row: str, column: 
     task=TASK,
     title="Robust overfitting",
     caption=(
-        "Robust accuracy over the epochs, mean over seeds with their range: on the training batches as they come (augmented, with "
-        "the labels that they are trained on), on the validation images, and on the test images. Where training goes on rising while "
-        "the others fall, the network overfits."
+        "Robust accuracy over the epochs, mean over seeds with their range: on the training batches as they come (augmented, "
+        "with the labels that they are trained on), on the validation images, and on the test images. Where training goes on "
+        "rising while the others fall, the network overfits."
     ),
     alt="Three line plots over epochs, one line per method: robust accuracy on training, validation and test images.",
 )
