@@ -215,3 +215,14 @@ def test_refuses_inputs_outside_the_box() -> None:
     for wrong in (x * 255, x - 0.5, x * math.nan):
         with pytest.raises(ValueError, match="outside the bounds"):
             PGD(0.1, 0.1, 1)(convnet(), wrong, y)
+
+
+def test_operations_of_an_attack_can_be_counted() -> None:
+    """Each step costs a forward pass and a backward pass to the input, and none for the weights."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, (x, y) = convnet().eval(), images()
+    with FlopCounterMode(display=False) as counter:
+        PGD(0.05, 0.02, 3)(model, x, y)
+    per_image = 2 * (6 * 27 * 36 + 24 * 5)
+    assert counter.get_total_flops() == 3 * 2 * per_image * len(x)

@@ -117,10 +117,11 @@ class PGD:
         with torch.enable_grad(), input_gradients_only(model), mode_of(model, self.bn_mode):
             for _ in range(self.steps):
                 adversarial = (x + delta).requires_grad_()
-                loss = self.loss(model(adversarial), y).sum()
-                (gradient,) = torch.autograd.grad(loss, adversarial)
+                # backward, not autograd.grad: torch's counters of operations cannot follow the latter to an input of the model
+                self.loss(model(adversarial), y).sum().backward(inputs=[adversarial])
+                assert adversarial.grad is not None
                 with torch.no_grad():
-                    delta = self._advance(delta, gradient, x)
+                    delta = self._advance(delta, adversarial.grad, x)
         return (x + delta).clamp_(*self.bounds)
 
     def _check(self, x: Tensor, delta0: Tensor | None) -> None:

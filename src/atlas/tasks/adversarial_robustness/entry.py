@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from annotated_types import Gt
 
-from atlas.harness.registry import Metric, Settings, Task, method, task
+from atlas.harness.registry import Amount, Metric, Settings, Task, method, task
 from atlas.harness.study import Run
 from atlas.tasks.adversarial_robustness.protocol import Protocol
 
@@ -49,6 +50,17 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
+def _amount(run: Run) -> Amount:
+    """Training steps and images in each; Robust Bird's first stage is not known beforehand, and left out."""
+    from atlas.datasets import get_dataset
+
+    protocol: Protocol = run.protocol_model()
+    if not run.data:
+        return Amount(1, 1, 1)
+    images = protocol.data.train_size or cast(int, get_dataset(run.data).facts["train"]) - protocol.data.validation_size
+    return Amount(protocol.epochs * math.ceil(images / protocol.batch_size), protocol.batch_size, protocol.batch_size)
+
+
 task(
     Task(
         name=NAME,
@@ -73,14 +85,16 @@ task(
             "test_every": 2,
         },
         rehearsal={
-            "data": {"train_size": 2, "validation_size": 2},
-            "attack": {"train_steps": 1, "monitor_steps": 1, "steps": 1},
-            "strong": {"images": 2, "margin_steps": 1, "autoattack": False},
+            "data": {"train_size": 1, "validation_size": 1},
+            "attack": {"monitor_steps": 1, "steps": 1},
+            "strong": {"images": 1, "margin_steps": 1, "autoattack": False},
             "epochs": 1,
-            "batch_size": 2,
-            "evaluation_batch_size": 2,
+            "batch_size": 1,
+            "evaluation_batch_size": 1,
             "test_every": 0,
+            "test_images": 1,
         },
+        amount=_amount,
     )
 )
 

@@ -47,7 +47,7 @@ def evaluate(run: Run) -> dict[str, float]:
     tests = {}
     for which in ("best", "final"):
         model, masks = load_network(run, data, which, device)
-        tests[which] = measure(model, data.batches("test"), attack, _random(run, device, "test"))
+        tests[which] = measure(model, data.batches("test", protocol.test_images), attack, _random(run, device, "test"))
         values |= {f"{name}_{which}": value for name, value in strong_accuracy(run, model, data, attack).items()}
     train = measure(model, data.batches("train"), attack, _random(run, device, "train"))
     values |= _report(run, tests, train["ra"])

@@ -110,6 +110,7 @@ class Protocol(Settings):
     channels_last: bool = False
     monitor_images: Natural | None = None
     test_every: Count = 0
+    test_images: Natural | None = None
     evaluation_batch_size: Natural = 500
 
     @model_validator(mode="after")

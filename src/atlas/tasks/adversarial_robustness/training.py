@@ -265,7 +265,7 @@ class Training:
         values |= {"val_loss": val["loss"], "density": density(masks), "learning_rate": self.learning_rate(epoch)}
         every, last = self.protocol.test_every, epoch + 1 == self.protocol.epochs
         if every and ((epoch + 1) % every == 0 or last or not epoch):
-            test = self.measure("test", epoch)
+            test = self.measure("test", epoch, self.protocol.test_images)
             values |= {"test_ra": test["ra"], "test_sa": test["sa"]}
         loop.log(**values)
 
