@@ -18,6 +18,7 @@ from atlas.datasets.splits import stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import generator
+from atlas.nn.augmentation import random_crops, random_flips
 from atlas.tasks.image_classification.protocol import Protocol as Settings
 
 if TYPE_CHECKING:
@@ -133,10 +134,9 @@ class MemoryImages:
     def _augmented(self, images: Tensor, random: torch.Generator) -> Tensor:
         settings = self.protocol.data
         if settings.flip:
-            flipped = torch.rand(len(images), generator=random).to(images.device) < 0.5
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            images = random_flips(images, random)
         if settings.crop_padding:
-            images = _shifted(images, settings.crop_padding, random)
+            images = random_crops(images, settings.crop_padding, random)
         if settings.rand_augment or settings.random_erasing:
             images = self._transformed(images, random)
         return images
@@ -164,14 +164,3 @@ class MemoryImages:
     def example(self, count: int) -> Tensor:
         """The first ``count`` test images."""
         return self.normalised(self.splits["test"][0][:count])
-
-
-def _shifted(images: Tensor, padding: int, random: torch.Generator) -> Tensor:
-    """Pad with zeros and crop back at a random place, image by image. (n, channels, height, width)."""
-    count, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    offsets = torch.randint(2 * padding + 1, (2, count), generator=random).to(images.device)
-    rows = offsets[0][:, None] + torch.arange(height, device=images.device)
-    columns = offsets[1][:, None] + torch.arange(width, device=images.device)
-    index = torch.arange(count, device=images.device)[:, None, None]
-    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
