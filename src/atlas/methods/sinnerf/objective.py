@@ -99,7 +99,8 @@ def photometric(terms: Terms, group: Group) -> None:
 
 def reference_depth(terms: Terms, group: Group, shape: Shape, white_background: bool) -> None:
     """Depth of reference rays where it is known, and emptiness where a white scene has none."""
-    assert group.depth is not None and group.valid is not None
+    assert group.depth is not None
+    assert group.valid is not None
     for level in group.levels:
         terms.add("depth", masked_smooth_l1(level.seen.depth, group.depth, group.valid, shape.beta))
         if white_background and shape.empty:
@@ -118,7 +119,8 @@ def reference_depth(terms: Terms, group: Group, shape: Shape, white_background: 
 
 def warped_rays(terms: Terms, group: Group, shape: Shape) -> None:
     """Depth, and on demand colour, of rays of the pool."""
-    assert group.depth is not None and group.rgb is not None
+    assert group.depth is not None
+    assert group.rgb is not None
     for level in group.levels:
         terms.add("depth", masked_smooth_l1(level.seen.depth, group.depth, beta=shape.beta))
         terms.add("rgb_warp", torch.mean((level.seen.rgb - group.rgb) ** 2))

@@ -25,8 +25,8 @@ def strided_patch(
     Returns
     -------
     rows, cols : Tensor
-        (p) and (q) int64, ascending: ``r₀ + stride·{0 … p−1}``. Every place at which the patch fits is as likely as any other, the
-        last included.
+        (p) and (q) int64, ascending: ``r₀ + stride·{0 … p−1}``. Every place at which the patch fits is as likely as any other,
+        the last included.
 
     Raises
     ------

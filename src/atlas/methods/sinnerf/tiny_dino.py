@@ -102,8 +102,10 @@ class SelfDistiller(nn.Module):
         self.images = images
         self.student = TinyViT()
         self.head = nn.Linear(self.student.width, self.settings.prototypes, bias=False)
-        self.teacher = freeze(copy.deepcopy(self.student))
-        self.teacher_head = freeze(copy.deepcopy(self.head))
+        self.teacher = copy.deepcopy(self.student)
+        self.teacher_head = copy.deepcopy(self.head)
+        freeze(self.teacher)
+        freeze(self.teacher_head)
         self.register_buffer("center", torch.zeros(self.settings.prototypes))
         trained = [*self.student.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(trained, lr=self.settings.learning_rate)
@@ -132,7 +134,7 @@ class SelfDistiller(nn.Module):
 
     def encoder(self) -> TinyDino:
         """The teacher as a frozen encoder."""
-        return TinyDino(self.teacher)  # type: ignore[arg-type]
+        return TinyDino(self.teacher)
 
     def _views(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Two global crops and a local one per example, (batch, 3, 32, 32) each."""

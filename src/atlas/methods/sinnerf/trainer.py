@@ -66,7 +66,8 @@ class Options:
 class Fitting:
     """A training in progress. ``step(index)`` does one step; ``state_dict`` and ``load_state_dict`` carry it over interruptions.
 
-    Every draw of a step follows from (seed, purpose, step), so that a training which starts again goes on as if nothing had happened.
+    Every draw of a step follows from (seed, purpose, step), so that a training which starts again goes on as if nothing had
+    happened.
 
     Parameters
     ----------
