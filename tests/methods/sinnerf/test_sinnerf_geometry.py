@@ -30,7 +30,9 @@ def intrinsics(focal: float = 40.0, height: int = 24, width: int = 32) -> np.nda
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
 
-def camera(shift=(0.0, 0.0, 0.0), turn: np.ndarray | None = None, height: int = 24, width: int = 32, focal: float = 40.0) -> Camera:
+def camera(
+    shift=(0.0, 0.0, 0.0), turn: np.ndarray | None = None, height: int = 24, width: int = 32, focal: float = 40.0
+) -> Camera:
     pose = np.eye(4)
     pose[:3, :3] = np.eye(3) if turn is None else turn
     pose[:3, 3] = shift

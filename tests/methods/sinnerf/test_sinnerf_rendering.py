@@ -116,7 +116,9 @@ def test_gradients_of_composite() -> None:
         value.requires_grad_()
     for last, background in ((0.3, None), (0.3, 1.0)):
         assert torch.autograd.gradcheck(
-            lambda s, c, x, last=last, background=background: composite(s, c, x, norm, last_delta=last, background=background)[:2],
+            lambda s, c, x, last=last, background=background: composite(s, c, x, norm, last_delta=last, background=background)[
+                :2
+            ],
             (sigma, rgb, t),
         )
 

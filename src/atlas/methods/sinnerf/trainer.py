@@ -26,6 +26,10 @@ MILESTONES = (0.25, 0.5)
 """Shares of a stage after which the learning rate is halved: epochs 500 and 1000 of 2000."""
 
 
+SMALLEST_PATCH = {"patch": 16, "whole": 64}
+"""Rows and columns that leave the discriminator one logit."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How the field is trained, beyond stages and weights.
@@ -79,7 +83,7 @@ class Fitting:
     Raises
     ------
     ValueError
-        A term needs depth and the view has none; or a patch is larger than the image.
+        A term needs depth and the view has none; or a patch is larger than the image, or smaller than the discriminator needs.
     """
 
     def __init__(self, model: SinNeRF, view: RGBDView) -> None:
@@ -111,7 +115,10 @@ class Fitting:
                 "the view has no valid depth, which the weights ask for (depth, side, rgb_warp, cycle, ray_termination)"
             )
         if self._needs_patch(stage.weights) or stage.weights.consistency:
-            self.options.budget.patch_size(view.camera.height, view.camera.width, stage.stride)
+            size = self.options.budget.patch_size(view.camera.height, view.camera.width, stage.stride)
+            smallest = SMALLEST_PATCH[self.options.discriminator]
+            if stage.weights.adv and min(size) < smallest:
+                raise ValueError(f"the discriminator needs patches of {smallest} × {smallest} pixels, not {size[0]} × {size[1]}")
 
     def _needs_patch(self, weights: LossWeights) -> bool:
         return weights.need_unseen_patch or self.options.budget.reference_patch
