@@ -1,7 +1,7 @@
 """A scene with known answers: a ring of textured spheres and boxes on a platform, ray-traced exactly.
 
-Colours are a solid texture under Lambert light, so they do not depend on the viewer; depth is exact; what is empty is white. Every seed
-is another scene.
+Colours are a solid texture under Lambert light, so they do not depend on the viewer; depth is exact; what is empty is white.
+Every seed is another scene.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ def read_image(path: Path, height: int, width: int, resample: str = "lanczos") -
     method = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}[resample]
     with Image.open(path) as image:
         if image.mode not in ("RGBA", "LA", "P"):
-            image = image.convert("RGB")
-            image = image if image.size == (width, height) else image.resize((width, height), method)
-            return np.asarray(image, dtype=np.float32) / 255
+            opaque = image.convert("RGB")
+            opaque = opaque if opaque.size == (width, height) else opaque.resize((width, height), method)
+            return np.asarray(opaque, dtype=np.float32) / 255
         pixels = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
     premultiplied = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], axis=-1)
     if premultiplied.shape[:2] != (height, width):

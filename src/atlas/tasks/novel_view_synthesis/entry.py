@@ -1,11 +1,11 @@
-"""Registration of the task novel-view-synthesis; its rows, the baselines included, come with SinNeRF, whose renderer they share."""
+"""Registration of the task novel-view-synthesis; its rows and baselines come with SinNeRF, whose renderer they share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from atlas.harness.registry import Metric, Task, task
+from atlas.harness.registry import Amount, Metric, Task, task
 from atlas.harness.study import Run
 from atlas.tasks.novel_view_synthesis.protocol import Protocol
 
@@ -38,6 +38,14 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
+def _amount(run: Run) -> Amount:
+    """Steps, and rays in each; all of them are in memory at once."""
+    protocol = run.protocol_model()
+    rays = protocol.rays
+    batch = rays.reference + rays.warped + 2 * rays.patch[0] * rays.patch[1]
+    return Amount(sum(stage.steps for stage in protocol.stages), batch, batch)
+
+
 task(
     Task(
         name=NAME,
@@ -56,10 +64,11 @@ task(
             "log_every": 1,
         },
         rehearsal={
-            "stages": [{"steps": 1, "stride": 6, "lr": 2e-4}, {"steps": 1, "stride": 4, "lr": 5e-5}],
-            "rays": {"reference": 64, "warped": 64, "pool": 2},
-            "teacher_steps": 1,
+            "rays": {"reference": 16, "warped": 16, "pool": 2, "patch": [16, 16]},
+            "scene": {"test_stride": 24, "test_limit": 1},
+            "teacher_stride": 24,
             "log_every": 1,
         },
+        amount=_amount,
     )
 )

@@ -34,7 +34,7 @@ def psnr(image: Array, truth: Array, mask: Array | None = None) -> float:
 
 
 def ssim(image: Array, truth: Array) -> float:
-    """Structural similarity: 11 × 11 Gaussian of σ 1.5, biased covariance, valid windows, mean over channels (Wang et al., 2004)."""
+    """SSIM (Wang et al., 2004): 11 × 11 Gaussian of σ 1.5, biased covariance, valid windows, mean over channels."""
     from skimage.metrics import structural_similarity
 
     clipped = np.clip(np.asarray(image, np.float64), 0, 1)
@@ -61,7 +61,7 @@ def lpips(image: Array, truth: Array) -> float:
     import torch
 
     pair = [torch.from_numpy(np.clip(one, 0, 1).astype(np.float32)).permute(2, 0, 1)[None] for one in (image, truth)]
-    return float(learned_perceptual_image_patch_similarity(*pair, net_type="alex", normalize=True))
+    return float(learned_perceptual_image_patch_similarity(pair[0], pair[1], net_type="alex", normalize=True))
 
 
 def depth_error(depth: Array, truth: Array | None) -> float:

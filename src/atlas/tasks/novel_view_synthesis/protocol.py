@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from atlas.harness.registry import Settings
 
@@ -35,6 +35,8 @@ class SceneSettings(Settings):
     test_split, test_views, test_degrees, test_every : …
         What is held out: numbers of a split; or, with ``test_degrees``, views of the split within so many degrees of the
         reference; or every so-manieth view (LLFF). DTU holds out every second source view.
+    test_stride, test_limit : …
+        Render every so-manieth row and column of the test views; of at most so many views.
     depth : {"given", "teacher", "none"}
         The reference's depth: of the data set; rendered by a field that is trained on all views but the test views; or none.
     near, far : float, optional
@@ -51,6 +53,8 @@ class SceneSettings(Settings):
     test_views: tuple[int, ...] = ()
     test_degrees: Positive | None = 30.0
     test_every: Natural = 8
+    test_stride: Natural = 1
+    test_limit: Natural | None = None
     depth: Literal["given", "teacher", "none"] = "teacher"
     near: Positive = 2.0
     far: Positive = 6.0
@@ -68,12 +72,12 @@ class FieldSettings(Settings):
     """The radiance field, by name, with options of its own; ``pair`` trains a coarse and a fine copy."""
 
     name: Literal["mlp8x256", "mlp3x64", "vm", "grid", "hash"] = "mlp8x256"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     pair: bool = True
 
 
 class BoundsSettings(Settings):
-    """The part of the world that becomes the field's cube: a ``box``, the reference's ``frustum`` padded in pixels, or ``none``."""
+    """What becomes the field's cube: a ``box``, the reference's ``frustum`` padded in pixels, or ``none``."""
 
     kind: Literal["none", "box", "frustum"] = "none"
     low: Triple = (-1.5, -1.5, -1.5)
@@ -134,6 +138,8 @@ class Protocol(Settings):
         Where smooth-L1 turns from square to linear, in scene units.
     empty, empty_by : …
         Weight and form of emptiness where a white scene's reference has no depth.
+    teacher_steps, teacher_stride : int
+        Steps of the teacher that renders depth; it renders every so-manieth row and column of the reference.
     shown : int
         Number of test views whose renderings are kept as pictures.
     chunk : int
@@ -157,6 +163,7 @@ class Protocol(Settings):
     empty_by: Literal["opacity", "depth"] = "depth"
     discriminator: Literal["patch", "whole"] = "patch"
     teacher_steps: Natural = 50000
+    teacher_stride: Natural = 1
     shown: Natural = 2
     chunk: Natural = 16384
     log_every: Natural = 100

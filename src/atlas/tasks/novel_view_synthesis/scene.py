@@ -47,6 +47,13 @@ class Views:
         depth = None if self.depth is None else self.depth[chosen]
         return Views(self.rgb[chosen], self.intrinsics[chosen], self.poses[chosen], depth)
 
+    def strided(self, stride: int) -> Views:
+        """Every so-manieth row and column; pixel centres stay integers."""
+        intrinsics = self.intrinsics.copy()
+        intrinsics[:, :2] /= stride
+        depth = None if self.depth is None else self.depth[:, ::stride, ::stride]
+        return Views(self.rgb[:, ::stride, ::stride], intrinsics, self.poses, depth)
+
 
 @dataclass
 class Scene:
@@ -77,9 +84,7 @@ class Scene:
     covisible: Array | None = None
 
     def distance(self) -> Array:
-        """(tests) how far each test camera is from the reference's: the angle between the optical axes in degrees, plus, for cameras
-        that do not turn, the shift over ``near`` as an angle.
-        """
+        """(tests) how far each test camera is from the reference's, in degrees; see :func:`angular_distance`."""
         return angular_distance(self.reference.poses[0], self.test.poses, self.near)
 
 

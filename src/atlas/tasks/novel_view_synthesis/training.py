@@ -13,7 +13,7 @@ import pandas as pd
 
 from atlas.errors import AtlasError
 from atlas.harness.execute import training_summary
-from atlas.harness.files import read_tensors, write_bytes, write_text, write_tensors
+from atlas.harness.files import read_tensors, write_bytes, write_tensors, write_text
 from atlas.harness.resume import training
 from atlas.harness.seeds import pick_device
 from atlas.tasks.novel_view_synthesis import metrics
