@@ -39,4 +39,4 @@ class DepthImageRendering(Reconstruction):
     def render(self, intrinsics: Array, pose: Array, height: int, width: int) -> Rendering:
         """Warp and fill."""
         seen = dibr(self.view, Camera(intrinsics, pose, height, width), white_background=self.white)
-        return Rendering(seen.rgb, seen.depth)
+        return Rendering(seen.rgb, seen.depth, (seen.depth > 0).astype(float))

@@ -180,7 +180,7 @@ class FieldReconstruction(Reconstruction):
             seen = model.render(Camera(intrinsics, pose, height, width), chunk=self.protocol.chunk)
         finally:
             model.sampler = trained
-        return Rendering(seen.rgb, seen.depth)
+        return Rendering(seen.rgb, seen.depth, seen.opacity)
 
     def facts(self) -> dict[str, float]:
         """Parameters, and rays rendered in all steps."""

@@ -146,7 +146,7 @@ def photographs() -> list[torch.Tensor]:
     images = [getattr(skimage.data, name)() for name in PHOTOGRAPHS] + [load_sample_image(name) for name in PAINTED]
     found = []
     for image in images:
-        tensor = torch.from_numpy(np.ascontiguousarray(image[..., :3])).permute(2, 0, 1).float() / 255
+        tensor = torch.from_numpy(np.array(image[..., :3])).permute(2, 0, 1).float() / 255
         factor = max(1, min(tensor.shape[1:]) // 128)
         found.append(torch.nn.functional.avg_pool2d(tensor, factor))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,12 @@ MILESTONES = (0.25, 0.5)
 """Shares of a stage after which the learning rate is halved: epochs 500 and 1000 of 2000."""
 
 
-SMALLEST_PATCH = {"patch": 16, "whole": 64}
+DISCRIMINATORS: dict[str, Callable[[], PatchDiscriminator]] = {
+    "patch": PatchDiscriminator,
+    "narrow": lambda: PatchDiscriminator((64, 128)),
+    "whole": PatchDiscriminator.whole_patch,
+}
+SMALLEST_PATCH = {"patch": 16, "narrow": 16, "whole": 64}
 """Rows and columns that leave the discriminator one logit."""
 
 
@@ -48,8 +53,8 @@ class Options:
         Probability per step that the reference's features are taken from another patch.
     consistency_every : int
         Steps between those that use DietNeRF's term.
-    discriminator : {"patch", "whole"}
-        A map of logits, or one logit for a 64 × 64 patch.
+    discriminator : {"patch", "narrow", "whole"}
+        A map of logits, the same with a quarter of the channels, or one logit for a 64 × 64 patch.
     discriminator_lr : float
         Learning rate of the discriminator over the field's.
     augment : str
@@ -62,7 +67,7 @@ class Options:
     restart: bool = True
     refresh: float = 0.05
     consistency_every: int = 10
-    discriminator: Literal["patch", "whole"] = "patch"
+    discriminator: Literal["patch", "narrow", "whole"] = "patch"
     discriminator_lr: float = 0.2
     augment: str = "color,cutout"
 
@@ -133,7 +138,7 @@ class Fitting:
         if weights.adv and self.discriminator is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(self.seed, "discriminator", stage).initial_seed() % 2**63)
-                made = PatchDiscriminator() if self.options.discriminator == "patch" else PatchDiscriminator.whole_patch()
+                made = DISCRIMINATORS[self.options.discriminator]()
             self.discriminator = made.to(self.device)
             self.critic = torch.optim.Adam(made.parameters(), lr=self.options.discriminator_lr * self.model.stages[stage].lr)
         self.features = None

@@ -134,7 +134,7 @@ def dibr(view: RGBDView, camera: Camera, *, white_background: bool) -> WarpResul
     """
     if view.depth is None:
         raise ValueError("depth-image-based rendering needs a depth map")
-    warped = forward_warp(view.rgb, view.depth, view.camera, camera, crack_filter=True)
+    warped = forward_warp(view.rgb, view.depth, view.camera, camera)
     if white_background:
         return WarpResult(fill_cracks(warped), warped.depth, warped.valid)
     rgb, depth = fill_nearest(warped)

@@ -161,7 +161,7 @@ class Protocol(Settings):
     beta: Positive = 1.0
     empty: Annotated[float, Ge(0)] = 2.0
     empty_by: Literal["opacity", "depth"] = "depth"
-    discriminator: Literal["patch", "whole"] = "patch"
+    discriminator: Literal["patch", "narrow", "whole"] = "patch"
     teacher_steps: Natural = 50000
     teacher_stride: Natural = 1
     shown: Natural = 2

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 class Rendering(NamedTuple):
-    """A rendered view: ``rgb`` (height, width, 3) and z-``depth`` (height, width), which is not divided by the opacity."""
+    """A rendered view: ``rgb`` (height, width, 3); z-``depth``, not divided by it, and ``opacity`` (height, width)."""
 
     rgb: Array
     depth: Array
+    opacity: Array
 
 
 class Reconstruction:

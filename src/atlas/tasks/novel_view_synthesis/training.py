@@ -66,7 +66,7 @@ def evaluate(run: Run) -> dict[str, float]:
         rows.append({"view": index, "degrees": float(distance), **compare(scene, index, seen)})
         if index in shown:
             save_picture(run, f"view{index}.png", seen.rgb)
-            save_depth(run, f"depth{index}.png", seen.depth, scene)
+            save_depth(run, f"depth{index}.png", surface(seen), scene)
     seconds = (time.process_time() - began) / len(rows)
     table = pd.DataFrame(rows)
     write_text(run.results / VIEWS, table.to_csv(index=False, float_format="%.6g"))
@@ -100,6 +100,11 @@ def shown_views(scene: Scene, count: int) -> list[int]:
     order = np.argsort(scene.distance(), kind="stable")
     places = np.linspace(len(order) - 1, 0, min(count, len(order))).round().astype(int)
     return sorted(int(order[place]) for place in places)
+
+
+def surface(seen: Rendering) -> np.ndarray:
+    """Where the surface is that is seen, (height, width); 0 where less than half of a ray's light comes from one."""
+    return np.where(seen.opacity > 0.5, seen.depth / np.maximum(seen.opacity, 1e-6), 0.0)
 
 
 def save_picture(run: Run, name: str, image: np.ndarray) -> None:
