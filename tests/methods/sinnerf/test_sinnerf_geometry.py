@@ -124,10 +124,19 @@ def test_fills() -> None:
     with pytest.raises(ValueError, match="nothing"):
         fill_nearest(WarpResult(rgb, valid * 0.0, valid & False))
     view = RGBDView(np.full((24, 32, 3), 0.5), np.full((24, 32), 2.0), camera())
-    for white in (True, False):
-        np.testing.assert_allclose(dibr(view, camera(), white_background=white).rgb, 0.5)
+    np.testing.assert_allclose(dibr(view, camera((0.3, 0, 0))).rgb, 0.5)  # holes take the nearest colour
     with pytest.raises(ValueError, match="depth map"):
-        dibr(RGBDView(view.rgb, None, camera()), camera(), white_background=True)
+        dibr(RGBDView(view.rgb, None, camera()), camera())
+
+
+def test_the_background_of_a_white_scene_is_warped_too() -> None:
+    rgb, depth = np.ones((24, 32, 3)), np.zeros((24, 32))
+    rgb[8:16, 10:20], depth[8:16, 10:20] = 0.2, 2.0
+    moved = camera((-0.2, 0, 0))  # the block moves 4 pixels to the right, the background 2
+    seen = dibr(RGBDView(rgb, depth, camera()), moved, background_depth=4.0)
+    np.testing.assert_allclose(seen.rgb[8:16, 14:24], 0.2, atol=1e-6)
+    np.testing.assert_array_equal(seen.rgb[:8], 1)
+    np.testing.assert_array_equal(seen.depth > 0, np.isclose(seen.rgb[..., 0], 0.2))
 
 
 def test_disparity_and_depth_are_inverse() -> None:

@@ -18,7 +18,8 @@ class DepthImageRendering(Reconstruction):
 
     def start(self, scene: Scene, device: torch.device) -> None:
         """Keep the reference."""
-        self.white, self.view = scene.white_background, view_of(scene.reference, 0)
+        self.background = scene.far if scene.white_background else None
+        self.view = view_of(scene.reference, 0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The reference's colours and depth: all that it renders from.
@@ -38,5 +39,5 @@ class DepthImageRendering(Reconstruction):
 
     def render(self, intrinsics: Array, pose: Array, height: int, width: int) -> Rendering:
         """Warp and fill."""
-        seen = dibr(self.view, Camera(intrinsics, pose, height, width), white_background=self.white)
+        seen = dibr(self.view, Camera(intrinsics, pose, height, width), background_depth=self.background)
         return Rendering(seen.rgb, seen.depth, (seen.depth > 0).astype(float))

@@ -122,10 +122,19 @@ def fill_nearest(warped: WarpResult) -> tuple[Array, Array]:
     return warped.rgb[rows, cols], warped.depth[rows, cols]
 
 
-def dibr(view: RGBDView, camera: Camera, *, white_background: bool) -> WarpResult:
-    """Render another camera without learning: warp the view, then fill cracks (white scenes) or all holes (opaque scenes).
+def dibr(view: RGBDView, camera: Camera, *, background_depth: float | None = None) -> WarpResult:
+    """Render another camera without learning: warp the view, then fill every hole with the nearest pixel.
 
-    ``valid`` stays what the warp itself reached.
+    Parameters
+    ----------
+    background_depth : float, optional
+        For scenes on white: where pixels without depth are put, beyond every surface. So the background moves, too, and holes are
+        filled with what is next to them. (Filling cracks alone, :func:`fill_cracks`, leaves holes white and is 2 to 3 dB worse.)
+
+    Returns
+    -------
+    WarpResult
+        ``valid`` is what the warp itself reached; the depth of the background is 0.
 
     Raises
     ------
@@ -134,8 +143,8 @@ def dibr(view: RGBDView, camera: Camera, *, white_background: bool) -> WarpResul
     """
     if view.depth is None:
         raise ValueError("depth-image-based rendering needs a depth map")
-    warped = forward_warp(view.rgb, view.depth, view.camera, camera)
-    if white_background:
-        return WarpResult(fill_cracks(warped), warped.depth, warped.valid)
-    rgb, depth = fill_nearest(warped)
-    return WarpResult(rgb, depth, warped.valid)
+    depth = view.depth if background_depth is None else np.where(view.valid, view.depth, background_depth)
+    pixels = np.concatenate([view.rgb, view.valid[..., None]], axis=-1)  # whether a pixel is of a surface travels with its colour
+    warped = forward_warp(pixels, depth, view.camera, camera)
+    filled, depth = fill_nearest(warped)
+    return WarpResult(filled[..., :3], depth * (filled[..., 3] > 0), warped.valid)
