@@ -1,9 +1,9 @@
 """Cost of SinNeRF: a training step, a rendering and a warp, each beside a straightforward implementation, in the same run.
 
-The straightforward step renders reference rays, warped rays and patches one after the other and loops over the twelve components of
-the field; ours renders one batch and samples all planes and all lines with one call each. The straightforward warp loops over pixels with
-a z-buffer. The paper's step is rendered kind by kind, once for the field and once more for the discriminator, as the official trainer does;
-ours renders one batch and reuses the detached patch. Both give the same numbers, which is checked first.
+The straightforward step renders reference rays, warped rays and patches one after the other and loops over the twelve components
+of the field; ours renders one batch and samples all planes and all lines with one call each. The straightforward warp loops over
+pixels with a z-buffer. The paper's step is rendered kind by kind, once for the field and once more for the discriminator, as the
+official trainer does; ours renders one batch and reuses the detached patch. Both give the same numbers, which is checked first.
 
     python benchmarks/sinnerf.py [--quick]
 """

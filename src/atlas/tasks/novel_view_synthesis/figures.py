@@ -86,7 +86,7 @@ def views(data: FigureData) -> Figure | None:
         layout="constrained",
         squeeze=False,
     )
-    drawing.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr]
+    drawing.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr,call-arg]
     for column, (row, pictures) in enumerate(rows.items()):
         for line, name in enumerate(names):
             _show(grid[line, column], pictures[name])
