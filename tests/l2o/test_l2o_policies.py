@@ -183,7 +183,8 @@ def test_cell_is_torchs() -> None:
     ours, theirs = cell, torch.nn.LSTMCell(1, 6).double()
     theirs.load_state_dict(ours.state_dict())
     x, h, c = (torch.randn(7, size, dtype=T64) for size in (1, 6, 6))
-    assert all(torch.allclose(a, b) for a, b in zip(ours(x, (h, c)), theirs(x, (h, c)), strict=True))
+    found = ours(x.T, (h.T, c.T))
+    assert all(torch.allclose(a.T, b) for a, b in zip(found, theirs(x, (h, c)), strict=True))
 
 
 def test_observing_leaves_the_memory_alone() -> None:

@@ -35,12 +35,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "features": ["FEATURES", "Features"],
         "functions": ["Quadratic", "Rastrigin", "Rosenbrock", "quadratic", "rastrigin", "rosenbrock"],
         "meta": ["History", "MetaConfig", "MetaTrainer", "meta_train", "random_scale"],
+        "metrics": ["RandomEffects", "best_log_loss", "optimization_stability", "random_effects"],
         "networks": ["convnet", "mlp", "resnet", "vision_transformer"],
         "optimizees": ["Batch", "DataOptimizee", "Examples", "Optimizee", "module_optimizee"],
         "optimizer": ["LearnedOptimizer"],
         "policies": ["Layout", "Policy"],
         "recurrent": ["L2ODM", "LSTMCell", "LSTMStack", "RNNprop", "log_and_sign", "rnnprop"],
-        "replicas": ["Replicas"],
+        "replicas": ["Ensemble", "Replicas"],
         "saving": ["load_policy", "save_policy"],
         "state": ["State", "detach_state", "map_state", "stack_states"],
         "windows": ["Window", "unroll"],
@@ -67,6 +68,10 @@ if TYPE_CHECKING:
     from atlas.l2o.meta import MetaTrainer as MetaTrainer
     from atlas.l2o.meta import meta_train as meta_train
     from atlas.l2o.meta import random_scale as random_scale
+    from atlas.l2o.metrics import RandomEffects as RandomEffects
+    from atlas.l2o.metrics import best_log_loss as best_log_loss
+    from atlas.l2o.metrics import optimization_stability as optimization_stability
+    from atlas.l2o.metrics import random_effects as random_effects
     from atlas.l2o.networks import convnet as convnet
     from atlas.l2o.networks import mlp as mlp
     from atlas.l2o.networks import resnet as resnet
@@ -85,6 +90,7 @@ if TYPE_CHECKING:
     from atlas.l2o.recurrent import RNNprop as RNNprop
     from atlas.l2o.recurrent import log_and_sign as log_and_sign
     from atlas.l2o.recurrent import rnnprop as rnnprop
+    from atlas.l2o.replicas import Ensemble as Ensemble
     from atlas.l2o.replicas import Replicas as Replicas
     from atlas.l2o.rules import ANALYTIC as ANALYTIC
     from atlas.l2o.rules import SGD as SGD

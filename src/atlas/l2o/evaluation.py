@@ -32,12 +32,15 @@ class Curves:
         ``"<split>_<measure>"`` (``val_loss``, ``val_accuracy``) to (len(steps), n).
     theta : Tensor
         (n, P): what was reached.
+    best : Tensor
+        (n, P): the parameters with the smallest loss of the first measured split.
     """
 
     stream: Tensor
     steps: list[int]
     measured: dict[str, Tensor]
     theta: Tensor = field(repr=False)
+    best: Tensor = field(repr=False)
 
 
 def warm_up(
@@ -63,6 +66,7 @@ def rollout(
     steps: int,
     gen: torch.Generator,
     every: int = 0,
+    start: bool = False,
     splits: Sequence[str] = ("val",),
     warmup_steps: int = 0,
     warmup_lr: float = 0.05,
@@ -78,6 +82,8 @@ def rollout(
         Starts and data order: two policies with generators of the same seed see the same.
     every : int
         Measure the ``splits`` every so many updates, and after the last; 0 measures after the last only.
+    start : bool
+        Measure before the first update too.
     warmup_steps : int
         Steps of plain SGD before, see :func:`warm_up`; not recorded.
     copies : int
@@ -91,17 +97,30 @@ def rollout(
     stream: list[Tensor] = []
     marks: list[int] = []
     measured: dict[str, list[Tensor]] = {}
+
+    best = theta
+    lowest = torch.full((len(theta),), torch.inf, dtype=torch.float64, device=theta.device)
+
+    def measure(done: int) -> None:
+        nonlocal best, lowest
+        marks.append(done)
+        for split in splits:
+            for name, values in problem.evaluate(theta, split).items():
+                measured.setdefault(f"{split}_{name}", []).append(values)
+        loss = measured[f"{splits[0]}_loss"][-1]
+        best = torch.where((loss < lowest).unsqueeze(1), theta, best)
+        lowest = torch.fmin(lowest, loss.double())
+
+    if start:
+        measure(0)
     for index, batch in enumerate(problem.stream(n, steps, gen), start=1):
         losses, gradient = problem.gradients(theta, _repeat(batch, copies))
         update, state = policy.step(gradient, state)
         theta = theta + update
         stream.append(losses)
         if (every and index % every == 0) or index == steps:
-            marks.append(index)
-            for split in splits:
-                for measure, values in problem.evaluate(theta, split).items():
-                    measured.setdefault(f"{split}_{measure}", []).append(values)
-    return Curves(torch.stack(stream), marks, {name: torch.stack(values) for name, values in measured.items()}, theta)
+            measure(index)
+    return Curves(torch.stack(stream), marks, {name: torch.stack(values) for name, values in measured.items()}, theta, best)
 
 
 def _repeat(batch: Batch, copies: int) -> Batch:

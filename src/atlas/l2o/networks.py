@@ -50,13 +50,6 @@ class MLPOptimizee(DataOptimizee):
                 x = self.act(x)
         return x
 
-    def losses(self, theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy of n instances, (n,)."""
-        inputs, labels = batch
-        logits = self.outputs(theta, inputs)
-        each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return each.reshape(labels.shape).mean(1)
-
 
 def mlp(
     sizes: Sequence[int],

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional
 
 from atlas.l2o.policies import Layout
 from atlas.l2o.state import map_state
@@ -174,7 +175,14 @@ class DataOptimizee(Optimizee):
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
         """Losses of n instances."""
         inputs, labels = batch
-        return vmap(self.loss_fn)(self.outputs(theta, inputs), labels)
+        return self.criterion(self.outputs(theta, inputs), labels)
+
+    def criterion(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(n,): the loss function for n instances, outputs (n, batch, classes) and labels (n, batch)."""
+        if self.loss_fn is not functional.cross_entropy:
+            return vmap(self.loss_fn)(outputs, labels)
+        each = functional.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none")
+        return each.reshape(labels.shape).mean(1)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Loss of one instance."""
@@ -190,7 +198,7 @@ class DataOptimizee(Optimizee):
         for x, y in zip(inputs.split(EVALUATION_CHUNK), labels.split(EVALUATION_CHUNK), strict=True):
             many = map_state(lambda leaf: leaf.expand(len(theta), *leaf.shape), (x, y))
             outputs = self.outputs(theta, many[0])
-            loss += vmap(self.loss_fn)(outputs, many[1]).double() * len(x)
+            loss += self.criterion(outputs, many[1]).double() * len(x)
             correct += (outputs.argmax(-1) == y).double().sum(1)
         return {"loss": loss / len(labels), "accuracy": correct / len(labels)}
 

@@ -22,17 +22,18 @@ LOG_SIGN_RANGE = 5.0
 
 
 class LSTMCell(nn.LSTMCell):
-    """torch's cell (gates i, f, g, o), written out so that it also runs under ``vmap`` with per-replicate weights.
+    """torch's cell (gates i, f, g, o) for inputs whose last axis is coordinates: (…, inputs, P) to (…, hidden, P).
 
-    One product per operand and five pointwise kernels; on the CPU about as fast as the built-in one, and it can be
-    differentiated twice.
+    One matrix product, with the bias as a further column, and pointwise kernels on contiguous rows; on the CPU several times as
+    fast as the usual layout. It runs under ``vmap`` with weights per replicate, and can be differentiated twice.
     """
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Return (h, c). ``x``: (…, inputs); ``h`` and ``c``: (…, hidden)."""
+        """Return (h, c). ``x``: (…, inputs, P); ``h`` and ``c``: (…, hidden, P)."""
         h, c = state
-        gates = functional.linear(x, self.weight_ih, self.bias_ih) + functional.linear(h, self.weight_hh, self.bias_hh)
-        entry, forget, candidate, exit_ = gates.chunk(4, dim=-1)
+        weight = torch.cat([self.weight_ih, self.weight_hh, (self.bias_ih + self.bias_hh).unsqueeze(1)], dim=1)
+        gates = weight @ torch.cat([x, h, torch.ones_like(h[..., :1, :])], dim=-2)
+        entry, forget, candidate, exit_ = gates.chunk(4, dim=-2)
         c = forget.sigmoid() * c + entry.sigmoid() * candidate.tanh()
         return exit_.sigmoid() * c.tanh(), c
 
@@ -68,16 +69,21 @@ class LSTMStack(nn.Module):
                 keras_init(cell)
 
     def init_state(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Zeros for ``theta`` of (instances, parameters)."""
-        return [(theta.new_zeros(*theta.shape, width),) * 2 for width in self.hidden]
+        """Zeros (instances, width, parameters) for ``theta`` of (instances, parameters)."""
+        return [(theta.new_zeros(*theta.shape[:-1], width, theta.shape[-1]),) * 2 for width in self.hidden]
 
     def forward(self, x: Tensor, state: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Return (output of the last cell, new state). ``x``: (instances, parameters, inputs)."""
+        """Return (output of the last cell (…, hidden, P), new state). ``x``: (…, inputs, P)."""
         new = []
         for cell, before in zip(self.cells, state, strict=True):
             x, memory = cell(x, before)
             new.append((x, memory))
         return x, new
+
+
+def across(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer over the last axis but one: (…, inputs, P) to (…, outputs, P)."""
+    return layer.weight @ x + layer.bias.unsqueeze(-1)
 
 
 @torch.no_grad()
@@ -160,9 +166,9 @@ class RNNprop(Policy):
 
         This is the function that symbolic regression imitates.
         """
-        x = functional.elu(self.pre(z)) if self.pre is not None else z
-        h, cells = self.cells(x, cells)
-        return self.head(h).squeeze(-1).tanh(), cells
+        x = z.transpose(-1, -2)
+        h, cells = self.cells(x if self.pre is None else functional.elu(across(self.pre, x)), cells)
+        return across(self.head, h).squeeze(-2).tanh(), cells
 
 
 RNNPROP_SIZES: dict[str, dict[str, object]] = {
@@ -245,8 +251,8 @@ class L2ODM(Policy):
 
     def respond(self, z: Tensor, cells: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """What the network makes of its inputs: its output before ``lr``, and new cells."""
-        h, cells = self.cells(z, cells)
-        return self.head(h).squeeze(-1), cells
+        h, cells = self.cells(z.transpose(-1, -2), cells)
+        return across(self.head, h).squeeze(-2), cells
 
 
 def log_and_sign(g: Tensor, k: float = LOG_SIGN_RANGE) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from atlas.l2o.policies import Layout, Policy
@@ -78,3 +78,28 @@ class Replicas:
         """Put a copy of trainable numbers in a replica's place."""
         for name, value in self.parameters.items():
             value[replica] = numbers[name]
+
+
+class Ensemble(Policy):
+    """R replicates as one policy whose instances are (R · n), replicate by replicate: for judging them all in one run."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(policies)
+        self.replicas = Replicas(policies)
+
+    def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
+        """State of every replicate."""
+        return self.replicas.init_state(self._grouped(theta), layout)
+
+    def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """Every replicate's updates."""
+        update, state = self.replicas.step(self._grouped(g), state)
+        return update.flatten(0, 1), state
+
+    def observe(self, g: Tensor, state: State) -> State:
+        """Let every replicate watch."""
+        return self.replicas.observe(self._grouped(g), state)
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        return values.unflatten(0, (self.replicas.count, -1))

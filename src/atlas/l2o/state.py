@@ -1,7 +1,7 @@
 """Explicit state of policies: nested mappings of tensors, and the few operations on them.
 
-A state is passed, never hidden. Leaves that belong to coordinates are shaped ``(instances, parameters, …)``; what an instance
-set shares (a step counter) is a tensor too, so that ``torch.func.vmap`` and saved files treat all leaves alike.
+A state is passed, never hidden. Leaves that belong to coordinates are shaped ``(instances, …, parameters)``; what all instances
+share (a step counter) is a tensor too, so that ``torch.func.vmap`` and saved files treat all leaves alike.
 """
 
 from __future__ import annotations
@@ -40,13 +40,17 @@ def select_state(mask: Tensor, chosen: Any, other: Any) -> Any:
     Parameters
     ----------
     mask : Tensor
-        (instances, parameters) of bool. Leaves without these two leading axes are taken from ``chosen``.
+        (instances, parameters) of bool. Leaves that are neither (instances, …, parameters) nor (instances, parameters, …) are
+        taken from ``chosen``.
     """
 
     def pick(new: Tensor, old: Tensor) -> Tensor:
-        if new.shape[:2] != mask.shape:
-            return new
-        return torch.where(mask.reshape(*mask.shape, *[1] * (new.ndim - 2)), new, old)
+        between = [1] * (new.ndim - 2)
+        if new.ndim >= 2 and (new.shape[0], new.shape[-1]) == mask.shape:
+            return torch.where(mask.reshape(len(mask), *between, -1), new, old)
+        if new.shape[:2] == mask.shape:
+            return torch.where(mask.reshape(*mask.shape, *between), new, old)
+        return new
 
     return map_state(pick, chosen, other)
 
