@@ -16,7 +16,7 @@ CLIP, SMALLEST_NORM = 0.1, 1e-3
 def clip_adaptively(gradient: Tensor, weight: Tensor, clip: float = CLIP, smallest: float = SMALLEST_NORM) -> Tensor:
     """Adaptive gradient clipping of stacked replicates (R, …): ‖G‖ at most ``clip`` · max(‖W‖, ``smallest``) per tensor.
 
-    Norms are Frobenius. The rule of NFNets (Brock et al., ICML 2021) is per unit; the amalgamation's is per tensor. Direction is kept.
+    Norms are Frobenius, and direction is kept. The rule of NFNets (Brock et al., ICML 2021) is per unit; this one per tensor.
     """
     largest = clip * tensor_norm(weight).clamp(min=smallest)
     return gradient * (largest / tensor_norm(gradient).clamp(min=1e-30)).clamp(max=1.0)

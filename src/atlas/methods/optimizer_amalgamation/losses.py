@@ -1,7 +1,7 @@
 """Imitation: how far a student's trajectory is from those of its teachers, and what it is told to do about it (§3).
 
-After update i, D_T = log(½ Σ_p (q_p − q_p^{(T)})² + ε) − log P for every teacher T; *mean* averages over teachers, *min-max* takes
-the farthest at every step: the student minimises a maximum.
+After update i, D_T = log(½ Σ_p (q_p − q_p^{(T)})² + ε) − log P for every teacher T; *mean* averages over teachers, *min-max*
+takes the farthest at every step: the student minimises a maximum.
 """
 
 from __future__ import annotations

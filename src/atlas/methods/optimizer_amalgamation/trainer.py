@@ -146,11 +146,12 @@ class Trainer:
 
     def _weights(self, active: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(A, 1) each: weights of the meta-loss and of imitation."""
-        alphas = torch.tensor([self.curriculum.imitation[self.replicates[index].progress.stage] for index in active])
+        stages = [self.replicates[index].progress.stage for index in active]
+        alphas = torch.tensor([self.curriculum.imitation[stage] for stage in stages], dtype=torch.float64)
         if self.cfg.il_mode == "sum" or not self.teachers:
-            return torch.ones(len(active), 1), alphas.unsqueeze(1)
+            return torch.ones(len(active), 1, dtype=torch.float64), alphas.unsqueeze(1)
         drawn = torch.stack([torch.rand((), generator=self.replicates[index].gen) for index in active])
-        imitate = (drawn < alphas).float().unsqueeze(1)
+        imitate = (drawn < alphas).double().unsqueeze(1)
         return 1 - imitate, imitate
 
     def _batches(self, active: Sequence[int]) -> list[Batch]:
