@@ -147,11 +147,12 @@ class DMSettings(Settings):
     meta: Plain = Plain()
 
 
+BEST_REPLICATE = Metric("best_replicate", "best replicate's log val. loss", "lower", ".3f", table=False)
 REPLICATE_METRICS = (
     Metric("eval_sd", "sd between evaluations", "lower", ".3f", table=False),
     Metric("meta_sd", "sd between replicates", "lower", ".3f", table=False),
     Metric("meta_sd_train", "sd between replicates, train", "lower", ".3f", table=False),
-    Metric("best_replicate", "best replicate's log val. loss", "lower", ".3f", table=False),
+    BEST_REPLICATE,
     Metric("windows", "meta-training windows", "lower", ".0f", cost=True),
 )
 _TINY = {"depth": [1, 2], "validation_depth": [1, 1], "imitation": [0.1, 0.1], "resets": [1, 1], "unroll": 2, "fixed": False}
@@ -190,6 +191,7 @@ def _learned(name: str, title: str, summary: str, settings: type[Settings], **op
     summary="Of the tuned teachers, the one with the smallest validation loss on each problem.",
     role="baseline",
     settings=PoolSettings,
+    extra_metrics=(BEST_REPLICATE,),
     train=lambda run: _outside_the_loop(run),
 )
 def oracle(run: Run, settings: PoolSettings) -> Competitor:
