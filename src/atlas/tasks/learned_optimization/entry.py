@@ -54,7 +54,14 @@ def train_outside_the_loop(run: Run) -> Mapping[str, Any]:
 
 
 SMALLEST = {"epochs": 2, "epoch_steps": 2, "inits": 2, "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01, 0.02, 0.05]}}
-ONE_STEP = {"epochs": 1, "epoch_steps": 1, "inits": 1, "warmup_steps": 1, "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01]}}
+ONE_STEP = {
+    "epochs": 1,
+    "epoch_steps": 1,
+    "inits": 1,
+    "warmup_steps": 1,
+    "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01]},
+    "data": {"shared": True, "validation_fraction": 0.5},  # stand-ins have two examples of a class
+}
 
 task(
     Task(
