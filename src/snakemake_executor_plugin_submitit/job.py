@@ -127,6 +127,8 @@ class JobRun:
                 time.sleep(0.2)
         if process.returncode == 0:
             return self._leave("success")
+        if stop and not told and stop.signal != TIME_LIMIT:  # all of it ended within a second
+            self._leave("interrupted", _cause(stop))
         if stop and self.folder.result(self.ticket).exists():
             return self._give_back(stop)
         if stop:
