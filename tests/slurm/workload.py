@@ -12,7 +12,7 @@ from pathlib import Path
 
 from real_slurm import wait_until
 
-TRAIN = '''
+TRAIN = """
 import fcntl, json, os, pathlib, random, signal, sys, time
 
 name, steps, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
@@ -48,7 +48,7 @@ while step < steps:
 metrics = pathlib.Path(f"metrics/{name}.json")
 metrics.with_suffix(".new").write_text(json.dumps({"steps": steps, "value": value}))
 metrics.with_suffix(".new").replace(metrics)
-'''
+"""
 
 SNAKEFILE = """
 NAMES = {names!r}
