@@ -65,6 +65,10 @@ STUCK = {
 }
 
 
+# Content of the result files, by ticket.
+Results = dict[str, dict[str, Any]]
+
+
 class Executor(RemoteExecutor):
     """Runs jobs through submitit; see the package's description."""
 
@@ -198,8 +202,9 @@ class Executor(RemoteExecutor):
 
     # What one step does
 
-    def _step(self, infos: Sequence[SubmittedJobInfo], results: set[str]) -> None:
-        followed = [info for info in infos if (entry := tracked(info).entry) is not None and entry.ticket not in results]
+    def _step(self, infos: Sequence[SubmittedJobInfo], results: Results) -> None:
+        ended = {ticket for ticket, result in results.items() if result["status"] != "interrupted"}
+        followed = [info for info in infos if (entry := tracked(info).entry) is not None and entry.ticket not in ended]
         if followed and time.monotonic() - self._asked >= self.settings.poll_seconds:
             self._ask(infos)
             self._settle([info for info in followed if info.external_jobid is None])
@@ -237,11 +242,11 @@ class Executor(RemoteExecutor):
                 self.ledger.close([own.entry.ticket], "never submitted")
                 own.entry = None
 
-    def _verdict(self, info: SubmittedJobInfo, results: set[str]) -> Verdict:
+    def _verdict(self, info: SubmittedJobInfo, results: Results) -> Verdict:
         own = tracked(info)
         if own.entry is None:
             return WAIT
-        result = read_json(self.folder.result(own.entry.ticket)) if own.entry.ticket in results else None
+        result = results.get(own.entry.ticket)
         status = result["status"] if result else None
         if status not in ("success", "failed") and (own.gone_since is None or self._busy_since is not None):
             return WAIT
@@ -346,12 +351,13 @@ class Executor(RemoteExecutor):
     def _beats(self, key: str) -> bool:
         return beating(self.folder.job(key) / "lease")
 
-    def _results(self) -> set[str]:
-        """Tickets of the jobs that have left a result, with one look into one folder."""
+    def _results(self) -> Results:
+        """What jobs have left, by ticket, after one look into one folder."""
         try:
-            return {path.stem for path in self.folder.results.iterdir()}
+            paths = [path for path in self.folder.results.iterdir() if path.suffix == ".json"]
         except OSError:
-            return set()
+            return {}
+        return {path.stem: result for path in paths if (result := read_json(path)) is not None and "status" in result}
 
     # What the scheduler says, or does not say
 

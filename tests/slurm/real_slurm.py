@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
-COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sacct", "srun", "sinfo")
+COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sacct", "sacctmgr", "srun", "sinfo", "sshare")
 
 CONFIG = """
 ClusterName=test
