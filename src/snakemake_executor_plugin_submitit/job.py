@@ -118,8 +118,7 @@ class JobRun:
         while not _ended(process):
             lease.beat()
             if stop and not told:
-                told = True
-                self._tell(stop)
+                told = self._tell(stop)
         if stop:
             while _below():  # orphans of a shell that died of the signal are saving their state
                 lease.beat()
@@ -135,18 +134,21 @@ class JobRun:
             return self._leave("failed", "it ran into its time limit; raise its runtime, or let it save its state on SIGTERM")
         return self._leave("failed", f"its command ended with exit status {process.returncode}")
 
-    def _tell(self, stop: StopRequest) -> None:
-        """Pass a stop signal on, and note the interruption at once: there may be no time for it later."""
+    def _tell(self, stop: StopRequest) -> bool:
+        """Pass a stop signal on, and note the interruption at once: there may be no time for it later.
+
+        ``False`` where a time limit is near and no program catches the signal, or none does yet.
+        """
         programs = _programs()
         limit = stop.signal == TIME_LIMIT
         if limit and not any(_catches_stop(program) for program in programs):
-            print("its time limit is near, and it does not catch SIGTERM: it runs on", flush=True)
-            return
+            return False
         self._leave("interrupted", _cause(stop))
         if limit or "SLURM_JOB_ID" not in os.environ:  # SLURM tells every process of the job itself
             for program in programs:
                 with contextlib.suppress(psutil.Error):
                     program.send_signal(signal.SIGTERM)
+        return True
 
     def _give_back(self, stop: StopRequest) -> dict[str, Any]:
         """After a time limit, ask SLURM to queue the job again; after its own stop signal SLURM does so unasked."""
