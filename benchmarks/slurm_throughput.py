@@ -28,7 +28,7 @@ rule all:
     input: expand("out/{{i}}", i=range({jobs}))
 rule trivial:
     output: "out/{{i}}"
-    resources: mem_mb=50, runtime=5
+    resources: mem_mb=500, runtime=5
     shell: "touch {{output}}"
 """
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -65,6 +66,8 @@ STUCK = {
 }
 
 
+# What the node's SLURM daemon writes into the log of a job that it ends for its memory, whatever the state is then called.
+MEMORY = re.compile(r"slurmstepd.*(exceeded.*memory limit|oom.kill|out.of.memory)", re.IGNORECASE)
 # Content of the result files, by ticket.
 Results = dict[str, dict[str, Any]]
 
@@ -75,6 +78,7 @@ class Executor(RemoteExecutor):
     # The base class starts the thread before it calls `__post_init__`.
     _ready = False
     _wake = False
+    _receiving = False
 
     def __post_init__(self) -> None:
         """Take the directory and read what an earlier session has left."""
@@ -99,9 +103,13 @@ class Executor(RemoteExecutor):
 
     def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
         """Take jobs that are ready; the thread submits them, or finds them in the queue, together."""
-        for job in jobs:
-            self.run_job_pre(job)
-            self.run_job(job)
+        self._receiving = True  # so that the thread does not send them off in two arrays
+        try:
+            for job in jobs:
+                self.run_job_pre(job)
+                self.run_job(job)
+        finally:
+            self._receiving = False
         self._wake = True
 
     def run_job(self, job: JobExecutorInterface) -> None:
@@ -208,7 +216,8 @@ class Executor(RemoteExecutor):
         if followed and time.monotonic() - self._asked >= self.settings.poll_seconds:
             self._ask(infos)
             self._settle([info for info in followed if info.external_jobid is None])
-        self.outbox.send([info for info in infos if tracked(info).entry is None], lambda: self._ask(infos))
+        if not self._receiving:
+            self.outbox.send([info for info in infos if tracked(info).entry is None], lambda: self._ask(infos))
 
     def _ask(self, infos: Sequence[SubmittedJobInfo]) -> dict[str, Queued]:
         """Ask for the queue, once for all jobs."""
@@ -281,8 +290,11 @@ class Executor(RemoteExecutor):
         assert entry is not None
         self._close(entry, f"failed: {verdict.reason}")
         log = self.place.log(self.folder.logs(entry.rule), entry.job_id) if entry.job_id else self.folder.logs(entry.rule)
+        tail = _tail(log)
+        if any(MEMORY.search(line) for line in tail):
+            verdict = judge(Facts(None, state="OUT_OF_MEMORY"))
         lines = [f"{title(info.job)}, {entry.job_id} ({entry.name}): {verdict.reason}."]
-        lines += [f"Log of the job: {_relative(log, self.workdir)}", *_tail(log)]
+        lines += [f"Log of the job: {_relative(log, self.workdir)}", *tail]
         lines += [f"What to do: {verdict.advice}." if verdict.advice else "", _space(self.workdir)]
         del self._mine[id(info)]
         self.report_job_error(info, msg="\n".join(filter(None, lines)))

@@ -28,8 +28,9 @@ from typing import Any
 
 import psutil
 
-from .folder import Folder, append_line, write_json
+from .folder import Folder, append_line, read_json, write_json
 from .lease import Lease, LostLeaseError
+from .ledger import Ledger
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 TIME_LIMIT = signal.SIGUSR2
@@ -96,8 +97,10 @@ class JobRun:
         count = starts.read_text().count("\n")
         lease = Lease(self.folder.job(self.key) / "lease", f"{self.ticket}/{count}/{socket.gethostname()}/{os.getpid()}")
         if not lease.take(lambda: bool(stop)):
-            return self._leave("interrupted", "it was stopped while it waited for another copy of itself to end")
+            return {"status": "interrupted"}  # the other copy speaks for the job
         try:
+            if (result := self._no_longer_wanted()) is not None:
+                return result
             if count > self.requeues + 1:
                 return self._leave("failed", f"it was started {count - 1} times and never came to its end; see requeue")
             self.folder.result(self.ticket).unlink(missing_ok=True)
@@ -108,6 +111,16 @@ class JobRun:
             return {"status": "interrupted"}
         finally:
             lease.release()
+
+    def _no_longer_wanted(self) -> dict[str, Any] | None:
+        """Why there is nothing to do for a copy that comes late: another one has ended well, or nobody waits for the job."""
+        result = read_json(self.folder.result(self.ticket))
+        if result is not None and result.get("status") == "success":
+            return result
+        if self.folder.ledger.exists() and self.ticket not in Ledger(self.folder.ledger).open_entries():
+            print(f"{self.ticket} is closed in the ledger; leaving it alone", flush=True)
+            return {"status": "interrupted"}
+        return None
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
