@@ -121,7 +121,7 @@ def interrupted(slurm: RealSlurm, workload: Workload) -> str:
 def without_controller(slurm: RealSlurm, workload: Workload) -> str:
     process = workload.start()
     workload.wait_for_starts()
-    slurm.stop("slurmctld", signal.SIGKILL if "train" in workload.folder.name else signal.SIGTERM)
+    slurm.stop("slurmctld", signal.SIGKILL)
     time.sleep(60)
     slurm.start("slurmctld")
     return ended_well(workload, process)
@@ -180,6 +180,8 @@ def disk_full(slurm: RealSlurm, workload: Workload) -> str:
         with suppress(OSError):
             ballast.write_bytes(b"x" * 2**20)
         first = one_error(workload, workload.start(), "exit status")
+        if f"The disk of {disk} is full" not in workload.log:
+            return "WRONG: the full disk is not named"
         ballast.unlink()
         return and_again(workload, first)
     finally:

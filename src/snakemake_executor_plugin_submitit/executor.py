@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ common_settings = CommonSettings(
 STEP_SECONDS = 1.0
 LONGEST_PAUSE = 60.0
 SHOWN_LINES = 15
+FULL_BYTES = 4 * 2**20
 # Reasons for which a job waits until someone does something.
 STUCK = {
     *("JobHeldUser", "JobHeldAdmin", "launch failed requeued held", "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
@@ -291,11 +292,12 @@ class Executor(RemoteExecutor):
         self._close(entry, f"failed: {verdict.reason}")
         log = self.place.log(self.folder.logs(entry.rule), entry.job_id) if entry.job_id else self.folder.logs(entry.rule)
         tail = _tail(log)
+        places = [self.workdir, *sorted({(self.workdir / str(path)).parent for path in info.job.output})]
         if any(MEMORY.search(line) for line in tail):
             verdict = judge(Facts(None, state="OUT_OF_MEMORY"))
         lines = [f"{title(info.job)}, {entry.job_id} ({entry.name}): {verdict.reason}."]
         lines += [f"Log of the job: {_relative(log, self.workdir)}", *tail]
-        lines += [f"What to do: {verdict.advice}." if verdict.advice else "", _space(self.workdir)]
+        lines += [f"What to do: {verdict.advice}." if verdict.advice else "", _space(places)]
         del self._mine[id(info)]
         self.report_job_error(info, msg="\n".join(filter(None, lines)))
 
@@ -445,11 +447,12 @@ def _tail(path: Path) -> list[str]:
     return [f"    {line}" for line in lines[-SHOWN_LINES:]] or ["    (empty)"]
 
 
-def _space(workdir: Path) -> str:
-    """A remark about the disk, where it is full."""
-    try:
-        disk = os.statvfs(workdir)
-    except OSError:
-        return ""
-    free = disk.f_bavail * disk.f_frsize
-    return f"The disk of {workdir} is full: {free // 2**20} MiB are left." if free < 16 * 2**20 else ""
+def _space(places: Iterable[Path]) -> str:
+    """A remark about the disks of these folders, where one is full."""
+    for place in places:
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(place)
+            free = disk.f_bavail * disk.f_frsize
+            if free < FULL_BYTES:
+                return f"The disk of {place} is full: {free // 2**20} MiB are left."
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,8 @@ def test_a_job_on_the_node_starts_without_snakemake() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "snakemake_interface_executor_plugins" not in done.stdout
     assert "'snakemake'" not in done.stdout
+
+
+def test_the_plugin_knows_nothing_of_atlas(checkout: Path) -> None:
+    for path in (checkout / "src" / "snakemake_executor_plugin_submitit").glob("*.py"):
+        assert not re.search(r"^\s*(import|from) atlas", path.read_text(), flags=re.MULTILINE), path
