@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,9 +134,7 @@ class PrefixServer:
         """Train the prefixes of all participants, and average every entry over the clients that cover it."""
         uploads: list[tuple[float, float, TensorDict]] = []
         losses = []
-        ordered = sorted(participants, key=lambda client: self.budgets[client])
-        limit = 1 if self.trainer.execution == "sequential" else self.trainer.stack_limit
-        for group in batches.groups(ordered, dict.fromkeys(ordered, 1), limit):
+        for group in self._groups(participants, batches):
             stack, passes = self._stack(group)
             trained, loss = train_passes(stack, passes, batches.of(group, ()), options)
             for name, tensor in self.local.items():
@@ -145,6 +144,15 @@ class PrefixServer:
         kept = {name: tensor for name, tensor in self.state.items() if name not in self.local}
         self.state = {**self.state, **prefix_average(kept, uploads, self.slicer)}
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+
+    def _groups(self, participants: Sequence[int], batches: Batches) -> list[list[int]]:
+        """Clients that train side by side, by ascending budget; of one budget where each trains one width only."""
+        ordered = sorted(participants, key=lambda client: self.budgets[client])
+        limit = 1 if self.trainer.execution == "sequential" else self.trainer.stack_limit
+        parts = [ordered]
+        if self.trainer.method == "heterofl":
+            parts = [list(part) for _, part in groupby(ordered, key=lambda client: self.budgets[client])]
+        return [group for part in parts for group in batches.groups(part, dict.fromkeys(part, 1), limit)]
 
     def _stack(self, group: Sequence[int]) -> tuple[ParamStack, list[Pass]]:
         """Copies of the widest prefix of a group, and the passes of a step: one per width, over the clients that train it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from atlas.harness.files import read_tensors
 from atlas.harness.seeds import derive_seed, generator
 from atlas.nn.federation import assign_classes, budgets, partition_uniform, split_by_class
 from atlas.tasks.federated_learning.domains import CHANGES
-from atlas.tasks.federated_learning.protocol import Data, Protocol
+from atlas.tasks.federated_learning.protocol import FEWEST_CLIENTS, Data, Protocol
 
 if TYPE_CHECKING:
     from atlas.harness.study import Run
@@ -99,12 +99,13 @@ def load_data(run: Run, protocol: Protocol, device: torch.device) -> FederatedDa
         The protocol asks for what the dataset cannot give.
     """
     facts = get_dataset(run.data).facts
+    asked = with_fewest(protocol.data, facts) if protocol.data.fewest else protocol.data
     if "domains" in facts:
-        if protocol.data.partition != "feature" or protocol.data.domains:
+        if asked.partition != "feature" or asked.domains:
             raise UserError(f"{run.data} has domains of its own: data.partition must be feature, and data.domains empty")
-        shares = _own_domains(run, protocol.data)
+        shares = _own_domains(run, asked)
     else:
-        shares = _single(run, protocol.data, facts)
+        shares = _single(run, asked, facts)
     capacity = member_budgets(protocol, len(shares.train), shares.domains)
     members = []
     for index, share in enumerate(shares.train):
@@ -112,6 +113,15 @@ def load_data(run: Run, protocol: Protocol, device: torch.device) -> FederatedDa
         members.append(Member(shares.domains[index], float(capacity[index]), train.to(device), validation.to(device)))
     tests = tuple(TestSet(test.members, test.examples.to(device)) for test in shares.tests)
     return FederatedData(tuple(members), tests, int(str(facts["classes"])))
+
+
+def with_fewest(data: Data, facts: Mapping[str, object]) -> Data:
+    """The same with as few clients as the partition allows: one per domain, or enough to cover all classes."""
+    own = facts.get("domains")
+    domains = len(own) if isinstance(own, tuple) else len(data.domains)
+    covering = int(str(facts["classes"])) // data.classes_per_client + 1 if data.partition == "class" else 1
+    clients = max(domains, 1) if data.partition == "feature" else max(FEWEST_CLIENTS, covering)
+    return data.model_copy(update={"clients": clients})
 
 
 @dataclass(frozen=True)
@@ -165,9 +175,9 @@ def _own_domains(run: Run, data: Data) -> _Shares:
     return shares
 
 
-def _single(run: Run, data: Data, facts: object) -> _Shares:
+def _single(run: Run, data: Data, facts: Mapping[str, object]) -> _Shares:
     """Clients of one dataset, by domains made of it, by classes, or evenly."""
-    top = int(str(facts["top"]))  # type: ignore[index]
+    top = int(str(facts["top"]))
     tensors = read_tensors(run.data_folder / IMAGES)
     train = Examples(tensors["train_images"], tensors["train_labels"])
     if "test_labels" in tensors:

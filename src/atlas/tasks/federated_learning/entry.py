@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from atlas.harness.registry import Metric, Task, task
+from atlas.harness.registry import Amount, Metric, Task, task
 from atlas.harness.study import Run
 from atlas.tasks.federated_learning.protocol import WIDTHS, Protocol
 
@@ -58,6 +59,24 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
+def _amount(run: Run) -> Amount:
+    """Minibatches of a client over all rounds, images of all clients in each, and of those that are trained at once.
+
+    A loop's step is a round; where the size of a dataset is not known before it is there, nothing is.
+    """
+    from atlas.datasets import get_dataset
+
+    protocol = run.protocol_model()
+    facts = get_dataset(run.data).facts
+    clients = protocol.clients_per_round or protocol.data.clients
+    if "train" not in facts or protocol.data.fewest:
+        return Amount(math.nan, math.nan, math.nan)
+    share = protocol.data.train_fraction * cast(int, facts["train"]) / protocol.data.clients
+    steps = max(1.0, share * (1 - protocol.data.validation_fraction) // protocol.batch_size)
+    batch = clients * protocol.batch_size
+    return Amount(protocol.rounds * protocol.epochs * steps, batch, batch)
+
+
 task(
     Task(
         name=NAME,
@@ -69,6 +88,14 @@ task(
         evaluate=_evaluate,
         baseline="fedavg-w0125",
         smallest={"rounds": 3, "epochs": 1, "validate_every": 2},
-        rehearsal={"rounds": 1, "epochs": 1, "validate_every": 1},
+        rehearsal={
+            "epochs": 1,
+            "batch_size": 2,
+            "test_batch_size": 2,
+            "clients_per_round": None,
+            "stack_limit": 2,
+            "data": {"fewest": True, "train_fraction": 1, "validation_fraction": 0.5, "min_per_share": 1},
+        },
+        amount=_amount,
     )
 )

@@ -19,6 +19,8 @@ WIDTHS = (0.125, 0.25, 0.5, 1.0)
 Natural = Annotated[int, Gt(0)]
 Positive = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+FEWEST_CLIENTS = 4
+"""So that the budgets 8-4-2-1 are all there."""
 DomainName = Literal["identity", "inverted", "blended", "noisy-transpose", "blurred", "tinted"]
 
 
@@ -27,7 +29,8 @@ class Data(Settings):
 
     ``partition``: ``feature`` gives every domain to clients of its own, in equal contiguous shares trimmed to the smallest
     domain; ``class`` gives every client a few classes; ``iid`` splits evenly. ``domains`` makes domains of a single dataset by
-    changing its images; datasets of several domains have their own. ``clients`` counts all of them, domain by domain.
+    changing its images; datasets of several domains have their own. ``clients`` counts all of them, domain by domain; ``fewest``
+    takes as few as the partition allows instead, for rehearsals.
 
     The test split does not depend on the run's seed (``test_fraction`` of every class where there is no official one).
     ``validation_fraction`` of every client's share is held out: for curves, for the choice of the best round, for tuning.
@@ -36,6 +39,7 @@ class Data(Settings):
     partition: Literal["feature", "class", "iid"] = "feature"
     domains: tuple[DomainName, ...] = ()
     clients: Natural = 50
+    fewest: bool = False
     classes_per_client: Natural = 3
     min_per_share: Natural = 16
     train_parts: Annotated[int, Ge(1), Le(10)] = 10
@@ -104,6 +108,7 @@ class Protocol(Settings):
             raise ValueError("schedule milestones needs milestones, for example [0.5, 0.75]")
         if self.clients_per_round is not None and self.clients_per_round > self.data.clients:
             raise ValueError(f"clients_per_round {self.clients_per_round} exceeds the {self.data.clients} clients")
-        if self.data.partition == "feature" and self.data.domains and self.data.clients % len(self.data.domains):
-            raise ValueError(f"{self.data.clients} clients cannot share {len(self.data.domains)} domains evenly")
+        made = len(self.data.domains) if self.data.partition == "feature" and not self.data.fewest else 0
+        if made and self.data.clients % made:
+            raise ValueError(f"{self.data.clients} clients cannot share {made} domains evenly")
         return self

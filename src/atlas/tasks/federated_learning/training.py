@@ -101,7 +101,7 @@ def train(run: Run) -> dict[str, float]:
     loop = training(run, protocol.rounds, {"federation": method, "best": best})
     for index in loop:
         values = method.round()
-        last = index + 1 == protocol.rounds
+        last = index + 1 == loop.total
         if last or (index + 1) % protocol.validate_every == 0:
             found = validation(method, data, protocol, run.seed)
             values |= found
