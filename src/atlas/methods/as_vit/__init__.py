@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "topology": ["SearchSpace", "Topology"],
-        "layout": ["Counts", "count"],
+        "layout": ["Counts", "count", "total_width"],
         "network": ["HierarchicalViT", "build", "published"],
         "geometry": ["Circle", "extrinsic_curvature", "great_circle", "length_distortion", "without_norm"],
         "kernel": ["condition_number", "ntk_gram"],
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from atlas.methods.as_vit.kernel import ntk_gram as ntk_gram
     from atlas.methods.as_vit.layout import Counts as Counts
     from atlas.methods.as_vit.layout import count as count
+    from atlas.methods.as_vit.layout import total_width as total_width
     from atlas.methods.as_vit.measures import Measures as Measures
     from atlas.methods.as_vit.measures import MeasureSpec as MeasureSpec
     from atlas.methods.as_vit.measures import Scorer as Scorer
