@@ -276,10 +276,10 @@ def _evaluate_network(run: Run) -> Mapping[str, float]:
 def _network(name: str, title: str, summary: str, role: str, source: str, key: str, needs: tuple[str, ...]) -> None:
     """Register a row that trains one network: ``key`` says which, in the file that ``source`` leaves."""
 
-    def build(run: Run, settings: ModelSettings) -> Network:
+    def build(run: Run, settings: Settings) -> Network:
         from atlas.methods.as_vit.ingredient import Network, design_of
 
-        return Network(design_of(source, key, settings.pos_embed))
+        return Network(design_of(source, key, getattr(settings, "pos_embed", "none")))
 
     method(
         name,
@@ -288,7 +288,7 @@ def _network(name: str, title: str, summary: str, role: str, source: str, key: s
         title=title,
         summary=summary,
         role=role,
-        settings=ModelSettings,
+        settings=ModelSettings if needs else Settings,
         needs={role: f"as-vit-{role}" for role in needs},
         conflicts=OTHERS,
         metrics=NETWORK_METRICS,
