@@ -40,7 +40,7 @@ def seed_everything(seed: int, threads: int = 1) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which would import a compiler for 3 seconds
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property that mypy cannot see
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us still draw from it
