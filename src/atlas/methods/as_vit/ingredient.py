@@ -94,6 +94,11 @@ def image_macs(design: Design, stride: int) -> int:
     return count(design.topology, **design.options(stride=stride, ceil=design.ceil or stride != design.stride)).macs
 
 
+def tokens_and_cost(design: Design, stride: int) -> dict[str, float]:
+    """What the curves show of a tokenisation."""
+    return {"tokens": (design.img_size // stride) ** 2, "image_macs": image_macs(design, stride)}
+
+
 class Network(Ingredient):
     """A network of the hierarchical space as the backbone; its weights follow from the run's seed."""
 
@@ -108,10 +113,7 @@ class Network(Ingredient):
     def watched(self, training: Training) -> Mapping[str, float]:
         """Tokens of the first stage and cost of an image, which re-tokenisation changes."""
         model = training.model
-        if not isinstance(model, HierarchicalViT):
-            return {}
-        tokens = (model.design.img_size // model.stride) ** 2
-        return {"tokens": tokens, "image_macs": image_macs(model.design, model.stride)}
+        return tokens_and_cost(model.design, model.stride) if isinstance(model, HierarchicalViT) else {}
 
 
 class Retokenize(Ingredient):
@@ -135,6 +137,13 @@ class Retokenize(Ingredient):
     def after_step(self, training: Training, step: int) -> None:
         """Set the tokenisation of the next step."""
         self._set(training, step + 1)
+
+    def watched(self, training: Training) -> Mapping[str, float]:
+        """Tokens and cost of the step that was taken; the network is set for the next one already."""
+        if self.tokenizer is None:
+            return {}
+        stride = self.tokenizer.stride(training.step / training.total_steps)
+        return tokens_and_cost(self.tokenizer.model.design, stride)
 
     def _set(self, training: Training, step: int) -> None:
         if self.tokenizer is not None and self.tokenizer.step(step / training.total_steps):
