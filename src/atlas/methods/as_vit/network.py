@@ -361,9 +361,8 @@ def build(
         drop_path,
         ceil,
     )
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # layers draw weights of their own, which are not kept
         model = HierarchicalViT(design)
-    model.to_empty(device="cpu")
     model.reset_parameters(generator)
     return model
 
