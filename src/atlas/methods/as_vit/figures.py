@@ -164,6 +164,7 @@ def law(data: FigureData) -> Figure | None:
     """Length against the merge product."""
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.ticker import LogLocator
 
     table = data.frames("law.csv")
     if table.empty:
@@ -179,6 +180,8 @@ def law(data: FigureData) -> Figure | None:
     products = sorted(table["merge_product"].astype(int).unique())
     axes.set(xlabel="K₂ · K₃ · K₄", ylabel="length distortion", xscale="log", yscale="log")
     axes.set_xticks(products[::2], [str(product) for product in products[::2]])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend(fontsize="small")
     return drawing
