@@ -158,6 +158,20 @@ def test_mixup_of_the_protocol_follows_from_seed_and_step(run: Run) -> None:
     assert math.isfinite(float(training.base_loss(torch.zeros(64, 10), first)))
 
 
+@pytest.mark.parametrize("micro_batch", [24, 64])
+def test_a_batch_in_pieces_takes_the_same_step(run: Run, micro_batch: int) -> None:
+    def stepped(size: int | None) -> dict[str, torch.Tensor]:
+        training = Training(with_protocol(run, micro_batch=size, batch_size=64))
+        optimizer = torch.optim.SGD(training.groups, lr=0.1)
+        images, labels = next(training.data.train_batches(0))
+        terms = training._step(optimizer, torch.amp.GradScaler("cpu", enabled=False), Batch(images, labels, labels))
+        return {**training.model.state_dict(), **terms}
+
+    whole, pieces = stepped(None), stepped(micro_batch)
+    for name, value in whole.items():
+        assert torch.allclose(pieces[name], value, atol=1e-6), name
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(run: Run) -> None:
     training = Training(with_protocol(run, learning_rate=1e30, warmup_epochs=0, epochs=1, log_every=1, backbone={"depth": 1}))
     with pytest.raises(AtlasError, match=r"deit/seed10: the loss is not finite at step \d+: loss (nan|inf)"):

@@ -168,6 +168,21 @@ def plan(tier: Tier = "demo") -> None:
 
 
 @app.command()
+def rehearse(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="Only the rows of these runs.")] = None,
+    tier: Tier = "paper",
+    gpu: Annotated[str, typer.Option(help="GPU whose hours and memory are estimated.")] = "A100-80GB",
+) -> None:
+    """Build every run at full size and take one step of each, on stand-in data; say what each will cost.
+
+    Counts are held against the published ones. The whole study's table goes to results/<tier>/rehearsal.{csv,md}.
+    """
+    from atlas.cli.rehearse import rehearse_study
+
+    rehearse_study(_study(tier), runs or [], gpu)
+
+
+@app.command()
 def doctor(
     tier: Tier = "demo",
     fix: Annotated[bool, typer.Option("--fix", help="Configure a local DVC remote where there is none.")] = False,

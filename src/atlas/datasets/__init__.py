@@ -1,6 +1,6 @@
 """Datasets: what each is, how it is acquired and verified, and how it is read."""
 
-from atlas.datasets.acquisition import Manifest, acquire, read_manifest
+from atlas.datasets.acquisition import Manifest, acquire, read_manifest, stand_in
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source, dataset_names, get_dataset
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "dataset_names",
     "get_dataset",
     "read_manifest",
+    "stand_in",
 ]

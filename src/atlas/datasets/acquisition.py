@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -93,6 +93,26 @@ def acquire(name: str, root: Path | str = Path("data"), mirror: str | Path | Non
         manifest = _describe(dataset, archives, staging)
         (staging / MANIFEST).write_text(manifest.text)
         _move_into_place(staging, root / name)
+    return manifest
+
+
+def stand_in(name: str, root: Path | str) -> Manifest:
+    """Write random data of a dataset's shape to ``<root>/<name>/``, with a manifest that says so; for rehearsals and tests.
+
+    Raises
+    ------
+    UserError
+        There is no such dataset.
+    DatasetError
+        The dataset has no stand-in.
+    """
+    dataset, folder = get_dataset(name), Path(root) / name
+    if dataset.stand_in is None:
+        raise DatasetError(f"{name} has no stand-in: nothing can rehearse on it")
+    folder.mkdir(parents=True)
+    dataset.stand_in(folder)
+    manifest = replace(_describe(dataset, [], folder), sha256="stand-in")
+    (folder / MANIFEST).write_text(manifest.text)
     return manifest
 
 
@@ -206,7 +226,7 @@ def extract(archive: Path, folder: Path) -> None:
 def _describe(dataset: Dataset, archives: list[Path], folder: Path) -> Manifest:
     sources = [
         {"file": source.file, "url": source.url, "size": path.stat().st_size, "sha256": _sha256(path)}
-        for source, path in zip(dataset.sources, archives, strict=True)
+        for source, path in zip(dataset.sources, archives, strict=bool(archives))
     ]
     files = [
         {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": _sha256(path)}

@@ -127,6 +127,35 @@ def read_image_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return images.transpose(0, 3, 1, 2), np.asarray([label for _, label in files], dtype=np.int64)
 
 
+def stand_in_images(folder: Path, shape: tuple[int, int, int], classes: int, *, tested: bool = True) -> None:
+    """Random images (channels, height, width), two of every class; with ``tested`` as many in a test split."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    labels = np.tile(np.arange(classes, dtype=np.int64), 2)
+    arrays: dict[str, np.ndarray] = {}
+    for split in ("train", "test") if tested else ("train",):
+        arrays[f"{split}_images"] = random.integers(0, 256, (len(labels), *shape), dtype=np.uint8)
+        arrays[f"{split}_labels"] = labels
+    write_images(folder, **arrays)
+
+
+def stand_in_imagenet(folder: Path) -> None:
+    """One random picture in each of 1,000 training classes, and four in two classes of ``val``."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG")
+    classes = [f"n{index:08d}" for index in range(IMAGENET_CLASSES)]
+    places = [f"train/{name}/a" for name in classes] + [f"val/{name}/{image}" for name in classes[:2] for image in "ab"]
+    for place in places:
+        path = folder / f"{place}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+
+
 def check_imagenet(folder: Path) -> None:
     """ImageNet-1k as everyone lays it out: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``, 1,000 classes each."""
     where = f"put ImageNet-1k at {folder}/train/<wnid>/*.JPEG and {folder}/val/<wnid>/*.JPEG (a link to your copy will do)"
@@ -157,7 +186,8 @@ DATASETS = [
         licence="CC BY 4.0",
         citation="E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998",
         prepare=prepare_digits,
-        facts={"classes": 10, "shape": (1, 8, 8), "top": 16},
+        stand_in=lambda folder: prepare_digits((), folder),
+        facts={"classes": 10, "shape": (1, 8, 8), "top": 16, "train": 1797},
     ),
     Dataset(
         name="cifar10",
@@ -166,6 +196,7 @@ DATASETS = [
         licence="not stated by its authors",
         citation=KRIZHEVSKY,
         prepare=prepare_cifar10,
+        stand_in=lambda folder: stand_in_images(folder, (3, 32, 32), 10),
         sources=(
             Source(
                 "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -173,7 +204,7 @@ DATASETS = [
                 "md5:c58f30108f718f92721af3b95e74349a",
             ),
         ),
-        facts={"classes": 10, "shape": (3, 32, 32), "top": 255},
+        facts={"classes": 10, "shape": (3, 32, 32), "top": 255, "train": 50_000},
     ),
     Dataset(
         name="cifar100",
@@ -182,6 +213,7 @@ DATASETS = [
         licence="not stated by its authors",
         citation=KRIZHEVSKY,
         prepare=prepare_cifar100,
+        stand_in=lambda folder: stand_in_images(folder, (3, 32, 32), 100),
         sources=(
             Source(
                 "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
@@ -189,7 +221,7 @@ DATASETS = [
                 "md5:eb9058c3a382ffc7106e4002c42a8d85",
             ),
         ),
-        facts={"classes": 100, "shape": (3, 32, 32), "top": 255},
+        facts={"classes": 100, "shape": (3, 32, 32), "top": 255, "train": 50_000},
     ),
     Dataset(
         name="cifar10-jpeg",
@@ -198,6 +230,7 @@ DATASETS = [
         licence="not stated by its authors",
         citation=KRIZHEVSKY,
         prepare=prepare_image_folders,
+        stand_in=lambda folder: stand_in_images(folder, (3, 32, 32), 10),
         sources=(
             Source(
                 "",
@@ -205,7 +238,7 @@ DATASETS = [
                 "sha256:ff937e22f2e42c12741508e6351cd54497a0e81afe873c5dc0592ff3b9aa0d70",
             ),
         ),
-        facts={"classes": 10, "shape": (3, 32, 32), "top": 255},
+        facts={"classes": 10, "shape": (3, 32, 32), "top": 255, "train": 50_000},
     ),
     Dataset(
         name="imagenet",
@@ -214,6 +247,7 @@ DATASETS = [
         licence="research only, by agreement with its authors",
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
         check=check_imagenet,
-        facts={"classes": 1000, "shape": (3, 224, 224), "top": 255},
+        stand_in=stand_in_imagenet,
+        facts={"classes": 1000, "shape": (3, 224, 224), "top": 255, "train": IMAGENET_TRAIN},
     ),
 ]

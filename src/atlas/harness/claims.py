@@ -24,6 +24,8 @@ The file is checked when a study is read: a name that does not exist is an error
           # any field of a comparison may differ, and `also` too; a tier that is not named leaves the claim `not run`
     reported:                      # numbers that papers print, shown beside ours
       - {row: attnscale, task: image-classification, dataset: imagenet, metric: top1, value: 0.807, source: Table 3}
+      # a note says why our count differs, where it does: the rehearsal compares the two
+      - {row: deit, task: image-classification, dataset: imagenet, metric: parameters, value: 22.0e6, source: …, note: …}
 """
 
 from __future__ import annotations
@@ -109,6 +111,7 @@ class Reported(Settings):
     metric: str
     value: float
     source: str
+    note: str = ""
     paper: str = ""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -77,6 +77,14 @@ class Metric:
         return (self.better == "lower" and self.name.endswith(COSTS)) if self.cost is None else self.cost
 
 
+class Amount(NamedTuple):
+    """How much a whole training computes: steps, examples in each, and how many of those are in memory at once."""
+
+    steps: float
+    batch: float
+    at_once: float
+
+
 @dataclass(frozen=True)
 class Task:
     """A problem with a protocol, metrics and a comparison table.
@@ -103,6 +111,9 @@ class Task:
     rehearsal : mapping
         Protocol overrides that cut a run to one step (or round, window, iteration) of every phase and leave models, data
         shapes and losses at full size; batches may be as small as is valid.
+    amount : callable, optional
+        ``amount(run) -> Amount``: how many training steps a run takes and how many examples each sees, from its settings
+        alone. A rehearsal scales the cost of the step that it took by these.
     baseline : str
         Row that the others are compared with in the table.
     """
@@ -118,6 +129,7 @@ class Task:
     recipes: bool = False
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    amount: Callable[[Run], Amount] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ class Method:
         for a task.
     build : callable
         ``build(run, settings)``: the object that the task's training loop works with.
-    train, evaluate : callable, optional
+    train, evaluate, amount : callable, optional
         Replace the task's own functions, for stages and studies that do not train in the task's loop.
     """
 
@@ -173,6 +185,7 @@ class Method:
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[[Run], Mapping[str, Any] | None] | None = None
     evaluate: Callable[[Run], Mapping[str, float]] | None = None
+    amount: Callable[[Run], Amount] | None = None
 
 
 @dataclass(frozen=True)

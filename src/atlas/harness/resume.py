@@ -132,6 +132,8 @@ class TrainingLoop:
     ----------
     start : int
         First step of this process; above 0 after an interruption.
+    total : int
+        Number of steps; no more than ``run.limit``, where that is set.
     history : History
         The curves so far, restored with the state.
     seconds : float
@@ -139,7 +141,8 @@ class TrainingLoop:
     """
 
     def __init__(self, run: Run, total: int, parts: Mapping[str, Any], phase: str) -> None:
-        self.run, self.total, self.parts, self.phase = run, total, dict(parts), phase
+        self.run, self.parts, self.phase = run, dict(parts), phase
+        self.total = total if run.limit is None else min(total, run.limit)
         self.history = History(run.history if phase == "train" else run.results / f"{phase}.csv")
         self.store = StateStore(run.checkpoint / "state" / phase, run.fingerprint)
         self.start = 0

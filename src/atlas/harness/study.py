@@ -55,6 +55,8 @@ class Run:
         Role to the run whose artefacts this one reads.
     batched : bool
         Whether one job computes all seeds of the row.
+    limit : int, optional
+        Steps of every training loop that are carried out; a rehearsal does one. ``None`` does all.
     """
 
     tier: str
@@ -70,6 +72,7 @@ class Run:
     needs: Mapping[str, Run] = field(default_factory=dict)
     batched: bool = False
     root: Path = Path()
+    limit: int | None = None
 
     @property
     def cell(self) -> str:

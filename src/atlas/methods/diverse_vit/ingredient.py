@@ -38,9 +38,10 @@ class DiverseIngredient(Ingredient):
 
     def start(self, training: Training) -> None:
         """Place the hooks."""
-        size = training.protocol.batch_size
-        if self.mixes and size % 2:
-            raise UserError(f"{training.run.cell}: batches are mixed with their mirror: batch_size must be even, not {size}")
+        for name in ("batch_size", "micro_batch"):
+            size = getattr(training.protocol, name)
+            if self.mixes and size is not None and size % 2:
+                raise UserError(f"{training.run.cell}: batches are mixed with their mirror: {name} must be even, not {size}")
         self.trainer = DiversityTrainer(training.model, self.config)
 
     def mix(self, batch: Batch, training: Training) -> Batch | None:

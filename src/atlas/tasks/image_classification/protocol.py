@@ -64,12 +64,16 @@ class Data(Settings):
 
 
 class Protocol(Settings):
-    """What every row of a table shares."""
+    """What every row of a table shares.
+
+    A batch goes through the model ``micro_batch`` images at a time, and its gradients add up: the same step in less memory.
+    """
 
     backbone: Backbone = Backbone()
     data: Data = Data()
     epochs: Natural = 300
     batch_size: Natural = 1024
+    micro_batch: Natural | None = None
     learning_rate: Positive = 1e-3
     min_learning_rate: Annotated[float, Ge(0)] = 1e-5
     warmup_learning_rate: Annotated[float, Ge(0)] = 1e-6

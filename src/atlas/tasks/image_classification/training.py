@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -177,12 +177,15 @@ class Training:
         rate = self.learning_rate(self.step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        batch = self.mixed(batch)
-        with self.autocast():
-            logits = self.model(batch.images)
-        total, terms = self.loss(logits, batch)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(total).backward()
+        terms: dict[str, Tensor] = {}
+        for share, piece in self._pieces(batch):
+            piece = self.mixed(piece)
+            with self.autocast():
+                logits = self.model(piece.images)
+            total, parts = self.loss(logits, piece)
+            scaler.scale(share * total).backward()
+            terms = {name: terms.get(name, 0) + share * term.detach() for name, term in parts.items()}
         if self.protocol.clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.protocol.clip_norm)
@@ -191,6 +194,12 @@ class Training:
         if self._ema is not None:
             self._ema.update(self.model)
         return terms
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
+        """The parts of a batch that go through the model one after the other, each with its share of the batch."""
+        size = self.protocol.micro_batch or len(batch.images)
+        for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
+            yield len(images) / len(batch.images), Batch(images, labels, labels)
 
     def _log(self, loop: TrainingLoop, terms: Mapping[str, Tensor]) -> None:
         values = {name: float(term.detach()) for name, term in terms.items()}

@@ -1,0 +1,148 @@
+"""``atlas rehearse``: every run of a study at full size for one step, and a table of what it will cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import tempfile
+from pathlib import Path
+
+from atlas.errors import AtlasError, UserError, did_you_mean
+from atlas.harness.files import write_text
+from atlas.harness.rehearsal import GPU, GPUS, LAUNCH_SECONDS, TOLERANCE, UTILISATION, Count, Rehearsal, rehearse
+from atlas.study import Run, Study
+
+COLUMNS = (
+    "run",
+    "seeds",
+    "status",
+    "seconds",
+    "parameters",
+    "steps",
+    "batch",
+    "step_flops",
+    "memory_gibibytes",
+    "gpu_hours",
+    "published_counts",
+    "error",
+)
+
+
+def rehearse_study(study: Study, cells: list[str], gpu_name: str) -> None:
+    """Rehearse a study's rows, or those of some runs, and print one line each; a whole study also writes its table.
+
+    Raises
+    ------
+    UserError
+        A run or GPU that does not exist.
+    AtlasError
+        Some row failed, or a published count is missed without an explanation; the table says which.
+    """
+    if gpu_name not in GPUS:
+        raise UserError(f"there is no figure for the GPU {gpu_name}; {did_you_mean(gpu_name, GPUS)}")
+    rows = _rows(study, cells)
+    done = []
+    with tempfile.TemporaryDirectory(prefix="atlas-rehearsal-") as folder:
+        for place, result in enumerate(rehearse(study, rows, Path(folder)), start=1):
+            done.append(result)
+            print(f"[{place}/{len(rows)}] {line(result, GPUS[gpu_name])}", flush=True)
+    text = markdown(study, done, GPUS[gpu_name])
+    if cells:
+        print(text)
+    else:
+        write_text(study.results / "rehearsal.md", text)
+        write_text(study.results / "rehearsal.csv", table(done, GPUS[gpu_name]))
+        print(study.results / "rehearsal.md")
+    _complain(done)
+
+
+def _rows(study: Study, cells: list[str]) -> list[list[Run]]:
+    if not cells:
+        return list(study.by_row.values())
+    chosen = [study.find(cell) for cell in cells]
+    return [[run] for run in chosen]
+
+
+def _complain(done: list[Rehearsal]) -> None:
+    failed = [result for result in done if result.error]
+    missed = [result for result in done for count in result.counts if count.verdict == "differs"]
+    if failed or missed:
+        names = ", ".join(dict.fromkeys(result.run.cell.rpartition("/")[0] for result in (*failed, *missed)))
+        raise AtlasError(f"{len(failed)} of {len(done)} rows failed, {len(missed)} published counts are missed: {names}")
+
+
+def line(result: Rehearsal, gpu: GPU) -> str:
+    """One line for a terminal or a log."""
+    name = result.run.cell.rpartition("/")[0]
+    if result.error:
+        return f"✗ {name}: {result.error}"
+    hours, memory = result.hours(gpu), result.memory_gibibytes
+    cost = "" if math.isnan(hours) else f", {memory:.3g} GiB and {hours:.3g} {gpu.name} hours a run"
+    return f"✓ {name}: {result.seconds:.0f} s here{cost}{_counts(result.counts)}"
+
+
+def _counts(counts: tuple[Count, ...]) -> str:
+    return "".join(f"; {count.metric} {count.difference:+.2%} from published ({count.verdict})" for count in counts)
+
+
+def table(done: list[Rehearsal], gpu: GPU) -> str:
+    """The table as CSV."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for result in done:
+        counts = "; ".join(
+            f"{count.metric} {count.ours:.6g} published {count.published:.6g} {count.verdict}" for count in result.counts
+        )
+        numbers = (result.whole.steps, result.whole.batch, result.step_flops, result.memory_gibibytes, result.hours(gpu))
+        status = "failed" if result.error else "stepped"
+        parameters = result.metrics.get("parameters")
+        start = (result.run.cell.rpartition("/")[0], result.seeds, status, f"{result.seconds:.1f}", _number(parameters))
+        writer.writerow([*start, *map(_number, numbers), counts, result.error])
+    return stream.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def markdown(study: Study, done: list[Rehearsal], gpu: GPU) -> str:
+    """The table as Markdown, with the published counts beside ours and with the totals."""
+    stepped = [result for result in done if not result.error]
+    hours = sum(result.hours(gpu) * result.seeds for result in stepped if not math.isnan(result.hours(gpu)))
+    lines = [
+        f"# Rehearsal of the {study.tier} study",
+        "",
+        f"{len(stepped)} of {len(done)} rows went through at full size: data in the data set's shape, one step of every loop, a "
+        "checkpoint written and loaded, an evaluation. The runs of a row differ in their seed alone, so one of them was carried "
+        f"out. Hours and memory are estimates for one {gpu.name}: counted operations at {UTILISATION:.0%} of its peak, or "
+        f"{LAUNCH_SECONDS * 1e6:.0f} µs for every kernel where that is more; activations in full precision, without "
+        f"recomputation. All runs together: about {hours:,.0f} GPU hours.",
+        "",
+        "| row | runs | status | parameters | steps | batch | FLOPs / step | GiB | hours / run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in done:
+        cells = (
+            result.run.cell.rpartition("/")[0],
+            str(result.seeds),
+            f"failed: {result.error}".replace("|", "\\|") if result.error else "stepped",
+            *(_short(value) for value in (result.metrics.get("parameters"), result.whole.steps, result.whole.batch)),
+            *(_short(value) for value in (result.step_flops, result.memory_gibibytes, result.hours(gpu))),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    counts = [(result, count) for result in done for count in result.counts]
+    if counts:
+        lines += ["", f"## Published counts (agreement is within {TOLERANCE:.0%})", ""]
+        lines += ["| row | count | published | ours | difference | verdict | source |", "|---|---|---|---|---|---|---|"]
+    for result, count in counts:
+        verdict = count.verdict + (f": {count.note}" if count.note and count.verdict != "matches" else "")
+        name = result.run.cell.rpartition("/")[0]
+        numbers = f"{count.published:,.6g} | {count.ours:,.6g} | {count.difference:+.2%}"
+        lines.append(f"| {name} | {count.metric} | {numbers} | {verdict} | {count.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:,.4g}" if value < 1e6 else f"{value:.3g}"

@@ -1,0 +1,236 @@
+"""The dress rehearsal of a run: everything at full size, on stand-in data, for one step of every training loop.
+
+A run is carried out as the workflow would: data are read, models are built, every loop takes a step, a checkpoint is
+written and loaded again, and the evaluation returns its metrics. Only the batch is small. What the step costs, counted in
+floating-point operations, kernel launches and bytes of live tensors, is scaled by the task's :attr:`~.registry.Task.amount` to
+what the whole run would cost on a named GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from atlas.datasets import stand_in
+from atlas.errors import AtlasError
+from atlas.harness.claims import load_reported
+from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.planning import merge, validate_settings
+from atlas.harness.registry import Amount
+from atlas.harness.study import Run, Study
+
+TOLERANCE = 0.01  # relative difference from a published count up to which the two agree
+LAUNCH_SECONDS = 10e-6  # what one operation takes at least on a GPU that is fed from Python
+UTILISATION = 0.3  # share of a GPU's peak that such training reaches; a planning figure
+UNKNOWN = Amount(math.nan, math.nan, math.nan)
+COUNTS = ("parameters", "flops", "macs")
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A card as its maker's data sheet has it: peak of dense 16-bit matrix products in operations a second, memory in GiB."""
+
+    name: str
+    peak: float
+    memory: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        GPU("V100-32GB", 125e12, 32),
+        GPU("A100-40GB", 312e12, 40),
+        GPU("A100-80GB", 312e12, 80),
+        GPU("H100-80GB", 989e12, 80),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """A published count of a row beside ours."""
+
+    metric: str
+    published: float
+    ours: float
+    source: str
+    note: str
+
+    @property
+    def difference(self) -> float:
+        """(ours − published) / published."""
+        return (self.ours - self.published) / self.published
+
+    @property
+    def verdict(self) -> str:
+        """``matches`` within 1 %, ``explained`` where a note says why not, else ``differs``."""
+        if abs(self.difference) <= TOLERANCE:
+            return "matches"
+        return "explained" if self.note else "differs"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a rehearsed training cost: operations, kernel launches, and the most bytes of weights and of activations at once."""
+
+    flops: float
+    launches: int
+    weight_bytes: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of rehearsing one row.
+
+    Attributes
+    ----------
+    run : Run
+        The run as planned, at full size.
+    seeds : int
+        How many runs the row has; they differ in their seed alone, so one is rehearsed.
+    metrics : mapping
+        What the evaluation returned: counts are those of the full-size model, the rest means nothing.
+    error : str
+        Why it failed; empty if it went through.
+    whole, rehearsed : Amount
+        Steps and examples of the whole training, and of what was carried out; NaN where the task does not say.
+    """
+
+    run: Run
+    seeds: int
+    seconds: float
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    counts: tuple[Count, ...] = ()
+    error: str = ""
+    cost: Cost | None = None
+    whole: Amount = UNKNOWN
+    rehearsed: Amount = UNKNOWN
+
+    @property
+    def step_flops(self) -> float:
+        """Floating-point operations of one step of the whole training."""
+        return math.nan if self.cost is None else self.cost.flops * self.whole.batch / self.rehearsed.batch
+
+    def hours(self, gpu: GPU) -> float:
+        """GPU hours of one run: the larger of arithmetic at the usual utilisation and of launching kernels one by one."""
+        if self.cost is None:
+            return math.nan
+        arithmetic = self.step_flops / (gpu.peak * UTILISATION)
+        passes = self.whole.batch / self.whole.at_once
+        return self.whole.steps * max(arithmetic, passes * self.cost.launches * LAUNCH_SECONDS) / 3600
+
+    @property
+    def memory_gibibytes(self) -> float:
+        """Memory of one run in full precision: weights, gradients, states, and activations of the examples in memory at once."""
+        if self.cost is None:
+            return math.nan
+        return (self.cost.weight_bytes + self.cost.activation_bytes * self.whole.at_once / self.rehearsed.at_once) / 2**30
+
+
+def cut(run: Run, root: Path) -> Run:
+    """The same run in another folder, cut to one step of every loop, with the small batches that its entries ask for."""
+    task = run.task_entry
+    where = f"the rehearsal of {run.cell}"
+    protocol = validate_settings(task.protocol, merge(run.protocol, task.rehearsal), f"{where}: protocol", task.name)
+    settings = {
+        entry.name: validate_settings(
+            entry.settings, merge(run.settings[entry.name], entry.rehearsal), f"{where}: {entry.name}", entry.name
+        )
+        for entry in run.method_entries
+    }
+    needs = {role: cut(needed, root) for role, needed in run.needs.items()}
+    threads = min(run.resources.threads, len(os.sched_getaffinity(0)))  # more than there are cores would crawl
+    resources = run.resources.model_copy(update={"threads": threads, "gpus": 0})
+    return replace(run, root=root, protocol=protocol, settings=settings, resources=resources, needs=needs, limit=1)
+
+
+def rehearse(study: Study, rows: list[list[Run]], root: Path) -> Iterator[Rehearsal]:
+    """Rehearse rows of a study one after the other; a failure is a result, and the rest goes on.
+
+    Parameters
+    ----------
+    rows : list of list of Run
+        The runs of each row; the first of each is carried out.
+    root : Path
+        An empty folder for stand-in data, checkpoints and results.
+    """
+    for runs in rows:
+        began = time.monotonic()
+        try:
+            done = _rehearsed(study, runs, root)
+        except Exception as error:
+            message = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
+            done = Rehearsal(runs[0], len(runs), 0.0, error=" ".join(message.split()))
+        yield replace(done, seconds=time.monotonic() - began)
+
+
+def _rehearsed(study: Study, runs: list[Run], root: Path) -> Rehearsal:
+    run = runs[0]
+    small = cut(run, root)
+    _prepare(small)
+    with _Meter() as meter:
+        train_run(small)
+    content = evaluate_run(small) if small.declared_metrics else {"metrics": {}}
+    return Rehearsal(
+        run,
+        len(runs),
+        0.0,
+        metrics=content["metrics"],
+        counts=tuple(_counts(run, content["metrics"])),
+        cost=meter.cost(),
+        whole=_amount(run),
+        rehearsed=_amount(small),
+    )
+
+
+def _prepare(run: Run) -> None:
+    """Stand-in data of a run, and everything that it needs, in place."""
+    if run.data and not (run.data_folder / "manifest.json").is_file():
+        stand_in(run.data, run.root / "data")
+    for needed in run.needs.values():
+        _prepare(needed)
+        train_run(needed)
+
+
+def _amount(run: Run) -> Amount:
+    """Steps and batch of a run, by the first of its methods that knows, else by its task."""
+    own = [entry.amount for entry in run.method_entries if entry.amount is not None]
+    amount = own[0] if own else run.task_entry.amount
+    return amount(run) if amount is not None else UNKNOWN
+
+
+def _counts(run: Run, metrics: Mapping[str, float | None]) -> Iterator[Count]:
+    """Every published parameter or operation count of the row that our evaluation has a number for."""
+    for number in load_reported(run.task, run.dataset):
+        ours = metrics.get(number.metric)
+        if number.row == run.method and number.metric.endswith(COUNTS) and ours is not None:
+            yield Count(number.metric, number.value, ours, number.source, number.note)
+
+
+class _Meter:
+    """Counts what torch does in a ``with`` block: floating-point operations, launches and live bytes."""
+
+    def __enter__(self) -> _Meter:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from atlas.nn.meter import LiveMemory
+
+        self._memory, self._flops = LiveMemory(), FlopCounterMode(display=False)
+        self._modes = ExitStack()
+        self._modes.enter_context(self._memory)
+        self._modes.enter_context(self._flops)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._modes.close()
+
+    def cost(self) -> Cost:
+        """What the block cost, once it is over."""
+        memory = self._memory
+        return Cost(float(self._flops.get_total_flops()), memory.operations, memory.weight_bytes, memory.activation_bytes)

@@ -1,0 +1,78 @@
+"""What a stretch of torch code costs: operations that were dispatched, and bytes of tensors that were alive."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Follows the storages that operations make, on any device, while the mode is on.
+
+    Weights, their gradients and optimiser states do not grow with the batch, activations do. The two are told apart by shape:
+    a tensor that is shaped like one that is still alive in the end (a weight or a state of it) counts as the former.
+
+    Attributes
+    ----------
+    operations : int
+        Operations dispatched, views aside; on a GPU each is at least one kernel launch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self._alive: dict[int, tuple[int, torch.Size]] = {}
+        self._events: list[tuple[int, torch.Size]] = []  # bytes made (positive) or released, and the shape
+        self._kept: set[torch.Size] | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operations += not func.is_view
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor)
+        return out
+
+    def __exit__(self, *details: Any) -> None:
+        self._kept = {shape for _, shape in self._alive.values()}
+        super().__exit__(*details)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Most bytes at once of tensors shaped like something that was alive when the mode was left."""
+        return self._peak(weights=True)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Most bytes at once of all other tensors."""
+        return self._peak(weights=False)
+
+    def _peak(self, *, weights: bool) -> int:
+        kept = self._kept or set()
+        live = peak = 0
+        for size, shape in self._events:
+            if (shape in kept) == weights:
+                live += size
+                peak = max(peak, live)
+        return peak
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError:  # wrappers, as in functional transforms, hold no memory of their own
+            return
+        key = storage._cdata
+        if key in self._alive or self._kept is not None:
+            return
+        self._alive[key] = (storage.nbytes(), tensor.shape)
+        self._events.append((storage.nbytes(), tensor.shape))
+        weakref.finalize(storage, self._released, key)
+
+    def _released(self, key: int) -> None:
+        size, shape = self._alive.pop(key, (0, torch.Size()))
+        if self._kept is None:
+            self._events.append((-size, shape))

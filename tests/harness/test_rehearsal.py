@@ -1,0 +1,131 @@
+"""The rehearsal: full-size runs cut to one step, counted, and scaled to what they will cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atlas.cli.rehearse import rehearse_study
+from atlas.datasets import DatasetError, get_dataset, read_manifest, stand_in
+from atlas.errors import AtlasError, UserError
+from atlas.harness.registry import Amount
+from atlas.harness.rehearsal import GPUS, Cost, Count, Rehearsal, cut, rehearse
+from atlas.harness.study import Study
+
+STUDY = """
+seeds: [0, 1]
+image-classification:
+  protocol:
+    backbone: {img_size: 8, patch_size: 2, in_chans: 1, embed_dim: 16, depth: 2, num_heads: 2}
+    epochs: 20
+    batch_size: 64
+  datasets:
+    digits:
+      methods:
+        deit: {}
+        broken: {method: deit, protocol: {backbone: {in_chans: 3}}}
+        attnscale: {}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/mine.yaml").write_text(STUDY)
+    return Study.read("mine", tmp_path)
+
+
+def test_every_row_steps_once_and_a_failure_does_not_stop_the_rest(study: Study, tmp_path: Path) -> None:
+    results = list(rehearse(study, list(study.by_row.values()), tmp_path / "stage"))
+    assert [result.run.method for result in results] == ["deit", "broken", "attnscale"]
+    deit, broken, attnscale = results
+    assert broken.error
+    assert not deit.error
+    assert not attnscale.error
+    assert attnscale.metrics["parameters"] == deit.metrics["parameters"] + 2 * 2  # type: ignore[operator]
+    assert deit.seeds == 2
+    assert deit.cost is not None
+    # three passes of two images, and the pass of one image by which training counts its own operations
+    assert deit.cost.flops == pytest.approx((3 * 2 + 1) * deit.metrics["forward_flops"], rel=0.05)  # type: ignore[operator]
+    # 1,797 images in batches of 64, over 20 epochs
+    assert deit.whole == Amount(20 * (1797 // 64), 64, 64)
+    assert deit.rehearsed.batch == 2
+    record = json.loads((tmp_path / "stage/checkpoints/mine/image-classification/digits/deit/seed0/settings.json").read_text())
+    assert record["settings"]["protocol"]["backbone"]["depth"] == 2
+    assert not (study.root / "checkpoints").exists()
+    assert not (study.root / "data").exists()
+
+
+def test_a_run_is_cut_without_changing_its_model(study: Study, tmp_path: Path) -> None:
+    run = study.find("image-classification/digits/deit/seed1")
+    small = cut(run, tmp_path)
+    assert small.limit == 1
+    assert small.protocol["backbone"] == run.protocol["backbone"]
+    assert small.protocol["epochs"] == run.protocol["epochs"]
+    assert small.protocol["batch_size"] == 2
+
+
+def test_hours_and_memory_scale_with_steps_and_batch(study: Study) -> None:
+    gpu, two = GPUS["A100-80GB"], Amount(1, 2, 2)
+    cost = Cost(flops=6e12, launches=100, weight_bytes=2**30, activation_bytes=2**29)
+    result = Rehearsal(study.runs[0], 1, 0.0, cost=cost, whole=Amount(1000, 64, 64), rehearsed=two)
+    assert result.hours(gpu) == pytest.approx(1000 * 6e12 * 32 / (0.3 * 312e12) / 3600)
+    assert result.memory_gibibytes == pytest.approx(1 + 16)
+    # fewer images at once: less memory, the same arithmetic
+    split = replace(result, whole=Amount(1000, 64, 16))
+    assert split.hours(gpu) == result.hours(gpu)
+    assert split.memory_gibibytes == pytest.approx(1 + 4)
+    # small steps cost their launches
+    small = Rehearsal(study.runs[0], 1, 0.0, cost=Cost(1.0, 100, 0, 0), whole=Amount(3600, 2, 2), rehearsed=two)
+    assert small.hours(gpu) == pytest.approx(100 * 10e-6)
+    assert math.isnan(Rehearsal(study.runs[0], 1, 0.0).hours(gpu))
+
+
+@pytest.mark.parametrize(
+    ("published", "ours", "note", "verdict"),
+    [(100, 100.9, "", "matches"), (100, 102, "rounded", "explained"), (100, 98, "", "differs")],
+)
+def test_published_counts_match_within_one_per_cent_or_are_explained(
+    published: float, ours: float, note: str, verdict: str
+) -> None:
+    assert Count("parameters", published, ours, "Table 1", note).verdict == verdict
+
+
+def test_the_command_names_what_failed_and_what_does_not_exist(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AtlasError, match="1 of 3 rows failed, 0 published counts are missed: image-classification/digits/broken"):
+        rehearse_study(study, [], "A100-80GB")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("[1/3] ✓ image-classification/digits/deit:")
+    assert lines[1].startswith("[2/3] ✗ image-classification/digits/broken:")
+    table = (study.results / "rehearsal.csv").read_text().splitlines()
+    assert len(table) == 4
+    assert ",failed," in table[2]
+    assert "stepped" in (study.results / "rehearsal.md").read_text()
+    with pytest.raises(UserError, match="did you mean A100-80GB"):
+        rehearse_study(study, [], "A100-80G")
+
+
+def test_stand_ins_say_that_they_are(tmp_path: Path) -> None:
+    stand_in("cifar10", tmp_path)
+    manifest = read_manifest(tmp_path, "cifar10")
+    assert manifest is not None
+    assert manifest.sha256 == "stand-in"
+    assert manifest.sources == []
+
+
+def test_every_dataset_of_the_paper_study_has_a_stand_in(checkout: Path) -> None:
+    missing = [name for name in Study.read("paper", checkout).datasets if get_dataset(name).stand_in is None]
+    assert not missing
+
+
+def test_a_dataset_without_stand_in_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas.datasets import acquisition
+
+    bare = replace(get_dataset("cifar10"), stand_in=None)
+    monkeypatch.setattr(acquisition, "get_dataset", lambda name: bare)
+    with pytest.raises(DatasetError, match="cifar10 has no stand-in"):
+        stand_in("cifar10", tmp_path)
