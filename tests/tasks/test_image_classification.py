@@ -164,7 +164,7 @@ def test_a_batch_in_pieces_takes_the_same_step(run: Run, micro_batch: int) -> No
         training = Training(with_protocol(run, micro_batch=size, batch_size=64))
         optimizer = torch.optim.SGD(training.groups, lr=0.1)
         images, labels = next(training.data.train_batches(0))
-        terms = training._step(optimizer, torch.amp.GradScaler("cpu", enabled=False), Batch(images, labels, labels))
+        terms = training.take_step(optimizer, torch.amp.GradScaler("cpu", enabled=False), Batch(images, labels, labels))
         return {**training.model.state_dict(), **terms}
 
     whole, pieces = stepped(None), stepped(micro_batch)
