@@ -7,6 +7,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors, write_tensors, write_text
-from atlas.harness.resume import TrainingLoop, training
+from atlas.harness.resume import training
 from atlas.harness.seeds import derive_seed, generator, pick_device
 from atlas.methods.as_vit.entry import PROXIES, RankingSettings
 from atlas.methods.as_vit.geometry import great_circle
@@ -38,136 +39,96 @@ if TYPE_CHECKING:
 TOPOLOGIES = "topologies.json"
 
 
-class Trials:
-    """The network that is trained at present, while a study trains its topologies one after the other."""
-
-    def __init__(self, bench: Training, candidates: Candidates) -> None:
-        self.bench, self.candidates = bench, candidates
-        self.index = -1
-        self.batches: Batches = iter(())
-        self.begin(0)
-
-    def begin(self, index: int) -> None:
-        """Start with a topology at its initialisation."""
-        bench, protocol = self.bench, self.bench.protocol
-        self.index = index
-        self.model = self.candidates.build(bench.run, bench.data.classes, index).to(bench.device)
-        groups = parameter_groups(self.model, protocol.learning_rate, protocol.weight_decay, lambda name: 1.0)
-        self.optimizer = torch.optim.AdamW(groups, lr=protocol.learning_rate, foreach=True)
-        scaled = bench.device.type == "cuda" and protocol.precision == "float16"
-        self.scaler = torch.amp.GradScaler(bench.device.type, enabled=scaled)
-
-    def step(self, step: int, fresh: bool) -> float:
-        """Take one training step of the present topology, with the task's schedule, mixing and loss; return the loss."""
-        bench, per_epoch = self.bench, self.bench.data.steps_per_epoch
-        bench.step = step
-        if fresh or step % per_epoch == 0:
-            self.batches = bench.data.train_batches(step // per_epoch, first=step % per_epoch)
-        images, labels = next(self.batches)
-        batch = bench.mixed(Batch(images, labels, labels))
-        for group in self.optimizer.param_groups:
-            group["lr"] = bench.learning_rate(step)
-        self.model.train()
-        with bench.autocast():
-            logits = self.model(batch.images)
-        loss = bench.base_loss(logits, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return float(loss.detach())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the present topology's index, weights and optimiser."""
-        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        return {"index": self.index, **{name: part.state_dict() for name, part in parts.items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
-        self.begin(state["index"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-
-
 def rank_topologies(run: Run) -> None:
-    """Measure topologies untrained, then train them; leave ``topologies.json``, the law's curve, and all weights."""
+    """Train topologies one after the other, and measure them untrained; leave ``topologies.json``, the law, and all weights."""
     settings: RankingSettings = run.settings_model("as-vit-ranking")
     bench = Training(run)
-    if not bench.data.size("validation"):
+    if not bench.data.size("validation") and run.limit is None:
         raise UserError(f"{run.cell}: the best of several topologies is chosen on validation data; set data.validation_fraction")
+    bench.protocol = bench.protocol.model_copy(update={"ema_decay": None, "evaluate_ema": False})
     candidates = Candidates(settings)
-    law = _kernel_law(run, candidates, bench)
+    trained = [_trained(bench, candidates, index) for index in range(settings.topologies)]
     measured = _measured(run, candidates, bench)
-    trials = Trials(bench, candidates)
-    steps = bench.total_steps
-    loop = training(run, settings.topologies * steps, {"trials": trials})
-    for step in loop:
-        index, within = divmod(step, steps)
-        if index != trials.index:
-            trials.begin(index)
-        loss = trials.step(within, fresh=step == loop.start)
-        if within + 1 == steps:
-            write_tensors(weights_of(run, index), trials.model.state_dict())
-            top1 = accuracy(trials.model, bench.data.batches("validation"))
-            loop.log(final_loss=loss, validation_top1=top1)
     found = [
-        {
-            "topology": str(topology),
-            **{name: finite(value) for name, value in row.items()},
-            "validation_top1": log["validation_top1"],
-        }
-        for topology, row, log in zip(candidates.topologies(run.seed), measured, loop.history.rows, strict=True)
+        {"topology": str(topology), **{name: finite(value) for name, value in values.items()}, **result}
+        for topology, values, result in zip(candidates.topologies(run.seed), measured, trained, strict=True)
     ]
+    law = _kernel_law(run, candidates, bench)
+    write_rows(run, "law.csv", law)
     write_artefact(run, TOPOLOGIES, {"topologies": found, "law": law})
 
 
-def weights_of(run: Run, index: int) -> Any:
+def _trained(bench: Training, candidates: Candidates, index: int) -> dict[str, float]:
+    """Train one topology by the protocol, leave its weights, and return its last loss and its validation accuracy."""
+    run, protocol, per_epoch = bench.run, bench.protocol, bench.data.steps_per_epoch
+    bench.model = model = candidates.build(run, bench.data.classes, index).to(bench.device)
+    groups = parameter_groups(model, protocol.learning_rate, protocol.weight_decay, lambda name: 1.0)
+    optimizer = torch.optim.AdamW(groups, lr=protocol.learning_rate, foreach=True)
+    scaled = bench.device.type == "cuda" and protocol.precision == "float16"
+    scaler = torch.amp.GradScaler(bench.device.type, enabled=scaled)
+    last = _Last()
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "last": last}
+    loop = training(run, bench.total_steps, parts, phase=f"topology{index:03d}")
+    batches: Batches = iter(())
+    for step in loop:
+        bench.step = step
+        if step == loop.start or step % per_epoch == 0:
+            batches = bench.data.train_batches(step // per_epoch, first=step % per_epoch)
+        images, labels = next(batches)
+        last.loss = float(bench.take_step(optimizer, scaler, Batch(images, labels, labels))["loss"])
+    write_tensors(weights_of(run, index), model.state_dict())
+    validated = accuracy(model, bench.data.batches("validation")) if bench.data.size("validation") else 0.0
+    return {"loss": last.loss, "validation_top1": validated}
+
+
+class _Last:
+    """The last loss, as a part of the resume state."""
+
+    loss = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"loss": self.loss}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.loss = state["loss"]
+
+
+def weights_of(run: Run, index: int) -> Path:
     """Where the weights of a trained topology lie."""
     return run.checkpoint / f"topology{index:03d}.safetensors"
 
 
-def _rows(loop: TrainingLoop) -> list[dict[str, float]]:
-    """The logged values of a finished loop, without the step."""
-    return [{name: value for name, value in row.items() if name != "step"} for row in loop.history.rows]
-
-
-def _kernel_law(run: Run, candidates: Candidates, bench: Training) -> list[dict[str, float]]:
+def _kernel_law(run: Run, candidates: Candidates, bench: Training) -> list[dict[str, Any]]:
     """Length of further topologies beside the product of their merge kernels, one draw of the weights each."""
     settings = candidates.settings
     random = generator(run.seed, "law")
-    topologies = [candidates.space().sample(random) for _ in range(settings.law_topologies)]
-    shape = candidates.shape
     image = (bench.protocol.backbone.in_chans, settings.law_size, settings.law_size)
-    loop = training(run, len(topologies), {}, phase="law")
-    for step in loop:
-        weights, drawn = generator(run.seed, "law", step), generator(run.seed, "law-circle", step)
-        model = build(topologies[step], img_size=image[1], in_chans=image[0], **shape, generator=weights).eval()
-        circle = great_circle(image, settings.points, generator=drawn)
-        loop.log(merge_product=topologies[step].merge_product, length=length_of(model, circle))
-    return _rows(loop)
+    rows = []
+    for index in range(settings.law_topologies):
+        topology = candidates.space().sample(random)
+        weights, drawn = generator(run.seed, "law", index), generator(run.seed, "law-circle", index)
+        model = build(topology, img_size=image[1], in_chans=image[0], **candidates.shape, generator=weights).eval()
+        length = length_of(model, great_circle(image, settings.points, generator=drawn))
+        rows.append({"topology": str(topology), "merge_product": topology.merge_product, "length": length})
+    return rows
 
 
 def _measured(run: Run, candidates: Candidates, bench: Training) -> list[dict[str, float]]:
     """Every proxy of every topology before training, as measured; larger is not always better."""
     settings, data = candidates.settings, bench.data
-    shape = candidates.shape
     spec = spec_of(run, settings, data)
-    score = Scorer(
-        spec, derive_seed(run.seed, "ranking-weights"), settings.width, {name: shape[name] for name in ("stride", "max_width")}
-    )
+    options = {"stride": settings.stride, "max_width": settings.max_width}
+    score = Scorer(spec, derive_seed(run.seed, "ranking-weights"), settings.width, options)
     batch = first_images(run, data, settings.proxy_images)
-    topologies = candidates.topologies(run.seed)
-    loop = training(run, len(topologies), {}, phase="measures")
-    for step in loop:
-        topology = topologies[step]
-        counts = count(topology, **shape, **shapes_of(run, data.classes))
+    rows = []
+    for index, topology in enumerate(candidates.topologies(run.seed)):
+        counts = count(topology, **candidates.shape, **shapes_of(run, data.classes))
         found = score(topology)
-        repeats = [_proxies(model, spec, batch, index) for index, model in _draws(run, candidates, bench, step)]
+        repeats = [_proxies(model, spec, batch, repeat) for repeat, model in _draws(run, candidates, bench, index)]
         means = {name: statistics.fmean(one[name] for one in repeats) for name in repeats[0]}
         sizes = {"merge_product": topology.merge_product, "parameters": counts.params, "macs": counts.macs}
-        loop.log(length=found.length, ntk=found.ntk, **sizes, **means)
-    return _rows(loop)
+        rows.append({"length": found.length, "ntk": found.ntk, **sizes, **means})
+    return rows
 
 
 def _draws(run: Run, candidates: Candidates, bench: Training, index: int) -> Iterator[tuple[int, nn.Module]]:
@@ -205,8 +166,8 @@ def judge_ranking(run: Run) -> dict[str, float]:
     top1 = [row["top1"] for row in rows]
     seed = derive_seed(run.seed, "bootstrap")
     taus, gaps = correlate(oriented(rows), top1, seed=seed, reference="length", draws=settings.draws)
-    _write_rows(run, "topologies.csv", rows)
-    _write_rows(run, "taus.csv", [{"proxy": name, **vars(tau)} for name, tau in taus.items()])
+    write_rows(run, "topologies.csv", rows)
+    write_rows(run, "taus.csv", [{"proxy": name, **vars(tau)} for name, tau in taus.items()])
     law = content["law"]
     best = max(rows, key=lambda row: row["validation_top1"])
     return {
@@ -222,7 +183,8 @@ def judge_ranking(run: Run) -> dict[str, float]:
     }
 
 
-def _write_rows(run: Run, name: str, rows: list[dict[str, Any]]) -> None:
+def write_rows(run: Run, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write a table beside the metrics, for figures."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     writer.writeheader()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
 
-from atlas.harness.registry import Metric, Settings, method, paper
+from atlas.harness.registry import Amount, Metric, Settings, method, paper
 from atlas.harness.study import Run
 from atlas.tasks.image_classification.entry import METRICS
 
@@ -197,6 +197,30 @@ def _evaluate_ranking(run: Run) -> Mapping[str, float]:
     return judge_ranking(run)
 
 
+REHEARSED = 4
+"""Topologies of a rehearsed ranking study."""
+
+
+def _search_amount(run: Run) -> Amount:
+    """In what a rehearsal measures: one trial of either search, and the three topologies that are compared."""
+    settings: SearchSettings = run.settings_model("as-vit-search")
+    return Amount((2 * settings.steps * settings.repeats + 3 * settings.check_repeats) / 5, settings.images, settings.images)
+
+
+def _growth_amount(run: Run) -> Amount:
+    """In what a rehearsal measures, the candidates of one step; a family has about ten steps."""
+    settings: GrowthSettings = run.settings_model("as-vit-growth")
+    return Amount(min(10, settings.max_steps) * settings.repeats, settings.images, settings.images)
+
+
+def _ranking_amount(run: Run) -> Amount:
+    """In what a rehearsal trains, a step of each of its topologies; measures cost little beside it."""
+    assert run.task_entry.amount is not None
+    one = run.task_entry.amount(run)
+    settings: RankingSettings = run.settings_model("as-vit-ranking")
+    return one._replace(steps=one.steps * settings.topologies / REHEARSED)
+
+
 @method(
     "as-vit-search",
     paper=PAPER,
@@ -207,7 +231,8 @@ def _evaluate_ranking(run: Run) -> Mapping[str, float]:
     settings=SearchSettings,
     metrics=SEARCH_METRICS,
     smallest={**SMALL_MEASURES, "steps": 3, "check_repeats": 1},
-    rehearsal={"steps": 1, "repeats": 1, "check_repeats": 1},
+    rehearsal={"repeats": 1, "images": 2, "check_repeats": 1},
+    amount=_search_amount,
     train=_train("stages", "search_topology"),
     evaluate=_summary(SEARCH_METRICS),
 )
@@ -227,7 +252,8 @@ def as_vit_search(run: Run, settings: SearchSettings) -> SearchSettings:
     needs={"search": "as-vit-search"},
     metrics=GROWTH_METRICS,
     smallest={**SMALL_MEASURES, "max_steps": 2},
-    rehearsal={"repeats": 1, "max_steps": 1, "attempts": 1},
+    rehearsal={"repeats": 1, "images": 2},
+    amount=_growth_amount,
     train=_train("stages", "grow_family"),
     evaluate=_summary(GROWTH_METRICS),
 )
@@ -245,8 +271,9 @@ def as_vit_growth(run: Run, settings: GrowthSettings) -> GrowthSettings:
     role="baseline",
     settings=RankingSettings,
     metrics=RANKING_METRICS,
-    smallest={**SMALL_MEASURES, "topologies": 4, "proxy_images": 4, "draws": 20, "law_topologies": 4},
-    rehearsal={"repeats": 1, "topologies": 4, "law_topologies": 3, "draws": 20},
+    smallest={**SMALL_MEASURES, "topologies": 4, "proxy_images": 4, "draws": 20, "law_topologies": 4, "law_size": 32},
+    rehearsal={"repeats": 1, "images": 2, "proxy_images": 2, "topologies": REHEARSED, "law_topologies": 3, "draws": 20},
+    amount=_ranking_amount,
     train=_train("baselines", "rank_topologies"),
     evaluate=_evaluate_ranking,
 )

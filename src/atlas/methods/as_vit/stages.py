@@ -138,6 +138,12 @@ class Family:
         self.members.append(member(self.growth.plan, taken))
         return self.members[-1]
 
+    def widen(self) -> None:
+        """Go on to the end without measures: after a rehearsal's few steps, what is trained shall have its full size."""
+        self.growth.policy = "max-width"
+        while self.step() is not None:
+            pass
+
     def state_dict(self) -> dict[str, Any]:
         """Return growth and members as plain values and a tensor."""
         return {"growth": self.growth.state_dict(), "members": self.members}
@@ -183,6 +189,8 @@ def grow_family(run: Run) -> dict[str, float]:
         if added is not None:
             values = {name: added[name] for name in ("parameters", "macs", "total_width", "measured_width", "stage")}
             loop.log(**values, widest=float(added["widest"]), length=from_finite(added["length"]), ntk=from_finite(added["ntk"]))
+    if run.limit is not None:
+        family.widen()
     members = family.members
     if not members:
         raise UserError(f"{run.cell}: growth took no step: its start has the target of {settings.target:,} parameters already")
