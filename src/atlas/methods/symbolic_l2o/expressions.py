@@ -45,8 +45,8 @@ BINARY = ("add", "sub", "mul", "div", "pow", "greater", "aq")
 OPERATORS: dict[str, int] = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2)}
 """Name to number of operands.
 
-``pow(x, y)`` = sign(x)|x|^y, ``sqrtm(x)`` = √|x|, ``logm(x)`` = log(|x| + 1e-8), ``aq(x, y)`` = x/√(1 + y²), ``greater(x, y)`` = 1
-where x > y, else 0.
+``pow(x, y)`` = sign(x)|x|^y, ``sqrtm(x)`` = √|x|, ``logm(x)`` = log(|x| + 1e-8), ``aq(x, y)`` = x/√(1 + y²), ``greater(x, y)``
+is 1 where x > y, else 0.
 """
 ALIASES = {"plus": "add", "mult": "mul", "minus": "sub", "sqrtabs": "sqrtm", "logabs": "logm", "Abs": "abs", "powm": "pow"}
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
