@@ -13,7 +13,7 @@ from atlas.l2o import History, Optimizee, Policy, meta_train
 from atlas.l2o import MetaConfig as MetaConfig
 from atlas.methods.symbolic_l2o.expressions import Expression
 from atlas.methods.symbolic_l2o.interpretability import mapping_complexity, r_squared, temporal_perception_field
-from atlas.methods.symbolic_l2o.recording import Records, record
+from atlas.methods.symbolic_l2o.recording import Records, features_of, record
 from atlas.methods.symbolic_l2o.regression import ParetoEntry, SRConfig, get_backend, pareto_front
 from atlas.methods.symbolic_l2o.rules import Rule, SymbolicPolicy
 
@@ -173,7 +173,7 @@ def distill(
         The engine's software is not installed.
     """
     get_backend(backend)
-    names = tuple(features or getattr(getattr(policy, "features", None), "names", ("m", "g")))
+    names = features_of(policy, features)
     records = record(policy, problems, features=names, lags=lags, runs=runs, steps=steps, seed=seed)
     return distill_records(records, names, lags, backend=backend, cfg=cfg, seed=seed, searches=searches)
 

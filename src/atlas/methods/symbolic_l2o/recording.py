@@ -1,7 +1,7 @@
 """What an optimizer does, as rows for regression: windows of features and the update that followed.
 
-Zheng et al., ICLR 2022, stage 2. A policy trains optimizees without being trained; the features of some coordinates and the update,
-before its scale, are kept at every step.
+Zheng et al., ICLR 2022, stage 2. A policy trains optimizees without being trained; the features of some coordinates, and the
+update before its scale, are kept at every step.
 """
 
 from __future__ import annotations
@@ -103,6 +103,14 @@ def trace(
     return {name: torch.stack(values).cpu().numpy() for name, values in kept.items()}
 
 
+def features_of(policy: Policy, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The features to record: those that are wanted, else those that a policy is fed, else m̃ and g̃."""
+    if wanted is not None:
+        return tuple(wanted)
+    own = getattr(policy, "features", None)
+    return own.names if isinstance(own, Features) else ("m", "g")
+
+
 def pick_coordinates(problem: Optimizee, count: int, random: np.random.Generator) -> Tensor:
     """Some coordinates of every tensor of a problem, all of a smaller one."""
     index = problem.tensor_index().cpu().numpy()
@@ -182,16 +190,15 @@ def record(
     if lags < 1:
         raise ValueError(f"lags must be at least 1, not {lags}")
     chosen = list(problems) if isinstance(problems, Sequence) else [problems]
-    names = tuple(features or getattr(getattr(policy, "features", None), "names", ("m", "g")))
+    names = features_of(policy, features)
     random = np.random.default_rng(seed)
     columns: dict[str, list[Any]] = {"X": [], "y": [], "run": [], "coordinate": [], "step": []}
     for index in range(runs):
         problem = chosen[index % len(chosen)]
         gen = torch.Generator().manual_seed(int(random.integers(2**62)))
         picked = pick_coordinates(problem, coordinates, random)
-        X, y, place, step = windows(
-            trace(policy, problem, features=names, steps=steps, coordinates=picked, gen=gen), lags, random
-        )
+        traced = trace(policy, problem, features=names, steps=steps, coordinates=picked, gen=gen)
+        X, y, place, step = windows(traced, lags, random)
         found = {"X": X, "y": y, "run": np.full(len(y), index), "coordinate": picked.numpy()[place], "step": step}
         for name, column in found.items():
             columns[name].append(column)

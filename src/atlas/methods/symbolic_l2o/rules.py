@@ -234,7 +234,7 @@ class InterpolationRule(Rule):
     @property
     def expression(self) -> Expression:
         """The rule with its present λ."""
-        lam = float(self.lam)
+        lam = float(self.lam.detach())
         return call("neg", var("mhat_0") / (const(1 - lam) + lam * var("d_0")))
 
 
