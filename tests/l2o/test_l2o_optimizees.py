@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from atlas.l2o import (
     Adam,
+    Ensemble,
     Examples,
     LearnedOptimizer,
     analytic,
@@ -255,3 +256,14 @@ def test_bad_gradients_are_skipped_tensor_by_tensor_then_raise() -> None:
 def test_refuses(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("problem", [quadratic(3), PROBLEMS["mlp"]], ids=["function", "network"])
+def test_replicates_and_copies_see_the_same_problems(problem: Optimizee) -> None:
+    policies = [rnnprop("rp-small", lr=lr) for lr in (0.1, 0.01)]
+    options = {"n": 3, "steps": 4, "every": 2, "start": True}
+    together = rollout(Ensemble([policies[0], policies[0]]), problem, copies=2, gen=seeded(), **options)  # type: ignore[arg-type]
+    alone = rollout(policies[0], problem, gen=seeded(), **options)  # type: ignore[arg-type]
+    for half in together.measured["val_loss"].chunk(2, dim=1):
+        assert torch.allclose(half, alone.measured["val_loss"], rtol=1e-4)
+    assert torch.allclose(together.best[:3], alone.best, atol=1e-5)

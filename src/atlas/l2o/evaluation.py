@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atlas.l2o.optimizees import Batch, Optimizee
+from atlas.l2o.optimizees import Batch, DataOptimizee, Optimizee
 from atlas.l2o.policies import Policy
 from atlas.l2o.state import State, map_state
 
@@ -105,7 +105,7 @@ def rollout(
         nonlocal best, lowest
         marks.append(done)
         for split in splits:
-            for name, values in problem.evaluate(theta, split).items():
+            for name, values in _measures(problem, theta, split, copies).items():
                 measured.setdefault(f"{split}_{name}", []).append(values)
         loss = measured[f"{splits[0]}_loss"][-1]
         best = torch.where((loss < lowest).unsqueeze(1), theta, best)
@@ -121,6 +121,14 @@ def rollout(
         if (every and index % every == 0) or index == steps:
             measure(index)
     return Curves(torch.stack(stream), marks, {name: torch.stack(values) for name, values in measured.items()}, theta, best)
+
+
+def _measures(problem: Optimizee, theta: Tensor, split: str, copies: int) -> dict[str, Tensor]:
+    """Whole-split measures of all copies; instance i of every copy has the function of instance i."""
+    if isinstance(problem, DataOptimizee):
+        return problem.evaluate(theta, split)
+    found = [problem.evaluate(part, split) for part in theta.chunk(copies)]
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 
 def _repeat(batch: Batch, copies: int) -> Batch:

@@ -19,7 +19,7 @@ class Replicas:
     Attributes
     ----------
     parameters : dict
-        Name to a leaf tensor (R, …).
+        Name to a leaf tensor (R, …), trainable where the first policy's is.
 
     Parameters
     ----------
@@ -29,10 +29,10 @@ class Replicas:
 
     def __init__(self, policies: Sequence[Policy]) -> None:
         self.base = policies[0]
-        names = [name for name, _ in self.base.named_parameters()]
         stores = [dict(policy.named_parameters()) for policy in policies]
         self.parameters: dict[str, Tensor] = {
-            name: torch.stack([store[name].detach() for store in stores]).requires_grad_() for name in names
+            name: torch.stack([store[name].detach() for store in stores]).requires_grad_(own.requires_grad)
+            for name, own in self.base.named_parameters()
         }
         self.count = len(policies)
 

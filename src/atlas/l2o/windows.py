@@ -68,10 +68,19 @@ class Window:
 class _Unroller:
     """One window while it is unrolled; see :func:`unroll`."""
 
-    def __init__(self, step: Step, problem: Optimizee, objective: Objective, scale: Tensor | None, second_order: bool) -> None:
+    def __init__(
+        self,
+        step: Step,
+        problem: Optimizee,
+        objective: Objective,
+        scale: Tensor | None,
+        weight: Tensor | float,
+        second_order: bool,
+    ) -> None:
         if objective not in ("sum", "log"):
             raise ValueError(f"there is no objective {objective}; choose from sum, log")
-        self.step, self.problem, self.objective, self.scale, self.second_order = step, problem, objective, scale, second_order
+        self.step, self.problem, self.objective = step, problem, objective
+        self.scale, self.weight, self.second_order = scale, weight, second_order
 
     def true(self, q: Tensor) -> Tensor:
         """Parameters of the optimizee for the policy's coordinates: θ = s ⊙ q."""
@@ -101,7 +110,8 @@ class _Unroller:
 
     def slope(self, losses: Tensor, gradient: Tensor, steps: int) -> Tensor:
         """Derivative of :meth:`value` with respect to q."""
-        return gradient if self.objective == "sum" else gradient / ((losses + EPS) * steps).unsqueeze(-1)
+        slope = gradient if self.objective == "sum" else gradient / ((losses + EPS) * steps).unsqueeze(-1)
+        return slope * self.weight.unsqueeze(-1) if isinstance(self.weight, Tensor) else slope * self.weight
 
 
 def unroll(
@@ -115,6 +125,7 @@ def unroll(
     boundary: Boundary = "none",
     follow: Follow | None = None,
     scale: Tensor | None = None,
+    weight: Tensor | float = 1.0,
     second_order: bool = False,
 ) -> Window:
     """Unroll a policy over a window, and prepare its meta-gradient.
@@ -138,6 +149,8 @@ def unroll(
         A loss on the parameters after each update (imitation); see :data:`Follow`.
     scale : Tensor, optional
         (…, P): random scales s; the optimizee's parameters are s ⊙ θ.
+    weight : Tensor or float
+        (…,) or broadcast to it: weight of the objective beside what ``follow`` adds. The window reports it unweighted.
     second_order : bool
         Differentiate through the optimizee's gradient too.
 
@@ -150,7 +163,7 @@ def unroll(
         raise ValueError(f"there is no boundary {boundary}; choose from post, pre, none")
     if boundary != "none" and objective != "sum":
         raise ValueError(f"the boundary {boundary} belongs to the objective sum; use none")
-    engine = _Unroller(step, problem, objective, scale, second_order)
+    engine = _Unroller(step, problem, objective, scale, weight, second_order)
     drawn = list(batches)
     last = drawn.pop() if boundary != "none" else None
     if not drawn:
@@ -175,7 +188,7 @@ def _first_order(
         before.append(torch.where(alive.unsqueeze(-1), engine.slope(loss, gradient, steps), 0.0))
         if boundary == "pre" and index == steps - 1:
             extra, slope = engine.gradient(q, last)
-            total, before[-1] = total + extra, before[-1] + slope
+            total, before[-1] = total + extra, before[-1] + engine.slope(extra, slope, steps)
         update, state = engine.step(gradient, state)
         update = torch.where(alive.unsqueeze(-1), update, 0.0)
         updates.append(update)
@@ -185,8 +198,8 @@ def _first_order(
         followed = followed if added is None else followed + torch.where(alive, added[0].detach(), 0.0)
     reached = torch.zeros_like(q)
     if boundary == "post":
-        extra, reached = engine.gradient(q, last)
-        total = total + extra
+        extra, slope = engine.gradient(q, last)
+        total, reached = total + extra, engine.slope(extra, slope, steps)
     cotangents = _suffix_sums(before, after, reached / q.shape[-2], q.shape[-2])
     return Window(q, map_state(Tensor.detach, state), torch.stack(losses), total, followed, alive, updates, cotangents)
 
@@ -224,7 +237,7 @@ def _second_order(
         followed = followed if added is None else followed + torch.where(alive, added[0], 0.0)
     if boundary == "post":
         total = total + engine.gradient(q, last)[0]
-    whole = (total + followed).mean(-1).sum()
+    whole = (engine.weight * total + followed).mean(-1).sum()
     ended = map_state(Tensor.detach, state)
     return Window(
         q.detach(), ended, torch.stack(losses), total.detach(), followed.detach(), alive, [whole], [torch.ones_like(whole)]

@@ -39,6 +39,10 @@ class Competitor:
         """The trained policies, from the files that :meth:`train` left."""
         raise NotImplementedError
 
+    def select(self, evaluation: Evaluation) -> Evaluation:
+        """Choose among the policies that were judged; all of them by default."""
+        return evaluation
+
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
         """Values of the row's extra metrics, from what it did on every problem."""
         return {}

@@ -53,6 +53,10 @@ class Outcome:
     final_train: Tensor
     finite: Tensor
 
+    def replicate(self, index: int) -> Outcome:
+        """The outcome of one replicate."""
+        return Outcome(*(getattr(self, name)[index : index + 1] for name in self.__dataclass_fields__))
+
     @property
     def best_log_val(self) -> Tensor:
         """(R, n)."""
@@ -95,7 +99,7 @@ def evaluate(run: Run) -> dict[str, float]:
     arena = load_arena(run)
     competitor = run.build()[0]
     policies = [policy.to(arena.device).eval() for policy in competitor.policies()]
-    evaluation = judge(run, arena, policies)
+    evaluation = competitor.select(judge(run, arena, policies))
     write_text(run.results / "curves.csv", curves_table(evaluation))
     write_text(run.results / "evaluations.csv", evaluations_table(evaluation))
     state_bytes, ratio = step_cost(policies[0], pick_device(run.resources.device))
@@ -107,21 +111,27 @@ def judge(run: Run, arena: Arena, policies: list[Policy]) -> Evaluation:
     """Run every policy on every problem; rows of the same seed see the same starts and the same order of the data."""
     protocol = arena.protocol
     evaluation = Evaluation(arena)
+    alike = len({type(policy) for policy in policies}) == 1 and len(policies) > 1
+    teams: list[tuple[Policy, int]] = [(Ensemble(policies), len(policies))] if alike else [(one, 1) for one in policies]
     for name, problem in arena.problems.items():
         every = arena.steps_per_epoch(name)
-        curves = rollout(
-            Ensemble(policies),
-            problem,
-            n=protocol.inits,
-            copies=len(policies),
-            steps=protocol.epochs * every,
-            every=every,
-            start=True,
-            gen=generator(run.seed, "judged", name),
-            warmup_steps=protocol.warmup_steps,
-            warmup_lr=protocol.warmup_lr,
-        )
-        evaluation.outcomes[name] = outcome(curves, problem, every, len(policies))
+        outcomes = []
+        for policy, size in teams:
+            curves = rollout(
+                policy,
+                problem,
+                n=protocol.inits,
+                copies=size,
+                steps=protocol.epochs * every,
+                every=every,
+                start=True,
+                gen=generator(run.seed, "judged", name),
+                warmup_steps=protocol.warmup_steps,
+                warmup_lr=protocol.warmup_lr,
+            )
+            outcomes.append(outcome(curves, problem, every, size))
+        columns = {key: torch.cat([getattr(one, key) for one in outcomes]) for key in Outcome.__dataclass_fields__}
+        evaluation.outcomes[name] = Outcome(**columns)
     return evaluation
 
 
