@@ -53,6 +53,12 @@ def test_adam_entered_by_hand_is_adam_step_for_step(foreach: bool) -> None:
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
+def test_weight_decay_is_that_of_adamw() -> None:
+    ours = trained(lambda p: SymbolicOptimizer(p, "-m_0", lr=0.01, betas=(0.9, 0.999), clamp=None, weight_decay=0.1))
+    theirs = trained(lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-12, weight_decay=0.1))
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_blocks_foreach_and_policy_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES))
     foreach = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, foreach=True))

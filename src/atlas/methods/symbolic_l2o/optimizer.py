@@ -96,6 +96,8 @@ class SymbolicOptimizer(torch.optim.Optimizer):
         Evaluate operation by operation over all tensors at once, instead of block by block. By default on no device.
     compiled : bool, optional
         Compile the step. By default on CUDA.
+    weight_decay : float
+        Decoupled, as AdamW's: parameters shrink by lr · weight_decay before the update.
     patience : int
         A tensor whose gradient is not finite keeps its value and state for that step; as many such steps in a row raise.
 
@@ -126,6 +128,7 @@ class SymbolicOptimizer(torch.optim.Optimizer):
         foreach: bool = False,
         compiled: bool | None = None,
         patience: int = 10,
+        weight_decay: float = 0.0,
     ) -> None:
         if isinstance(rule, Rule):
             features, lags = rule.features, rule.lags
@@ -138,7 +141,9 @@ class SymbolicOptimizer(torch.optim.Optimizer):
         self.program = Program(self.expression, features, lags, betas, clamp)
         self.foreach, self.compiled, self.patience = foreach, compiled, patience
         self._kernel: Callable[..., None] | None = None
-        super().__init__(params, {"lr": positive("lr", lr)})
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, not {weight_decay}")
+        super().__init__(params, {"lr": positive("lr", lr), "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -149,6 +154,9 @@ class SymbolicOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             usable = [parameter for parameter in group["params"] if self._usable(parameter)]
+            shrink = 1 - group["lr"] * group["weight_decay"]
+            if shrink != 1 and usable:
+                torch._foreach_mul_(usable, shrink)
             for parameter in usable:
                 store = self.state[parameter]
                 if "step" not in store:

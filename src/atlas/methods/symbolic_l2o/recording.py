@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class Records:
             raise ValueError("rows of at least 2 runs are needed: one is held out")
         return self.of_runs(runs[:-1]), self.of_runs(runs[-1:])
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str | IO[bytes]) -> None:
         """Write everything to an ``.npz`` file of plain arrays."""
         np.savez_compressed(
             path, X=self.X, y=self.y, run=self.run, coordinate=self.coordinate, step=self.step, names=np.array(self.names)

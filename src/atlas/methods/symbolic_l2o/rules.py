@@ -329,6 +329,12 @@ class SymbolicPolicy(Policy):
         self.clamp = None if clamp is None else float(positive("clamp", clamp))
         self.inputs = Features(rule.features, betas)
 
+    def optimizer(self, params: Any) -> torch.optim.Optimizer:
+        """The rule's equation as an optimizer, which keeps no more state than the equation uses."""
+        from atlas.methods.symbolic_l2o.optimizer import SymbolicOptimizer
+
+        return SymbolicOptimizer(params, self.rule, float(self.lr), betas=self.inputs.betas, clamp=self.clamp)
+
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
         """Moments and history at zero."""
         shape = (*theta.shape[:-1], self.rule.lags, len(self.rule.features), theta.shape[-1])
