@@ -161,8 +161,8 @@ def _timed(data: FigureData) -> list[tuple[str, float, float]]:
     found: list[tuple[str, float, float]] = []
     for plan, title in (("uvc", "blocks, heads, neurons"), ("ragged", "dims and neurons"), ("skip", "blocks alone")):
         if f"latency_ratio_{plan}" in table:
-            rows = table[[f"r_phys_{plan}", f"latency_ratio_{plan}"]].dropna()
-            found += [(title, float(left), float(ratio)) for left, ratio in rows.itertuples(index=False)]
+            rows = table[[f"r_phys_{plan}", f"latency_ratio_{plan}"]].dropna().astype(float)
+            found += [(title, left, ratio) for left, ratio in rows.to_numpy().tolist()]
     if "latency_ratio_b64" in table:
         rows = table.dropna(subset=["latency_ratio_b64", "r_phys"])
         found += [(str(row.title), float(row.r_phys), float(row.latency_ratio_b64)) for row in rows.itertuples()]
@@ -193,7 +193,8 @@ def compression_latency(data: FigureData) -> Figure | None:
     for place, title in enumerate(titles):
         points = [(left, ratio) for name, left, ratio in timed if name == title]
         marker = MARKERS[place % len(MARKERS)]
-        axes.scatter(*zip(*points, strict=True), s=40, color=PALETTE[place % len(PALETTE)], marker=marker, label=title)
+        left, ratio = zip(*points, strict=True)
+        axes.scatter(left, ratio, s=40, color=PALETTE[place % len(PALETTE)], marker=marker, label=title)
     axes.set(xlabel="multiply-accumulates left", ylabel="time relative to dense", xlim=(0, 1.06), ylim=(0, None))
     handles, labels = axes.get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=3)
