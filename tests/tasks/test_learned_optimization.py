@@ -41,7 +41,7 @@ def test_no_example_is_on_both_sides_or_in_two_splits() -> None:
     meta, judged = divide(Protocol(), examples())
     seen = [set(images.flatten().tolist()) for side in (meta, judged) for images, _ in side.values()]
     assert sum(map(len, seen)) == len(set().union(*seen)) == 200
-    assert [len(one) for one in seen] == [80, 20, 64, 16, 20]
+    assert [len(one) for one in seen] == [80, 20, 60, 20, 20]  # two of every eight in a class round to two
     again = divide(Protocol(), examples())
     assert torch.equal(again[1]["test"][0], judged["test"][0])
 
