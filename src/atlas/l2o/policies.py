@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,12 @@ class Policy(nn.Module):
     def options(self) -> dict[str, object]:
         """What the constructor needs to make this policy again, apart from trained numbers: plain values, for saved files."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is made again")
+
+    def optimizer(self, params: Any) -> torch.optim.Optimizer:
+        """The policy as a ``torch.optim.Optimizer`` on parameters or groups, with ``state_bytes_per_parameter``."""
+        from atlas.l2o.optimizer import LearnedOptimizer
+
+        return LearnedOptimizer(params, self)
 
     def detach(self, state: State) -> State:
         """The state without history, for the start of the next window."""

@@ -10,14 +10,14 @@ import io
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from atlas.harness.files import write_text
 from atlas.harness.seeds import generator, pick_device
-from atlas.l2o import Curves, Ensemble, LearnedOptimizer, Optimizee, Policy, best_log_loss, optimization_stability, rollout
+from atlas.l2o import Curves, Ensemble, Optimizee, Policy, best_log_loss, optimization_stability, rollout
 from atlas.tasks.learned_optimization.data import Arena, load_arena
 
 if TYPE_CHECKING:
@@ -224,7 +224,8 @@ def step_cost(policy: Policy, device: torch.device) -> tuple[float, float]:
     parameters = [nn.Parameter(torch.zeros(TIMING_PARAMETERS // 2, 2, device=device)) for _ in range(2)]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    ours, adam = LearnedOptimizer(parameters[:1], policy), torch.optim.Adam(parameters[1:])
+    ours: Any = policy.optimizer(parameters[:1])
+    adam = torch.optim.Adam(parameters[1:])
 
     def seconds(optimizer: torch.optim.Optimizer) -> float:
         began = time.perf_counter()

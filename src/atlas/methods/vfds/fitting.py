@@ -1,0 +1,192 @@
+"""Training a selective model on sequences, and the front of accuracy against cost over λ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.methods.vfds.losses import Loss, arm_loss, check_lambda, lambda_at, selection_loss
+from atlas.methods.vfds.model import SelectiveGRU
+
+LEARNING_RATE = 3e-3
+LOGIT_LEARNING_RATE = 0.05
+"""For the free logits of the static policy: at the weights' rate they hardly move in some hundred steps."""
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float = LEARNING_RATE, logit_learning_rate: float = LOGIT_LEARNING_RATE
+) -> list[dict[str, Any]]:
+    """Parameter groups of an optimiser: the static policy's logits have a rate of their own."""
+    logits = [parameter for name, parameter in model.named_parameters() if name.endswith("static_logits")]
+    weights = [parameter for name, parameter in model.named_parameters() if not name.endswith("static_logits")]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr": learning_rate}]
+    return groups + ([{"params": logits, "lr": logit_learning_rate}] if logits else [])
+
+
+def training_loss(
+    model: SelectiveGRU,
+    x: Tensor,
+    y: Tensor,
+    *,
+    lam: float | Tensor,
+    lengths: Tensor | None = None,
+    noise: Tensor | None = None,
+    **options: Any,
+) -> Loss:
+    """Loss of the model's own kind: of the relaxation, or of a pair of trajectories for ARM; ``options`` are theirs."""
+    if model.arm:
+        unbiased = model.relaxation == "arm-unbiased"
+        return arm_loss(model, x, y, lam=lam, unbiased=unbiased, lengths=lengths, noise=noise, **options)
+    rollout = model(x, lengths=lengths, noise=noise, gates="relaxed")
+    cost = model.groups.cost.to(x)
+    if model.policy not in ("dynamic", "static"):
+        lam = 0.0  # nothing to learn about cost: the gates are given, or (attention) the paper's code asks nothing for them
+    return selection_loss(rollout, y, cost=cost, lam=lam, **options)
+
+
+def fit(
+    model: SelectiveGRU,
+    dataset: tuple[Tensor, Tensor] | torch.utils.data.Dataset[Any],
+    *,
+    lam: float,
+    steps: int,
+    optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None = None,
+    warmup: float = 0.25,
+    seed: int = 0,
+    batch_size: int = 32,
+    clip_norm: float | None = 1.0,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """Train a model in place.
+
+    Parameters
+    ----------
+    dataset : pair of Tensor, or Dataset
+        x (N, T, D) and y (N, T[, C]); or a dataset of such pairs of one length.
+    lam : float
+        λ, in nats; 0 asks nothing for acquisition.
+    steps : int
+        Number of optimiser steps.
+    optimizer : callable, optional
+        Makes an optimiser of parameter groups; by default Adam at 3e−3, 0.05 for static logits.
+    warmup : float
+        Part of the steps in which λ rises linearly from 0; without it a large λ closes all gates for good.
+    seed : int
+        Of the order of the data and, apart from it, of the gates' noise.
+    clip_norm : float, optional
+        Largest norm of the gradient: a relaxed gate's slope reaches 1 / 4τ.
+    options
+        Of :func:`.losses.selection_loss` or :func:`.losses.arm_loss`.
+
+    Returns
+    -------
+    list of dict
+        total, task and cost_fraction of every step.
+
+    Raises
+    ------
+    ValueError
+        λ is negative, ``steps`` or ``batch_size`` is less than 1, or ``warmup`` is outside [0, 1].
+    """
+    check_lambda(lam)
+    if steps < 1 or batch_size < 1 or not 0 <= warmup <= 1:
+        raise ValueError(f"steps {steps} and batch_size {batch_size} must be positive, warmup {warmup} in [0, 1]")
+    x, y = _tensors(dataset)
+    groups = parameter_groups(model)
+    optimiser = torch.optim.Adam(groups) if optimizer is None else optimizer(groups)
+    order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 2**32)
+    curve = []
+    for step in range(steps):
+        chosen = torch.randint(len(x), (min(batch_size, len(x)),), generator=order).to(x.device)
+        drawn = torch.rand(x.shape[1], len(chosen), model.groups.n_groups, generator=noise).clamp(1e-6, 1 - 1e-6)
+        loss = training_loss(model, x[chosen], y[chosen], lam=lambda_at(step, steps, lam, warmup), noise=drawn.to(x), **options)
+        optimiser.zero_grad(set_to_none=True)
+        loss.total.backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimiser.step()
+        curve.append({name: float(value.detach()) for name, value in loss._asdict().items()})
+    return curve
+
+
+def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(dataset, tuple | list) and len(dataset) == 2 and dataset[0].ndim == 3:
+        return dataset[0], dataset[1]
+    pairs = [dataset[index] for index in range(len(dataset))]
+    return torch.stack([torch.as_tensor(x) for x, _ in pairs]), torch.stack([torch.as_tensor(y) for _, y in pairs])
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trained model on the front: λ, seed, share of the cost, and accuracy, both in [0, 1]."""
+
+    lam: float
+    seed: int
+    fraction: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Front:
+    """Accuracy against cost over λ and seeds."""
+
+    points: tuple[Point, ...]
+
+    def mean(self) -> Front:
+        """Mean over the seeds of every λ."""
+        found = []
+        for lam in sorted({point.lam for point in self.points}):
+            own = [point for point in self.points if point.lam == lam]
+            fraction, accuracy = (sum(values) / len(own) for values in zip(*((p.fraction, p.accuracy) for p in own), strict=True))
+            found.append(Point(lam, -1, fraction, accuracy))
+        return Front(tuple(found))
+
+    def efficient(self) -> Front:
+        """The points that no other point beats in both accuracy and cost, by rising cost."""
+        kept: list[Point] = []
+        for point in sorted(self.points, key=lambda point: (point.fraction, -point.accuracy)):
+            if not kept or point.accuracy > kept[-1].accuracy:
+                kept.append(point)
+        return Front(tuple(kept))
+
+    def interpolate(self, fraction: float) -> float:
+        """Accuracy at a cost, linear between neighbours (two models mixed by chance reach it), constant beyond the ends."""
+        points = sorted(self.points, key=lambda point: point.fraction)
+        if not points:
+            raise ValueError("the front has no point")
+        if fraction <= points[0].fraction:
+            return points[0].accuracy
+        for low, high in pairwise(points):
+            if fraction <= high.fraction:
+                share = (fraction - low.fraction) / (high.fraction - low.fraction)
+                return low.accuracy + share * (high.accuracy - low.accuracy)
+        return points[-1].accuracy
+
+    def cheapest(self, accuracy: float) -> float | None:
+        """Smallest cost of a point that is at least that accurate, or ``None``."""
+        return min((point.fraction for point in self.points if point.accuracy >= accuracy), default=None)
+
+
+def pareto(model_fn: Callable[[float, int], tuple[float, float]], lams: Sequence[float], seeds: Sequence[int]) -> Front:
+    """Front of accuracy against cost.
+
+    Parameters
+    ----------
+    model_fn : callable
+        ``model_fn(lam, seed)`` trains a model and returns its (cost fraction, accuracy), on data that it was not trained on.
+
+    Raises
+    ------
+    ValueError
+        There is no λ or no seed, or a λ is negative.
+    """
+    if not lams or not seeds:
+        raise ValueError("a front needs at least one λ and one seed")
+    for lam in lams:
+        check_lambda(lam)
+    return Front(tuple(Point(lam, seed, *model_fn(lam, seed)) for lam in lams for seed in seeds))

@@ -1,0 +1,84 @@
+"""Which features are acquired together, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class FeatureGroups:
+    """Features that one gate acquires together (a sensor, a channel), and the cost of each gate.
+
+    Parameters
+    ----------
+    groups : LongTensor
+        (D,): the group of every feature, 0 … G − 1, none left out.
+    cost : Tensor
+        (G,): non-negative cost of acquiring each group for one step, in any unit; only ratios matter.
+    names : sequence of str, optional
+        What the groups are called.
+
+    Raises
+    ------
+    ValueError
+        The groups are not numbered 0 … G − 1; a cost is negative or not finite, or all are zero; or lengths differ.
+    """
+
+    def __init__(
+        self, groups: Tensor | Sequence[int], cost: Tensor | Sequence[float], names: Sequence[str] | None = None
+    ) -> None:
+        self.groups = torch.as_tensor(groups)
+        self.cost = torch.as_tensor(cost, dtype=torch.get_default_dtype())
+        if self.groups.ndim != 1 or not len(self.groups) or self.groups.is_floating_point():
+            raise ValueError(f"groups must be a vector of whole numbers, not of shape {tuple(self.groups.shape)}")
+        self.groups = self.groups.long()
+        found = torch.unique(self.groups)
+        if not torch.equal(found, torch.arange(len(found))):
+            raise ValueError(f"groups must be numbered 0 … G − 1 without a gap, not {found.tolist()}")
+        if self.cost.shape != found.shape:
+            raise ValueError(f"there are {len(found)} groups, but costs of shape {tuple(self.cost.shape)}")
+        check_cost(self.cost)
+        self.names = [f"group{index}" for index in range(len(found))] if names is None else list(names)
+        if len(self.names) != len(found):
+            raise ValueError(f"there are {len(found)} groups, but {len(self.names)} names")
+
+    @classmethod
+    def per_feature(cls, n_features: int) -> FeatureGroups:
+        """Every feature by itself, at cost 1."""
+        names = [f"feature{index}" for index in range(n_features)]
+        return cls(torch.arange(n_features), torch.ones(n_features), names)
+
+    @property
+    def n_features(self) -> int:
+        """Number D of features."""
+        return len(self.groups)
+
+    @property
+    def n_groups(self) -> int:
+        """Number G of gates."""
+        return len(self.cost)
+
+    @property
+    def trivial(self) -> bool:
+        """Whether gate j is feature j."""
+        return torch.equal(self.groups, torch.arange(self.n_features))
+
+    def expand(self, gates: Tensor) -> Tensor:
+        """Gates (…, G) to features (…, D)."""
+        return gates if self.trivial else gates[..., self.groups.to(gates.device)]
+
+
+def check_cost(cost: Tensor) -> None:
+    """Refuse costs that are negative, not finite, or all zero.
+
+    Raises
+    ------
+    ValueError
+        They are.
+    """
+    if not bool(torch.isfinite(cost).all()) or bool((cost < 0).any()):
+        raise ValueError("costs must be finite and not negative")
+    if not bool((cost > 0).any()):
+        raise ValueError("all costs are zero; at least one must be positive")

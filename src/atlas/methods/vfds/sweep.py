@@ -1,0 +1,85 @@
+"""Several models of one shape trained at once: a sweep over λ costs little more than one model.
+
+Small recurrent models spend their time on the overhead of many small operations. Stacked parameters turn each into one
+batched operation for all models; the models do not influence one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.methods.vfds.model import Rollout, SelectiveGRU
+
+
+class Sweep(nn.Module):
+    """M :class:`.model.SelectiveGRU` with stacked parameters, on the same batches and the same noise.
+
+    Its forward pass takes and returns what theirs does, with a leading M in every tensor of the
+    :class:`.model.Rollout`; :func:`.losses.selection_loss` and :func:`.losses.arm_loss` then return (M,) values, and their sum
+    has the gradients of all.
+
+    Parameters
+    ----------
+    models : sequence of SelectiveGRU
+        Of equal shape and policy; their weights are copied.
+
+    Raises
+    ------
+    ValueError
+        There is none, or they differ in shape or policy.
+    """
+
+    def __init__(self, models: Sequence[SelectiveGRU]) -> None:
+        super().__init__()
+        if not models:
+            raise ValueError("a sweep needs at least one model")
+        states = [model.state_dict() for model in models]
+        if any({k: v.shape for k, v in state.items()} != {k: v.shape for k, v in states[0].items()} for state in states):
+            raise ValueError("the models of a sweep must have the same shapes and policy")
+        object.__setattr__(self, "template", models[0])  # how to run, but none of its weights
+        trained = {name for name, _ in models[0].named_parameters()}
+        for name in states[0]:
+            stacked = torch.stack([state[name] for state in states])
+            if name in trained:
+                self.register_parameter(_key(name), nn.Parameter(stacked))
+            else:
+                self.register_buffer(_key(name), stacked)
+        self.size = len(models)
+
+    template: SelectiveGRU
+
+    @property
+    def stacked(self) -> dict[str, Tensor]:
+        """Parameters and buffers by the models' own names, with a leading M."""
+        return {name: getattr(self, _key(name)) for name in self.template.state_dict()}
+
+    @property
+    def selector(self) -> _Stacked:
+        """Stacked weight (M, G, H) and bias (M, G) of the selector."""
+        return _Stacked(getattr(self, _key("selector.weight")), getattr(self, _key("selector.bias")))
+
+    def forward(self, x: Tensor, **options: Any) -> Rollout:
+        """Run all models on x: (B, T, D); see :meth:`.model.SelectiveGRU.forward`."""
+        return torch.func.functional_call(self.template, self.stacked, (x,), options)
+
+    def model(self, index: int) -> SelectiveGRU:
+        """Return the template with the weights of one model; the next call changes them."""
+        self.template.load_state_dict({name: tensor[index].detach() for name, tensor in self.stacked.items()})
+        return self.template
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Sweep:
+        self.template._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+class _Stacked:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")

@@ -1,0 +1,83 @@
+"""Registration of the task feature-acquisition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atlas.harness.registry import Amount, Metric, Task, task
+from atlas.harness.study import Run
+from atlas.tasks.feature_acquisition.protocol import Protocol
+
+NAME = "feature-acquisition"
+
+METRICS = (
+    Metric("accuracy", "accuracy", "higher", ".1%"),
+    Metric("frac_steady", "features acquired", "lower", ".1%", cost=True),
+    Metric("cost_fraction", "cost acquired", "lower", ".1%", cost=True),
+    Metric("n_features", "features / step", "lower", ".1f", cost=True),
+    Metric("sensor_on", "sensors on", "lower", ".1%", cost=True),
+    Metric("f1", "F1", "higher", ".3f", table=False),
+    Metric("iou", "IoU", "higher", ".3f", table=False),
+    Metric("nll", "NLL", "lower", ".3f"),
+    Metric("long_accuracy", "accuracy, long sequences", "higher", ".1%"),
+    Metric("recovery_f1", "recovery of the truth, F1", "higher", ".3f"),
+    Metric("context_drift", "selection depends on context", "neither", ".3f"),
+    Metric("drift_margin", "… beyond chance", "neither", ".3f", table=False),
+    Metric("frac_total", "features acquired, first step included", "lower", ".1%", table=False, cost=True),
+    Metric("frac_official", "features acquired, official count", "lower", ".1%", table=False, cost=True),
+    Metric("parameters", "parameters", "lower", ",.0f"),
+    Metric("step_flops", "FLOPs / step", "lower", ",.0f"),
+)
+
+
+def _train(run: Run) -> Mapping[str, Any]:
+    from atlas.tasks.feature_acquisition.training import train
+
+    return train(run)
+
+
+def _evaluate(run: Run) -> Mapping[str, float]:
+    from atlas.tasks.feature_acquisition.evaluate import evaluate
+
+    return evaluate(run)
+
+
+def _amount(run: Run) -> Amount:
+    protocol = run.protocol_model()
+    return Amount(protocol.steps, protocol.batch_size, protocol.batch_size)
+
+
+task(
+    Task(
+        name=NAME,
+        title="Choosing what to measure next",
+        question="How few features need a model acquire per step, decided before it sees any, and what accuracy does that cost?",
+        protocol=Protocol,
+        metrics=METRICS,
+        train=_train,
+        evaluate=_evaluate,
+        baseline="vanilla",
+        amount=_amount,
+        smallest={
+            "steps": 4,
+            "batch_size": 4,
+            "hidden": 6,
+            "log_every": 1,
+            "keep_best_every": 2,
+            "stream": {
+                "train_sequences": 16,
+                "validation_sequences": 6,
+                "test_sequences": 12,
+                "steps": 12,
+                "long_sequences": 2,
+                "long_steps": 24,
+            },
+        },
+        rehearsal={
+            "batch_size": 1,
+            "keep_best_every": 0,
+            "stream": {"train_sequences": 1, "validation_sequences": 1, "test_sequences": 1, "long_sequences": 1},
+        },
+    )
+)

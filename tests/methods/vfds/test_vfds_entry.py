@@ -1,0 +1,113 @@
+"""VFDS in its task: every tier's rows build, the baselines keep to VFDS's cost, and the oracle is exact."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+from atlas.errors import UserError
+from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.files import read_tensors, write_json
+from atlas.harness.planning import merge, validate_settings
+from atlas.harness.registry import load
+from atlas.harness.study import Run, Study
+from atlas.methods.vfds.baselines import bayes_filter, target_count, top
+from atlas.tasks.feature_acquisition.protocol import Protocol, Stream
+from atlas.tasks.feature_acquisition.streams import synthetic_sequences
+
+ROOT = Path(__file__).resolve().parents[3]
+TASK = "feature-acquisition"
+LONG_ROWS = {"vfds-arm-unbiased", "vfds-arm-published"}
+
+
+@pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
+def test_rows_of_every_tier_build(tier: str) -> None:
+    study = Study.read(tier, ROOT)
+    rows = {runs[0].recipe[0]: runs[0] for (task, _, _), runs in study.by_row.items() if task == TASK}
+    known = {entry.name for entry in load().methods[TASK].values() if entry.paper == "vfds"}
+    assert known - set(rows) <= (LONG_ROWS if tier == "demo" else {"oracle"})
+    for run in rows.values():
+        if not run.needs:
+            run.build()
+
+
+def test_paper_protocol_is_the_official_one() -> None:
+    run = Study.read("paper", ROOT).find(f"{TASK}/uci-har/vfds/seed0")
+    protocol = run.protocol_model()
+    assert (protocol.hidden, protocol.batch_size, protocol.steps, protocol.stream.steps) == (2805, 10, 30000, 200)
+    assert (protocol.optimizer, protocol.learning_rate, protocol.clip_norm, protocol.warmup) == ("rmsprop", 1e-4, None, 0)
+    assert run.settings["vfds"]["temperature"] == 0.05
+    opportunity = Study.read("paper", ROOT).find(f"{TASK}/opportunity/vfds/seed0").protocol_model()
+    assert (opportunity.layers, opportunity.hidden, opportunity.optimizer, opportunity.steps) == (2, 256, "adam", 5000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lam": 5}, "is not one of lams"),
+        ({"published": True}, "published is a form of arm"),
+        ({"lams": []}, "at least 1 item"),
+        ({"lams": [-1], "lam": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_settings_refuse(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate_settings(load().method(TASK, "vfds").settings, settings, "test", "vfds")
+
+
+def shrink(run: Run, root: Path) -> Run:
+    """As short as it can be, with what it needs."""
+    protocol = validate_settings(Protocol, merge(run.protocol, run.task_entry.smallest), "test", TASK)
+    needs = {role: shrink(needed, root) for role, needed in run.needs.items()}
+    return replace(run, root=root, protocol=protocol, needs=needs)
+
+
+def test_baselines_keep_to_the_cost_of_vfds(workspace: Path) -> None:
+    study = Study.read("demo", ROOT)
+    rows = {
+        name: shrink(study.find(f"{TASK}/synth/{name}/seed10"), workspace)
+        for name in ("vfds", "static", "static-top-k", "random")
+    }
+    for run in rows.values():
+        train_run(run)
+    record = rows["vfds"].record
+    content = json.loads(record.read_text())
+    content["training"]["validation_frac_steady"] = 0.31
+    write_json(record, content)
+    assert target_count(rows["static-top-k"], 20) == 6
+    train_run(rows["static-top-k"], force=True)
+    state = read_tensors(rows["static-top-k"].weights)
+    assert state["mask"].sum() == 6
+    logits = read_tensors(rows["static"].weights)["static_logits"][1]  # λ = 1, the headline
+    assert torch.equal(state["mask"][0], top(logits, 6))
+    metrics = evaluate_run(rows["static-top-k"])["metrics"]
+    assert metrics["n_features"] == pytest.approx(6)
+    assert metrics["frac_steady"] == pytest.approx(0.3)
+    assert metrics["context_drift"] == 0
+    train_run(rows["random"], force=True)
+    assert evaluate_run(rows["random"])["metrics"]["frac_steady"] == pytest.approx(0.31, abs=0.05)
+
+
+def test_oracle_is_exact_on_the_synthetic_stream() -> None:
+    stream = Stream(kind="synthetic", steps=40)
+    found = synthetic_sequences(stream, 2000, 40, seed=123)
+
+    def accuracy(*seen: int) -> float:
+        blocks = torch.zeros(4, dtype=torch.bool)
+        blocks[list(seen)] = True
+        logits, _ = bayes_filter(found, 4, 0.05, blocks if seen else None)
+        return float((logits.argmax(-1) == found.y).double().mean())
+
+    assert accuracy(0, 1, 2, 3) == pytest.approx(0.9865, abs=0.005)
+    assert accuracy() == pytest.approx(0.961, abs=0.005)
+    # fixed blocks: the mean over which ones, since contexts are sticky and one choice alone varies by 0.003
+    for count, expected in ((1, 0.629), (2, 0.748), (3, 0.872)):
+        choices = list(combinations(range(4), count))[:4]
+        assert sum(accuracy(*one) for one in choices) / len(choices) == pytest.approx(expected, abs=0.0075)
+    _, gates = bayes_filter(found, 4, 0.05)
+    assert float(gates[:, 1:].mean()) == pytest.approx(0.2)
