@@ -90,7 +90,7 @@ def test_diverged_runs_are_finite_and_bad() -> None:
     one = outcome(curves, problem, 2, 1)
     assert one.val[0].tolist() == [[2.0, CAP * 2, CAP * 2], [3.0, 1.0, CAP * 3]]
     assert one.best_log_val[0].tolist() == pytest.approx([math.log(2), 0.0])
-    assert one.finite.tolist() == [[False, False]]
+    assert one.finite.tolist() == [[False, True]]
     assert bool(torch.isfinite(one.stability).all())
 
 

@@ -32,7 +32,7 @@ METRICS = (
     Metric("functions_log_loss", "best log loss, functions", "lower", ".3f", table=False),
     Metric("diverged", "diverged", "lower", ".1%"),
     Metric("state_bytes", "state bytes / parameter", "lower", ".1f"),
-    Metric("step_ratio", "step time ÷ torch Adam's", "lower", ".2f", measured=True, cost=True),
+    Metric("step_ratio", "step time ÷ Adam's", "lower", ".2f", measured=True, cost=True),
 )
 
 
