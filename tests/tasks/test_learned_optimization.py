@@ -41,7 +41,7 @@ def test_no_example_is_on_both_sides_or_in_two_splits() -> None:
     meta, judged = divide(Protocol(), examples())
     seen = [set(images.flatten().tolist()) for side in (meta, judged) for images, _ in side.values()]
     assert sum(map(len, seen)) == len(set().union(*seen)) == 200
-    assert [len(one) for one in seen] == [80, 20, 64, 16, 20]
+    assert [len(one) for one in seen] == [80, 20, 60, 20, 20]  # two of every eight in a class round to two
     again = divide(Protocol(), examples())
     assert torch.equal(again[1]["test"][0], judged["test"][0])
 
@@ -90,7 +90,7 @@ def test_diverged_runs_are_finite_and_bad() -> None:
     one = outcome(curves, problem, 2, 1)
     assert one.val[0].tolist() == [[2.0, CAP * 2, CAP * 2], [3.0, 1.0, CAP * 3]]
     assert one.best_log_val[0].tolist() == pytest.approx([math.log(2), 0.0])
-    assert one.finite.tolist() == [[False, False]]
+    assert one.finite.tolist() == [[False, True]]
     assert bool(torch.isfinite(one.stability).all())
 
 

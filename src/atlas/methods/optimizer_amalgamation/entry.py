@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import model_validator
 
-from atlas.harness.registry import Metric, Settings, method, paper
+from atlas.harness.registry import Amount, Metric, Settings, method, paper
 from atlas.harness.study import Run
 
 if TYPE_CHECKING:
@@ -158,16 +158,28 @@ REPLICATE_METRICS = (
 _TINY = {"depth": [1, 2], "validation_depth": [1, 1], "imitation": [0.1, 0.1], "resets": [1, 1], "unroll": 2, "fixed": False}
 SHORT_SCHEDULE = {**_TINY, "min_periods": 0, "chances": 0, "max_repeats": 1, "validation_resets": 1}
 ONE_WINDOW = {
-    **_TINY,
     "depth": [1],
     "validation_depth": [1],
     "imitation": [0.1],
     "resets": [1],
+    "unroll": 1,
     "fixed": True,
     "validation_resets": 1,
 }
 SMALLEST = {"schedule": SHORT_SCHEDULE, "meta": {"longest": 2}, "replicates": 2}
 REHEARSAL = {"schedule": ONE_WINDOW, "replicates": 1}
+
+
+def meta_training_amount(run: Run) -> Amount:
+    """Inner updates of the schedule, if nothing is repeated, and optimizees side by side over replicates."""
+    settings = run.settings_model(run.recipe[0])
+    if isinstance(settings, DMSettings):
+        return Amount(settings.meta.windows * settings.meta.unroll, settings.meta.instances, settings.meta.instances)
+    rules = settings.schedule
+    periods = 1 if rules.fixed else rules.min_periods + 1
+    windows = periods * sum(resets * depth for resets, depth in zip(rules.resets, rules.depth, strict=True))
+    together = settings.meta.instances * settings.replicates
+    return Amount(windows * rules.unroll, together, together)
 
 
 def _learned(name: str, title: str, summary: str, settings: type[Settings], **options: Any) -> Any:
@@ -179,7 +191,13 @@ def _learned(name: str, title: str, summary: str, settings: type[Settings], **op
         title=title,
         summary=summary,
         settings=settings,
-        **{"extra_metrics": REPLICATE_METRICS, "smallest": SMALLEST, "rehearsal": REHEARSAL, **options},
+        **{
+            "extra_metrics": REPLICATE_METRICS,
+            "smallest": SMALLEST,
+            "rehearsal": REHEARSAL,
+            "amount": meta_training_amount,
+            **options,
+        },
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from annotated_types import Ge, Gt, Lt
 
-from atlas.harness.registry import Metric, Settings, Task, method, task
+from atlas.harness.registry import Amount, Metric, Settings, Task, method, task
 from atlas.harness.study import Run
 from atlas.tasks.learned_optimization.protocol import Protocol
 
@@ -32,7 +32,7 @@ METRICS = (
     Metric("functions_log_loss", "best log loss, functions", "lower", ".3f", table=False),
     Metric("diverged", "diverged", "lower", ".1%"),
     Metric("state_bytes", "state bytes / parameter", "lower", ".1f"),
-    Metric("step_ratio", "step time ÷ torch Adam's", "lower", ".2f", measured=True, cost=True),
+    Metric("step_ratio", "step time ÷ Adam's", "lower", ".2f", measured=True, cost=True),
 )
 
 
@@ -51,6 +51,18 @@ def _evaluate(run: Run) -> Mapping[str, float]:
 def train_outside_the_loop(run: Run) -> Mapping[str, Any]:
     """For rows whose result is a number rather than weights: the same function, by another name for the registry."""
     return _train(run)
+
+
+def tuning_amount(run: Run) -> Amount:
+    """Updates while a step size is tuned, and optimizees side by side: the grid times the seeds."""
+    from atlas.datasets import get_dataset
+
+    protocol = run.protocol_model()
+    images = cast(int, get_dataset(run.data).facts["train"])
+    share = 1.0 if protocol.data.shared else protocol.data.meta_fraction
+    epoch = max(1.0, share * (1 - protocol.data.validation_fraction) * images // protocol.train.batch_size)
+    together = len(protocol.tuning.grid) * protocol.tuning.seeds
+    return Amount(protocol.tuning.epochs * min(epoch, protocol.epoch_steps or epoch), together, together)
 
 
 SMALLEST = {"epochs": 2, "epoch_steps": 2, "inits": 2, "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01, 0.02, 0.05]}}
@@ -75,6 +87,7 @@ task(
         baseline="adam",
         smallest=SMALLEST,
         rehearsal=ONE_STEP,
+        amount=tuning_amount,
     )
 )
 

@@ -10,14 +10,15 @@ import io
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atlas.harness.files import write_text
 from atlas.harness.seeds import generator, pick_device
-from atlas.l2o import Curves, Ensemble, Optimizee, Policy, best_log_loss, optimization_stability, rollout
+from atlas.l2o import Adam, Curves, Ensemble, Optimizee, Policy, State, best_log_loss, optimization_stability, rollout
+from atlas.l2o.state import state_elements
 from atlas.tasks.learned_optimization.data import Arena, load_arena
 
 if TYPE_CHECKING:
@@ -220,21 +221,20 @@ def evaluations_table(evaluation: Evaluation) -> str:
 
 
 def step_cost(policy: Policy, device: torch.device) -> tuple[float, float]:
-    """Bytes of state per parameter, and time of one step relative to ``torch.optim.Adam``: median of interleaved ratios."""
-    parameters = [nn.Parameter(torch.zeros(TIMING_PARAMETERS // 2, 2, device=device)) for _ in range(2)]
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    ours: Any = policy.optimizer(parameters[:1])
-    adam = torch.optim.Adam(parameters[1:])
+    """Bytes of state per parameter, and time of one update relative to Adam's as a policy: median of interleaved ratios."""
+    theta = torch.zeros(1, TIMING_PARAMETERS, device=device)
+    gradient = torch.ones_like(theta)
+    ours, adam = ((one, one.init_state(theta)) for one in (policy, Adam(lr=1e-3)))
 
-    def seconds(optimizer: torch.optim.Optimizer) -> float:
+    def seconds(pair: tuple[Policy, State]) -> float:
         began = time.perf_counter()
-        optimizer.step()
+        with torch.no_grad():
+            pair[0].step(gradient, pair[1])
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    for optimizer in (ours, adam):
-        seconds(optimizer)
+    for pair in (ours, adam):
+        seconds(pair)
     ratio = statistics.median(seconds(ours) / seconds(adam) for _ in range(TIMING_ROUNDS))
-    return ours.state_bytes_per_parameter(), ratio
+    return 4 * state_elements(ours[1]) / TIMING_PARAMETERS, ratio
