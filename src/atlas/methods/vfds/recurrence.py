@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atlas.methods.vfds.rollout import Gating, Layer, admit, project, spread
+from atlas.methods.vfds.rollout import Gating, Layer, project, spread
 
 
 def _affine(bias: Tensor, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
