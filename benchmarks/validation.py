@@ -29,7 +29,8 @@ def validation_accuracy(run: Run, overrides: list[str], fraction: float) -> floa
         (Path(folder) / "data").symlink_to(ROOT / "data")
         moved = replace(changed, root=Path(folder))
         train_run(moved)
-        return float(training_summary(moved)["validation_top1"])
+        summary = training_summary(moved)
+        return float(next(value for name, value in summary.items() if name.startswith("validation_")))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from atlas.nn.counts import parameter_count
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.evaluate import expected_calibration_error, throughput_ratio
 from atlas.tasks.image_classification.folders import FolderImages
-from atlas.tasks.image_classification.ingredients import Batch, Ingredients
+from atlas.tasks.image_classification.ingredients import Batch, Ingredient, Ingredients
 from atlas.tasks.image_classification.models import build_backbone, build_model, parameter_groups
 from atlas.tasks.image_classification.training import Training
 
@@ -62,6 +62,38 @@ def test_an_epoch_can_be_gone_on_with_anywhere(run: Run, augment: dict[str, obje
         assert torch.equal(expected[1], again[1])
     other = next(found.train_batches(4))
     assert not torch.equal(other[0], whole[0][0])
+
+
+def test_images_may_be_enlarged(run: Run) -> None:
+    large = {"data": {"upsample": 4}, "backbone": {"img_size": 32, "patch_size": 8}}
+    small, found = data(run), data(with_protocol(run, **large))
+    pixels = torch.cat([images for images, _ in found.train_batches(0)])
+    assert pixels.shape[1:] == (1, 32, 32)
+    assert abs(float(pixels.mean())) < 0.02
+    assert float(pixels.std()) == pytest.approx(1, abs=0.02)
+    raw = torch.nn.functional.interpolate(small.splits["test"][0][:3].float() / 16, scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(found.example(3), (raw - found.mean) / found.std)
+    with pytest.raises(UserError, match=r"digits has images of \(1, 16, 16\)"):
+        data(with_protocol(run, data={"upsample": 2}))
+
+
+def test_images_can_be_chosen_without_augmentation(run: Run, folders: Run) -> None:
+    plain = data(run)
+    images, labels = data(with_protocol(run, data={"crop_padding": 1})).chosen("train", [5, 2])
+    assert torch.equal(images, plain.normalised(plain.splits["train"][0][[5, 2]]))
+    assert torch.equal(labels, plain.splits["train"][1][[5, 2]])
+    images, labels = data(folders).chosen("train", [7, 0])
+    assert images.shape == (2, 3, 32, 32)
+    assert labels.tolist() == [1, 0]
+
+
+def test_an_ingredient_may_bring_its_own_backbone(run: Run) -> None:
+    class Bringer(Ingredient):
+        def backbone(self, run: Run, classes: int) -> torch.nn.Module:
+            return torch.nn.Linear(2, classes)
+
+    assert isinstance(build_model(run, Ingredients([Ingredient(), Bringer()]), 3), torch.nn.Linear)
+    assert len(build_model(run, Ingredients([Ingredient()]), 3).blocks) == 12
 
 
 def test_data_that_does_not_fit_the_protocol(run: Run) -> None:
@@ -132,7 +164,7 @@ def test_a_batch_in_pieces_takes_the_same_step(run: Run, micro_batch: int) -> No
         training = Training(with_protocol(run, micro_batch=size, batch_size=64))
         optimizer = torch.optim.SGD(training.groups, lr=0.1)
         images, labels = next(training.data.train_batches(0))
-        terms = training._step(optimizer, torch.amp.GradScaler("cpu", enabled=False), Batch(images, labels, labels))
+        terms = training.take_step(optimizer, torch.amp.GradScaler("cpu", enabled=False), Batch(images, labels, labels))
         return {**training.model.state_dict(), **terms}
 
     whole, pieces = stepped(None), stepped(micro_batch)
@@ -202,8 +234,8 @@ def test_every_recipe_of_the_larger_studies_builds_at_full_size(tier: str, class
     for run in Study.read(tier, ROOT).matching("image-classification"):
         backbone = run.protocol_model().backbone
         key = (run.recipe, backbone.depth, str(run.settings))
-        if run.method_entries[0].train is not None or key in seen:
-            continue
+        if run.method_entries[0].train or run.method_entries[0].evaluate or key in seen:
+            continue  # these rows bring networks of their own
         seen.add(key)
         model = build_model(run, Ingredients(run.build()), classes)
         assert len(model.blocks) == backbone.depth

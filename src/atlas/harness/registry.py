@@ -61,6 +61,8 @@ class Metric:
     cost : bool, optional
         Whether it says what a method costs: the page lists costs apart, and plots the headline against the first on which
         methods differ. Told from the unit in its name (:data:`COSTS`) if left out.
+    optional : bool
+        May be missing (``null``) where what measures it is not there: weights that cannot be had, data without a ground truth.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Metric:
     table: bool = True
     measured: bool = False
     cost: bool | None = None
+    optional: bool = False
 
     @property
     def is_cost(self) -> bool:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atlas.nn.vit import at_least_float32, attention_maps, attention_modules, block_features, transformer_blocks
+from atlas.nn.vit import (
+    at_least_float32,
+    attention_maps,
+    attention_modules,
+    block_features,
+    projection_widths,
+    transformer_blocks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,7 +204,7 @@ def _layer_weights(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The projections of a block as (out, in) matrices: q, k, v, proj, fc1, fc2."""
     for _, attention in attention_modules(block):
         if hasattr(attention, "qkv"):
-            yield from zip(("q", "k", "v"), attention.qkv.weight.detach().chunk(3), strict=True)
+            yield from zip(("q", "k", "v"), attention.qkv.weight.detach().split(projection_widths(attention)), strict=True)
         yield "proj", attention.proj.weight.detach()
     mlp: Any = getattr(block, "mlp", None)
     if mlp is not None and hasattr(mlp, "fc1"):

@@ -127,13 +127,19 @@ def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
     return [at_least_float32(feature) for feature in (first[0], *outputs.values())]
 
 
+def projection_widths(attention: Any) -> tuple[int, int, int]:
+    """Widths of queries, keys and values in the output of ``attention.qkv``; values may be narrower than the others."""
+    total, values = int(attention.qkv.out_features), int(attention.proj.in_features)
+    return (total - values) // 2, (total - values) // 2, values
+
+
 def softmax_map(attention: Any, qkv: Tensor) -> Tensor:
     """Recompute the softmax map of a plain timm attention from the output of its ``qkv``.
 
     Parameters
     ----------
     qkv : Tensor
-        (batch, tokens, 3 · heads · head_dim).
+        (batch, tokens, queries + keys + values), each heads · its width.
 
     Returns
     -------
@@ -142,7 +148,8 @@ def softmax_map(attention: Any, qkv: Tensor) -> Tensor:
     """
     batch, tokens, _ = qkv.shape
     heads = attention.num_heads
-    query, key, _ = qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    inner = sum(projection_widths(attention)[:2])
+    query, key = qkv[..., :inner].reshape(batch, tokens, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
     with torch.autocast(qkv.device.type, enabled=False):
         logits = (at_least_float32(query) * attention.scale) @ at_least_float32(key).transpose(-2, -1)

@@ -184,6 +184,32 @@ def test_curvature_takes_columns_for_functions_of_vectors() -> None:
     )
 
 
+def test_curvature_takes_a_plane_of_images_as_rows_or_as_columns() -> None:
+    drawn = circle(6)
+    columns = drawn.basis.movedim(0, -1)
+    assert torch.equal(extrinsic_curvature(curved, columns, drawn.theta), extrinsic_curvature(curved, drawn.basis, drawn.theta))
+
+
+def test_radicand_of_the_curvature_obeys_cauchy_and_schwarz() -> None:
+    drawn = circle(9)
+    weight = torch.randn(7, SIZE, generator=generator(5), dtype=DOUBLE)
+    for scale in (1e-3, 1.0, 3.0):
+
+        def fn(x: Tensor, scale: float = scale) -> Tensor:
+            return torch.tanh(scale * x.flatten(1) @ weight.T)
+
+        def along(theta: Tensor, fn=fn) -> Tensor:  # type: ignore[no-untyped-def]
+            return fn(points_on(drawn.basis, theta[None])[0])[0]
+
+        velocity = torch.func.jacfwd(along)
+        v = torch.stack([velocity(theta) for theta in drawn.theta])
+        a = torch.stack([torch.func.jacfwd(velocity)(theta) for theta in drawn.theta])
+        vv, aa, va = (v * v).sum(1), (a * a).sum(1), (v * a).sum(1)
+        assert bool((vv * aa - va**2 >= -1e-12 * vv * aa).all())
+        expected = (vv * aa - va**2).clamp_min(0).sqrt() / vv**1.5
+        torch.testing.assert_close(extrinsic_curvature(fn, drawn.basis, drawn.theta), expected, rtol=1e-7, atol=0)
+
+
 def test_splitting_the_batch_changes_nothing() -> None:
     model = tiny()
     drawn = great_circle((1, 32, 32), generator=generator(), dtype=DOUBLE)
@@ -204,6 +230,8 @@ def test_length_refuses_dependent_points_few_points_and_unknown_reductions() -> 
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(SIZE)).double()
     with pytest.raises(ValueError, match="BatchNorm in training mode"):
         length_distortion(model, circle())
+    with pytest.raises(ValueError, match="BatchNorm in training mode"):
+        length_distortion(model.forward, circle())
     length_distortion(model.eval(), circle())
     with pytest.raises(ValueError, match="reduction 'max'"):
         length_distortion(curved, circle(), "max")  # type: ignore[arg-type]
@@ -238,15 +266,12 @@ def test_without_norm_restores_the_same_objects_even_after_an_error() -> None:
 
 
 def test_length_follows_the_closed_form_at_224_pixels() -> None:
-    space = SearchSpace.official()
-    random = generator(4)
-    for seed in range(2):
-        topology = space.sample(random)
-        model = build(topology, generator=generator(seed)).eval()
-        drawn = great_circle((3, 224, 224), 3, generator=generator(seed))
-        with without_norm(model):
-            ratio = length_distortion(model.features, drawn, "mean") / length_law(topology)
-        assert 0.8 < ratio < 1.2, topology
+    topology = SearchSpace.official().sample(generator(4))
+    model = build(topology, generator=generator(0)).eval()
+    drawn = great_circle((3, 224, 224), 3, generator=generator(0))
+    with without_norm(model):
+        ratio = length_distortion(model.features, drawn, "mean") / length_law(topology)
+    assert 0.8 < ratio < 1.2
 
 
 def test_closed_form_constant() -> None:
@@ -362,10 +387,11 @@ def test_scaling_the_features_leaves_the_condition_number() -> None:
 
 
 def test_equal_images_give_infinity_and_a_warning() -> None:
-    model = tiny()
-    image = torch.randn(1, 1, 32, 32, dtype=DOUBLE)
-    with pytest.warns(UserWarning, match="two images"):
-        assert condition_number(ntk_gram(model, image.repeat(2, 1, 1, 1))) == math.inf
+    for dtype in (DOUBLE, torch.float32):
+        images = torch.randn(5, 1, 32, 32, dtype=dtype, generator=generator())
+        images[-1] = images[1]
+        with pytest.warns(UserWarning, match="two images"):
+            assert condition_number(ntk_gram(tiny(dtype), images)) == math.inf
     assert condition_number(torch.full((2, 2), math.nan)) == math.inf
 
 
@@ -439,3 +465,5 @@ def test_measure_spec_refuses_bad_arguments() -> None:
         spec(repeats=0)
     with pytest.raises(ValueError, match="at least 2 images"):
         MeasureSpec(images=torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="at least 2 images, not 0"):
+        MeasureSpec()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.anti_oversmoothing.scaling import chosen_blocks, require_finite, swap_proj_drop
+from atlas.methods.anti_oversmoothing.scaling import chosen_blocks, narrowed_copy, require_finite, swap_proj_drop
 from atlas.nn.vit import plain_attentions, transformer_blocks
 
 
@@ -23,13 +23,20 @@ class HeadGainQKV(nn.Linear):
         super().__init__(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
         self.weight, self.bias = qkv.weight, qkv.bias
         self.gain = nn.Parameter(qkv.weight.new_full((heads,), init))
+        self.value_dim = qkv.out_features // (3 * heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (…, tokens, dim) to (…, tokens, 3 · heads · head_dim)."""
+        """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width."""
         projected = functional.linear(x, self.weight, self.bias)
-        width = projected.shape[-1] // 3
-        gain = self.gain.repeat_interleave(width // self.gain.numel()).to(projected.dtype)
-        return torch.cat((projected[..., : 2 * width], projected[..., 2 * width :] * (1 + gain)), -1)
+        width = self.gain.numel() * self.value_dim
+        gain = self.gain.repeat_interleave(self.value_dim).to(projected.dtype)
+        return torch.cat((projected[..., :-width], projected[..., -width:] * (1 + gain)), -1)
+
+    def narrowed(self, weight: Tensor, bias: Tensor | None, heads: Tensor, value_dim: int) -> HeadGainQKV:
+        """The same scaling for some of the heads, with a projection and a width of values of their own."""
+        small: HeadGainQKV = narrowed_copy(self, weight, bias, value_dim)
+        small.gain = nn.Parameter(self.gain.detach()[heads.to(self.gain.device)], self.gain.requires_grad)
+        return small
 
 
 class OutputGain(nn.Dropout):

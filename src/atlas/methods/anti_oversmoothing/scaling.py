@@ -13,6 +13,7 @@ dropout, before LayerScale, drop-path and the residual sum: the last module of t
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -37,22 +38,39 @@ def token_mean(tokens: Tensor) -> Tensor:
 class ScaledQKV(nn.Linear):
     """Projection to queries, keys and values that amplifies the high frequencies of the values, head by head.
 
-    Shares weight and bias with the projection that it replaces; adds ``omega`` (heads,).
+    Shares weight and bias with the projection that it replaces; adds ``omega`` (heads,). ``value_dim`` is the width of a head's
+    values.
     """
 
     def __init__(self, qkv: nn.Linear, heads: int, init: float) -> None:
         super().__init__(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
         self.weight, self.bias = qkv.weight, qkv.bias
         self.omega = nn.Parameter(qkv.weight.new_full((heads,), init))
+        self.value_dim = qkv.out_features // (3 * heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (…, tokens, dim) to (…, tokens, 3 · heads · head_dim)."""
+        """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width."""
         projected = functional.linear(x, self.weight, self.bias)
-        width = projected.shape[-1] // 3
-        values = projected[..., 2 * width :]
-        omega = self.omega.repeat_interleave(width // self.omega.numel()).to(values.dtype)
+        width = self.omega.numel() * self.value_dim
+        values = projected[..., -width:]
+        omega = self.omega.repeat_interleave(self.value_dim).to(values.dtype)
         amplified = torch.addcmul(values, values - token_mean(values), omega)
-        return torch.cat((projected[..., : 2 * width], amplified), -1)
+        return torch.cat((projected[..., :-width], amplified), -1)
+
+    def narrowed(self, weight: Tensor, bias: Tensor | None, heads: Tensor, value_dim: int) -> ScaledQKV:
+        """The same rewriting for some of the heads, with a projection and a width of values of their own."""
+        small: ScaledQKV = narrowed_copy(self, weight, bias, value_dim)
+        small.omega = nn.Parameter(self.omega.detach()[heads.to(self.omega.device)], self.omega.requires_grad)
+        return small
+
+
+def narrowed_copy(qkv: nn.Linear, weight: Tensor, bias: Tensor | None, value_dim: int) -> Any:
+    """Copy a projection and give the copy another weight (out, in), bias (out,) and width of values."""
+    small: Any = copy.deepcopy(qkv)
+    small.weight = nn.Parameter(weight.detach().clone(), qkv.weight.requires_grad)
+    small.bias = None if bias is None else nn.Parameter(bias.detach().clone(), qkv.bias.requires_grad)
+    small.out_features, small.value_dim = len(weight), value_dim
+    return small
 
 
 class FeatScale(nn.Dropout):

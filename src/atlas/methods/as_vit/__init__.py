@@ -23,13 +23,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "topology": ["SearchSpace", "Topology"],
-        "layout": ["Counts", "count"],
+        "layout": ["Counts", "count", "total_width"],
         "network": ["HierarchicalViT", "build", "published"],
         "geometry": ["Circle", "extrinsic_curvature", "great_circle", "length_distortion", "without_norm"],
         "kernel": ["condition_number", "ntk_gram"],
         "measures": ["MeasureSpec", "Measures", "Scorer", "length_law", "measure"],
-        "search": ["Reinforce", "SearchResult", "random_search", "reinforce"],
-        "growth": ["Growth", "GrowthPlan", "GrowthStep", "grow", "swin_like", "uniform_scaling", "width_for"],
+        "search": ["RandomSearch", "Reinforce", "SearchResult", "random_search", "reinforce"],
+        "growth": ["Growth", "GrowthPlan", "GrowthStep", "grow", "matched", "swin_like", "uniform_scaling", "width_for"],
         "retokenize": ["ProgressiveTokenizer"],
         "proxies": ["grad_norm", "synflow"],
         "ranking": ["correlate", "kendall_tau"],
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from atlas.methods.as_vit.growth import GrowthPlan as GrowthPlan
     from atlas.methods.as_vit.growth import GrowthStep as GrowthStep
     from atlas.methods.as_vit.growth import grow as grow
+    from atlas.methods.as_vit.growth import matched as matched
     from atlas.methods.as_vit.growth import swin_like as swin_like
     from atlas.methods.as_vit.growth import uniform_scaling as uniform_scaling
     from atlas.methods.as_vit.growth import width_for as width_for
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from atlas.methods.as_vit.kernel import ntk_gram as ntk_gram
     from atlas.methods.as_vit.layout import Counts as Counts
     from atlas.methods.as_vit.layout import count as count
+    from atlas.methods.as_vit.layout import total_width as total_width
     from atlas.methods.as_vit.measures import Measures as Measures
     from atlas.methods.as_vit.measures import MeasureSpec as MeasureSpec
     from atlas.methods.as_vit.measures import Scorer as Scorer
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from atlas.methods.as_vit.ranking import correlate as correlate
     from atlas.methods.as_vit.ranking import kendall_tau as kendall_tau
     from atlas.methods.as_vit.retokenize import ProgressiveTokenizer as ProgressiveTokenizer
+    from atlas.methods.as_vit.search import RandomSearch as RandomSearch
     from atlas.methods.as_vit.search import Reinforce as Reinforce
     from atlas.methods.as_vit.search import SearchResult as SearchResult
     from atlas.methods.as_vit.search import random_search as random_search

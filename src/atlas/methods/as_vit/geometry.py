@@ -172,8 +172,9 @@ def length_distortion(
     _check_points(len(circle.theta))
     if reduction not in ("sum", "mean", "length"):
         raise ValueError(f"reduction {reduction!r} is none of 'sum', 'mean', 'length'")
-    if isinstance(fn, nn.Module):
-        require_independent_points(fn)
+    owner = getattr(fn, "__self__", fn)
+    if isinstance(owner, nn.Module):
+        require_independent_points(owner)
     size = chunk or len(circle.theta)
     pieces = zip(circle.x.split(size), circle.dx.split(size), strict=True)
     found = torch.cat([speeds(fn, x, dx) for x, dx in pieces]).double()
@@ -192,8 +193,7 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
     fn : callable
         (n, channels, height, width) → (n, features), each point by itself.
     basis : Tensor
-        (2, channels, height, width) vectors that span the plane (:attr:`Circle.basis`); or (N, 2) columns, where ``fn``
-        takes vectors (n, N).
+        (2, …) vectors that span the plane (:attr:`Circle.basis`), or (…, 2) columns; ``fn`` takes points of their shape.
     theta : Tensor
         (n,) angles in radians, n ≥ 3.
 
@@ -203,7 +203,7 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
         (n,) curvatures, ≥ 0: 1/radius for a circle; rounding below zero under the root is cut off.
     """
     _check_points(len(theta))
-    plane = basis.T if basis.ndim == 2 and basis.shape[1] == 2 else basis
+    plane = basis if len(basis) == 2 else basis.movedim(-1, 0)
     if len(plane) != 2:
         raise ValueError(f"a basis of shape {tuple(basis.shape)} does not hold two vectors")
 

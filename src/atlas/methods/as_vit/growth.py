@@ -260,6 +260,29 @@ def grow(
     return list(Growth(plan, score, policy=policy, generator=generator, evaluate=evaluate))
 
 
+def matched(
+    plan: GrowthPlan, budget: int, policy: Policy, *, generator: torch.Generator, tolerance: float = 0.05, attempts: int = 200
+) -> list[GrowthStep]:
+    """Grow without measures, again and again, until a member's size is within ``tolerance`` of a budget of parameters.
+
+    Returns
+    -------
+    list of GrowthStep
+        The family up to that member; after ``attempts`` families, that of the closest member.
+    """
+
+    def distance(family: list[GrowthStep]) -> float:
+        return abs(family[-1].counts.params / budget - 1) if family else float("inf")
+
+    best: list[GrowthStep] = []
+    for _ in range(attempts):
+        family = list(Growth(plan, policy=policy, generator=generator))
+        best = min([best, *(family[:end] for end in range(1, len(family) + 1))], key=distance)
+        if distance(best) <= tolerance:
+            break
+    return best
+
+
 def width_for(topology: Topology, params: int, *, depths: Sequence[int], **options: Any) -> int:
     """Return the stem width that brings a network closest to a parameter budget.
 

@@ -123,6 +123,11 @@ def layout(
     return tuple(stages)
 
 
+def total_width(depths: Sequence[int], width: int, max_width: int = MAX_WIDTH) -> int:
+    """Return the widths of all blocks together, Σ L_i D_i."""
+    return sum(depth * min(max_width, width * 2**index) for index, depth in enumerate(quadruple("depths", depths)))
+
+
 def count(
     topology: Topology,
     *,

@@ -54,10 +54,10 @@ class MeasureSpec:
 
     Parameters
     ----------
-    images : Tensor
-        (n, channels, height, width), n ≥ 2: the batch of the kernel, the same in all repeats.
     repeats, points : int
         Draws of the weights, and points of the circle.
+    images : Tensor
+        (n, channels, height, width), n ≥ 2: the batch of the kernel, the same in all repeats. Must be given.
     redraw : {"all", "linear"}
         What a further repeat draws anew: everything, or, as the authors do, all but the stem's convolution.
     average : {"mean", "median"}
@@ -66,9 +66,9 @@ class MeasureSpec:
         Seed of the circles, one per repeat.
     """
 
-    images: Tensor
     repeats: int = 5
     points: int = 10
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
     redraw: Literal["all", "linear"] = "all"
     average: Literal["mean", "median"] = "mean"
     circle_seed: int = 0

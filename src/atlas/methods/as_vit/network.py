@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 INIT_STD = 0.02
+SMALL_WINDOW = 16
+"""Tokens of a window up to which attention is computed by plain matrix products."""
 
 PUBLISHED: Mapping[str, tuple[str, PositionEmbedding]] = MappingProxyType(
     {
@@ -112,8 +114,15 @@ class WindowAttention(nn.Module):
         split = fitting_split(grid, self.split)
         windows = _cut(tokens, split, grid // split)
         qkv = self.qkv(windows).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*qkv.unbind(0))
+        mixed = _attend(*qkv.unbind(0))
         return _join(self.proj(mixed.transpose(1, 2).flatten(2)), batch, split, grid // split)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention of (windows, heads, tokens, head_dim); fused kernels lose to plain products in small windows."""
+    if query.shape[-2] > SMALL_WINDOW:
+        return functional.scaled_dot_product_attention(query, key, value)
+    return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1) @ value
 
 
 def _cut(tokens: Tensor, split: int, window: int) -> Tensor:
@@ -352,9 +361,8 @@ def build(
         drop_path,
         ceil,
     )
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # layers draw weights of their own, which are not kept
         model = HierarchicalViT(design)
-    model.to_empty(device="cpu")
     model.reset_parameters(generator)
     return model
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from atlas.methods.as_vit.geometry import Circle, extrinsic_curvature, without_n
 from atlas.methods.as_vit.kernel import default_feature
 
 
-def synflow(model: nn.Module, shape: tuple[int, int, int]) -> float:
+def synflow(model: nn.Module, shape: Sequence[int]) -> float:
     """Return the logarithm of SynFlow's score Σ |w · ∂y/∂w|, y the sum of the logits.
 
     H. Tanaka et al., *Pruning neural networks without any data by iteratively conserving synaptic flow*, NeurIPS 2020, Eq. 2: all

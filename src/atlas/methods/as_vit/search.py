@@ -222,13 +222,45 @@ def reinforce(
     return SearchResult(searcher.best(), {name: logits.detach() for name, logits in searcher.logits.items()}, history)
 
 
+class RandomSearch:
+    """Uniform samples, of which the smallest rank sum wins; :func:`random_search` runs it.
+
+    Parameters
+    ----------
+    space, score, generator
+        As for :class:`Reinforce`.
+    """
+
+    def __init__(self, space: SearchSpace, score: Score, *, generator: torch.Generator) -> None:
+        self.space, self.score, self.generator = space, score, generator
+        self.trials: list[Trial] = []
+
+    def step(self) -> Trial:
+        """Sample a topology and measure it."""
+        topology = self.space.sample(self.generator)
+        self.trials.append(Trial(topology, self.score(topology)))
+        return self.trials[-1]
+
+    def best(self) -> Topology:
+        """Return the sample of the smallest rank sum."""
+        return self.trials[best_of([trial.measures for trial in self.trials])].topology
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the generator and the samples with their measures, as a tensor and plain values."""
+        trials = [[str(trial.topology), trial.measures.length, trial.measures.ntk] for trial in self.trials]
+        return {"generator": self.generator.get_state(), "trials": trials}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.generator.set_state(state["generator"])
+        self.trials = [Trial(Topology.parse(text)[0], Measures(length, ntk)) for text, length, ntk in state["trials"]]
+
+
 def random_search(space: SearchSpace, score: Score, steps: int = 500, *, generator: torch.Generator) -> SearchResult:
     """Measure uniform samples and return the one of the smallest rank sum: what the measures do without a policy."""
-    history = []
-    for _ in range(steps):
-        topology = space.sample(generator)
-        history.append(Trial(topology, score(topology)))
-    return SearchResult(history[best_of([trial.measures for trial in history])].topology, {}, history)
+    searcher = RandomSearch(space, score, generator=generator)
+    history = [searcher.step() for _ in range(steps)]
+    return SearchResult(searcher.best(), {}, history)
 
 
 def dense_ranks(values: Sequence[float], *, descending: bool = False) -> list[int]:

@@ -6,7 +6,7 @@ the middle of an epoch sees the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from atlas.datasets.splits import stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import generator
+from atlas.nn.augmentation import random_crops, random_flips
 from atlas.tasks.image_classification.protocol import Protocol as Settings
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class ImageData(Protocol):
 
     def size(self, split: str) -> int:
         """Number of images of a split."""
+        ...
+
+    def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images of a split by their index, without augmentation, and their labels."""
         ...
 
     def example(self, count: int) -> Tensor:
@@ -79,7 +84,7 @@ class MemoryImages:
         splits = self._splits(arrays)
         self._check(run, splits["train"][0])
         top = float(facts["top"])  # type: ignore[arg-type]
-        pixels = splits["train"][0].double() / top
+        pixels = self._enlarged(splits["train"][0]).double() / top
         self.mean = pixels.mean((0, 2, 3)).float().view(1, -1, 1, 1).to(device)
         self.std = pixels.std((0, 2, 3)).float().view(1, -1, 1, 1).to(device)
         self.top = top
@@ -98,8 +103,9 @@ class MemoryImages:
         return {"train": (images[kept], labels[kept]), "validation": (images[held], labels[held]), "test": test}
 
     def _check(self, run: Run, images: Tensor) -> None:
-        backbone = self.protocol.backbone
-        wanted, found = (backbone.in_chans, backbone.img_size, backbone.img_size), tuple(images.shape[1:])
+        backbone, factor = self.protocol.backbone, self.protocol.data.upsample
+        wanted = backbone.in_chans, backbone.img_size, backbone.img_size
+        found = images.shape[1], *(factor * side for side in images.shape[2:])
         if wanted != found:
             raise UserError(f"{run.cell}: {run.data} has images of {found}, the protocol's backbone takes {wanted}")
         if len(images) < self.protocol.batch_size:
@@ -115,8 +121,20 @@ class MemoryImages:
         return len(self.splits[split][0])
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Scale uint8 pixels to zero mean and unit variance over the training split, per channel."""
-        return (images.float() / self.top - self.mean) / self.std
+        """Enlarge uint8 pixels as asked, and scale them to zero mean and unit variance over the training split, per channel."""
+        return (self._enlarged(images).float() / self.top - self.mean) / self.std
+
+    def _enlarged(self, images: Tensor) -> Tensor:
+        factor = self.protocol.data.upsample
+        if factor == 1:
+            return images
+        return torch.nn.functional.interpolate(images.float(), scale_factor=factor, mode="bilinear", align_corners=False)
+
+    def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images of a split by their index, without augmentation, and their labels."""
+        images, labels = self.splits[split]
+        index = torch.as_tensor(indices, device=self.device)
+        return self.normalised(images[index]), labels[index]
 
     def train_batches(self, epoch: int, first: int = 0) -> Batches:
         """Shuffled and augmented batches of an epoch, from batch ``first`` on."""
@@ -133,10 +151,9 @@ class MemoryImages:
     def _augmented(self, images: Tensor, random: torch.Generator) -> Tensor:
         settings = self.protocol.data
         if settings.flip:
-            flipped = torch.rand(len(images), generator=random).to(images.device) < 0.5
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            images = random_flips(images, random)
         if settings.crop_padding:
-            images = _shifted(images, settings.crop_padding, random)
+            images = random_crops(images, settings.crop_padding, random)
         if settings.rand_augment or settings.random_erasing:
             images = self._transformed(images, random)
         return images
@@ -164,14 +181,3 @@ class MemoryImages:
     def example(self, count: int) -> Tensor:
         """The first ``count`` test images."""
         return self.normalised(self.splits["test"][0][:count])
-
-
-def _shifted(images: Tensor, padding: int, random: torch.Generator) -> Tensor:
-    """Pad with zeros and crop back at a random place, image by image. (n, channels, height, width)."""
-    count, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    offsets = torch.randint(2 * padding + 1, (2, count), generator=random).to(images.device)
-    rows = offsets[0][:, None] + torch.arange(height, device=images.device)
-    columns = offsets[1][:, None] + torch.arange(width, device=images.device)
-    index = torch.arange(count, device=images.device)[:, None, None]
-    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

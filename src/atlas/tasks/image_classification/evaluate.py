@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,6 +22,8 @@ from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.models import build_backbone, build_model
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from atlas.harness.study import Run
 
 CALIBRATION_BINS = 15
@@ -109,17 +110,9 @@ def evaluate(run: Run) -> dict[str, float]:
     data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
     model = load_trained(run, data)
     baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device(run.resources.device)).eval()
-    logits, labels = predict(model, data.batches("test"))
     ingredients = Ingredients(run.build())
-    values = {
-        "top1": float((logits.argmax(1) == labels).double().mean()),
-        "nll": float(functional.cross_entropy(logits.double(), labels)),
-        "ece": expected_calibration_error(logits, labels),
-        "parameters": parameter_count(model),
-        "forward_flops": forward_flops(model, data.example(1)),
-        "train_flops": training_summary(run)["train_flops"],
-        "throughput_ratio": throughput_ratio(model, baseline, data.example(TIMING_IMAGES)),
-    }
+    values = essentials(run, model, data)
+    values["throughput_ratio"] = throughput_ratio(model, baseline, data.example(TIMING_IMAGES))
     values.update(diagnostics(run, model, ingredients, data))
     evaluation = Evaluation(run, data, model, baseline)
     for ingredient in ingredients:
@@ -127,11 +120,26 @@ def evaluate(run: Run) -> dict[str, float]:
     return values
 
 
+def essentials(run: Run, model: nn.Module, data: ImageData) -> dict[str, float]:
+    """Measure what every classifier has: accuracy and calibration on the test split, size, cost."""
+    logits, labels = predict(model, data.batches("test"))
+    return {
+        "top1": float((logits.argmax(1) == labels).double().mean()),
+        "nll": float(functional.cross_entropy(logits.double(), labels)),
+        "ece": expected_calibration_error(logits, labels),
+        "parameters": parameter_count(model),
+        "forward_flops": forward_flops(model, data.example(1)),
+        "train_flops": training_summary(run)["train_flops"],
+    }
+
+
 def diagnostics(run: Run, model: nn.Module, ingredients: Ingredients, data: ImageData) -> dict[str, float]:
     """Diagnose the trained model and its initialisation layer by layer; return the summary metrics.
 
     Leaves ``diagnostics.csv``: columns stage (initial, trained), layer, head, metric, value.
     """
+    import pandas as pd
+
     images = data.example(DIAGNOSED_IMAGES)
     initial = build_model(run, ingredients, data.classes).to(images.device).eval()
     trained = diagnose(model, images)

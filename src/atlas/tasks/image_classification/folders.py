@@ -7,7 +7,7 @@ middle of an epoch sees the same pixels.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -164,7 +164,12 @@ class FolderImages:
         for images, labels in loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
+    def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images of a split by their index, without augmentation, and their labels."""
+        dataset = _Transformed(self.samples[split], test_transform(self.protocol), self.seed)
+        images, labels = zip(*(dataset[index] for index in indices), strict=True)
+        return torch.stack(images).to(self.device), torch.tensor(labels, device=self.device)
+
     def example(self, count: int) -> Tensor:
         """The first ``count`` test images."""
-        dataset = _Transformed(self.samples["test"], test_transform(self.protocol), self.seed)
-        return torch.stack([dataset[index][0] for index in range(min(count, len(dataset)))]).to(self.device)
+        return self.chosen("test", range(min(count, self.size("test"))))[0]

@@ -1,8 +1,8 @@
 """What a recipe is made of: override what you need of :class:`Ingredient`, and leave the rest.
 
-The training loop calls, in this order: ``rewrite`` once; ``optimizer`` and ``start`` once; then for each step
+The training loop calls, in this order: ``backbone`` and ``rewrite`` once; ``optimizer`` and ``start`` once; then for each step
 ``on_epoch`` (first step of an epoch), ``mix``, the forward pass, ``base_loss`` and ``loss_terms``, the optimiser's
-step, ``after_step``; ``after`` once at the end. Evaluation calls ``rewrite``, ``restore``, then ``evaluate``.
+step, ``after_step``; ``after`` once at the end. Evaluation calls ``backbone``, ``rewrite``, ``restore``, then ``evaluate``.
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ class Ingredient:
     """
 
     dense_role: str | None = None
+
+    def backbone(self, run: Run, classes: int) -> nn.Module | None:
+        """Return another backbone than the protocol's, at an initialisation that follows from the run's seed, or ``None``.
+
+        The evaluation of the task diagnoses timm's VisionTransformer; a method with another backbone brings its own, from
+        the parts in :mod:`atlas.tasks.image_classification.evaluate`.
+        """
+        return None
 
     def rewrite(self, model: nn.Module, run: Run) -> nn.Module:
         """Return the model to train: the given one, changed in place, or another. New parameters start deterministic."""
@@ -115,6 +123,10 @@ class Ingredients:
 
     def __iter__(self) -> Iterator[Ingredient]:
         return iter(self.items)
+
+    def backbone(self, run: Run, classes: int) -> nn.Module | None:
+        """The first backbone that an ingredient brings, or ``None``."""
+        return next((own for item in self.items if (own := item.backbone(run, classes)) is not None), None)
 
     def rewrite(self, model: nn.Module, run: Run) -> nn.Module:
         """Apply every rewrite in turn."""

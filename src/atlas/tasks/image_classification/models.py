@@ -42,7 +42,9 @@ def build_backbone(settings: Backbone, classes: int, seed: int) -> nn.Module:
 
 def build_model(run: Run, ingredients: Ingredients, classes: int) -> nn.Module:
     """Return the recipe's model at its initialisation."""
-    backbone = build_backbone(run.protocol_model().backbone, classes, run.seed)
+    backbone = ingredients.backbone(run, classes)
+    if backbone is None:
+        backbone = build_backbone(run.protocol_model().backbone, classes, run.seed)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(run.seed, "rewrite"))
         return ingredients.rewrite(backbone, run)

@@ -48,11 +48,13 @@ class Data(Settings):
     """Splits and augmentation.
 
     ``test_fraction`` applies to datasets without an official test split. The test split does not depend on the run's
-    seed. ``validation_fraction`` of the training images is held out for tuning; 0 trains on all of them.
+    seed. ``validation_fraction`` of the training images is held out for tuning; 0 trains on all of them. ``upsample`` enlarges
+    small images bilinearly by a whole factor, before they are normalised.
     """
 
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    upsample: Natural = 1
     crop_padding: Annotated[int, Ge(0)] = 0
     flip: bool = False
     rand_augment: str = ""

@@ -166,13 +166,14 @@ class Training:
                 batches = self.data.train_batches(self.epoch, first=step % per_epoch)
             images, labels = next(batches)
             self.train_flops += self.step_flops() * len(images)
-            terms = self._step(optimizer, scaler, Batch(images, labels, labels))
+            terms = self.take_step(optimizer, scaler, Batch(images, labels, labels))
             for ingredient in self.ingredients:
                 ingredient.after_step(self, step)
             if (step + 1) % self.protocol.log_every == 0 or step + 1 == self.total_steps:
                 self._log(loop, terms)
 
-    def _step(self, optimizer: torch.optim.Optimizer, scaler: Any, batch: Batch) -> dict[str, Tensor]:
+    def take_step(self, optimizer: torch.optim.Optimizer, scaler: Any, batch: Batch) -> dict[str, Tensor]:
+        """Take the optimiser's step of ``self.step`` on a batch, as the protocol says; return the loss by its parts."""
         self.model.train()
         rate = self.learning_rate(self.step)
         for group in optimizer.param_groups:

@@ -1,0 +1,129 @@
+"""Policies: what turns a gradient into an update. Analytic optimizers, learned ones, teachers and students are all this.
+
+Everything acts on flattened parameters: ``theta`` and ``gradient`` are (instances, parameters), and an update is *added*,
+``theta + update``. Most policies are coordinate-wise; those with a view of tensors learn the layout when their state is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.l2o.state import State, detach_state
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How flattened parameters divide into tensors, in the order of ``named_parameters``."""
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, shapes: Iterable[Iterable[int]]) -> Layout:
+        """The layout of tensors of these shapes."""
+        return cls(tuple(tuple(int(size) for size in shape) for shape in shapes))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of scalars of each tensor."""
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @property
+    def parameters(self) -> int:
+        """Number of scalars altogether."""
+        return sum(self.sizes)
+
+    def tensor_index(self) -> Tensor:
+        """(parameters,) of int64: the tensor to which each coordinate belongs."""
+        return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+
+    def ranks(self) -> Tensor:
+        """(parameters,) of int64: number of axes of each coordinate's tensor."""
+        ranks = torch.tensor([len(shape) for shape in self.shapes])
+        return torch.repeat_interleave(ranks, torch.tensor(self.sizes))
+
+
+class Policy(nn.Module):
+    """Base of every update rule. To write one: override :meth:`init_state` and :meth:`step`.
+
+    ``lr`` is the scale of the update: doubling it doubles every update. State is explicit, so that the same object serves any
+    number of trajectories at once, and trainable numbers are ordinary parameters of the module.
+    """
+
+    lr: float | Tensor = 1.0
+
+    def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        theta : Tensor
+            (instances, parameters), whose shape, type and device the state takes on.
+        layout : Layout, optional
+            Tensors of the parameters; without one they count as a single vector.
+        """
+        raise NotImplementedError
+
+    def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return (update, new state) for a gradient; all of (instances, parameters). Changes nothing in place."""
+        raise NotImplementedError
+
+    def observe(self, g: Tensor, state: State) -> State:
+        """Take a gradient in without acting on it: statistics advance, recurrent memories stay as they are."""
+        return self.step(g, state)[1]
+
+    def forward(self, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """The same as :meth:`step`, so that functional calls reach it."""
+        return self.step(g, state)
+
+    def options(self) -> dict[str, object]:
+        """What the constructor needs to make this policy again, apart from trained numbers: plain values, for saved files."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is made again")
+
+    def optimizer(self, params: Any) -> torch.optim.Optimizer:
+        """The policy as a ``torch.optim.Optimizer`` on parameters or groups, with ``state_bytes_per_parameter``."""
+        from atlas.l2o.optimizer import LearnedOptimizer
+
+        return LearnedOptimizer(params, self)
+
+    def detach(self, state: State) -> State:
+        """The state without history, for the start of the next window."""
+        return detach_state(state)
+
+
+def counter(theta: Tensor) -> Tensor:
+    """A step counter at 0: a tensor without axes, of the parameters' type."""
+    return torch.zeros((), dtype=theta.dtype, device=theta.device)
+
+
+def positive(name: str, value: float | Tensor) -> float | Tensor:
+    """Check that a setting is positive.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    smallest = float(value.min()) if isinstance(value, Tensor) else value
+    if not smallest > 0:
+        raise ValueError(f"{name} must be positive, not {smallest}")
+    return value
+
+
+def decay(name: str, value: float) -> float:
+    """Check that a decay rate is in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), not {value}")
+    return value

@@ -1,0 +1,204 @@
+"""Optimizers that people wrote, as policies: baselines, teachers and pool members alike.
+
+``g`` is the gradient, ``lr`` the step size η; what is stated is the update that is added. ε stands inside or outside the root
+exactly as written.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from atlas.l2o.policies import Layout, Policy, counter, decay, positive
+from atlas.l2o.state import State
+
+
+class Analytic(Policy):
+    """Base of analytic optimizers: ``slots`` of zeros per coordinate, a counter, and a direction that is descended.
+
+    Parameters
+    ----------
+    lr : float or Tensor
+        Step size η > 0. A tensor of (instances, 1) gives every instance its own, which tunes a whole grid at once.
+
+    Raises
+    ------
+    ValueError
+        ``lr`` is not positive.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, lr: float | Tensor) -> None:
+        super().__init__()
+        self.lr = positive("lr", lr)
+
+    def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
+        """Zeros for every slot, and a counter."""
+        return {"step": counter(theta), **{slot: torch.zeros_like(theta) for slot in self.slots}}
+
+    def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """−η times the direction."""
+        new = {**state, "step": state["step"] + 1}
+        direction = self.direction(g, new)
+        return -self.lr * direction, new
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The direction to descend; replaces the slots of ``state``, whose counter is already at this step (from 1)."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """What printing shows."""
+        return f"lr={self.lr}" if isinstance(self.lr, float) else f"lr={tuple(self.lr.shape)}"  # type: ignore[union-attr]
+
+
+class SGD(Analytic):
+    """−η g."""
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient."""
+        return g
+
+
+class Momentum(Analytic):
+    """Heavy ball: v ← β v + g, −η v."""
+
+    slots = ("v",)
+
+    def __init__(self, lr: float | Tensor, beta: float = 0.9) -> None:
+        super().__init__(lr)
+        self.beta = decay("beta", beta)
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The velocity."""
+        state["v"] = self.beta * state["v"] + g
+        return state["v"]
+
+
+class Nesterov(Momentum):
+    """v ← β v + g, −η (g + β v)."""
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The velocity, looked ahead."""
+        return g + self.beta * super().direction(g, state)
+
+
+class Adam(Analytic):
+    """Bias-corrected: −η m̂ / (√v̂ + ε). Kingma and Ba, ICLR 2015."""
+
+    slots: ClassVar[tuple[str, ...]] = ("m", "v")
+
+    def __init__(self, lr: float | Tensor, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(lr)
+        self.betas = (decay("betas[0]", betas[0]), decay("betas[1]", betas[1]))
+        self.eps = eps
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """m̂ / (√v̂ + ε)."""
+        first, second = self.corrected(g, state)
+        return first / (second.sqrt() + self.eps)
+
+    def corrected(self, g: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Update both moments; return them with their bias corrected."""
+        one, two = self.betas
+        state["m"] = one * state["m"] + (1 - one) * g
+        state["v"] = two * state["v"] + (1 - two) * g.square()
+        step = state["step"]
+        return state["m"] / (1 - one**step), state["v"] / (1 - two**step)
+
+
+class AMSGrad(Adam):
+    """Adam with the largest v̂ so far. Reddi et al., ICLR 2018."""
+
+    slots = ("m", "v", "largest")
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """m̂ / (√max v̂ + ε)."""
+        first, second = self.corrected(g, state)
+        state["largest"] = torch.maximum(state["largest"], second)
+        return first / (state["largest"].sqrt() + self.eps)
+
+
+class RMSprop(Analytic):
+    """v ← ρ v + (1−ρ) g², −η g / √(v + ε)."""
+
+    slots = ("v",)
+
+    def __init__(self, lr: float | Tensor, rho: float = 0.9, eps: float = 1e-10) -> None:
+        super().__init__(lr)
+        self.rho, self.eps = decay("rho", rho), eps
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient over its root mean square."""
+        state["v"] = self.rho * state["v"] + (1 - self.rho) * g.square()
+        return g / (state["v"] + self.eps).sqrt()
+
+
+class AdaGrad(Analytic):
+    """−η g / (√Σ g² + ε). Duchi et al., JMLR 2011."""
+
+    slots = ("sum",)
+
+    def __init__(self, lr: float | Tensor, eps: float = 1e-10) -> None:
+        super().__init__(lr)
+        self.eps = eps
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient over the root of the sum of squares."""
+        state["sum"] = state["sum"] + g.square()
+        return g / (state["sum"].sqrt() + self.eps)
+
+
+class PowerSign(Analytic):
+    """−η e^{sign g · sign m} g with m an exponential mean of g. Bello et al., ICML 2017."""
+
+    slots = ("m",)
+
+    def __init__(self, lr: float | Tensor, beta: float = 0.9) -> None:
+        super().__init__(lr)
+        self.beta = decay("beta", beta)
+
+    def agreement(self, g: Tensor, state: State) -> Tensor:
+        """Sign g · sign m, after m has taken g in."""
+        state["m"] = self.beta * state["m"] + (1 - self.beta) * g
+        return g.sign() * state["m"].sign()
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient, larger where it agrees with its mean."""
+        return self.agreement(g, state).exp() * g
+
+
+class AddSign(PowerSign):
+    """−η (1 + sign g · sign m) g. Bello et al., ICML 2017."""
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient, doubled where it agrees with its mean and dropped where it does not."""
+        return (1 + self.agreement(g, state)) * g
+
+
+ANALYTIC: dict[str, type[Analytic]] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "nesterov": Nesterov,
+    "adam": Adam,
+    "amsgrad": AMSGrad,
+    "rmsprop": RMSprop,
+    "adagrad": AdaGrad,
+    "powersign": PowerSign,
+    "addsign": AddSign,
+}
+
+
+def analytic(name: str, lr: float | Tensor, **options: Any) -> Analytic:
+    """Return an analytic optimizer by name.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name (the known ones are listed), or ``lr`` is not positive.
+    """
+    if name not in ANALYTIC:
+        raise ValueError(f"there is no analytic optimizer {name}; choose from {', '.join(ANALYTIC)}")
+    return ANALYTIC[name](lr, **options)

@@ -1,0 +1,46 @@
+"""Trained policies as files: one safetensors file with the numbers, and in its header how the policy is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from atlas.l2o.policies import Policy
+from atlas.l2o.recurrent import L2ODM, RNNprop
+
+POLICIES: dict[str, Callable[..., Policy]] = {"RNNprop": RNNprop, "L2ODM": L2ODM}
+
+
+def save_policy(path: Path | str, policy: Policy) -> None:
+    """Write a policy; see :func:`load_policy`."""
+    from safetensors.torch import save_file
+
+    numbers = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    made = {"policy": type(policy).__name__, "options": json.dumps(policy.options())}
+    save_file(numbers, str(path), metadata=made)
+
+
+def load_policy(path: Path | str, known: Mapping[str, Callable[..., Policy]] = POLICIES) -> Policy:
+    """Read a policy that :func:`save_policy` wrote.
+
+    Parameters
+    ----------
+    known : mapping
+        Name to constructor of the policies that may be made; nothing else in the file is called.
+
+    Raises
+    ------
+    ValueError
+        The file holds no policy, or one that is not known.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as stream:
+        made = stream.metadata() or {}
+        numbers = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    if made.get("policy") not in known:
+        raise ValueError(f"{path} holds {made.get('policy', 'no policy')}; known are {', '.join(known)}")
+    policy = known[made["policy"]](**json.loads(made["options"]))
+    policy.load_state_dict(numbers)
+    return policy.eval()

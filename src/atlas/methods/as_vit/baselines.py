@@ -1,0 +1,192 @@
+"""Random topologies as a study: what measures of untrained networks say, beside the accuracy of the trained ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.errors import UserError
+from atlas.harness.files import read_tensors, write_tensors, write_text
+from atlas.harness.resume import training
+from atlas.harness.seeds import derive_seed, generator, pick_device
+from atlas.methods.as_vit.entry import PROXIES, RankingSettings
+from atlas.methods.as_vit.geometry import great_circle
+from atlas.methods.as_vit.ingredient import Candidates, shapes_of, write_artefact
+from atlas.methods.as_vit.layout import count
+from atlas.methods.as_vit.measures import MeasureSpec, Scorer, length_of
+from atlas.methods.as_vit.network import build
+from atlas.methods.as_vit.proxies import grad_norm, mean_curvature, synflow
+from atlas.methods.as_vit.ranking import correlate, log_fit
+from atlas.methods.as_vit.stages import finite, first_images, from_finite, spec_of
+from atlas.tasks.image_classification.data import load_data
+from atlas.tasks.image_classification.evaluate import accuracy
+from atlas.tasks.image_classification.ingredients import Batch
+from atlas.tasks.image_classification.models import parameter_groups
+from atlas.tasks.image_classification.training import Training
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+    from atlas.tasks.image_classification.data import Batches
+
+TOPOLOGIES = "topologies.json"
+
+
+def rank_topologies(run: Run) -> None:
+    """Train topologies one after the other, and measure them untrained; leave ``topologies.json``, the law, and all weights."""
+    settings: RankingSettings = run.settings_model("as-vit-ranking")
+    bench = Training(run)
+    if not bench.data.size("validation") and run.limit is None:
+        raise UserError(f"{run.cell}: the best of several topologies is chosen on validation data; set data.validation_fraction")
+    bench.protocol = bench.protocol.model_copy(update={"ema_decay": None, "evaluate_ema": False})
+    candidates = Candidates(settings)
+    trained = [_trained(bench, candidates, index) for index in range(settings.topologies)]
+    measured = _measured(run, candidates, bench)
+    found = [
+        {"topology": str(topology), **{name: finite(value) for name, value in values.items()}, **result}
+        for topology, values, result in zip(candidates.topologies(run.seed), measured, trained, strict=True)
+    ]
+    law = _kernel_law(run, candidates, bench)
+    write_rows(run, "law.csv", law)
+    write_artefact(run, TOPOLOGIES, {"topologies": found, "law": law})
+
+
+def _trained(bench: Training, candidates: Candidates, index: int) -> dict[str, float]:
+    """Train one topology by the protocol, leave its weights, and return its last loss and its validation accuracy."""
+    run, protocol, per_epoch = bench.run, bench.protocol, bench.data.steps_per_epoch
+    bench.model = model = candidates.build(run, bench.data.classes, index).to(bench.device)
+    groups = parameter_groups(model, protocol.learning_rate, protocol.weight_decay, lambda name: 1.0)
+    optimizer = torch.optim.AdamW(groups, lr=protocol.learning_rate, foreach=True)
+    scaled = bench.device.type == "cuda" and protocol.precision == "float16"
+    scaler = torch.amp.GradScaler(bench.device.type, enabled=scaled)
+    last = _Last()
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "last": last}
+    loop = training(run, bench.total_steps, parts, phase=f"topology{index:03d}")
+    batches: Batches = iter(())
+    for step in loop:
+        bench.step = step
+        if step == loop.start or step % per_epoch == 0:
+            batches = bench.data.train_batches(step // per_epoch, first=step % per_epoch)
+        images, labels = next(batches)
+        last.loss = float(bench.take_step(optimizer, scaler, Batch(images, labels, labels))["loss"])
+    write_tensors(weights_of(run, index), model.state_dict())
+    validated = accuracy(model, bench.data.batches("validation")) if bench.data.size("validation") else 0.0
+    return {"loss": last.loss, "validation_top1": validated}
+
+
+class _Last:
+    """The last loss, as a part of the resume state."""
+
+    loss = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"loss": self.loss}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.loss = state["loss"]
+
+
+def weights_of(run: Run, index: int) -> Path:
+    """Where the weights of a trained topology lie."""
+    return run.checkpoint / f"topology{index:03d}.safetensors"
+
+
+def _kernel_law(run: Run, candidates: Candidates, bench: Training) -> list[dict[str, Any]]:
+    """Length of further topologies beside the product of their merge kernels, one draw of the weights each."""
+    settings = candidates.settings
+    random = generator(run.seed, "law")
+    image = (bench.protocol.backbone.in_chans, settings.law_size, settings.law_size)
+    rows = []
+    for index in range(settings.law_topologies):
+        topology = candidates.space().sample(random)
+        weights, drawn = generator(run.seed, "law", index), generator(run.seed, "law-circle", index)
+        model = build(topology, img_size=image[1], in_chans=image[0], **candidates.shape, generator=weights).eval()
+        length = length_of(model, great_circle(image, settings.points, generator=drawn))
+        rows.append({"topology": str(topology), "merge_product": topology.merge_product, "length": length})
+    return rows
+
+
+def _measured(run: Run, candidates: Candidates, bench: Training) -> list[dict[str, float]]:
+    """Every proxy of every topology before training, as measured; larger is not always better."""
+    settings, data = candidates.settings, bench.data
+    spec = spec_of(run, settings, data)
+    options = {"stride": settings.stride, "max_width": settings.max_width}
+    score = Scorer(spec, derive_seed(run.seed, "ranking-weights"), settings.width, options)
+    batch = first_images(run, data, settings.proxy_images)
+    rows = []
+    for index, topology in enumerate(candidates.topologies(run.seed)):
+        counts = count(topology, **candidates.shape, **shapes_of(run, data.classes))
+        found = score(topology)
+        repeats = [_proxies(model, spec, batch, repeat) for repeat, model in _draws(run, candidates, bench, index)]
+        means = {name: statistics.fmean(one[name] for one in repeats) for name in repeats[0]}
+        sizes = {"merge_product": topology.merge_product, "parameters": counts.params, "macs": counts.macs}
+        rows.append({"length": found.length, "ntk": found.ntk, **sizes, **means})
+    return rows
+
+
+def _draws(run: Run, candidates: Candidates, bench: Training, index: int) -> Iterator[tuple[int, nn.Module]]:
+    """One topology at several draws of its weights."""
+    model = candidates.build(run, bench.data.classes, index)
+    for repeat in range(candidates.settings.repeats):
+        model.cpu().reset_parameters(generator(run.seed, "proxy", index, repeat))
+        yield repeat, model.to(bench.device).eval()
+
+
+def _proxies(model: Any, spec: MeasureSpec, batch: tuple[Tensor, Tensor], repeat: int) -> dict[str, float]:
+    return {
+        "curvature": mean_curvature(model, spec.circles[repeat]),
+        "synflow": synflow(model, batch[0].shape[1:]),
+        "grad_norm": grad_norm(model, *batch),
+    }
+
+
+def oriented(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Proxies of all topologies, each so that larger should mean more accurate."""
+    signs = {"ntk": -1.0, "curvature": -1.0}
+    return {name: [signs.get(name, 1.0) * from_finite(row[name]) for row in rows] for name in PROXIES}
+
+
+def judge_ranking(run: Run) -> dict[str, float]:
+    """Test every trained topology and correlate; leave ``topologies.csv`` and ``taus.csv`` beside the metrics."""
+    settings: RankingSettings = run.settings_model("as-vit-ranking")
+    content = json.loads((run.checkpoint / TOPOLOGIES).read_text())
+    rows = content["topologies"]
+    data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
+    for index, row in enumerate(rows):
+        model = Candidates(settings).build(run, data.classes, index).to(pick_device(run.resources.device))
+        model.load_state_dict(read_tensors(weights_of(run, index)))
+        row["top1"] = accuracy(model, data.batches("test"))
+    top1 = [row["top1"] for row in rows]
+    seed = derive_seed(run.seed, "bootstrap")
+    taus, gaps = correlate(oriented(rows), top1, seed=seed, reference="length", draws=settings.draws)
+    write_rows(run, "topologies.csv", rows)
+    write_rows(run, "taus.csv", [{"proxy": name, **vars(tau)} for name, tau in taus.items()])
+    law = content["law"]
+    best = max(rows, key=lambda row: row["validation_top1"])
+    return {
+        **{f"tau_{name}": tau.tau for name, tau in taus.items()},
+        "tau_length_low": taus["length"].low,
+        "tau_length_high": taus["length"].high,
+        **{f"tau_over_{name}": gaps[name].tau for name in ("ntk", "merge_product")},
+        **{f"tau_over_{name}_low": gaps[name].low for name in ("ntk", "merge_product")},
+        "law_r2": log_fit([row["length"] for row in law], [row["merge_product"] for row in law])[0],
+        "top1_mean": statistics.fmean(top1),
+        "top1_sd": statistics.stdev(top1),
+        "top1_best": best["top1"],
+    }
+
+
+def write_rows(run: Run, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write a table beside the metrics, for figures."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(run.results / name, buffer.getvalue())

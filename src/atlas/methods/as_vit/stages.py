@@ -1,0 +1,262 @@
+"""The stages of As-ViT as resumable jobs: search and growth. Their artefacts are readable JSON."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from atlas.errors import UserError
+from atlas.harness.resume import TrainingLoop, training
+from atlas.harness.seeds import derive_seed, generator, pick_device
+from atlas.methods.as_vit.entry import GrowthSettings, MeasureSettings, SearchSettings
+from atlas.methods.as_vit.growth import Growth, GrowthPlan, GrowthStep, matched, swin_like, uniform_scaling, width_for
+from atlas.methods.as_vit.ingredient import FAMILY, SEARCH, read_artefact, shapes_of, space_with, write_artefact
+from atlas.methods.as_vit.layout import count, layout, total_width
+from atlas.methods.as_vit.measures import Measures, MeasureSpec, Scorer
+from atlas.methods.as_vit.search import RandomSearch, Reinforce, RewardTracker
+from atlas.methods.as_vit.topology import STAGES, Quadruple, SearchSpace, Topology
+from atlas.tasks.image_classification.data import load_data
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+    from atlas.tasks.image_classification.data import ImageData
+
+
+def first_images(run: Run, data: ImageData, number: int) -> tuple[Tensor, Tensor]:
+    """Training images that every measure of a run sees, without augmentation, and their labels."""
+    order = torch.randperm(data.size("train"), generator=generator(run.seed, "measured-images"))
+    return data.chosen("train", order[:number].tolist())
+
+
+def spec_of(run: Run, settings: MeasureSettings, data: ImageData, repeats: int | None = None) -> MeasureSpec:
+    """How a run measures candidates; the circles follow from its seed."""
+    return MeasureSpec(
+        repeats or settings.repeats,
+        settings.points,
+        first_images(run, data, settings.images)[0],
+        average=settings.average,
+        circle_seed=derive_seed(run.seed, "circles", repeats or 0),
+    )
+
+
+# search
+
+
+def search_topology(run: Run) -> dict[str, float]:
+    """Search a topology twice, with REINFORCE and with random search; leave ``search.json`` and the curves of both."""
+    settings: SearchSettings = run.settings_model("as-vit-search")
+    data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
+    space = space_with(settings.choices)
+    options = {"stride": settings.stride, "max_width": settings.max_width}
+    score = Scorer(spec_of(run, settings, data), derive_seed(run.seed, "search-weights"), settings.width, options)
+    reinforce = Reinforce(
+        space,
+        score,
+        lr=settings.learning_rate,
+        generator=generator(run.seed, "reinforce"),
+        tracker=RewardTracker(settings.window, settings.momentum, settings.relative),
+    )
+    random = RandomSearch(space, score, generator=generator(run.seed, "random-search"))
+    loops = [training(run, settings.steps, {"search": reinforce}, phase="reinforce")]
+    _follow(loops[0], reinforce)
+    loops.append(training(run, settings.steps, {"search": random}, phase="random-search"))
+    _follow(loops[1], random)
+    found = {"topology": reinforce.best(), "random_search": random.best(), "largest_merges": space.largest_merges()}
+    check = Scorer(spec_of(run, settings, data, settings.check_repeats), derive_seed(run.seed, "check"), settings.width, options)
+    measured = {name: check(topology) for name, topology in found.items()}
+    write_artefact(run, SEARCH, _search_record(settings, space, reinforce, found, measured))
+    return {
+        "merge_product": found["topology"].merge_product,
+        "random_merge_product": found["random_search"].merge_product,
+        **{f"{prefix}length": measured[name].length for name, prefix in PREFIXES.items()},
+        **{f"{prefix}ntk": measured[name].ntk for name, prefix in PREFIXES.items()},
+        "search_seconds": sum(loop.seconds for loop in loops),
+    }
+
+
+PREFIXES = {"topology": "", "random_search": "random_", "largest_merges": "merges_"}
+
+
+def _follow(loop: TrainingLoop, searcher: Reinforce | RandomSearch) -> None:
+    """Run a search to its end and log every trial."""
+    for _ in loop:
+        trial = searcher.step()
+        values = {"length": trial.measures.length, "ntk": trial.measures.ntk, "merge_product": trial.topology.merge_product}
+        if isinstance(searcher, Reinforce):
+            values |= {"reward": trial.reward, "baseline": trial.baseline, "entropy": trial.entropy}
+            values["largest_merges"] = statistics.fmean(searcher.probability(name)[-1] for name in ("K2", "K3", "K4"))
+        loop.log(**values)
+
+
+def _search_record(
+    settings: SearchSettings,
+    space: SearchSpace,
+    searcher: Reinforce,
+    found: Mapping[str, Topology],
+    measured: Mapping[str, Measures],
+) -> dict[str, Any]:
+    probabilities = {
+        name: {str(choice): round(p, 6) for choice, p in zip(choices, searcher.probability(name), strict=True)}
+        for name, choices in space.groups.items()
+    }
+    return {
+        **{name: str(topology) for name, topology in found.items()},
+        "measures": {name: {"length": finite(m.length), "ntk": finite(m.ntk)} for name, m in measured.items()},
+        "width": settings.width,
+        "stride": settings.stride,
+        "max_width": settings.max_width,
+        "space": {name: list(choices) for name, choices in space.groups.items()},
+        "probabilities": probabilities,
+    }
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON, which knows no infinity; :func:`from_finite` reads it."""
+    return value if math.isfinite(value) else None
+
+
+# growth
+
+
+class Family:
+    """Growth together with the members that it has made."""
+
+    def __init__(self, growth: Growth) -> None:
+        self.growth = growth
+        self.members: list[dict[str, Any]] = []
+
+    def step(self) -> dict[str, Any] | None:
+        """Add a member, or return ``None`` when growth has ended."""
+        taken = self.growth.step()
+        if taken is None:
+            return None
+        self.members.append(member(self.growth.plan, taken))
+        return self.members[-1]
+
+    def widen(self) -> None:
+        """Go on to the end without measures: after a rehearsal's few steps, what is trained shall have its full size."""
+        self.growth.policy = "max-width"
+        while self.step() is not None:
+            pass
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return growth and members as plain values and a tensor."""
+        return {"growth": self.growth.state_dict(), "members": self.members}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.growth.load_state_dict(state["growth"])
+        self.members = list(state["members"])
+
+
+def member(plan: GrowthPlan, step: GrowthStep) -> dict[str, Any]:
+    """One member of a family as plain values."""
+    cap = plan.options.get("max_width", 1024)
+    return {
+        "architecture": plan.topology.format(step.depths, step.final_width),
+        "parameters": step.counts.params,
+        "macs": step.counts.macs,
+        "total_width": total_width(step.depths, step.final_width, cap),
+        "measured_width": step.width,
+        "length": None if step.measures is None else finite(step.measures.length),
+        "ntk": None if step.measures is None else finite(step.measures.ntk),
+        "stage": step.stage + 1,
+        "widest": step.widest,
+        "candidates": step.candidates,
+    }
+
+
+def grow_family(run: Run) -> dict[str, float]:
+    """Grow the searched topology, and scale it otherwise to the same size; leave ``family.json``."""
+    settings: GrowthSettings = run.settings_model("as-vit-growth")
+    found = read_artefact(run, "search", SEARCH)
+    data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
+    shape = {"stride": found["stride"], "max_width": found["max_width"]}
+    counted = {**shape, **shapes_of(run, data.classes)}
+    topology = Topology.parse(found["topology"])[0]
+    sizes = (settings.width0, settings.width_scale, settings.ratios, settings.limit, settings.target)
+    plan = GrowthPlan(topology, *sizes, options=counted)
+    score = Scorer(spec_of(run, settings, data), derive_seed(run.seed, "growth-weights"), settings.width0, shape)
+    family = Family(Growth(plan, score, generator=generator(run.seed, "growth")))
+    loop = training(run, settings.max_steps, {"family": family}, phase="growth")
+    for _ in loop:
+        added = family.step()
+        if added is not None:
+            values = {name: added[name] for name in ("parameters", "macs", "total_width", "measured_width", "stage")}
+            loop.log(**values, widest=float(added["widest"]), length=from_finite(added["length"]), ntk=from_finite(added["ntk"]))
+    if run.limit is not None:
+        family.widen()
+    members = family.members
+    if not members:
+        raise UserError(f"{run.cell}: growth took no step: its start has the target of {settings.target:,} parameters already")
+    others = _other_scalings(run, settings, plan, members[-1]["parameters"])
+    budget = {"topology": found["topology"], "budget": members[-1]["parameters"], **shape}
+    write_artefact(run, FAMILY, {**budget, "rank": members, **others})
+    return {
+        "widest_share": statistics.fmean(one["widest"] for one in members),
+        "growth_steps": len(members),
+        **{name: members[-1][name] for name in ("parameters", "macs", "total_width")},
+        "random_parameters_ratio": others["random"][-1]["parameters"] / members[-1]["parameters"],
+        "growth_seconds": loop.seconds,
+    }
+
+
+def from_finite(value: float | None) -> float:
+    """A number from JSON; what is missing was infinite."""
+    return math.inf if value is None else value
+
+
+def _other_scalings(run: Run, settings: GrowthSettings, plan: GrowthPlan, budget: int) -> dict[str, list[dict[str, Any]]]:
+    """Scalings without measures of the same number of parameters, by name; empty where none comes near."""
+    found = {
+        policy: [
+            member(plan, step)
+            for step in matched(
+                plan,
+                budget,
+                policy,  # type: ignore[arg-type]
+                generator=generator(run.seed, "scaling", policy),
+                tolerance=settings.tolerance,
+                attempts=settings.attempts,
+            )
+        ]
+        for policy in ("random", "max-width")
+    }
+    try:
+        depths, width = uniform_scaling(plan.topology, budget, **plan.options)
+        found["uniform"] = [_manual(plan.topology, depths, width, plan.options)]
+    except ValueError:
+        found["uniform"] = []
+    found["swin"] = _swin(settings, plan, budget)
+    return found
+
+
+def _swin(settings: GrowthSettings, plan: GrowthPlan, budget: int) -> list[dict[str, Any]]:
+    """The manual design of that size: windows of the asked side, where the grids allow it."""
+    shapes = {name: plan.options[name] for name in ("img_size", "stride")}
+    grids = [shapes["img_size"] // shapes["stride"] // 2**stage for stage in range(STAGES)]
+    splits = [max(1, grid // settings.window) for grid in grids]
+    kernel = max(4, plan.options["stride"])
+    topology = swin_like(splits)
+    topology = Topology((kernel, *topology.kernels[1:]), topology.splits, topology.expansions, topology.heads)
+    try:
+        layout(topology, width=plan.topology.heads, **shapes)
+        width = width_for(topology, budget, depths=settings.swin_depths, **plan.options)
+    except ValueError:
+        return []
+    return [_manual(topology, settings.swin_depths, width, plan.options)]
+
+
+def _manual(topology: Topology, depths: Quadruple, width: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    counts = count(topology, depths=depths, width=width, **options)
+    return {
+        "architecture": topology.format(depths, width),
+        "parameters": counts.params,
+        "macs": counts.macs,
+        "total_width": total_width(depths, width, options.get("max_width", 1024)),
+    }

@@ -1,0 +1,232 @@
+"""The whole method: train a choice policy, amalgamate a pool into students, and find the teachers' step sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from atlas.l2o import GRID, Optimizee, Policy, TunedLR, tune
+from atlas.methods.optimizer_amalgamation.choice import ChoicePolicy
+from atlas.methods.optimizer_amalgamation.losses import Amalgamation
+from atlas.methods.optimizer_amalgamation.noise import Perturbation
+from atlas.methods.optimizer_amalgamation.schedule import Curriculum
+from atlas.methods.optimizer_amalgamation.student import Student
+from atlas.methods.optimizer_amalgamation.teachers import check_pool
+from atlas.methods.optimizer_amalgamation.trainer import Trainer, TrainerConfig
+
+MEMORY_LIMIT_GIB = 64.0
+FUNCTION_EPOCH = 100
+METHODS = ("mean", "minmax", "choice")
+LAYERS_KEPT = 14
+"""Tensors of a cell's width that autograd keeps per cell and step: gates and their activations, memory, output, inputs."""
+
+
+@dataclass(frozen=True)
+class ChoiceConfig:
+    """How a choice policy is trained.
+
+    Attributes
+    ----------
+    hidden : tuple of int
+        Widths of its cells.
+    schedule : Curriculum
+        :meth:`Curriculum.choice` in the paper.
+    trainer : TrainerConfig
+        Meta-optimizer, instances, scaling.
+    """
+
+    hidden: tuple[int, ...] = (20, 20)
+    schedule: Curriculum = field(default_factory=Curriculum.choice)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class AmalgamationResult:
+    """What amalgamation leaves.
+
+    Attributes
+    ----------
+    students : list of Policy
+        One per replicate, frozen.
+    history : list of dict
+        One row per window and replicate: stage, period, repeat, meta-loss, imitation loss, validation loss at the end of a
+        period, and for min-max how often each teacher was the farthest.
+    choice : ChoicePolicy, optional
+        The frozen choice policy, for the method ``choice``.
+    """
+
+    students: list[Policy]
+    history: list[dict[str, float]]
+    choice: ChoicePolicy | None = None
+
+
+def draw_seeds(gen: torch.Generator, count: int) -> list[int]:
+    """Seeds of replicates, from one generator."""
+    return torch.randint(2**62, (count,), generator=gen).tolist()
+
+
+def seeded(make: Callable[[], Policy], seed: int) -> Policy:
+    """Make a policy with random numbers of its own, leaving the process's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def amalgamate(
+    problem: Optimizee,
+    pool: Sequence[Policy],
+    *,
+    method: Amalgamation = "choice",
+    student: Policy | None = None,
+    schedule: Curriculum = Curriculum.paper(),
+    noise: Perturbation | None = None,
+    second_order: bool = False,
+    replicates: int = 1,
+    gen: torch.Generator,
+    trainer: TrainerConfig | None = None,
+    choice: ChoicePolicy | ChoiceConfig | None = None,
+    memory_limit_gib: float = MEMORY_LIMIT_GIB,
+) -> AmalgamationResult:
+    """Distil a pool of optimizers into one student (or several replicates of it).
+
+    Parameters
+    ----------
+    problem : Optimizee
+        What is meta-trained on.
+    pool : sequence of Policy
+        Frozen teachers: at least two.
+    method : {"mean", "minmax", "choice"}
+        The mean over teachers, the farthest teacher at every step, or one teacher: a choice policy over the pool.
+    student : Policy, optional
+        Where all replicates start; without one, each is a fresh :class:`Student`.
+    schedule : Curriculum
+        Windows, depths and weights of imitation.
+    noise : RandomWeightNoise or AdversarialWeightNoise, optional
+        Perturbation of the student's weights in meta-steps.
+    second_order : bool
+        Differentiate through the optimizee's gradient.
+    replicates : int
+        Students trained side by side, each with randomness of its own.
+    gen : torch.Generator
+        Source of all randomness, on the CPU.
+    trainer : TrainerConfig, optional
+        Meta-optimizer, instances, scaling.
+    choice : ChoicePolicy or ChoiceConfig, optional
+        A trained choice policy, or how to train it.
+    memory_limit_gib : float
+        Refuse what is estimated to need more.
+
+    Raises
+    ------
+    ValueError
+        A pool of fewer than two, or with trainable parameters; an unknown method; fewer than one replicate.
+    MemoryError
+        The estimate exceeds the limit; it says by how much.
+    """
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method}; choose from {', '.join(METHODS)}")
+    if replicates < 1:
+        raise ValueError(f"replicates must be at least 1, not {replicates}")
+    check_pool(pool, 2)
+    cfg = replace(trainer or TrainerConfig(), second_order=second_order)
+    sample = student or Student()
+    teachers = 1 if method == "choice" else len(pool)
+    check_memory(problem, sample, teachers, schedule.unroll, cfg, replicates, memory_limit_gib)
+    chosen: ChoicePolicy | None = None
+    if method == "choice":
+        chosen = choice if isinstance(choice, ChoicePolicy) else train_choice(problem, pool, choice or ChoiceConfig(), gen)
+        chosen.requires_grad_(False)
+    seeds = draw_seeds(gen, replicates)
+    starts = [copy.deepcopy(student) if student is not None else seeded(Student, seed) for seed in seeds]
+    run = Trainer(problem, starts, [chosen] if chosen else pool, schedule, cfg, seeds, method, noise)
+    while not run.done:
+        run.step()
+    return AmalgamationResult(finished(run, starts), run.history, chosen)
+
+
+def train_choice(
+    problem: Optimizee, pool: Sequence[Policy], cfg: ChoiceConfig | None = None, gen: torch.Generator | None = None
+) -> ChoicePolicy:
+    """Train a choice policy over a pool with the meta-loss alone; returns it frozen.
+
+    Raises
+    ------
+    ValueError
+        A pool of fewer than two, or with trainable parameters.
+    """
+    cfg = cfg or ChoiceConfig()
+    (seed,) = draw_seeds(gen or torch.Generator().manual_seed(0), 1)
+    start = seeded(lambda: ChoicePolicy(pool, cfg.hidden), seed)
+    run = Trainer(problem, [start], [], cfg.schedule, cfg.trainer, [seed])
+    while not run.done:
+        run.step()
+    (policy,) = finished(run, [start])
+    assert isinstance(policy, ChoicePolicy)
+    return policy
+
+
+def finished(run: Trainer, policies: Sequence[Policy]) -> list[Policy]:
+    """Put what a trainer reached into its policies, and freeze them."""
+    for index, policy in enumerate(policies):
+        policy.load_state_dict({**policy.state_dict(), **run.replicas.numbers(index)})
+        policy.requires_grad_(False).eval()
+    return list(policies)
+
+
+def memory_gib(problem: Optimizee, student: Policy, teachers: int, unroll: int, cfg: TrainerConfig, replicates: int) -> float:
+    """Estimate of what a window keeps, in GiB: activations of the student's cells, and trajectories.
+
+    With ``second_order`` the optimizee's own graph is kept too, at about four times its parameters per step.
+    """
+    hidden = getattr(getattr(student, "cells", None), "hidden", (20, 20))
+    coordinates = problem.P * cfg.instances * replicates
+    per_step = LAYERS_KEPT * sum(hidden) + 8 + (4 if cfg.second_order else 0) + 3
+    return 4 * coordinates * (per_step * unroll + 6 * teachers) / 2**30
+
+
+def check_memory(
+    problem: Optimizee, student: Policy, teachers: int, unroll: int, cfg: TrainerConfig, replicates: int, limit: float
+) -> None:
+    """Refuse what needs more memory than there is.
+
+    Raises
+    ------
+    MemoryError
+        With the estimate, and what would make it smaller.
+    """
+    need = memory_gib(problem, student, teachers, unroll, cfg, replicates)
+    if need > limit:
+        raise MemoryError(
+            f"a window needs about {need:.3g} GiB, more than the limit of {limit:g} GiB: "
+            "fewer replicates or instances, a shorter unroll or a smaller optimizee need less"
+        )
+
+
+def tune_lr(
+    policy_factory: Callable[[Tensor], Policy],
+    problem: Optimizee,
+    grid: Sequence[float] = GRID,
+    epochs: int = 5,
+    seeds: int = 3,
+    gen: torch.Generator | None = None,
+) -> TunedLR:
+    """Find a teacher's step size: smallest log validation loss within some epochs, mean over seeds.
+
+    The whole grid times all seeds is one batched run, so ``policy_factory`` is given step sizes of (instances, 1). Where the best
+    is on the grid's edge, two further points are tried, twice at most. Runs that diverge score infinity.
+
+    Raises
+    ------
+    ValueError
+        The grid is empty, or holds a step size that is not positive; ``epochs`` or ``seeds`` is less than 1.
+    """
+    if min(epochs, seeds) < 1:
+        raise ValueError("epochs and seeds must be at least 1")
+    data = getattr(problem, "data", None)
+    every = data.steps_per_epoch if data is not None else FUNCTION_EPOCH
+    gen = gen or torch.Generator().manual_seed(0)
+    return tune(policy_factory, problem, grid, steps=epochs * every, every=every, seeds=seeds, gen=gen)

@@ -1,0 +1,182 @@
+"""The pool: analytic optimizers in the smooth variants that the amalgamation differentiates and imitates.
+
+They are not the textbook optimizers of :mod:`atlas.l2o.rules` (those are ``adam``, ``momentum``, …; these ``adam_ema``,
+``momentum_ema``, …): moments are plain exponential means, their bias is corrected by constants, ε = 1e-10 stands inside the root,
+and signs are hyperbolic tangents. In the steady state ``adam_ema`` makes 0.316 times the step of Adam, and the step size of
+``momentum_ema`` is ten times the heavy ball's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from atlas.l2o import Analytic, Policy
+from atlas.l2o.state import State
+
+BETAS = (0.9, 0.999)
+RHO = 0.9
+EPS = 1e-10
+SMALL = ("adam_ema", "rmsprop_ema")
+LARGE = (*SMALL, "sgd_ema", "momentum_ema", "powersign_ema", "addsign_ema")
+POOLS: dict[str, tuple[str, ...]] = {"small": SMALL, "large": LARGE}
+
+
+def first_moment(g: Tensor, state: State, beta: float = BETAS[0]) -> Tensor:
+    """M ← β₁ m + (1−β₁) g."""
+    state["m"] = beta * state["m"] + (1 - beta) * g
+    return state["m"]
+
+
+def second_moment(g: Tensor, state: State, beta: float = BETAS[1]) -> Tensor:
+    """V ← β₂ v + (1−β₂) g²."""
+    state["v"] = beta * state["v"] + (1 - beta) * g.square()
+    return state["v"]
+
+
+class SGDEma(Analytic):
+    """η g."""
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient."""
+        return g
+
+
+class MomentumEma(Analytic):
+    """η m."""
+
+    slots = ("m",)
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The mean of gradients."""
+        return first_moment(g, state)
+
+
+class RMSpropEma(Analytic):
+    """v ← .9 v + .1 g², η g/√(v + ε)."""
+
+    slots = ("v",)
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient over its root mean square."""
+        return g / (second_moment(g, state, RHO) + EPS).sqrt()
+
+
+class AdamEma(Analytic):
+    """η m̂/√(v̂ + ε) with m̂ = m/(1−β₁), v̂ = v/(1−β₂) at every step: Adam at the first, and √(1−β₂)/(1−β₁) of it in the end."""
+
+    slots: ClassVar[tuple[str, ...]] = ("m", "v")
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """Corrected by constants."""
+        mean, square = first_moment(g, state), second_moment(g, state)
+        return mean / (1 - BETAS[0]) / (square / (1 - BETAS[1]) + EPS).sqrt()
+
+
+class PowerSignEma(Analytic):
+    """η exp(tanh(g/r) tanh(m/r)) g with r = √(v + ε)."""
+
+    slots: ClassVar[tuple[str, ...]] = ("m", "v")
+
+    def agreement(self, g: Tensor, state: State) -> Tensor:
+        """tanh(g/r) tanh(m/r), a smooth product of signs."""
+        mean = first_moment(g, state)
+        root = (second_moment(g, state) + EPS).sqrt()
+        return (g / root).tanh() * (mean / root).tanh()
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient, larger where it agrees with its mean."""
+        return self.agreement(g, state).exp() * g
+
+
+class AddSignEma(PowerSignEma):
+    """η (1 + tanh(g/r) tanh(m/r)) g with r = √(v + ε)."""
+
+    def direction(self, g: Tensor, state: State) -> Tensor:
+        """The gradient, doubled where it agrees with its mean."""
+        return (1 + self.agreement(g, state)) * g
+
+
+TEACHERS: dict[str, type[Analytic]] = {
+    "sgd_ema": SGDEma,
+    "momentum_ema": MomentumEma,
+    "rmsprop_ema": RMSpropEma,
+    "adam_ema": AdamEma,
+    "powersign_ema": PowerSignEma,
+    "addsign_ema": AddSignEma,
+}
+PRESETS = {
+    "adam_ema": 0.005,
+    "rmsprop_ema": 0.005,
+    "sgd_ema": 0.2,
+    "momentum_ema": 0.5,
+    "powersign_ema": 0.1,
+    "addsign_ema": 0.1,
+}
+"""Step sizes of the official configuration: winners of its grid on the meta-training problem."""
+OFFICIAL_CHOICE = {
+    "adam_ema": 0.02,
+    "rmsprop_ema": 0.005,
+    "sgd_ema": 2.0,
+    "momentum_ema": 2.0,
+    "powersign_ema": 1.0,
+    "addsign_ema": 1.0,
+}
+"""Step sizes with which the official configuration trains choice policies; they differ from the teachers' own."""
+
+
+def teacher(name: str, lr: float | Tensor | None = None) -> Analytic:
+    """Return a teacher by name, with the preset step size if none is given.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name (the known ones are listed), or ``lr`` is not positive.
+    """
+    if name not in TEACHERS:
+        raise ValueError(f"there is no teacher {name}; choose from {', '.join(TEACHERS)}")
+    return TEACHERS[name](PRESETS[name] if lr is None else lr)
+
+
+def make_pool(
+    name: Literal["small", "large"] = "small",
+    lrs: Mapping[str, float] | None = None,
+    pool_lr: Literal["tuned", "official"] = "tuned",
+) -> list[Policy]:
+    """Return the small pool (Adam, RMSprop), or the large one with SGD, Momentum, PowerSign and AddSign too.
+
+    Parameters
+    ----------
+    lrs : mapping, optional
+        Teacher to step size, over the presets.
+    pool_lr : {"tuned", "official"}
+        One step size per teacher everywhere, as the paper's text says; or those of the official choice policies.
+
+    Raises
+    ------
+    ValueError
+        There is no such pool or choice of step sizes.
+    """
+    if name not in POOLS:
+        raise ValueError(f"there is no pool {name}; choose from {', '.join(POOLS)}")
+    if pool_lr not in ("tuned", "official"):
+        raise ValueError(f"there is no pool_lr {pool_lr}; choose from tuned, official")
+    chosen: dict[str, Any] = dict(OFFICIAL_CHOICE if pool_lr == "official" else {**PRESETS, **(lrs or {})})
+    return [teacher(member, chosen[member]) for member in POOLS[name]]
+
+
+def check_pool(pool: Sequence[Policy], least: int) -> None:
+    """Check that a pool has enough members and that all are frozen.
+
+    Raises
+    ------
+    ValueError
+        Fewer members, or one with parameters that would be trained.
+    """
+    if len(pool) < least:
+        raise ValueError(f"the pool needs at least {least} member{'s' if least > 1 else ''}, not {len(pool)}")
+    for member in pool:
+        if any(parameter.requires_grad for parameter in member.parameters()):
+            raise ValueError(f"{type(member).__name__} has trainable parameters; freeze it first: teacher.requires_grad_(False)")

@@ -1,0 +1,216 @@
+"""Posed pinhole cameras and posed images with depth: what a scene is given as, and how pixels become rays.
+
+Conventions. Pixel (u, v) counts columns and rows from the centre of the top left pixel. ``c2w`` is an OpenGL pose: x right, y up,
+looking along −z. A ray's direction is not normalised: its component along the optical axis is one, so that the parameter t of
+``o + t·d`` *is* the z-depth (distance along the optical axis, not along the ray).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+
+FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
+"""Between OpenGL cameras (y up, looking along −z) and OpenCV cameras (y down, looking along +z)."""
+ROTATION_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A pinhole camera with a pose.
+
+    Attributes
+    ----------
+    K : array
+        (3, 3) intrinsics in pixels, with integer pixel centres.
+    c2w : array
+        (4, 4) camera-to-world pose, OpenGL; (3, 4) is completed.
+    height, width : int
+        Size of the image in pixels.
+
+    Raises
+    ------
+    ValueError
+        A focal length is not positive, the pose holds no rotation, or a shape or size is wrong.
+    """
+
+    K: Array
+    c2w: Array
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        intrinsics = np.array(self.K, dtype=np.float64)
+        pose = np.array(self.c2w, dtype=np.float64)
+        if pose.shape == (3, 4):
+            pose = np.vstack([pose, [0.0, 0.0, 0.0, 1.0]])
+        if intrinsics.shape != (3, 3) or pose.shape != (4, 4):
+            raise ValueError(f"K must be (3, 3) and c2w (4, 4), not {intrinsics.shape} and {pose.shape}")
+        if not (np.isfinite(intrinsics).all() and intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0):
+            raise ValueError(f"focal lengths must be positive and K finite, not {intrinsics.tolist()}")
+        rotation = pose[:3, :3]
+        drift = np.abs(rotation @ rotation.T - np.eye(3)).max() if np.isfinite(pose).all() else np.inf
+        if not (drift <= ROTATION_TOLERANCE and abs(np.linalg.det(rotation) - 1) <= ROTATION_TOLERANCE):
+            raise ValueError(f"c2w holds no rotation: R·Rᵀ is off the identity by {drift:.2g}, or R mirrors")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"an image needs pixels, not {self.height} × {self.width}")
+        intrinsics.setflags(write=False)
+        pose.setflags(write=False)
+        object.__setattr__(self, "K", intrinsics)
+        object.__setattr__(self, "c2w", pose)
+
+    @cached_property
+    def w2c(self) -> Array:
+        """(4, 4) OpenCV world-to-camera transform, ``diag(1, −1, −1, 1)·c2w⁻¹``; the rotation is transposed, not inverted."""
+        rotation, origin = self.c2w[:3, :3], self.c2w[:3, 3]
+        inverse = np.eye(4)
+        inverse[:3, :3] = rotation.T
+        inverse[:3, 3] = -rotation.T @ origin
+        return FLIP @ inverse
+
+    @property
+    def origin(self) -> Array:
+        """(3,) centre of projection in the world."""
+        return self.c2w[:3, 3]
+
+    def moved(self, c2w: ArrayLike) -> Camera:
+        """The same camera at another pose."""
+        return Camera(self.K, np.asarray(c2w, dtype=np.float64), self.height, self.width)
+
+    def resized(self, height: int, width: int) -> Camera:
+        """The same view sampled with another number of pixels; pixel centres stay integers."""
+        scale_x, scale_y = width / self.width, height / self.height
+        intrinsics = np.array(self.K)
+        intrinsics[0] *= scale_x
+        intrinsics[1] *= scale_y
+        intrinsics[0, 2] = (self.K[0, 2] + 0.5) * scale_x - 0.5
+        intrinsics[1, 2] = (self.K[1, 2] + 0.5) * scale_y - 0.5
+        return Camera(intrinsics, self.c2w, height, width)
+
+    def directions(self, rows: ArrayLike, cols: ArrayLike) -> Array:
+        """Un-normalised directions in the world of some pixels, (…, 3) float64."""
+        rows, cols = np.asarray(rows, dtype=np.float64), np.asarray(cols, dtype=np.float64)
+        x = (cols - self.K[0, 2] - self.K[0, 1] * (rows - self.K[1, 2]) / self.K[1, 1]) / self.K[0, 0]
+        y = (rows - self.K[1, 2]) / self.K[1, 1]
+        local = np.stack(np.broadcast_arrays(x, -y, -np.ones_like(x)), axis=-1)
+        return local @ self.c2w[:3, :3].T
+
+    def project(self, points: ArrayLike) -> tuple[Array, Array, Array]:
+        """Columns, rows and z-depths (…) of world points (…, 3); a point behind the camera has a negative depth."""
+        local = np.asarray(points, dtype=np.float64) @ self.w2c[:3, :3].T + self.w2c[:3, 3]
+        depth = local[..., 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            image = (local / depth[..., None]) @ self.K.T
+        return image[..., 0], image[..., 1], depth
+
+
+def pixel_rays(camera: Camera, rows: ArrayLike, cols: ArrayLike, near: float, far: float) -> Tensor:
+    """Rays of some pixels.
+
+    Returns
+    -------
+    Tensor
+        (n, 8) float32: origin (3), direction (3) whose parameter is the z-depth, near, far.
+    """
+    directions = camera.directions(np.ravel(rows), np.ravel(cols))
+    rays = np.empty((len(directions), 8))
+    rays[:, :3], rays[:, 3:6], rays[:, 6], rays[:, 7] = camera.origin, directions, near, far
+    return torch.from_numpy(rays.astype(np.float32))
+
+
+def all_rays(camera: Camera, near: float, far: float) -> Tensor:
+    """Rays of every pixel, row by row: (height·width, 8)."""
+    rows, cols = np.mgrid[: camera.height, : camera.width]
+    return pixel_rays(camera, rows, cols, near, far)
+
+
+@dataclass(frozen=True, eq=False)
+class RGBDView:
+    """One posed image, with or without z-depth: all that SinNeRF learns from.
+
+    Attributes
+    ----------
+    rgb : array
+        (height, width, 3) in [0, 1].
+    depth : array, optional
+        (height, width) z-depth in scene units; what is not positive or not finite is unknown or background, and becomes 0.
+    camera : Camera
+        Where it was taken.
+
+    Raises
+    ------
+    ValueError
+        The colours are not finite, or shapes do not fit together.
+    """
+
+    rgb: Array
+    depth: Array | None
+    camera: Camera
+    valid: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        rgb = np.asarray(self.rgb, dtype=np.float32)
+        size = (self.camera.height, self.camera.width)
+        if rgb.shape != (*size, 3):
+            raise ValueError(f"rgb must be {(*size, 3)}, not {rgb.shape}")
+        if not np.isfinite(rgb).all():
+            raise ValueError("rgb is not finite")
+        valid = np.zeros(size, dtype=bool)
+        if self.depth is not None:
+            depth = np.asarray(self.depth, dtype=np.float64)
+            if depth.shape != size:
+                raise ValueError(f"depth must be {size} as rgb, not {depth.shape}")
+            valid = np.isfinite(depth) & (depth > 0)
+            object.__setattr__(self, "depth", np.where(valid, depth, 0.0))
+        object.__setattr__(self, "rgb", rgb)
+        object.__setattr__(self, "valid", valid)
+
+
+def depth_from_disparity(disp: ArrayLike, *, focal_px: float, baseline: float, doffs: float = 0.0) -> Array:
+    """Turn a disparity map into z-depth, ``focal·baseline / (disparity + doffs)``.
+
+    Parameters
+    ----------
+    disp : array
+        Disparities in pixels; not finite (or at most −``doffs``) where there is none.
+    focal_px, baseline : float
+        Focal length in pixels; distance of the two cameras, whose unit is the depth's.
+    doffs : float
+        Column of the right principal point minus that of the left one, in pixels.
+
+    Returns
+    -------
+    array
+        Depths, 0 where there is no disparity.
+
+    Raises
+    ------
+    ValueError
+        ``focal_px`` or ``baseline`` is not positive.
+    """
+    if not (focal_px > 0 and baseline > 0):
+        raise ValueError(f"focal_px and baseline must be positive, not {focal_px} and {baseline}")
+    total = np.asarray(disp, dtype=np.float64) + doffs
+    known = np.isfinite(total) & (total > 0)
+    return np.where(known, focal_px * baseline / np.where(known, total, 1.0), 0.0)
+
+
+def disparity_from_depth(depth: ArrayLike, *, focal_px: float, baseline: float, doffs: float = 0.0) -> Array:
+    """The inverse of :func:`depth_from_disparity`; +inf where the depth is unknown."""
+    depth = np.asarray(depth, dtype=np.float64)
+    known = np.isfinite(depth) & (depth > 0)
+    return np.where(known, focal_px * baseline / np.where(known, depth, 1.0) - doffs, np.inf)
+
+
+def depth_along_axis(ray_length: ArrayLike, camera: Camera) -> Array:
+    """Turn lengths along the rays of every pixel, as some renderers write, into z-depth: divide by ‖d‖."""
+    rows, cols = np.mgrid[: camera.height, : camera.width]
+    return np.asarray(ray_length, dtype=np.float64) / np.linalg.norm(camera.directions(rows, cols), axis=-1)

@@ -1,0 +1,129 @@
+"""Global structure: frozen encoders whose features of an unseen view should be those of the reference.
+
+The paper's is a ViT trained by DINO (Caron et al., ICCV 2021). Where its weights cannot be had, there is no silent fallback: a
+substitute is another encoder with another name, and results that use it say so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas.errors import AtlasError
+
+DINO = "vit_small_patch16_224.dino"
+DINO_MEBIBYTES = 83
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class MissingWeightsError(AtlasError, RuntimeError):
+    """Pre-trained weights are neither in the cache nor to be downloaded; says which, how large, and where they are looked for."""
+
+
+class SemanticEncoder(Protocol):
+    """Maps images to features; differentiable with respect to the image, frozen itself."""
+
+    dim: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Images (b, 3, h, w) in [0, 1] to features (b, dim)."""
+        ...
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Put a module into evaluation mode and switch its gradients off."""
+    module.eval()
+    return module.requires_grad_(False)
+
+
+class FrozenEncoder(nn.Module):
+    """Base of the encoders with weights: stays in evaluation mode whatever :meth:`train` says, and has no gradients."""
+
+    dim: int
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in evaluation mode."""
+        return super().train(False)  # type: ignore[return-value]
+
+
+class TimmDino(FrozenEncoder):
+    """The [CLS] token of a DINO ViT through timm, after the last block and before the final normalisation.
+
+    Parameters
+    ----------
+    name : str
+        A timm VisionTransformer; the paper's is the default, with 384 features.
+    pretrained : bool
+        With false, weights are random: for rehearsals and tests, never for results.
+    interpolation : {"bilinear", "nearest"}
+        How images are brought to the network's size; the official code takes the nearest pixel.
+
+    Raises
+    ------
+    MissingWeightsError
+        The weights are not cached and cannot be downloaded.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str = DINO, *, pretrained: bool = True, interpolation: str = "bilinear") -> None:
+        super().__init__()
+        self.interpolation = interpolation
+        self.model = freeze(_timm_model(name, pretrained))
+        self.dim = int(self.model.num_features)  # type: ignore[arg-type]
+        self.size = int(self.model.patch_embed.img_size[0])  # type: ignore[union-attr,index]
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (b, dim) of images (b, 3, h, w) in [0, 1]."""
+        options: dict[str, Any] = {"align_corners": False} if self.interpolation == "bilinear" else {}
+        resized = functional.interpolate(image, size=(self.size, self.size), mode=self.interpolation, **options)
+        found: list[Tensor] = []
+        handle = self.model.blocks[-1].register_forward_hook(lambda _m, _i, output: found.append(output))  # type: ignore[index,union-attr]
+        try:
+            self.model.forward_features((resized - self.mean) / self.std)  # type: ignore[operator]
+        finally:
+            handle.remove()
+        return found[0][:, 0]
+
+
+def _timm_model(name: str, pretrained: bool) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:
+        if not pretrained:
+            raise
+        cache = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
+        raise MissingWeightsError(
+            f"the weights of {name} (about {DINO_MEBIBYTES} MiB) are neither in the cache {cache} nor to be downloaded "
+            f"({type(error).__name__}); download them once with network access, or choose another encoder by name"
+        ) from error
+
+
+class Descriptor:
+    """Colour moments and signed gradient energies over the whole image and its quarters: no weights, and no semantics.
+
+    Per cell and colour: mean, standard deviation, and the energies of rising and falling differences along rows and columns.
+    """
+
+    dim = 5 * 3 * 6
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Features (b, 90) of images (b, 3, h, w) in [0, 1]."""
+        right = functional.pad(image[..., :, 1:] - image[..., :, :-1], (0, 1))
+        down = functional.pad(image[..., 1:, :] - image[..., :-1, :], (0, 0, 0, 1))
+        maps = torch.cat([image, image**2, *(functional.relu(sign * g) for g in (right, down) for sign in (1, -1))], dim=1)
+        pooled = torch.cat([functional.adaptive_avg_pool2d(maps, size).flatten(2) for size in (1, 2)], dim=2)
+        mean, square, energies = pooled[:, :3], pooled[:, 3:6], pooled[:, 6:]
+        std = (square - mean**2).clamp(min=0).add(1e-6).sqrt()
+        return torch.cat([mean, std, 4 * energies], dim=1).flatten(1)

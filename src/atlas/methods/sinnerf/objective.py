@@ -1,0 +1,171 @@
+"""One step's terms, from what its rays saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from atlas.methods.sinnerf.cameras import Camera
+from atlas.methods.sinnerf.losses import LossWeights, masked_mean, masked_smooth_l1, ray_termination, smoothness
+from atlas.methods.sinnerf.rendering import Composite, Level
+from atlas.methods.sinnerf.supervision import Reference
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Variants of the terms.
+
+    Attributes
+    ----------
+    beta : float
+        Where smooth-L1 turns from square to linear, in scene units; 1 officially.
+    empty, empty_by : float, {"opacity", "depth"}
+        Weight and form, beside the depth term, of emptiness where a white scene's reference has no depth: the mean opacity, or
+        the smooth-L1 distance of the depth to 0, which the official code takes with weight 2.
+    smooth_order, smooth_inverse : int, bool
+        Order of the differences; whether they are of the inverse depth.
+    depth_std : float
+        Width of DS-NeRF's kernel, in scene units.
+    """
+
+    beta: float = 1.0
+    empty: float = 0.1
+    empty_by: Literal["opacity", "depth"] = "opacity"
+    smooth_order: int = 1
+    smooth_inverse: bool = True
+    depth_std: float = 0.1
+
+
+@dataclass
+class Group:
+    """Rays of one kind within a step's batch, and what is known about them."""
+
+    rays: Tensor
+    rgb: Tensor | None = None
+    depth: Tensor | None = None
+    valid: Tensor | None = None
+    size: tuple[int, int] | None = None
+    camera: Camera | None = None
+    levels: list[Level] = field(default_factory=list)
+
+    def image(self, seen: Composite) -> Tensor:
+        """The rendered patch, (1, 3, p, q)."""
+        assert self.size is not None
+        return seen.rgb.T.reshape(1, 3, *self.size)
+
+    def split_off(self, levels: list[Level], first: int) -> None:
+        """Take this group's rays out of the batch's levels."""
+        part = slice(first, first + len(self.rays))
+        self.levels = [Level(Composite(*(values[part] for values in level.seen)), level.t[part]) for level in levels]
+
+
+class Terms:
+    """Adds weighted terms up by name.
+
+    Raises
+    ------
+    FloatingPointError
+        From :meth:`total`, when a term is not finite: names it.
+    """
+
+    def __init__(self, weights: LossWeights) -> None:
+        self.weights = weights
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to the term of that name, unless its weight is 0."""
+        if getattr(self.weights, name):
+            self.values[name] = self.values[name] + value if name in self.values else value
+
+    def total(self) -> Tensor:
+        """The weighted sum."""
+        total = sum((getattr(self.weights, name) * value for name, value in self.values.items()), start=torch.zeros(()))
+        assert isinstance(total, Tensor)
+        if not torch.isfinite(total.detach()):
+            wrong = [name for name, value in self.values.items() if not torch.isfinite(value.detach())]
+            raise FloatingPointError(f"the loss is not finite: {', '.join(wrong) or 'only its sum'}")
+        return total
+
+
+def photometric(terms: Terms, group: Group) -> None:
+    """Mean squared error of the colours, at every level."""
+    assert group.rgb is not None
+    for level in group.levels:
+        terms.add("rgb", torch.mean((level.seen.rgb - group.rgb) ** 2))
+
+
+def reference_depth(terms: Terms, group: Group, shape: Shape, white_background: bool) -> None:
+    """Depth of reference rays where it is known, and emptiness where a white scene has none."""
+    assert group.depth is not None
+    assert group.valid is not None
+    for level in group.levels:
+        terms.add("depth", masked_smooth_l1(level.seen.depth, group.depth, group.valid, shape.beta))
+        if white_background and shape.empty:
+            if shape.empty_by == "opacity":
+                empty = masked_mean(level.seen.opacity, ~group.valid)
+            else:
+                empty = masked_smooth_l1(level.seen.depth, torch.zeros_like(group.depth), ~group.valid, shape.beta)
+            terms.add("depth", shape.empty * empty)
+        if terms.weights.ray_termination:
+            deltas = torch.cat([level.t.diff(dim=-1), level.t[:, -1:] - level.t[:, -2:-1]], dim=-1)
+            terms.add(
+                "ray_termination",
+                ray_termination(level.seen.weights, level.t, group.depth, group.valid, shape.depth_std, deltas),
+            )
+
+
+def warped_rays(terms: Terms, group: Group, shape: Shape) -> None:
+    """Depth, and on demand colour, of rays of the pool."""
+    assert group.depth is not None
+    assert group.rgb is not None
+    for level in group.levels:
+        terms.add("depth", masked_smooth_l1(level.seen.depth, group.depth, beta=shape.beta))
+        terms.add("rgb_warp", torch.mean((level.seen.rgb - group.rgb) ** 2))
+
+
+def unseen_geometry(terms: Terms, group: Group, reference: Reference, shape: Shape) -> None:
+    """Depth of the unseen patch, where the reference warps to; and its consistency with the reference."""
+    for level in group.levels:
+        if group.depth is not None and group.valid is not None:
+            terms.add("side", masked_smooth_l1(level.seen.depth, group.depth, group.valid, shape.beta))
+            if terms.weights.rgb_warp and group.rgb is not None:
+                error = ((level.seen.rgb - group.rgb) ** 2).mean(-1)
+                terms.add("rgb_warp", masked_mean(error, group.valid))
+        if terms.weights.cycle:
+            terms.add("cycle", in_front_of_reference(level.seen.depth, group.rays, reference))
+
+
+def in_front_of_reference(depth: Tensor, rays: Tensor, reference: Reference) -> Tensor:
+    """How far the points at some depths stand in front of the reference's surfaces, in scene units; mean over those in its frame.
+
+    A point that lies behind a surface is hidden from the reference and contradicts nothing.
+    """
+    transform = rays.new_tensor(reference.camera.w2c[:3])
+    intrinsics = rays.new_tensor(reference.camera.K)
+    points = rays[:, :3] + depth.unsqueeze(-1) * rays[:, 3:6]
+    local = points @ transform[:, :3].T + transform[:, 3]
+    distance = local[:, 2]
+    with torch.no_grad():
+        image = (local / distance.clamp(min=1e-6).unsqueeze(-1)) @ intrinsics.T
+        col, row = image[:, 0].round().long(), image[:, 1].round().long()
+        inside = (distance > 0) & (col >= 0) & (col < reference.width) & (row >= 0) & (row < reference.height)
+        flat = torch.where(inside, row * reference.width + col, torch.zeros_like(row))
+        known = inside & reference.valid[flat]
+    return masked_mean(torch.relu(reference.depth[flat] - distance), known)
+
+
+def smooth_patches(terms: Terms, groups: list[Group], shape: Shape, near: float) -> None:
+    """Edge-aware smoothness of both patches at every level; the guide is the finest rendering, which it does not move."""
+    if not terms.weights.smooth:
+        return
+    for group in groups:
+        assert group.size is not None
+        guide = group.image(group.levels[-1].seen).detach()
+        for level in group.levels:
+            depth = level.seen.depth.reshape(1, *group.size)
+            terms.add(
+                "smooth", smoothness(1 / depth.clamp(min=near) if shape.smooth_inverse else depth, guide, shape.smooth_order)
+            )

@@ -1,0 +1,53 @@
+"""A rendered orbit: cameras around a point, and an animated image of what they see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from atlas.methods.sinnerf.cameras import Array, Camera
+from atlas.methods.sinnerf.poses import OrbitGaussian
+
+
+def orbit_cameras(
+    camera: Camera, *, frames: int = 48, degrees: float = 20.0, center: Sequence[float] = (0.0, 0.0, 0.0), tilt: float = 0.3
+) -> list[Camera]:
+    """Cameras that swing ``degrees`` to either side of a camera about the vertical axis through ``center``, and return.
+
+    ``tilt`` times as much they swing up and down, a quarter of a turn later.
+    """
+    orbit = OrbitGaussian((degrees, degrees), (center[0], center[1], center[2]), axes="turntable")
+    phases = [2 * math.pi * frame / frames for frame in range(frames)]
+    swing = math.radians(degrees)
+    return [orbit.at(camera, (swing * math.sin(phase), tilt * swing * math.sin(2 * phase))) for phase in phases]
+
+
+def sway_cameras(camera: Camera, *, frames: int = 48, radius: tuple[float, float] = (0.1, 0.05)) -> list[Camera]:
+    """Cameras on an ellipse in the image plane (right, up; scene units), for forward-facing scenes."""
+    found = []
+    for frame in range(frames):
+        phase = 2 * math.pi * frame / frames
+        pose = np.array(camera.c2w)
+        pose[:3, 3] += pose[:3, :3] @ np.array([radius[0] * math.sin(phase), radius[1] * math.sin(2 * phase), 0.0])
+        found.append(camera.moved(pose))
+    return found
+
+
+def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_second: float = 24.0) -> None:
+    """Write images (height, width, 3) in [0, 1] as an animation without end: the ending says ``.gif``, ``.webp`` or ``.png``.
+
+    Raises
+    ------
+    ValueError
+        There is no image.
+    """
+    from PIL import Image
+
+    frames = [Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)) for image in images]
+    if not frames:
+        raise ValueError("an animation needs an image")
+    pause = round(1000 / frames_per_second)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)

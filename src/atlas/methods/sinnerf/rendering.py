@@ -1,0 +1,272 @@
+"""Volume rendering: samples along rays, their weights, and what they add up to (Mildenhall et al., ECCV 2020, Eq. 3–5).
+
+A sample's opacity is α = 1 − exp(−σ·Δ·‖d‖), its weight w = α·Π(1 − α before it); colour, depth and opacity are sums over w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``field(x, d) -> (rgb, σ)``: points (…, 3) and un-normalised directions (…, 3) to colours (…, 3) and densities (…)."""
+
+OPAQUE = 1e10
+"""Length of the last interval that makes any density at a ray's end opaque."""
+PDF_FLOOR = 1e-5
+
+
+class Composite(NamedTuple):
+    """What rays see: ``rgb`` (n, 3), ``depth`` (n) = Σ w·t, ``weights`` (n, samples), ``opacity`` (n) = Σ w."""
+
+    rgb: Tensor
+    depth: Tensor
+    weights: Tensor
+    opacity: Tensor
+
+
+class Level(NamedTuple):
+    """One level of a rendering: what its rays see, and where they were sampled, ``t`` (n, samples)."""
+
+    seen: Composite
+    t: Tensor
+
+
+def composite(
+    sigma: Tensor,
+    rgb: Tensor,
+    t: Tensor,
+    dir_norm: Tensor | float,
+    *,
+    last_delta: Tensor | float,
+    background: Tensor | float | None = None,
+) -> Composite:
+    """Add samples up along rays; pure and differentiable.
+
+    Parameters
+    ----------
+    sigma : Tensor
+        (n, samples) densities per unit length; negative values count as 0.
+    rgb : Tensor
+        (n, samples, 3) colours.
+    t : Tensor
+        (n, samples) ascending ray parameters.
+    dir_norm : Tensor or float
+        (n) or (n, 1) lengths of the directions, which turn parameters into lengths.
+    last_delta : Tensor or float
+        Parameter length of the last interval, a number or (n): 1e10 makes it opaque whatever its density.
+    background : Tensor or float, optional
+        Colour behind the samples: a number or (3,); ``None`` is black.
+
+    Returns
+    -------
+    Composite
+        The depth is not divided by the opacity.
+    """
+    norm = torch.as_tensor(dir_norm, dtype=t.dtype, device=t.device)
+    norm = norm.unsqueeze(-1) if norm.ndim == t.ndim - 1 and norm.ndim else norm
+    last = torch.as_tensor(last_delta, dtype=t.dtype, device=t.device)
+    last = last.unsqueeze(-1) if last.ndim == t.ndim - 1 and last.ndim else last
+    deltas = torch.cat([t[..., 1:] - t[..., :-1], last.expand_as(t[..., :1])], dim=-1) * norm
+    optical = functional.relu(sigma) * deltas
+    before = torch.cat([torch.zeros_like(optical[..., :1]), optical[..., :-1].cumsum(-1)], dim=-1)
+    weights = -torch.expm1(-optical) * torch.exp(-before)
+    opacity = weights.sum(-1)
+    colour = (weights.unsqueeze(-1) * rgb).sum(-2)
+    if background is not None:
+        behind = torch.as_tensor(background, dtype=colour.dtype, device=colour.device)
+        colour = colour + (1 - opacity).unsqueeze(-1) * behind
+    return Composite(colour, (weights * t).sum(-1), weights, opacity)
+
+
+def sample_stratified(
+    near: Tensor,
+    far: Tensor,
+    samples: int,
+    *,
+    spacing: Literal["linear", "disparity"] = "linear",
+    generator: torch.Generator | None = None,
+    jitter: bool = True,
+) -> Tensor:
+    """One sample per bin of [near, far]; bins are bounded by the midpoints of equally spaced samples.
+
+    Parameters
+    ----------
+    near, far : Tensor
+        (n) bounds.
+    spacing : {"linear", "disparity"}
+        Equal steps in t, or in 1/t.
+    jitter : bool
+        Draw within the bins; otherwise return the equally spaced samples.
+
+    Returns
+    -------
+    Tensor
+        (n, samples), ascending.
+    """
+    steps = torch.linspace(0, 1, samples, dtype=near.dtype, device=near.device)
+    near, far = near.unsqueeze(-1), far.unsqueeze(-1)
+    if spacing == "linear":
+        t = near + (far - near) * steps
+    else:
+        t = 1 / (1 / near + (1 / far - 1 / near) * steps)
+    if not jitter:
+        return t
+    middle = 0.5 * (t[:, 1:] + t[:, :-1])
+    lower, upper = torch.cat([t[:, :1], middle], -1), torch.cat([middle, t[:, -1:]], -1)
+    drawn = torch.rand(t.shape, generator=generator, dtype=t.dtype, device=_home(generator, t)).to(t.device)
+    return lower + (upper - lower) * drawn
+
+
+def sample_pdf(
+    bins: Tensor, weights: Tensor, samples: int, *, generator: torch.Generator | None = None, deterministic: bool = False
+) -> Tensor:
+    """Draw from a piecewise constant density by inverting its distribution function.
+
+    Parameters
+    ----------
+    bins : Tensor
+        (n, b + 1) edges, ascending.
+    weights : Tensor
+        (n, b) masses; 1e-5 is added to each.
+    deterministic : bool
+        Take equally spaced quantiles, 0 and 1 included.
+
+    Returns
+    -------
+    Tensor
+        (n, samples), ascending if deterministic.
+    """
+    weights = weights + PDF_FLOOR
+    cdf = (weights / weights.sum(-1, keepdim=True)).cumsum(-1)
+    cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
+    shape = (*cdf.shape[:-1], samples)
+    if deterministic:
+        u = torch.linspace(0, 1, samples, dtype=cdf.dtype, device=cdf.device).expand(shape).contiguous()
+    else:
+        u = torch.rand(shape, generator=generator, dtype=cdf.dtype, device=_home(generator, cdf)).to(cdf.device)
+    place = torch.searchsorted(cdf, u, right=True)
+    below, above = (place - 1).clamp(min=0), place.clamp(max=cdf.shape[-1] - 1)
+    low, high = cdf.gather(-1, below), cdf.gather(-1, above)
+    left, right = bins.gather(-1, below), bins.gather(-1, above)
+    span = torch.where(high - low < PDF_FLOOR, torch.ones_like(low), high - low)
+    return left + (u - low) / span * (right - left)
+
+
+def _home(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    return like.device if generator is None else generator.device
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How rays are sampled and closed; the defaults are the paper setting, but for the last interval.
+
+    Attributes
+    ----------
+    coarse, fine : int
+        Stratified samples; samples drawn from the coarse weights (0: one level only).
+    spacing : {"linear", "disparity"}
+        Where the stratified samples stand.
+    last : {"interval", "opaque"}
+        Length of the last interval: the mean interval of the ray, for scenes with an empty background, or 1e10, for scenes
+        that close.
+    background : float, optional
+        Colour behind the scene; ``None`` is black.
+    noise_std : float
+        Noise on densities while training.
+    """
+
+    coarse: int = 64
+    fine: int = 64
+    spacing: Literal["linear", "disparity"] = "linear"
+    last: Literal["interval", "opaque"] = "interval"
+    background: float | None = None
+    noise_std: float = 0.0
+
+    def last_delta(self, near: Tensor, far: Tensor, samples: int) -> Tensor | float:
+        """Length of the last interval, in ray parameters: (n), or one number."""
+        return OPAQUE if self.last == "opaque" else (far - near) / samples
+
+
+class CoarseFine(nn.Module):
+    """Two fields for two levels of samples: ``coarse`` proposes where ``fine`` looks."""
+
+    def __init__(self, coarse: nn.Module, fine: nn.Module) -> None:
+        super().__init__()
+        self.coarse, self.fine = coarse, fine
+
+    def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The fine field."""
+        return self.fine(x, d)
+
+
+def render_levels(
+    field: Field | nn.Module,
+    rays: Tensor,
+    sampler: Sampler,
+    generator: torch.Generator | None = None,
+    *,
+    propose_only: bool = False,
+) -> list[Level]:
+    """Render rays with every level: [fine], or [coarse, fine].
+
+    Parameters
+    ----------
+    field : Field
+        A radiance field, or a :class:`CoarseFine` pair.
+    rays : Tensor
+        (n, 8): origin, un-normalised direction, near, far.
+    generator : torch.Generator, optional
+        Jitter, density noise and fine samples are drawn from it; without one, rendering is deterministic.
+    propose_only : bool
+        The coarse level's colours are not wanted: ask its field for densities alone, if it has a method ``density``.
+    """
+    near, far = rays[:, 6], rays[:, 7]
+    t = sample_stratified(near, far, sampler.coarse, spacing=sampler.spacing, generator=generator, jitter=generator is not None)
+    coarse, fine = (field.coarse, field.fine) if isinstance(field, CoarseFine) else (field, field)
+    first = _shade(coarse, rays, t, sampler, generator, colours=not (propose_only and sampler.fine))
+    if not sampler.fine:
+        return [Level(first, t)]
+    middle = 0.5 * (t[:, 1:] + t[:, :-1])
+    with torch.no_grad():
+        further = sample_pdf(middle, first.weights[:, 1:-1], sampler.fine, generator=generator, deterministic=generator is None)
+        union = torch.cat([t, further], dim=-1).sort(dim=-1).values
+    return [Level(first, t), Level(_shade(fine, rays, union, sampler, generator), union)]
+
+
+def render_rays(field: Field | nn.Module, rays: Tensor, sampler: Sampler, generator: torch.Generator | None = None) -> Composite:
+    """Render rays (n, 8) with the finest level; see :func:`render_levels`."""
+    return render_levels(field, rays, sampler, generator, propose_only=True)[-1].seen
+
+
+def _shade(
+    field: Field | nn.Module,
+    rays: Tensor,
+    t: Tensor,
+    sampler: Sampler,
+    generator: torch.Generator | None,
+    colours: bool = True,
+) -> Composite:
+    origins, directions = rays[:, None, :3], rays[:, None, 3:6]
+    points = origins + t.unsqueeze(-1) * directions
+    density = getattr(field, "density", None)
+    if colours or density is None:
+        rgb, sigma = field(points, directions.expand_as(points))
+    else:
+        rgb, sigma = torch.zeros_like(points), density(points)
+    if sampler.noise_std and generator is not None:
+        noise = torch.randn(sigma.shape, generator=generator, device=generator.device, dtype=sigma.dtype)
+        sigma = sigma + sampler.noise_std * noise.to(sigma.device)
+    return composite(
+        sigma,
+        rgb,
+        t,
+        rays[:, 3:6].norm(dim=-1),
+        last_delta=sampler.last_delta(rays[:, 6], rays[:, 7], t.shape[-1]),
+        background=sampler.background,
+    )

@@ -1,0 +1,165 @@
+"""Stages that other runs build upon: the scene with its depth, and the frozen encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from atlas.datasets import get_dataset
+from atlas.errors import AtlasError
+from atlas.harness.files import read_tensors, write_json, write_tensors
+from atlas.harness.resume import training
+from atlas.harness.seeds import derive_seed, generator, pick_device
+from atlas.methods.sinnerf.encoders import Descriptor, SemanticEncoder, TimmDino
+from atlas.methods.sinnerf.ingredients import AllViews, camera_of, view_of
+from atlas.methods.sinnerf.model import RenderResult
+from atlas.methods.sinnerf.tiny_dino import SelfDistiller, TinyDino, TinyViT, nearest_neighbour_accuracy
+from atlas.methods.sinnerf.warping import forward_warp
+from atlas.tasks.novel_view_synthesis.analytic import analytic_scene
+from atlas.tasks.novel_view_synthesis.captures import blender_scene, dtu_scene, llff_scene, stereo_scene
+from atlas.tasks.novel_view_synthesis.metrics import psnr
+from atlas.tasks.novel_view_synthesis.scene import Scene, save_scene
+from atlas.tasks.novel_view_synthesis.training import save_depth, save_picture, shown_views
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+OPAQUE_ENOUGH = 0.5
+CROPS = 300
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
+PAINTED = ("china.jpg", "flower.jpg")
+
+
+def make_scene(run: Run) -> dict[str, Any]:
+    """Read or generate the scene, give its reference a depth, and see what a warp of it reaches in the test views."""
+    settings = run.protocol_model().scene
+    scene = _read(run)
+    tests = len(scene.test) if settings.test_limit is None else min(settings.test_limit, len(scene.test))
+    scene.test = scene.test.pick(np.linspace(0, len(scene.test) - 1, tests).round().astype(int)).strided(settings.test_stride)
+    summary: dict[str, Any] = {}
+    if settings.depth == "none":
+        scene.reference.depth, scene.depth_source = None, "none"
+    elif scene.reference.depth is None:
+        summary = _teach(run, scene)
+    view = view_of(scene.reference, 0)
+    if view.depth is not None:
+        cameras = [camera_of(scene.test, index) for index in range(len(scene.test))]
+        warped = [forward_warp(view.rgb, view.depth, view.camera, camera) for camera in cameras]
+        scene.covisible = np.stack([one.valid for one in warped])
+        reached = [psnr(one.rgb, scene.test.rgb[index], one.valid) for index, one in enumerate(warped)]
+        summary |= {"covered": float(scene.covisible.mean()), "covered_psnr": float(np.mean(reached))}
+    save_scene(scene, run.checkpoint)
+    save_picture(run, "reference.png", view.rgb)
+    for index in shown_views(scene, run.protocol_model().shown):
+        save_picture(run, f"view{index}.png", scene.test.rgb[index])
+        if scene.test.depth is not None:
+            save_depth(run, f"depth{index}.png", scene.test.depth[index], scene)
+    return summary
+
+
+def _read(run: Run) -> Scene:
+    settings = run.protocol_model().scene
+    if settings.kind == "analytic":
+        return analytic_scene(run.seed)
+    if settings.kind == "stereo":
+        return stereo_scene(run.data_folder, get_dataset(run.data).facts, settings)
+    if settings.kind == "dtu":
+        return dtu_scene(run.data_folder, settings)
+    read = {"blender": blender_scene, "llff": llff_scene}[settings.kind]
+    return read(run.data_folder / settings.name, settings)
+
+
+def _teach(run: Run, scene: Scene) -> dict[str, Any]:
+    """Train the protocol's field on all views but the tests, and render the reference's depth: D/A where A > ½, else 0."""
+    from atlas.methods.sinnerf.entry import FieldMethod
+
+    protocol = run.protocol_model()
+    first = protocol.stages[0].model_copy(update={"steps": protocol.teacher_steps})
+    teacher = AllViews(protocol.model_copy(update={"stages": (first,)}), FieldMethod(), derive_seed(run.seed, "teacher"))
+    teacher.start(scene, pick_device(run.resources.device))
+    loop = training(run, teacher.total, teacher.parts(), phase="teacher")
+    for index in loop:
+        try:
+            terms = teacher.step(index)
+        except FloatingPointError as error:
+            raise AtlasError(f"{run.cell}: teacher, step {index + 1}: {error}") from error
+        if (index + 1) % protocol.log_every == 0:
+            loop.log(loss=float(terms["loss"]))
+    seen = _strided_rendering(teacher, scene, protocol.teacher_stride)
+    depth = np.where(seen.opacity > OPAQUE_ENOUGH, seen.surface_depth, 0.0)
+    scene.reference.depth, scene.depth_source = depth[None].astype(np.float64), "multiview"
+    quality = []
+    for index in range(len(scene.test)):
+        height, width = scene.test.rgb.shape[1:3]
+        rendered = teacher.render(scene.test.intrinsics[index], scene.test.poses[index], height, width)
+        quality.append(psnr(rendered.rgb, scene.test.rgb[index]))
+    opacity = torch.from_numpy(np.ascontiguousarray(seen.opacity))
+    write_tensors(run.weights, {**teacher.tensors(), "reference_opacity": opacity})
+    return {"teacher_psnr": float(np.mean(quality)), "teacher_views": len(scene.train)}
+
+
+def _strided_rendering(teacher: AllViews, scene: Scene, stride: int) -> RenderResult:
+    """The reference as the teacher renders it, every so-manieth pixel repeated."""
+    small = scene.reference.strided(stride)
+    seen = teacher.model.render(camera_of(small, 0), chunk=teacher.protocol.chunk)
+    height, width = scene.reference.rgb.shape[1:3]
+    grown = [one.repeat(stride, 0).repeat(stride, 1)[:height, :width] for one in seen]
+    return RenderResult(*grown)
+
+
+def make_encoder(run: Run) -> dict[str, Any]:
+    """Get the frozen encoder ready: read DINO's weights, or distil the small substitute."""
+    settings = run.settings_model("encoder")
+    if settings.kind == "dino":
+        encoder = TimmDino(pretrained=settings.pretrained)
+        write_tensors(run.weights, encoder.model.state_dict())
+        return {"encoder_dim": encoder.dim}
+    if settings.kind == "descriptor":
+        write_tensors(run.weights, {"dim": torch.tensor(Descriptor.dim)})
+        return {"encoder_dim": Descriptor.dim}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(run.seed, "tiny-dino"))
+        distiller = SelfDistiller(photographs())
+        untrained = TinyDino(distiller.student)
+    loop = training(run, settings.steps, {"distiller": distiller, "optimizer": distiller.optimizer})
+    for index in loop:
+        loss = distiller.step(generator(run.seed, "distil", index))
+        if (index + 1) % 10 == 0 or index + 1 == settings.steps:
+            loop.log(loss=loss)
+    encoder_now = distiller.encoder()
+    write_tensors(run.weights, encoder_now.model.state_dict())
+    accuracy = [
+        nearest_neighbour_accuracy(one, distiller, CROPS, generator(run.seed, "crops")) for one in (untrained, encoder_now)
+    ]
+    known = {"encoder_dim": encoder_now.dim, "accuracy": accuracy[1], "accuracy_untrained": accuracy[0]}
+    write_json(run.results / "encoder.json", known)
+    return known
+
+
+def photographs() -> list[torch.Tensor]:
+    """Nine photographs that the libraries bundle, (3, h, w) in [0, 1], at a quarter of their size; none is of a demo scene."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    images = [getattr(skimage.data, name)() for name in PHOTOGRAPHS] + [load_sample_image(name) for name in PAINTED]
+    found = []
+    for image in images:
+        tensor = torch.from_numpy(np.array(image[..., :3])).permute(2, 0, 1).float() / 255
+        factor = max(1, min(tensor.shape[1:]) // 128)
+        found.append(torch.nn.functional.avg_pool2d(tensor, factor))
+    return found
+
+
+def read_encoder(run: Run) -> SemanticEncoder:
+    """The encoder that a stage made ready."""
+    settings = run.settings_model("encoder")
+    if settings.kind == "descriptor":
+        return Descriptor()
+    if settings.kind == "dino":
+        encoder: TimmDino | TinyDino = TimmDino(pretrained=False)
+    else:
+        encoder = TinyDino(TinyViT())
+    encoder.model.load_state_dict(read_tensors(run.weights))
+    return encoder

@@ -1,0 +1,307 @@
+"""Flying Bird and Flying Bird+: prune and regrow while adversarial training runs.
+
+Flying Bird keeps the number of weights of every layer. Flying Bird+ prunes more while the robust gap grows, and grows more
+while the validation loss does not fall.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atlas.methods.sparse_robust.masks import SCHEMES, Masks, random_masks, require_density
+from atlas.methods.sparse_robust.static import SparseTraining
+
+
+@dataclass(frozen=True)
+class FlyingBirdPlus:
+    """When and by how much Flying Bird+ changes the density.
+
+    Attributes
+    ----------
+    start_epoch : int
+        First epoch (from 0) whose updates may change it; the paper's is that of the first decay of the learning rate.
+    window : int
+        Number of latest changes of a curve that are looked at.
+    threshold : float
+        Share of them that must be rises.
+    prune_extra : float
+        Weights pruned in addition, relative to those pruned anyway.
+    grow_extra : float
+        Weights grown in addition, relative to those grown anyway.
+    """
+
+    start_epoch: int
+    window: int = 4
+    threshold: float = 0.5
+    prune_extra: float = 0.4
+    grow_extra: float = 0.05
+
+    def prunes_more(self, gaps: Sequence[float]) -> bool:
+        """Whether the robust gap (training − validation accuracy) rose often enough of late."""
+        return self._share(gaps, strict=True) >= self.threshold
+
+    def grows_more(self, losses: Sequence[float]) -> bool:
+        """Whether the validation loss failed to fall often enough of late."""
+        return self._share(losses, strict=False) >= self.threshold
+
+    def _share(self, curve: Sequence[float], *, strict: bool) -> float:
+        """Share of rises among the latest changes; below any threshold while there is no change yet."""
+        latest = list(curve)[-(min(self.window, len(curve) - 1) + 1) :]
+        changes = [after - before for before, after in pairwise(latest)]
+        if not changes:
+            return -math.inf
+        return sum(change > 0 if strict else change >= 0 for change in changes) / len(changes)
+
+
+@dataclass(frozen=True)
+class TopologyUpdate:
+    """What one update changed.
+
+    Attributes
+    ----------
+    step : int
+        Optimiser steps done.
+    rate : float
+        Share of each layer's weights up for pruning.
+    pruned, grown : dict
+        Number of weights taken out and put in, by parameter; a weight may be both.
+    density : float
+        Share of the maskable weights that exist afterwards.
+    prune_more, grow_more : bool
+        Flying Bird+'s decisions.
+    """
+
+    step: int
+    rate: float
+    pruned: dict[str, int] = field(default_factory=dict)
+    grown: dict[str, int] = field(default_factory=dict)
+    density: float = 1.0
+    prune_more: bool = False
+    grow_more: bool = False
+
+
+def cosine_rate(step: int, total_steps: int, rate: float = 0.5, rate_end: float = 0.005) -> float:
+    """Prune rate after ``step`` optimiser steps: half a cosine from ``rate`` to ``rate_end`` over ``total_steps``."""
+    progress = min(step / total_steps, 1.0)
+    return rate_end + 0.5 * (rate - rate_end) * (1 + math.cos(math.pi * progress))
+
+
+def two_stage_interval(steps_per_epoch: int, epochs: int, first: int = 900, second: int = 1200) -> Callable[[int], int]:
+    """Return the steps between updates by the step just done: ``first`` up to epoch ``epochs``/2 (from 0), then ``second``."""
+
+    def interval(step: int) -> int:
+        return first if (step - 1) // steps_per_epoch <= epochs / 2 else second
+
+    return interval
+
+
+class FlyingBird(SparseTraining):
+    """Trains a sparse network whose topology moves: call :meth:`step` instead of the optimiser's.
+
+    Every ``interval`` steps each layer that is not fully dense loses its smallest weights and grows as many where the
+    gradient of the current batch's loss is largest; a weight just pruned may be regrown, and then keeps its value and
+    momentum, while a new one starts at zero with momentum zero.
+
+    Parameters
+    ----------
+    density : float
+        Share of the weights to start with, in (0, 1]; ignored where ``init`` holds masks.
+    init : {"igq", "erk", "uniform"} or Masks
+        How to share the density out over layers, or the masks to start from.
+    total_steps : int
+        Length T of the training; the prune rate falls over it.
+    interval : int or callable
+        Steps ΔT between updates; as a callable, ``interval(step)`` of the number of steps done (see
+        :func:`two_stage_interval`). An update happens after the steps that it divides.
+    rate, rate_end : float
+        First and last prune rate, in [0, 1]; a rate of 0 leaves the topology alone.
+    growth : {"gradient", "random"}
+        Where to grow: at the largest gradients, or anywhere.
+    adaptive : FlyingBirdPlus, optional
+        Makes it Flying Bird+; :meth:`end_epoch` must then be called.
+    generator : torch.Generator, optional
+        Source of the initial masks and of random growth.
+    steps_per_epoch : int, optional
+        Tells Flying Bird+ in which epoch a step is, and so lets it notice a missing :meth:`end_epoch`; otherwise the calls
+        count the epochs, and with ``start_epoch`` 0 one must come before the first update.
+
+    Raises
+    ------
+    ValueError
+        A density outside (0, 1], a rate outside [0, 1], ``total_steps`` or a constant ``interval`` below 1, an unknown scheme
+        or growth.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        density: float = 0.2,
+        init: Literal["igq", "erk", "uniform"] | Masks = "igq",
+        total_steps: int,
+        interval: int | Callable[[int], int] = 900,
+        rate: float = 0.5,
+        rate_end: float = 0.005,
+        growth: Literal["gradient", "random"] = "gradient",
+        adaptive: FlyingBirdPlus | None = None,
+        generator: torch.Generator | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        require_density(density)
+        for name, value in (("rate", rate), ("rate_end", rate_end)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {value}")
+        if total_steps < 1 or (isinstance(interval, int) and interval < 1):
+            raise ValueError(f"total_steps and interval must be at least 1, not {total_steps} and {interval}")
+        if growth not in ("gradient", "random"):
+            raise ValueError(f"growth must be gradient or random, not {growth!r}")
+        if isinstance(init, str) and init not in SCHEMES:
+            raise ValueError(f"init must be one of {', '.join(SCHEMES)}, or masks, not {init!r}")
+        masks = random_masks(model, density, init, generator) if isinstance(init, str) else init
+        super().__init__(model, optimizer, masks)
+        self.total_steps, self.interval, self.rate, self.rate_end = total_steps, interval, rate, rate_end
+        self.growth, self.adaptive, self.generator, self.steps_per_epoch = growth, adaptive, generator, steps_per_epoch
+        self.steps = 0
+        self.gaps: list[float] = []
+        self.losses: list[float] = []
+
+    def step(self, scaler: Any = None) -> TopologyUpdate | None:
+        """Take the optimiser's step, mask again, and update the topology when it is due.
+
+        Parameters
+        ----------
+        scaler : GradScaler, optional
+            Takes the optimiser's step where mixed precision scales the loss. Gradients that are not finite, whose step the
+            scaler skips, do not change the topology either.
+
+        Raises
+        ------
+        RuntimeError
+            There is no gradient to grow by; or Flying Bird+ has to decide and :meth:`end_epoch` was not called.
+        """
+        if self.growth == "gradient" and any(weight.grad is None for weight in self.weights.values()):
+            raise RuntimeError("call backward() before step()")
+        self._optimizer_step(scaler)
+        self.steps += 1
+        self.apply()
+        interval = self.interval if isinstance(self.interval, int) else self.interval(self.steps)
+        if self.steps % interval or not self._finite():
+            return None
+        return self._update()
+
+    def end_epoch(self, *, train_ra: float, val_ra: float, val_loss: float) -> None:
+        """Tell how an epoch went; only Flying Bird+ listens.
+
+        Parameters
+        ----------
+        train_ra, val_ra : float
+            Robust accuracy on the training batches, running over the epoch, and on the validation split; per cent.
+        val_loss : float
+            Cross-entropy under attack on the validation split, in nats.
+        """
+        self.gaps.append(float(train_ra) - float(val_ra))
+        self.losses.append(float(val_loss))
+
+    def _epoch(self) -> int:
+        """Epoch (from 0) of the step just done."""
+        return len(self.gaps) if self.steps_per_epoch is None else (self.steps - 1) // self.steps_per_epoch
+
+    def _require_epochs(self) -> None:
+        """Refuse to decide by curves that nobody keeps."""
+        if self.adaptive is None or self._epoch() < self.adaptive.start_epoch:
+            return
+        ended = 1 if self.steps_per_epoch is None else self._epoch()
+        if len(self.gaps) < ended:
+            raise RuntimeError(f"Flying Bird+ decides by how epochs went: call end_epoch() after each (step {self.steps})")
+
+    def _finite(self) -> bool:
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+    @torch.no_grad()
+    def _update(self) -> TopologyUpdate | None:
+        rate = cosine_rate(self.steps, self.total_steps, self.rate, self.rate_end)
+        if rate == 0:
+            return None
+        if self.density < 1:
+            self._require_epochs()
+        active = self.adaptive if self.adaptive is not None and self._epoch() >= self.adaptive.start_epoch else None
+        prune_more = active is not None and active.prunes_more(self.gaps)
+        grow_more = active is not None and active.grows_more(self.losses)
+        pruned, grown = {}, {}
+        for name, weight in self.weights.items():
+            counts = self._update_layer(
+                name,
+                weight,
+                rate,
+                prune_extra=active.prune_extra if active and prune_more else 0.0,
+                grow_extra=active.grow_extra if active and grow_more else 0.0,
+            )
+            if counts is not None:
+                pruned[name], grown[name] = counts
+        return TopologyUpdate(self.steps, rate, pruned, grown, self.density, prune_more, grow_more)
+
+    def _update_layer(
+        self, name: str, weight: nn.Parameter, rate: float, prune_extra: float, grow_extra: float
+    ) -> tuple[int, int] | None:
+        """Prune and grow one layer; return how many weights were pruned and grown, or ``None`` if it is fully dense."""
+        mask, size = self.masks[name], weight.numel()
+        existing = int(mask.count_nonzero())
+        if existing in (0, size):
+            return None
+        magnitude = weight.abs().flatten()
+        count = math.ceil(rate * existing)
+        survivors = _above_kth(magnitude, size - existing + count)
+        growing = existing - int(survivors.count_nonzero())
+        if prune_extra:
+            extra = math.ceil(rate * prune_extra * existing)
+            survivors = _above_kth(magnitude, min(size, size - existing + count + extra))
+        left = int(survivors.count_nonzero())
+        if grow_extra:
+            growing = min(int(growing * (1 + grow_extra)), size)
+        growing = min(growing, size - left)
+        mask.copy_(self._grown(survivors, weight, growing).view_as(mask))
+        self._apply_to(name, weight)
+        return existing - left, growing
+
+    def _grown(self, survivors: Tensor, weight: nn.Parameter, count: int) -> Tensor:
+        """Add ``count`` positions to the survivors."""
+        if self.growth == "gradient":
+            assert weight.grad is not None
+            scores = weight.grad.abs().flatten()
+        else:
+            device = weight.device if self.generator is None else self.generator.device
+            scores = torch.rand(weight.numel(), generator=self.generator, device=device).to(weight.device)
+        chosen = scores.masked_fill(survivors, -1.0).topk(count).indices
+        return survivors.index_fill(0, chosen, True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks, counters, curves and the generator's state."""
+        return {
+            **super().state_dict(),
+            "steps": self.steps,
+            "gaps": list(self.gaps),
+            "losses": list(self.losses),
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, with the same masks, counters, curves and draws."""
+        super().load_state_dict(state)
+        self.steps = int(state["steps"])
+        self.gaps, self.losses = list(state["gaps"]), list(state["losses"])
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"].cpu())
+
+
+def _above_kth(values: Tensor, place: int) -> Tensor:
+    """Where values exceed the ``place``-th smallest (from 1); ties at it do not."""
+    return values > values.kthvalue(place).values

@@ -1,0 +1,189 @@
+"""Static masks by score: magnitude, SNIP, GraSP, SynFlow.
+
+SNIP: N. Lee et al., ICLR 2019. GraSP: C. Wang et al., *Picking Winning Tickets Before Training by Preserving Gradient Flow*,
+ICLR 2020. SynFlow: H. Tanaka et al., *Pruning neural networks without any data by iteratively conserving synaptic flow*,
+NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas.methods.sparse_robust.masks import Masks, check_masks, prunable, require_density
+
+Criterion = Literal["magnitude", "snip", "grasp", "synflow"]
+CRITERIA = ("magnitude", "snip", "grasp", "synflow")
+Batches = Iterable[tuple[Tensor, Tensor]]
+GRASP_TEMPERATURE = 200.0
+SYNFLOW_ROUNDS = 100
+
+
+def score_masks(
+    model: nn.Module,
+    density: float,
+    criterion: Criterion,
+    data: Batches | tuple[Tensor, Tensor] | None = None,
+    scope: Literal["global", "layer"] = "global",
+    rounds: int | None = None,
+) -> Masks:
+    """Keep the weights of the highest score.
+
+    Ties at the threshold are all pruned. Of N weights, ⌊(1 − d)·N⌋ are pruned by score, and by magnitude the nearest whole
+    number to (1 − d)·N, as in ``torch.nn.utils.prune``.
+
+    Parameters
+    ----------
+    data : iterable of (x, y), or one such batch
+        Clean batches for SNIP and GraSP; SynFlow takes the shape of an input from it, and magnitude needs none.
+    scope : {"global", "layer"}
+        One threshold for all weights, or one per layer.
+    rounds : int, optional
+        SynFlow prunes in this many rounds, to density d^(k/rounds) in the k-th; 100 as in its paper if left out. A single one
+        is quicker, and may empty a layer.
+
+    Raises
+    ------
+    ValueError
+        The density is outside (0, 1], the criterion or scope does not exist, or it needs data and has none.
+    """
+    require_density(density)
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope must be global or layer, not {scope!r}")
+    if criterion != "synflow":
+        return _highest(saliency(model, criterion, data), density, scope, nearest=criterion == "magnitude")
+    total = SYNFLOW_ROUNDS if rounds is None else rounds
+    if total < 1:
+        raise ValueError(f"rounds must be at least 1, not {rounds}")
+    masks: Masks | None = None
+    for done in range(1, total + 1):
+        masks = _highest(saliency(model, criterion, data, masks), density ** (done / total), scope, nearest=False)
+    assert masks is not None
+    return masks
+
+
+def saliency(
+    model: nn.Module,
+    criterion: Criterion,
+    data: Batches | tuple[Tensor, Tensor] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return the score of every prunable weight, by parameter name; the model is left as it was.
+
+    Parameters
+    ----------
+    masks : mapping, optional
+        Weights that exist already, for SynFlow's rounds; masked ones score 0.
+
+    Raises
+    ------
+    ValueError
+        The criterion does not exist, or it needs data and has none.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, not {criterion!r}")
+    weights = prunable(model)
+    if criterion == "magnitude":
+        return {name: weight.detach().abs() for name, weight in weights.items()}
+    batches = _batches(data, criterion)
+    if criterion == "synflow":
+        return _synflow(model, next(iter(batches))[0], masks)
+    with _untouched(model):
+        return _snip(model, weights, batches) if criterion == "snip" else _grasp(model, weights, batches)
+
+
+def _batches(data: Batches | tuple[Tensor, Tensor] | None, criterion: str) -> list[tuple[Tensor, Tensor]]:
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
+        return [(data[0], data[1])]  # type: ignore[list-item]
+    found: list[tuple[Tensor, Tensor]] = [] if data is None else list(data)  # type: ignore[arg-type]
+    if not found:
+        raise ValueError(f"{criterion} needs data: batches of (x, y)")
+    return found
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put the buffers (running statistics) back after the block."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
+
+
+def _gradients(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], x: Tensor, y: Tensor, temperature: float = 1.0
+) -> list[Tensor]:
+    """Gradients of the clean cross-entropy with respect to the weights, themselves differentiable."""
+    loss = functional.cross_entropy(model(x) / temperature, y.long())
+    return list(torch.autograd.grad(loss, list(weights.values()), create_graph=temperature != 1.0))
+
+
+def _snip(model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """|Σ over batches of θ·∂L/∂θ|: to first order, by how much the loss changes when a weight is taken out."""
+    total = [torch.zeros_like(weight) for weight in weights.values()]
+    for x, y in batches:
+        for sum_, gradient in zip(total, _gradients(model, weights, x, y), strict=True):
+            sum_.add_(gradient.detach())
+    return {name: (sum_ * weight.detach()).abs() for (name, weight), sum_ in zip(weights.items(), total, strict=True)}
+
+
+def _grasp(model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """θ·Hg: positive where taking the weight out lowers the gradient's norm, so that the largest are kept."""
+    direction = [torch.zeros_like(weight) for weight in weights.values()]
+    for x, y in batches:
+        for sum_, gradient in zip(direction, _gradients(model, weights, x, y, GRASP_TEMPERATURE), strict=True):
+            sum_.add_(gradient.detach())
+    total = [torch.zeros_like(weight) for weight in weights.values()]
+    for x, y in batches:
+        gradients = _gradients(model, weights, x, y, GRASP_TEMPERATURE)
+        product = torch.stack([(one * other).sum() for one, other in zip(direction, gradients, strict=True)]).sum()
+        found = torch.autograd.grad(product, list(weights.values()), allow_unused=True)
+        for sum_, gradient in zip(total, found, strict=True):
+            if gradient is not None:  # a weight on which its own gradient does not depend
+                sum_.add_(gradient)
+    return {name: sum_ * weight.detach() for (name, weight), sum_ in zip(weights.items(), total, strict=True)}
+
+
+def _synflow(model: nn.Module, x: Tensor, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """|θ·∂R/∂θ| of the sum R of the outputs of the network of absolute values at an input of ones.
+
+    In evaluation mode, on a copy in double precision: products over the depth overflow single precision.
+    """
+    linear = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        for name, value in (*linear.named_parameters(), *linear.named_buffers()):
+            value.abs_()
+            if masks is not None and name in masks:
+                value.mul_(masks[name])
+    weights = prunable(linear)
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    ones = torch.ones_like(x[:1], dtype=torch.float64)
+    gradients = torch.autograd.grad(linear(ones).sum(), list(weights.values()))
+    return {name: (weight.detach() * gradient).abs() for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
+
+
+def _highest(scores: Mapping[str, Tensor], density: float, scope: str, *, nearest: bool) -> Masks:
+    def threshold(values: Tensor) -> Tensor:
+        pruned = (1 - density) * values.numel()
+        count = round(pruned) if nearest else int(pruned)
+        return values.kthvalue(count).values if count else values.new_full((), -torch.inf)
+
+    if scope == "layer":
+        return {name: score > threshold(score.flatten()) for name, score in scores.items()}
+    everywhere = threshold(torch.cat([score.flatten() for score in scores.values()]))
+    return {name: score > everywhere for name, score in scores.items()}
+
+
+def magnitude_ticket(model: nn.Module, density: float) -> Masks:
+    """Robust Bird's final prune: global magnitude over convolutions and linear layers."""
+    return check_masks(model, score_masks(model, density, "magnitude"))

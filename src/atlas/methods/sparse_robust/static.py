@@ -1,0 +1,97 @@
+"""Training with fixed masks: weights and the optimiser's memory stay zero where no weight exists.
+
+Weights are stored masked, and gradients stay dense: dynamic methods read them to decide what to grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.methods.sparse_robust.masks import Masks, check_masks, density_of
+
+
+class SparseTraining:
+    """Wraps a model and its optimiser so that masked weights stay zero.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its weights are masked at once, in place.
+    optimizer : torch.optim.Optimizer
+        Any; every tensor of its state that has a masked parameter's shape is masked too.
+    masks : mapping
+        Parameter name to a bool tensor of its shape.
+
+    Raises
+    ------
+    KeyError, ValueError
+        A mask's name or shape does not fit the model; names the key.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor]) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.masks: Masks = check_masks(model, masks)
+        parameters = dict(model.named_parameters())
+        self.weights = {name: parameters[name] for name in self.masks}
+        self.apply()
+
+    def step(self, scaler: Any = None) -> object:
+        """Take the optimiser's step (through a ``GradScaler`` if one is given), then mask again."""
+        self._optimizer_step(scaler)
+        self.apply()
+        return None
+
+    def _optimizer_step(self, scaler: Any) -> None:
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero weights and matching state of the optimiser where no weight exists."""
+        for name, weight in self.weights.items():
+            self._apply_to(name, weight)
+
+    def _apply_to(self, name: str, weight: nn.Parameter) -> None:
+        mask = self.masks[name]
+        weight.mul_(mask)
+        for value in self.optimizer.state.get(weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value.mul_(mask)
+
+    def end_epoch(self, *, train_ra: float, val_ra: float, val_loss: float) -> None:
+        """Be told how the epoch went; a fixed mask has no use for it."""
+
+    @property
+    def density(self) -> float:
+        """Share of the maskable weights that exist."""
+        return density_of(self.masks)
+
+    @property
+    def layer_density(self) -> dict[str, float]:
+        """Share of the weights that exist, by parameter."""
+        return {name: float(mask.count_nonzero()) / mask.numel() for name, mask in self.masks.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that changes while training, besides the model's and the optimiser's own state."""
+        return {"masks": dict(self.masks)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the model and the optimiser are restored by their own.
+
+        Raises
+        ------
+        KeyError, ValueError
+            The state's masks do not fit the model.
+        """
+        masks = check_masks(self.model, state["masks"])
+        if set(masks) != set(self.masks):
+            missing = sorted(set(self.masks) ^ set(masks))[0]
+            raise KeyError(f"the state and this training differ in the masks that they have: {missing}")
+        self.masks = masks
+        self.apply()

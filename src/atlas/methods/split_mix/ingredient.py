@@ -1,0 +1,211 @@
+"""Split-Mix and its baselines as federations of the task federated-learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atlas.methods.split_mix.adversary import PGD
+from atlas.methods.split_mix.costs import complexity
+from atlas.methods.split_mix.entry import FederatedSettings
+from atlas.methods.split_mix.federation import Client, FedTrainer, Method
+from atlas.methods.split_mix.model import SplitMix
+from atlas.methods.split_mix.networks import WidthFactory, network
+from atlas.methods.split_mix.norms import NormSpec, post_statistics, set_norm_mode
+from atlas.methods.split_mix.widths import base_count
+from atlas.tasks.federated_learning.augment import augmentation
+from atlas.tasks.federated_learning.data import FederatedData
+from atlas.tasks.federated_learning.federation import ClientCosts, Federation
+from atlas.tasks.federated_learning.protocol import WIDTHS, Protocol
+
+TRAINING_PASSES = 3
+ATTACK_PASSES = 2
+"""A gradient with respect to the input alone costs a forward pass and another one."""
+
+
+def factory_of(protocol: Protocol, data: FederatedData) -> WidthFactory:
+    """The protocol's network for the data's images and classes."""
+    if protocol.network == "mlp":
+        inputs = int(torch.Size(data.shape).numel())
+        return network("mlp", inputs=inputs, hidden=protocol.hidden, classes=data.classes)
+    return network(protocol.network, channels=data.shape[0], classes=data.classes)
+
+
+class TrainedFederation(Federation):
+    """A :class:`FedTrainer` of the method library as a row of the task.
+
+    Parameters
+    ----------
+    method : str
+        Which federation it is.
+    settings : FederatedSettings
+        The row's settings.
+    """
+
+    def __init__(self, method: Method, settings: FederatedSettings) -> None:
+        self.method, self.settings = method, settings
+        self.single = method == "fedavg" or settings.atom == 1
+
+    def start(self, data: FederatedData, protocol: Protocol, device: torch.device, seed: int) -> None:
+        """Meet the clients."""
+        self.data, self.protocol, settings = data, protocol, self.settings
+        self.factory = factory_of(protocol, data)
+        stats = settings.statistics if settings.statistics != "post" else "batch"
+        self.trainer = FedTrainer(
+            self.method,
+            self.factory,
+            rounds=protocol.rounds,
+            epochs=protocol.epochs,
+            batch_size=protocol.batch_size,
+            drop_last=protocol.drop_last,
+            lr=settings.learning_rate or protocol.learning_rate,
+            schedule=self._schedule(),
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+            loss=protocol.loss,
+            norm=NormSpec(settings.norm, stats),
+            adversary=self._adversary(),
+            lam=settings.lam,
+            atom=settings.atom,
+            width=settings.width,
+            widths=WIDTHS,
+            rescale_init=settings.rescale_init,
+            clients_per_round=protocol.clients_per_round,
+            augment=augmentation(protocol.data),
+            stack_limit=protocol.stack_limit,
+            device=device,
+            seed=seed,
+        )
+        # one network of full width, trained by all whatever their budgets, where the atom is the whole network
+        budgets = [1.0 if self.settings.atom == 1 else member.budget for member in data.members]
+        pairs = zip(data.members, budgets, strict=True)
+        self.trainer.start([Client(member.train.images, member.train.labels, budget) for member, budget in pairs])
+
+    def _schedule(self) -> str | Sequence[int]:
+        if self.protocol.schedule != "milestones":
+            return self.protocol.schedule
+        fractions = self.settings.milestones or self.protocol.milestones
+        return tuple(round(fraction * self.protocol.rounds) for fraction in fractions)
+
+    def _adversary(self) -> PGD | None:
+        attack = self.protocol.attack
+        return PGD(attack.eps, attack.train_steps) if attack is not None and self.trains_with_attacks else None
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """All widths, or FedAvg's own."""
+        if self.method == "fedavg":
+            return (self.settings.width,)
+        return (1.0,) if self.settings.atom == 1 else WIDTHS
+
+    @property
+    def lams(self) -> tuple[float, ...]:
+        """The protocol's trade-offs, for dual norms."""
+        attack = self.protocol.attack
+        return attack.lams if attack is not None and self.settings.norm == "dual_bn" else ()
+
+    @property
+    def trains_with_attacks(self) -> bool:
+        """As the row's settings say."""
+        return self.settings.adversarial
+
+    @property
+    def robust_weight(self) -> float:
+        """λ of the training."""
+        return self.settings.lam if self.settings.adversarial else 0.0
+
+    @property
+    def personal(self) -> bool:
+        """With statistics of their own, clients have models of their own."""
+        return self.settings.statistics in ("local", "post")
+
+    def round(self) -> dict[str, float]:
+        """Loss and learning rate of the next round."""
+        row = self.trainer.round()
+        return {"loss": row["loss"], "learning_rate": row["learning_rate"]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the trainer."""
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        self.trainer.load_state_dict(state)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Global weights, and norms that stay on clients."""
+        return self.trainer.server.tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take weights over."""
+        self.trainer.server.load_tensors(tensors)
+
+    def deploy(self, width: float, lam: float | None = None, client: int | None = None) -> nn.Module:
+        """A model of a width: base networks merged into one, or a prefix."""
+        own = client if self.settings.statistics == "local" else None
+        made = self.trainer.server.model(own).customize(width, lam=lam)
+        if self.settings.statistics == "post" and client is not None:
+            batches = self.data.members[client].train.batches(self.protocol.batch_size)
+            post_statistics(made, [images for images, _ in batches if len(images) > 1])
+        return made
+
+    def deploy_for(self, kind: Literal["clean", "noise"], client: int | None = None) -> nn.Module:
+        """The widest model with one of its two kinds of norms."""
+        made = self.deploy(self.widths[-1], client=client)
+        set_norm_mode(made, kind)
+        return made
+
+    def costs(self, client: int) -> ClientCosts:
+        """What the client trains and sends."""
+        budget = self.data.members[client].budget
+        if self.method == "split-mix":
+            count = 1 if self.settings.atom == 1 else base_count(budget, self.settings.atom)
+            sizes, sent = [self.settings.atom] * count, count * self._complexity(self.settings.atom)[1]
+        elif self.method == "sheterofl":
+            sizes = [width for width in WIDTHS if width <= budget]
+            sent = self._complexity(sizes[-1])[1]
+        else:
+            sizes = [self.settings.width if self.method == "fedavg" else max(width for width in WIDTHS if width <= budget)]
+            sent = self._complexity(sizes[0])[1]
+        macs = sum(self._complexity(size)[0] for size in sizes) * self._passes()
+        widest = sum(sizes) if self.method == "split-mix" else sizes[-1]
+        return ClientCosts(sent, macs, widest <= budget)
+
+    def _passes(self) -> float:
+        """Forward passes that a training image costs."""
+        attack, settings = self.protocol.attack, self.settings
+        if not settings.adversarial or attack is None:
+            return TRAINING_PASSES
+        dual = settings.norm == "dual_bn"
+        clean = TRAINING_PASSES if dual or settings.lam < 1 else 0
+        attacked = TRAINING_PASSES + ATTACK_PASSES * attack.train_steps if dual or settings.lam > 0 else 0
+        return clean + attacked
+
+    def _complexity(self, width: float) -> tuple[int, int]:
+        if not hasattr(self, "_known"):
+            self._known: dict[float, tuple[int, int]] = {}
+        if width not in self._known:
+            found = complexity(self.factory(width, norm=self.trainer.norm), self.data.shape)
+            self._known[width] = (found.macs, found.parameters)
+        return self._known[width]
+
+
+def network_costs(name: str, shape: Sequence[int], atom: float) -> dict[str, float]:
+    """Size and cost of a mixed network of width 1 beside the ordinary one, and of one base network; nothing is trained."""
+    factory = network(name, **({"inputs": int(torch.Size(shape).numel())} if name == "mlp" else {}))
+    wide = complexity(factory(1.0, norm=NormSpec()), shape)
+    base = complexity(factory(atom, norm=NormSpec()), shape)
+    mixed = complexity(SplitMix(factory, atom=atom).customize(1.0, form="ensemble"), shape)
+    return {
+        "parameters_ratio": mixed.parameters / wide.parameters,
+        "macs_ratio": mixed.macs / wide.macs,
+        "parameters": mixed.parameters,
+        "forward_macs": mixed.macs,
+        "wide_parameters": wide.parameters,
+        "wide_macs": wide.macs,
+        "base_parameters": base.parameters,
+        "base_macs": base.macs,
+    }

@@ -1,0 +1,323 @@
+"""Local training on clients (Hong et al., ICLR 2022, Algorithms 1 and 3): networks step side by side, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from atlas.methods.split_mix.adversary import PGD
+from atlas.methods.split_mix.norms import norm_mode
+from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict
+from atlas.methods.split_mix.widths import Execution
+
+LossName = Literal["ce", "masked_ce"]
+
+
+class Augmentation(Protocol):
+    """Random changes of images, drawn per client and applied to all clients at once."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random numbers for ``count`` images: (count, …)."""
+        ...
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """(n, channels, height, width) in [0, 1] and their draws to images of the same shape and range."""
+        ...
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Bytes to [0, 1]; floats as they are. Inputs are never normalised by mean and deviation."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def batch_sizes(n: int, batch_size: int, drop_last: bool = False) -> tuple[int, ...]:
+    """Sizes of the minibatches of ``n`` samples; a remainder of one sample has no batch statistics and is left out."""
+    whole, rest = divmod(n, batch_size)
+    return (batch_size,) * whole + ((rest,) if rest > 1 and not drop_last else ())
+
+
+@dataclass(frozen=True)
+class ClientBatches:
+    """Minibatches of K clients whose batches have the same sizes.
+
+    Attributes
+    ----------
+    inputs, labels : sequence of Tensor
+        Per client (n, …) and (n,); bytes become images in [0, 1].
+    batch_size : int
+        Samples of a minibatch.
+    seeds : sequence of int
+        Per client; order, augmentation and attacks follow from it, however clients are grouped.
+    owners : sequence of int
+        Which client's batches each network of a stack trains on; one network per client if empty.
+    """
+
+    inputs: Sequence[Tensor]
+    labels: Sequence[Tensor]
+    batch_size: int
+    seeds: Sequence[int]
+    owners: Sequence[int] = ()
+    drop_last: bool = False
+    augment: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse clients that cannot be batched together."""
+        for client, labels in enumerate(self.labels):
+            if not len(labels):
+                raise ValueError(f"client {client} has no samples")
+        if len({self.sizes(client) for client in range(len(self.labels))}) != 1:
+            raise ValueError("clients of one group must have minibatches of the same sizes")
+        if not self.sizes(0):
+            raise ValueError(f"{len(self.labels[0])} samples make no minibatch of {self.batch_size}")
+
+    def sizes(self, client: int) -> tuple[int, ...]:
+        """Minibatch sizes of a client."""
+        return batch_sizes(len(self.labels[client]), self.batch_size, self.drop_last)
+
+    @property
+    def networks(self) -> list[int]:
+        """Owner of every network."""
+        return list(self.owners) or list(range(len(self.labels)))
+
+    def steps(self, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (K, b, …) images and (K, b) labels; every epoch has an order of its own."""
+        images, labels = pad_sequence(list(self.inputs), True), pad_sequence(list(self.labels), True)
+        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        rows = torch.arange(len(self.labels), device=labels.device)[:, None]
+        for _ in range(epochs):
+            pairs = zip(self.labels, generators, strict=True)
+            used = sum(self.sizes(0))
+            order = torch.stack([torch.randperm(len(own), generator=one)[:used] for own, one in pairs]).to(labels.device)
+            for place in order.split(self.sizes(0), dim=1):
+                yield self._changed(as_images(images[rows, place]), generators), labels[rows, place]
+
+    def _changed(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+        if self.augment is None:
+            return x
+        draws = torch.cat([self.augment.draw(x.shape[1], one) for one in generators]).to(x.device)
+        return self.augment(x.flatten(0, 1), draws).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """How clients train; see :func:`local_train`."""
+
+    lr: float
+    epochs: int
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    loss: LossName = "ce"
+    adversary: PGD | None = None
+    lam: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        if self.loss not in ("ce", "masked_ce"):
+            raise ValueError(f"loss must be ce or masked_ce, not {self.loss!r}")
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam must be in [0, 1], not {self.lam}")
+
+
+def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the logits of classes that are absent from the minibatch set to 0, averaged over the batch.
+
+    An absent class still adds exp(0) to the partition function, and gets no gradient.
+
+    Parameters
+    ----------
+    logits, labels : Tensor
+        (…, batch, classes) and (…, batch); leading dimensions are minibatches of their own.
+
+    Returns
+    -------
+    Tensor
+        Sum over minibatches of their means.
+    """
+    present = functional.one_hot(labels, logits.shape[-1]).amax(-2, keepdim=True)
+    return cross_entropy(logits * present, labels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over minibatches of their mean cross-entropies: (…, batch, classes) and (…, batch) to a scalar."""
+    total = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+    return total / labels.shape[-1]
+
+
+LOSSES: dict[LossName, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "masked_ce": masked_cross_entropy}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of a step: some networks of a stack, at some width.
+
+    Attributes
+    ----------
+    view : callable
+        From all stacked tensors to those that run, as views of them.
+    networks : slice
+        Which networks of the stack take part.
+    """
+
+    runner: Runner
+    view: Callable[[Mapping[str, Tensor]], TensorDict] = dict
+    networks: slice = field(default_factory=lambda: slice(None))
+
+
+def train_passes(
+    stack: ParamStack, passes: Sequence[Pass], data: ClientBatches, options: LocalOptions
+) -> tuple[ParamStack, float]:
+    """Train a stack: at each step the losses of all passes are added up, and one optimiser step follows.
+
+    Returns
+    -------
+    stack : ParamStack
+        The trained networks; the one given is left as it was.
+    loss : float
+        Mean loss over steps and networks.
+    """
+    tensors = {name: tensor.detach().clone() for name, tensor in stack.tensors.items()}
+    leaves = [tensors[name].requires_grad_() for name in stack.trainable]
+    optimizer = torch.optim.SGD(
+        leaves, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, foreach=len(leaves) > 1
+    )
+    noise = _Noise(data)
+    owners = torch.as_tensor(data.networks, device=leaves[0].device)
+    total, steps = torch.zeros((), device=leaves[0].device), 0
+    for x, y in data.steps(options.epochs):
+        optimizer.zero_grad(set_to_none=True)
+        losses = [_loss(one, tensors, x, y, owners, options, noise) for one in passes]
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        optimizer.step()
+        total, steps = total + loss.detach(), steps + 1
+    trained = {name: tensor.detach() for name, tensor in tensors.items()}
+    count = sum(one.runner.groups for one in passes)
+    return stack.replaced(trained), float(total) / max(1, steps) / count
+
+
+def _loss(one: Pass, tensors: TensorDict, x: Tensor, y: Tensor, owners: Tensor, options: LocalOptions, noise: _Noise) -> Tensor:
+    """Sum of the losses of a pass's networks; each on its client's minibatch, clean and attacked as the options say."""
+    own = owners[one.networks]
+    mine, labels = one.view(tensors), y[own]
+    inputs = x[own[:: one.runner.groups // one.runner.inputs]]
+    runner, criterion = one.runner, _criterion(options)
+    if options.adversary is None:
+        runner.module.train()
+        return criterion(runner(mine, inputs), labels)
+    parts = []
+    if runner.dual or options.lam < 1:
+        with norm_mode(runner.module, "clean", True):
+            parts.append((1 - options.lam) * criterion(runner(mine, inputs), labels))
+    if runner.dual or options.lam > 0:
+        attacked = _attack(runner, mine, inputs, labels, options.adversary, noise.draw(inputs, one.networks))
+        with norm_mode(runner.module, "noise", True):
+            parts.append(options.lam * criterion(runner(mine, attacked), labels))
+    return torch.stack(parts).sum()
+
+
+def _criterion(options: LocalOptions) -> Callable[[Tensor, Tensor], Tensor]:
+    loss, temperature = LOSSES[options.loss], options.temperature
+    return loss if temperature == 1 else (lambda logits, labels: loss(logits / temperature, labels) * temperature)
+
+
+def _attack(runner: Runner, tensors: TensorDict, x: Tensor, y: Tensor, adversary: PGD, start: Tensor) -> Tensor:
+    """Attack every network by itself: all of it in evaluation mode, its noise norms with running statistics."""
+    frozen = {name: tensor.detach() for name, tensor in tensors.items()}
+    with norm_mode(runner.module, "noise", False):
+        return adversary(lambda inputs: runner(frozen, inputs).flatten(0, 1), x, y.flatten(), delta0=start * adversary.eps)
+
+
+class _Noise:
+    """Random starts in [−1, 1] of the attacks: a stream per client, and a draw per network in the order of its networks."""
+
+    def __init__(self, data: ClientBatches) -> None:
+        self.owners = data.networks
+        self.generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in data.seeds]
+
+    def draw(self, x: Tensor, networks: slice) -> Tensor:
+        """Draw for inputs (G, b, …) of the networks of a pass."""
+        shape, owners = x.shape[1:], self.owners[networks]
+        draws = [torch.rand(shape, generator=self.generators[owner]) for owner in owners]
+        return torch.stack(draws).to(x).mul_(2).sub_(1)
+
+
+def _shared_inputs(owners: Sequence[int], known_roles: bool) -> int:
+    """Number of different inputs if runs of equal length share one, else one per network."""
+    clients = len(set(owners))
+    if not known_roles or len(owners) % clients:
+        return len(owners)
+    each = len(owners) // clients
+    even = all(len(set(owners[at : at + each])) == 1 for at in range(0, len(owners), each))
+    return clients if even else len(owners)
+
+
+def local_train(
+    stack: ParamStack,
+    data: ClientBatches,
+    *,
+    lr: float,
+    epochs: int,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    loss: LossName = "ce",
+    adversary: PGD | None = None,
+    lam: float = 0.5,
+    temperature: float = 1.0,
+    execution: Execution = "auto",
+) -> ParamStack:
+    """Train every network of a stack on its client's minibatches, each as if it were alone.
+
+    Losses of networks add up and share no weight, so one step of all is a step of each. SGD starts afresh: momentum does
+    not live longer than a call.
+
+    Parameters
+    ----------
+    stack : ParamStack
+        G networks; left as it is.
+    data : ClientBatches
+        Minibatches of clients; ``data.owners`` says which client each network belongs to.
+    loss : {"ce", "masked_ce"}
+        Cross-entropy, or with the logits of classes absent from the minibatch set to 0.
+    adversary : PGD, optional
+        Train on (1 − λ)·clean + λ·attacked loss. With dual norms each kind of input has its own; with one norm a part of
+        weight 0 is left out.
+    lam : float
+        λ in [0, 1].
+    temperature : float
+        τ of τ·CE(z/τ, y).
+    execution : {"auto", "grouped", "vmap", "sequential"}
+        How networks run; the numbers are the same up to rounding.
+
+    Raises
+    ------
+    ValueError
+        A network's client does not exist, adversarial training lacks running statistics, or an option is impossible.
+    """
+    options = LocalOptions(lr, epochs, momentum, weight_decay, loss, adversary, lam, temperature)
+    return train_stack(stack, data, options, execution)[0]
+
+
+def train_stack(stack: ParamStack, data: ClientBatches, options: LocalOptions, execution: Execution) -> tuple[ParamStack, float]:
+    """:func:`local_train` with its options as an object; also returns the mean loss."""
+    owners = data.networks
+    if len(owners) != len(stack) or not set(owners) <= set(range(len(data.labels))):
+        raise ValueError(f"{len(stack)} networks need {len(stack)} owners among {len(data.labels)} clients, not {owners}")
+    if options.adversary is not None and len(stack.norm_names) and not any("running" in name for name in stack.norm_names):
+        raise ValueError("attacks run the network in evaluation mode: adversarial training needs tracked or local statistics")
+    shared = _shared_inputs(owners, bool(stack.roles)) if options.adversary is None else len(owners)
+    runner = Runner(stack, len(stack), shared, execution)
+    return train_passes(stack, [Pass(runner)], data, options)
+
+
+def seeded(seed: int, *path: int) -> int:
+    """Return a 63-bit seed for one client in one round."""
+    import numpy as np
+
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,204 @@
+"""Batch normalisation as Split-Mix uses it: stateless or tracked, and dual for clean and attacked inputs.
+
+Hong et al., ICLR 2022, Sec. 3.3 and appendix A.3; dual batch normalisation after Xie et al., CVPR 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Mode = Literal["clean", "noise", "mix"]
+KNOWN_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """Which normalisation a network gets.
+
+    Attributes
+    ----------
+    kind : {"bn", "dual_bn"}
+        One batch norm, or one for clean and one for attacked inputs with everything else shared.
+    stats : {"batch", "tracked", "local"}
+        ``batch``: statistics of the present batch, in training and in testing, no buffers. ``tracked``: running statistics,
+        averaged over clients like weights. ``local``: running statistics, which stay on the client with scale and shift.
+    eps, momentum : float
+        As in ``torch.nn.BatchNorm2d``.
+    """
+
+    kind: Literal["bn", "dual_bn"] = "bn"
+    stats: Literal["batch", "tracked", "local"] = "batch"
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+    @property
+    def tracked(self) -> bool:
+        """Whether the layers hold running statistics."""
+        return self.stats != "batch"
+
+    def layer(self, channels: int) -> nn.Module:
+        """Return a normalisation of ``channels`` channels, for (batch, channels) and (batch, channels, height, width)."""
+        return DualNorm(channels, self) if self.kind == "dual_bn" else BatchNorm(channels, self)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of (batch, channels, …), with running statistics or without.
+
+    Has no count of batches, which would be neither a weight nor an average.
+
+    Raises
+    ------
+    ValueError
+        From ``forward``: a batch of one image has no batch statistics.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def __init__(self, channels: int, spec: NormSpec = NormSpec()) -> None:
+        super().__init__()
+        self.eps, self.momentum = spec.eps, spec.momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels) if spec.tracked else None)
+        self.register_buffer("running_var", torch.ones(channels) if spec.tracked else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``; with the batch's statistics in training, or where none are tracked."""
+        flat = [None if buffer is None else buffer.flatten() for buffer in (self.running_mean, self.running_var)]
+        return self.normalise(x, flat[0], flat[1], self.weight.flatten(), self.bias.flatten())
+
+    def normalise(self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalise with the given tensors; running statistics are updated in place in training."""
+        by_batch = self.training or mean is None
+        if by_batch and x.shape[0] < 2:
+            raise ValueError("batch statistics need at least 2 images, and this batch has 1: change the batch size")
+        return functional.batch_norm(x, mean, var, weight, bias, by_batch, self.momentum, self.eps)
+
+    def extra_repr(self) -> str:
+        """Say how many channels, and which statistics."""
+        return f"{self.weight.numel()}, stats={'batch' if self.running_mean is None else 'tracked'}"
+
+
+class DualNorm(nn.Module):
+    """Two batch norms, for clean and for attacked inputs, and any mixture of their outputs.
+
+    Attributes
+    ----------
+    mode : {"clean", "noise", "mix"}
+        Which one normalises. ``mix`` is (1 − λ)·clean + λ·noise with running statistics: in evaluation only.
+    lam : float, optional
+        λ in [0, 1] of ``mix``.
+    """
+
+    def __init__(self, channels: int, spec: NormSpec = NormSpec("dual_bn", "tracked")) -> None:
+        super().__init__()
+        self.clean = BatchNorm(channels, spec)
+        self.noise = BatchNorm(channels, spec)
+        self.mode: Mode = "clean"
+        self.lam: float | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` as the mode says."""
+        if self.mode == "clean":
+            return self.clean(x)
+        if self.mode == "noise":
+            return self.noise(x)
+        if self.lam is None:
+            raise RuntimeError("mode mix needs a lam in [0, 1]: use set_robustness")
+        if self.training:
+            raise RuntimeError("mode mix is for evaluation: a training pass uses one of the two norms")
+        return (1 - self.lam) * self.clean(x) + self.lam * self.noise(x)
+
+
+def dual_norms(model: nn.Module) -> list[DualNorm]:
+    """Every dual norm of a model."""
+    return [module for module in model.modules() if isinstance(module, DualNorm)]
+
+
+def set_robustness(model: nn.Module, lam: float) -> int:
+    """Set the trade-off of every dual norm: 0 for accuracy on clean inputs, 1 for robustness.
+
+    Returns
+    -------
+    int
+        Number of dual norms touched.
+
+    Raises
+    ------
+    ValueError
+        ``lam`` is outside [0, 1].
+    RuntimeError
+        The model has no dual norm, or is in training mode.
+    """
+    if isinstance(lam, bool) or not 0 <= lam <= 1:
+        raise ValueError(f"lam must be a number in [0, 1], not {lam}")
+    found = dual_norms(model)
+    if not found:
+        raise RuntimeError("the model has no dual norm: it was not trained for a robustness knob")
+    if model.training:
+        raise RuntimeError("the model is in training mode: call eval() before set_robustness")
+    for norm in found:
+        norm.mode, norm.lam = "mix", float(lam)
+    return len(found)
+
+
+def set_norm_mode(model: nn.Module, mode: Literal["clean", "noise"]) -> int:
+    """Let one of the two norms of every dual norm act; returns how many there are (0 for ordinary networks)."""
+    found = dual_norms(model)
+    for norm in found:
+        norm.mode = mode
+    return len(found)
+
+
+@contextmanager
+def norm_mode(model: nn.Module, mode: Literal["clean", "noise"], training: bool) -> Iterator[None]:
+    """Within the block the model is in a dual-norm mode and a training mode; both are as before afterwards."""
+    before = [(norm, norm.mode) for norm in dual_norms(model)]
+    was_training = model.training
+    set_norm_mode(model, mode)
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for norm, old in before:
+            norm.mode = old
+
+
+@torch.no_grad()
+def post_statistics(model: nn.Module, batches: Iterable[Tensor], passes: int = 20) -> nn.Module:
+    """Give norms without buffers the statistics of data that is at hand (``post`` of the appendix's ablation), in place.
+
+    Means and unbiased variances of all batches of all passes are averaged with equal weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its :class:`BatchNorm` layers get running statistics; it is returned in evaluation mode.
+    batches : iterable of Tensor
+        Inputs, for example a client's training images; iterated ``passes`` times.
+    """
+    held = list(batches)
+    if not held or passes < 1:
+        raise ValueError(f"statistics need batches and passes, not {len(held)} and {passes}")
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.running_mean = torch.zeros_like(norm.weight)
+        norm.running_var = torch.ones_like(norm.weight)
+    momenta = [norm.momentum for norm in norms]
+    model.train()
+    for count, batch in enumerate(batch for _ in range(passes) for batch in held):
+        for norm in norms:
+            norm.momentum = 1 / (count + 1)
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()

@@ -1,0 +1,161 @@
+"""Stacks of networks of one shape, and three ways to run them that give the same numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from atlas.methods.split_mix.grouped import GroupedConv2d, GroupedLinear, GroupedNet
+from atlas.methods.split_mix.norms import KNOWN_STATISTICS, BatchNorm, dual_norms
+from atlas.methods.split_mix.widths import Execution, Role
+
+TensorDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ParamStack:
+    """Parameters and buffers of G networks of one shape, stacked.
+
+    Attributes
+    ----------
+    template : nn.Module
+        One such network; its own weights mean nothing.
+    tensors : dict
+        Name to (G, …), as in the template's ``state_dict``.
+    roles : mapping
+        What its layers are; needed only where networks share an input.
+    scale : float
+        Width by which hidden layers are divided in training (``rescale_layer``); 1 leaves them.
+    """
+
+    template: nn.Module
+    tensors: TensorDict
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module], roles: Mapping[str, Role] | None = None, scale: float = 1.0) -> ParamStack:
+        """Stack copies of the weights of modules.
+
+        Raises
+        ------
+        TypeError
+            Their tensors differ in names or shapes.
+        """
+        states = [module.state_dict() for module in modules]
+        shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
+        if any(shape != shapes[0] for shape in shapes):
+            raise TypeError("networks of a stack must have the same tensors, of the same shapes")
+        tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        return cls(copy.deepcopy(modules[0]), tensors, roles or {}, scale)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the parameters; the other tensors are running statistics."""
+        return [name for name, _ in self.template.named_parameters()]
+
+    @property
+    def norm_names(self) -> list[str]:
+        """Names of all tensors of normalisation layers, told by the layers' type."""
+        return norm_names(self.template)
+
+    def gather(self, index: Sequence[int] | Tensor) -> ParamStack:
+        """Copy the networks of an index, in its order; an index may come more than once."""
+        where = torch.as_tensor(index, device=next(iter(self.tensors.values())).device)
+        return self.replaced({name: tensor[where] for name, tensor in self.tensors.items()})
+
+    def replaced(self, tensors: TensorDict) -> ParamStack:
+        """The same networks with other tensors."""
+        return ParamStack(self.template, tensors, self.roles, self.scale)
+
+    def module(self, index: int) -> nn.Module:
+        """Return one of the networks as a module of its own."""
+        made = copy.deepcopy(self.template)
+        made.load_state_dict({name: tensor[index] for name, tensor in self.tensors.items()})
+        return made
+
+
+def norm_names(template: nn.Module) -> list[str]:
+    """Names of all tensors of normalisation layers, told by the layers' type and not by their names."""
+    found = []
+    for prefix, module in template.named_modules():
+        if isinstance(module, BatchNorm):
+            names = ("weight", "bias", *(name for name in KNOWN_STATISTICS if getattr(module, name) is not None))
+            found += [f"{prefix}.{name}" for name in names]
+    return found
+
+
+class TrainScale:
+    """A forward hook that divides the output of hidden layers by the width, in training only (``rescale_layer``)."""
+
+    def __init__(self, width: float) -> None:
+        self.width = width
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Divide; nothing in evaluation."""
+        return output / self.width if module.training else None
+
+
+def scale_in_training(model: nn.Module, width: float, classifiers: set[str]) -> nn.Module:
+    """Hook every convolution and linear layer but the classifiers with :class:`TrainScale`, in place."""
+    kinds = (nn.Conv2d, nn.Linear, GroupedConv2d, GroupedLinear)
+    for name, module in model.named_modules():
+        if isinstance(module, kinds) and name not in classifiers and width != 1:
+            module.register_forward_hook(TrainScale(width))
+    return model
+
+
+class Runner:
+    """Runs G networks on their inputs: with grouped layers, by ``vmap``, or one after the other.
+
+    Parameters
+    ----------
+    stack : ParamStack
+        Names and shapes of the networks; which tensors run is said at each call.
+    groups, inputs : int
+        Number of networks, and of different inputs: each for a run of ``groups / inputs`` networks.
+    execution : {"auto", "grouped", "vmap", "sequential"}
+        ``auto`` takes grouped layers where the network has them, else ``vmap``.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The module that runs; its mode (training, norms) is the mode of all networks.
+    """
+
+    def __init__(self, stack: ParamStack, groups: int, inputs: int, execution: Execution = "auto") -> None:
+        self.groups, self.inputs = groups, inputs
+        self.execution: Execution = execution
+        if execution in ("auto", "grouped"):
+            try:
+                self.grouped = GroupedNet(stack.template, groups, inputs, stack.roles)
+                self.module: nn.Module = self.grouped.net
+                self.execution = "grouped"
+            except TypeError:
+                if execution == "grouped":
+                    raise
+                self.execution = "vmap"
+        if self.execution != "grouped":
+            self.module = copy.deepcopy(stack.template)
+        if stack.scale != 1:
+            classifiers = {name for name, role in stack.roles.items() if role.classifies}
+            scale_in_training(self.module, stack.scale, classifiers)
+        self.dual = bool(dual_norms(self.module))
+
+    def __call__(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Stacked tensors (G, …) and inputs (inputs, batch, …) to logits (G, batch, classes)."""
+        if self.execution == "grouped":
+            return self.grouped.call(tensors, x)
+        x = x.repeat_interleave(self.groups // self.inputs, 0)
+        if self.execution == "vmap":
+            return vmap(lambda own, one: functional_call(self.module, own, (one,)))(dict(tensors), x)
+        own = ({name: tensor[index] for name, tensor in tensors.items()} for index in range(self.groups))
+        return torch.stack([functional_call(self.module, mine, (one,)) for mine, one in zip(own, x, strict=True)])

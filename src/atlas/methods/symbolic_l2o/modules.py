@@ -1,0 +1,84 @@
+"""Expressions in torch: as differentiable modules whose constants can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.methods.symbolic_l2o.expressions import LOG_EPS, Expression
+
+
+def torch_operators() -> dict[str, Callable[..., Any]]:
+    """Name to function on tensors, differentiable almost everywhere."""
+    return {
+        "add": torch.add,
+        "sub": torch.sub,
+        "mul": torch.mul,
+        "div": torch.div,
+        "pow": lambda x, y: torch.sign(x) * torch.abs(x) ** y,
+        "greater": lambda x, y: torch.gt(x, y).to(torch.result_type(x, y)),
+        "aq": lambda x, y: x * torch.rsqrt(1 + y * y),
+        "neg": torch.neg,
+        "relu": torch.relu,
+        "exp": torch.exp,
+        "tanh": torch.tanh,
+        "sinh": torch.sinh,
+        "asinh": torch.asinh,
+        "erfc": torch.special.erfc,
+        "square": torch.square,
+        "cube": lambda x: x * x * x,
+        "abs": torch.abs,
+        "sign": torch.sign,
+        "logm": lambda x: torch.log(torch.abs(x) + LOG_EPS),
+        "sqrtm": lambda x: torch.sqrt(torch.abs(x)),
+    }
+
+
+class ExpressionModule(nn.Module):
+    """An expression whose constants are one vector, ``constants`` (k,), from left to right.
+
+    Parameters
+    ----------
+    expression : Expression
+        The tree; its constants are the initial values.
+    trainable : bool
+        Whether ``constants`` is a parameter, or a buffer.
+    """
+
+    constants: Tensor
+
+    def __init__(self, expression: Expression, trainable: bool = True) -> None:
+        super().__init__()
+        self.form = expression
+        values = torch.tensor(expression.constants, dtype=torch.float64).to(torch.get_default_dtype())
+        if trainable:
+            self.constants = nn.Parameter(values)
+        else:
+            self.register_buffer("constants", values)
+        self._table = torch_operators()
+
+    def forward(self, env: Mapping[str, Tensor]) -> Tensor:
+        """Value where variables have the tensors of ``env``, of their broadcast shape and type.
+
+        Raises
+        ------
+        KeyError
+            A variable has no tensor.
+        """
+        some = next(iter(env.values()), self.constants)
+        constants = iter(self.constants.to(some.dtype).unbind()) if len(self.constants) else iter(())
+        found: Tensor = self.form.evaluate(self._table, env, constants)
+        needed = [env[name].shape for name in self.form.variables]
+        return found.expand(torch.broadcast_shapes(*needed)) if needed else found
+
+    @property
+    def expression(self) -> Expression:
+        """The expression with its present constants."""
+        return self.form.with_constants(self.constants.detach().double().tolist())
+
+    def extra_repr(self) -> str:
+        """What printing shows."""
+        return str(self.expression)

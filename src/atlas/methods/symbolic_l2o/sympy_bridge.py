@@ -1,0 +1,133 @@
+"""Between expressions and sympy, for algebra and for LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import sympy
+
+from atlas.methods.symbolic_l2o.expressions import LOG_EPS, Expression, call, const, var
+
+GREEK = {"m": r"\tilde{m}", "g": r"\tilde{g}", "n": r"\tilde{n}", "mhat": r"\hat{m}", "grad": "g", "mom": "m", "d": "d"}
+
+TO_SYMPY: dict[str, Callable[..., Any]] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "pow": lambda x, y: sympy.sign(x) * sympy.Abs(x) ** y,
+    "greater": lambda x, y: sympy.Heaviside(x - y, 0),
+    "aq": lambda x, y: x / sympy.sqrt(1 + y**2),
+    "neg": lambda x: -x,
+    "relu": lambda x: sympy.Max(x, 0),
+    "exp": sympy.exp,
+    "tanh": sympy.tanh,
+    "sinh": sympy.sinh,
+    "asinh": sympy.asinh,
+    "erfc": sympy.erfc,
+    "square": lambda x: x**2,
+    "cube": lambda x: x**3,
+    "abs": sympy.Abs,
+    "sign": sympy.sign,
+    "logm": lambda x: sympy.log(sympy.Abs(x) + LOG_EPS),
+    "sqrtm": lambda x: sympy.sqrt(sympy.Abs(x)),
+}
+
+
+def symbol(name: str) -> sympy.Symbol:
+    """The real symbol of a variable."""
+    return sympy.Symbol(name, real=True)
+
+
+def to_sympy(expression: Expression) -> sympy.Expr:
+    """See :meth:`.Expression.sympy`."""
+    if expression.op == "var":
+        return symbol(expression.name)
+    if expression.op == "const":
+        whole = int(expression.value)
+        return sympy.Integer(whole) if whole == expression.value and abs(whole) < 1000 else sympy.Float(expression.value)
+    return TO_SYMPY[expression.op](*map(to_sympy, expression.args))
+
+
+FUNCTIONS = {
+    sympy.exp: "exp",
+    sympy.tanh: "tanh",
+    sympy.sinh: "sinh",
+    sympy.asinh: "asinh",
+    sympy.erfc: "erfc",
+    sympy.Abs: "abs",
+    sympy.sign: "sign",
+}
+
+
+def from_sympy(expression: Any) -> Expression:
+    """Turn a sympy expression into ours.
+
+    A logarithm becomes ``logm``, which adds 1e-8 to its argument's magnitude.
+
+    Raises
+    ------
+    ValueError
+        It holds a function that has no counterpart; says which.
+    """
+    found = sympy.sympify(expression) if isinstance(expression, int | float) else expression
+    if found.is_Symbol:
+        return var(found.name)
+    if found.is_number:
+        return const(float(found))
+    if found.is_Add or found.is_Mul:
+        return reduce(lambda x, y: call("add" if found.is_Add else "mul", x, y), map(from_sympy, found.args))
+    if found.is_Pow:
+        return _power(found.base, found.exp)
+    for kind, name in FUNCTIONS.items():
+        if isinstance(found, kind):
+            return call(name, from_sympy(found.args[0]))
+    return _special(found)
+
+
+def _power(base: Any, exponent: Any) -> Expression:
+    """A power; ours keeps the base's sign, so even powers take its magnitude."""
+    if exponent.is_number and exponent.is_negative:
+        return call("div", 1.0, _power(base, -exponent)) if exponent != -1 else call("div", 1.0, from_sympy(base))
+    inner = from_sympy(base)
+    if exponent == 2:
+        return call("square", inner)
+    if exponent == 3:
+        return call("cube", inner)
+    if exponent == sympy.Rational(1, 2) and isinstance(base, sympy.Abs):
+        return call("sqrtm", inner.args[0])
+    if exponent.is_integer and exponent.is_even:
+        inner = call("abs", inner)
+    return call("pow", inner, from_sympy(exponent))
+
+
+def _special(found: Any) -> Expression:
+    if isinstance(found, sympy.log):
+        argument = found.args[0]
+        magnitude = argument - LOG_EPS
+        return call("logm", from_sympy(magnitude.args[0] if isinstance(magnitude, sympy.Abs) else argument))
+    if isinstance(found, sympy.Max) and len(found.args) == 2 and sympy.Integer(0) in found.args:
+        return call("relu", from_sympy(next(arg for arg in found.args if arg != 0)))
+    if isinstance(found, sympy.Heaviside) and found.args[-1] == 0:
+        return call("greater", from_sympy(found.args[0]), 0.0)
+    raise ValueError(f"{type(found).__name__} has no counterpart among the operators: {found}")
+
+
+def to_latex(expression: Expression, digits: int = 3) -> str:
+    """See :meth:`.Expression.latex`; constants are rounded to ``digits`` significant digits."""
+    converted = to_sympy(expression)
+    rounded = converted.xreplace({number: sympy.Float(number, digits) for number in converted.atoms(sympy.Float)})
+    return sympy.latex(rounded, symbol_names={one: latex_name(one.name) for one in rounded.free_symbols})
+
+
+def latex_name(name: str) -> str:
+    """LaTeX of a variable: ``m_3`` is m̃ three steps ago."""
+    found = re.fullmatch(r"(.+)_(\d+)", name)
+    if found is None:
+        return name.replace("_", r"\_")
+    feature, lag = found.groups()
+    base = GREEK.get(feature, rf"\mathrm{{{feature}}}")
+    return rf"{base}_{{t}}" if lag == "0" else rf"{base}_{{t-{lag}}}"

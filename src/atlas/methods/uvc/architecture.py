@@ -1,0 +1,100 @@
+"""Which vision transformers can be compressed exactly, and where their prunable weights are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from atlas.methods.uvc.costs import PerBlock, ViTShape
+from atlas.methods.uvc.errors import UnsupportedArchitectureError
+
+
+def plain_block(block: Any) -> Any:
+    """Return the block itself, without the gate around it."""
+    from atlas.methods.uvc.gates import GatedBlock
+
+    return block.block if isinstance(block, GatedBlock) else block
+
+
+def require_supported(model: Any) -> list[Any]:
+    """Return the blocks of a timm VisionTransformer, without gates.
+
+    Raises
+    ------
+    UnsupportedArchitectureError
+        It is none, or some part would make pruning inexact: fused or parallel blocks, gated or normalised attention, gated
+        or normalised MLPs, values that another module rewrites. Names the path.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(model, VisionTransformer):
+        raise UnsupportedArchitectureError(f"{type(model).__name__} is not a timm VisionTransformer")
+    blocks = [plain_block(block) for block in model.blocks]
+    for index, block in enumerate(blocks):
+        _require_block(block, f"blocks.{index}")
+    return blocks
+
+
+def _require_block(block: Any, path: str) -> None:
+    from timm.layers import Mlp
+    from timm.models.vision_transformer import Attention, Block
+
+    def refuse(part: str, why: str) -> UnsupportedArchitectureError:
+        return UnsupportedArchitectureError(f"{path}{part}: {why}")
+
+    if not isinstance(block, Block):
+        raise refuse("", f"{type(block).__name__} is not timm's sequential pre-norm Block")
+    attention: Any = block.attn
+    mlp: Any = block.mlp
+    if type(attention) is not Attention:
+        raise refuse(".attn", f"{type(attention).__name__} is not timm's plain Attention")
+    if getattr(attention, "gate", None) is not None:
+        raise refuse(".attn.gate", "the gate of gated attention ties its output to dims that would be removed")
+    if not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity):
+        raise refuse(".attn.norm", "scale_norm normalises over dims that would be removed")
+    if not isinstance(attention.qkv, nn.Linear):
+        raise refuse(".attn.qkv", f"{type(attention.qkv).__name__} is not a linear projection")
+    if type(attention.qkv) is not nn.Linear and not hasattr(attention.qkv, "narrowed"):
+        raise refuse(".attn.qkv", f"{type(attention.qkv).__name__} cannot be narrowed to some heads")
+    if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear) or not isinstance(mlp.fc2, nn.Linear):
+        raise refuse(".mlp", f"{type(mlp).__name__} is not timm's plain Mlp of two linear layers")
+    if not isinstance(getattr(mlp, "norm", nn.Identity()), nn.Identity):
+        raise refuse(".mlp.norm", "an inner norm normalises over neurons that would be removed")
+    if mlp.fc1.out_features != mlp.fc2.in_features:
+        raise refuse(".mlp", "its activation gates one half of the neurons with the other")
+
+
+def scored_weights(model: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Return ``attn.proj.weight`` (D, A) and ``mlp.fc2.weight`` (D, M) of every block."""
+    blocks = [plain_block(block) for block in model.blocks]
+    return [block.attn.proj.weight for block in blocks], [block.mlp.fc2.weight for block in blocks]
+
+
+def read_shape(model: Any, img_size: int | None = None) -> ViTShape:
+    """See :meth:`.costs.ViTShape.from_timm`."""
+    blocks = require_supported(model)
+    kernel = model.patch_embed.proj.weight
+    side = int(kernel.shape[-1])
+    if kernel.shape[-2] != side:
+        raise UnsupportedArchitectureError(f"patch_embed.proj: patches of {tuple(kernel.shape[-2:])} are not square")
+    if img_size is not None and (img_size < side or img_size % side):
+        raise ValueError(f"img_size {img_size} is not a multiple of the patch side {side}")
+    patches = int(model.patch_embed.num_patches) if img_size is None else (img_size // side) ** 2
+    heads = [int(block.attn.num_heads) for block in blocks]
+    return ViTShape(
+        depth=len(blocks),
+        heads=_common(heads),
+        head_dim=_common([block.attn.proj.in_features // own for block, own in zip(blocks, heads, strict=True)]),
+        embed_dim=int(kernel.shape[0]),
+        mlp_dim=_common([int(block.mlp.fc2.in_features) for block in blocks]),
+        tokens=patches + int(model.num_prefix_tokens),
+        patches=patches,
+        patch=side,
+        in_chans=int(kernel.shape[1]),
+    )
+
+
+def _common(values: list[int]) -> PerBlock:
+    """One value for all blocks, or one per block where they differ."""
+    return values[0] if len(set(values)) == 1 else tuple(values)

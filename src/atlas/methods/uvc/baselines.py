@@ -1,0 +1,209 @@
+"""The baselines as ingredients: the same teacher, loss and path to a smaller model, another decision on what to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.criteria import (
+    cubic_sparsity,
+    evenly_spaced_plan,
+    gradual_plan,
+    one_shot_plan,
+    prunable_weights,
+    saliency_plan,
+    taylor_scores,
+    uniform_plan,
+    weight_masks,
+)
+from atlas.methods.uvc.entry import BlindSettings, StructuredSettings, UnstructuredSettings
+from atlas.methods.uvc.exporting import zero_removed
+from atlas.methods.uvc.ingredient import Distilled, Trainer, scores_of
+from atlas.methods.uvc.plan import CompressionPlan
+from atlas.tasks.image_classification.ingredients import Ingredients
+from atlas.tasks.image_classification.models import build_model
+
+if TYPE_CHECKING:
+    from atlas.tasks.image_classification.evaluate import Evaluation
+    from atlas.tasks.image_classification.training import Training
+
+
+class Dense(Distilled):
+    """Keeps everything."""
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """Nothing to decide."""
+        return CompressionPlan.identity(ViTShape.from_timm(training.model))
+
+
+class Uniform(Distilled):
+    """The same share everywhere."""
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """By squared norms of what units feed forward."""
+        shape, scores = scores_of(training)
+        return uniform_plan(shape, scores, self.budget)
+
+
+class Blind(Distilled):
+    """Blocks by their place alone."""
+
+    settings: BlindSettings
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """Spaced or first blocks; from scratch, of the model at its initialisation."""
+        if self.settings.from_scratch:
+            fresh = build_model(training.run, Ingredients(training.run.build()), training.data.classes)
+            training.model.load_state_dict(fresh.state_dict())
+        shape = ViTShape.from_timm(training.model)
+        return evenly_spaced_plan(shape, self.budget, self.settings.order)
+
+
+def _some_batches(training: Training, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first training batches of an epoch that no training has."""
+    return list(islice(training.data.train_batches(10**6), count))
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.float(), labels)
+
+
+class Structured(Distilled):
+    """One-shot criteria on heads, dims and neurons."""
+
+    settings: StructuredSettings
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """By magnitude, first-order loss change, or saliency."""
+        shape, scores = scores_of(training)
+        model = training.model.eval()
+        if self.settings.criterion == "magnitude":
+            return one_shot_plan(shape, scores, self.budget)
+        batches = _some_batches(training, self.settings.batches)
+        if self.settings.criterion == "taylor":
+            return one_shot_plan(shape, taylor_scores(model, batches, _cross_entropy, shape), self.budget)
+        return saliency_plan(model, *batches[0], _cross_entropy, self.budget)
+
+
+class Gradual(Distilled):
+    """Magnitude pruning in jumps while training: the first ``ramp`` of the epochs before the export, the rest after it."""
+
+    settings: StructuredSettings
+
+    def train_epochs(self) -> int:
+        """Epochs of the ramp, at least one."""
+        return max(1, round(self.settings.ramp * self.settings.epochs))
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """Train, in the phase ``search``, with what is removed held at 0."""
+        shape = ViTShape.from_timm(training.model)
+        total = self.train_epochs() * training.data.steps_per_epoch
+        interval = max(1, total // (self.settings.jumps + 1))
+        held = _Held(CompressionPlan.identity(shape))
+
+        def after(step: int, rate: float) -> Mapping[str, float]:
+            if step % interval == 0:
+                _, scores = scores_of(training)
+                times = {"start": 0, "interval": interval, "times": self.settings.jumps}
+                held.plan = gradual_plan(shape, scores, self.budget, step, **times)
+            zero_removed(training.model, held.plan)
+            return {"resource": held.plan.r_phys(shape)} if trainer.logs(step, total) else {}
+
+        parts = {"plan": held}
+        trainer.fit("search", training.model, self.train_epochs(), 0, self.rate(training), parts=parts, after=after)
+        return one_shot_plan(shape, scores_of(training)[1], self.budget)
+
+    def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
+        """The rest of the epochs, further down the same schedule of the learning rate."""
+        first = self.train_epochs()
+        done = first * training.data.steps_per_epoch
+        rate = self.rate(training)
+        trainer.fit("train", small, max(1, self.settings.epochs - first), first, lambda step: rate(done + step))
+
+
+class _Held:
+    """A plan as a part of the resume state."""
+
+    def __init__(self, plan: CompressionPlan) -> None:
+        self.plan = plan
+
+    def state_dict(self) -> dict[str, str]:
+        return {"plan": self.plan.to_json()}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        self.plan = CompressionPlan.from_json(state["plan"])
+
+
+class Unstructured(Distilled):
+    """Masks on single weights; nothing becomes smaller."""
+
+    settings: UnstructuredSettings
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """The architecture stays; the one-shot criteria mask its weights at once."""
+        if self.settings.criterion != "gradual":
+            _apply(training.model, self.masks(training, self.settings.sparsity))
+        return CompressionPlan.identity(ViTShape.from_timm(training.model))
+
+    def masks(self, training: Training, sparsity: float) -> dict[str, Tensor]:
+        """Which weights stay."""
+        weights = prunable_weights(training.model)
+        if self.settings.criterion != "taylor":
+            return weight_masks({name: weight.detach().abs() for name, weight in weights.items()}, sparsity)
+        model = training.model.eval()
+        batches = _some_batches(training, self.settings.batches)
+        total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for images, labels in batches:
+            loss = _cross_entropy(model(images), labels)
+            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                total[name] += gradient
+        return weight_masks({name: (total[name] * weight.detach()).abs() for name, weight in weights.items()}, sparsity)
+
+    def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
+        """Train with masked weights held at 0."""
+        settings, per_epoch = self.settings, training.data.steps_per_epoch
+        total = settings.epochs * per_epoch
+        interval = max(1, int(settings.ramp * total) // (settings.jumps + 1))
+        held = _Masks({name: weight != 0 for name, weight in prunable_weights(small).items()})
+
+        def after(step: int, rate: float) -> Mapping[str, float]:
+            if settings.criterion == "gradual" and step % interval == 0:
+                sparsity = cubic_sparsity(step, 0, interval, settings.jumps, settings.sparsity)
+                magnitudes = {name: weight.detach().abs() for name, weight in prunable_weights(small).items()}
+                held.masks = weight_masks(magnitudes, sparsity)
+            _apply(small, held.masks)
+            return {}
+
+        rate: Callable[[int], float] = self.rate(training)
+        trainer.fit("train", small, settings.epochs, 0, rate, parts={"masks": held}, after=after)
+
+    def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
+        """The metrics of every row, and the share of weights that are not 0."""
+        weights = prunable_weights(evaluation.model).values()
+        kept = sum(int((weight != 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+        return {**super().evaluate(evaluation), "weights_kept": kept}
+
+
+class _Masks:
+    """Masks of weights as a part of the resume state."""
+
+    def __init__(self, masks: dict[str, Tensor]) -> None:
+        self.masks = masks
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.masks)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.masks = {name: mask.to(self.masks[name].device) for name, mask in state.items()}
+
+
+@torch.no_grad()
+def _apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    for name, weight in prunable_weights(model).items():
+        weight.mul_(masks[name].to(weight))

@@ -1,0 +1,256 @@
+"""Compression as one call: search under a budget, export, fine-tune (Algorithm 1 and Sec. 3 of Yu et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.methods.uvc.controller import UVCController
+from atlas.methods.uvc.distillation import Norm, kd_loss
+from atlas.methods.uvc.exporting import export
+from atlas.methods.uvc.gates import apply_gates, remove_gates
+from atlas.methods.uvc.plan import CompressionPlan
+from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
+from atlas.methods.uvc.updates import StepLog
+
+ANNEALED = 0.6
+"""Share of the search over which the normalised preset lowers the budget."""
+
+
+@dataclass
+class CompressionResult:
+    """What :func:`compress` returns.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The smaller model, fine-tuned, in evaluation mode.
+    plan : CompressionPlan
+        What it keeps.
+    log : list of dict
+        One row per step of both stages: ``stage``, ``step``, ``loss``, and in the search the controller's values.
+    r_phys : float
+        Multiply-accumulates left.
+    acc_pre_ft, acc : float or None
+        Accuracy in [0, 1] on ``val_loader`` right after the export, and at the end; ``None`` without one.
+    """
+
+    model: nn.Module
+    plan: CompressionPlan
+    log: list[dict[str, Any]] = field(repr=False)
+    r_phys: float
+    acc_pre_ft: float | None
+    acc: float | None
+
+
+def cosine_rate(step: int, total: int, base: float, warmup: int = 0, floor: float = 0.0) -> float:
+    """Learning rate of a step: linear from 0 over ``warmup`` steps, then half a cosine down to ``floor``."""
+    if step < warmup:
+        return base * (step + 1) / warmup
+    return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def weight_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    rate: float,
+    clipped: Iterable[Tensor],
+    clip_norm: float | None = 1.0,
+) -> None:
+    """Backward, clip the gradients of ``clipped`` together, and one optimiser step at a learning rate.
+
+    In the search, ``clipped`` holds the gates beside the weights.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(list(clipped), clip_norm)
+    optimizer.step()
+
+
+def settle(controller: UVCController, budget: float) -> CompressionPlan:
+    """The controller's plan, repaired to the budget: by units where it prunes, else by whole blocks."""
+    if controller.prune:
+        return fill_blocks(controller.plan(), controller.shape, controller.scores(), budget)
+    return fit_blocks(controller.plan(), controller.shape, controller.preferences(), budget)
+
+
+def compress(
+    model: Any,
+    budget: float,
+    train_loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    val_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+    teacher: nn.Module | None = None,
+    epochs: tuple[int, int] = (30, 120),
+    preset: str = "normalised",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    warmup_epochs: int | None = None,
+    learning_rate: float = 1e-4,
+    finetune_learning_rate: float = 1e-4,
+    weight_decay: float = 0.05,
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    kd_norm: Norm = "batch",
+    v_layout: Any = "padded",
+    prune: bool = True,
+    skip: bool = True,
+) -> CompressionResult:
+    """Compress a trained timm VisionTransformer to a budget.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model; not changed.
+    budget : float
+        Multiply-accumulates left, in (0, 1].
+    train_loader, val_loader : iterable of (images, targets)
+        Passed over once per epoch; targets are classes or probabilities, for ``val_loader`` classes.
+    teacher : nn.Module, optional
+        Anything that gives logits; by default the dense model itself.
+    epochs : (int, int)
+        Of the search and of fine-tuning.
+    preset : {"normalised", "reference"}
+        See :class:`.controller.UVCController`.
+    seed : int
+        Of the gates' draws.
+    device : optional
+        By default where the model is.
+    warmup_epochs : int, optional
+        Epochs of the search in which gates pass one half and only weights learn; by default a sixth of it, at least one if
+        there are two.
+    learning_rate, finetune_learning_rate, weight_decay
+        Of AdamW in the two stages; cosine to 0.
+    alpha, temperature, kd_norm
+        Of distillation; see :func:`.distillation.kd_loss`.
+    v_layout : {"padded", "uniform"}
+        See :func:`.exporting.export`.
+
+    Raises
+    ------
+    ValueError
+        The budget is not in (0, 1], a loader is empty, or the teacher has other classes.
+    InfeasibleBudgetError, UnsupportedArchitectureError, FloatingPointError
+        See :class:`.controller.UVCController`.
+    """
+    place = torch.device(device) if device is not None else next(model.parameters()).device
+    if isinstance(train_loader, Sized) and not len(train_loader):
+        raise ValueError("train_loader is empty")
+    student = copy.deepcopy(model).to(place)
+    guide = copy.deepcopy(model if teacher is None else teacher).to(place).eval().requires_grad_(False)
+    if hasattr(student, "set_distilled_training"):
+        student.set_distilled_training(True)
+    stages = _Stages(student, guide, train_loader, place, alpha, temperature, kd_norm)
+    batches = stages.count_batches()
+    warmup = max(1, epochs[0] // 6) if warmup_epochs is None else warmup_epochs
+    warmup = min(warmup, max(0, epochs[0] - 1))
+    controller = UVCController(
+        student,
+        budget,
+        preset,
+        prune=prune,
+        skip=skip,
+        generator=torch.Generator().manual_seed(seed),
+        anneal_steps=int(ANNEALED * (epochs[0] - warmup) * batches),
+    )
+    stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
+    plan = settle(controller, budget)
+    if v_layout == "uniform":
+        plan = uniform_widths(plan, controller.shape, controller.scores())
+    small = export(student, plan, v_layout)
+    before = None if val_loader is None else accuracy(small, val_loader, place)
+    stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
+    after = None if val_loader is None else accuracy(small, val_loader, place)
+    small.eval()
+    return CompressionResult(small, plan, stages.log, plan.r_phys(controller.shape), before, after)
+
+
+class _Stages:
+    """The two loops of :func:`compress`, with what they share."""
+
+    def __init__(
+        self, student: Any, teacher: Any, loader: Any, device: torch.device, alpha: float, temperature: float, norm: Norm
+    ) -> None:
+        self.student, self.teacher, self.loader, self.device = student, teacher, loader, device
+        self.alpha, self.temperature, self.norm = alpha, temperature, norm
+        self.log: list[dict[str, Any]] = []
+
+    def count_batches(self) -> int:
+        """Batches of an epoch, and a check that there are any and that the teacher fits."""
+        count = len(self.loader) if isinstance(self.loader, Sized) else sum(1 for _ in self.loader)
+        first = next(iter(self.loader), None)
+        if not count or first is None:
+            raise ValueError("train_loader is empty")
+        with torch.inference_mode():
+            images = first[0][:1].to(self.device)
+            wanted, found = self.student.num_classes, self.teacher(images).shape[-1]
+        if wanted != found:
+            raise ValueError(f"the teacher has {found} classes, the model {wanted}")
+        return count
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Distillation loss of one batch, which must be finite."""
+        images, targets = images.to(self.device), targets.to(self.device)
+        with torch.no_grad():
+            wanted = self.teacher(images)
+        loss = kd_loss(model(images), wanted, targets, self.alpha, self.temperature, self.norm)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}")
+        return loss
+
+    def search(self, controller: UVCController, epochs: int, warmup: int, batches: int, rate: float, weight_decay: float) -> None:
+        """Stage 1: weights, gates and counts together."""
+        model = apply_gates(self.student, controller)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
+        step = 0
+        for epoch in range(epochs):
+            controller.warming_up = epoch < warmup
+            controller.start_epoch()
+            model.train()
+            for images, targets in self.loader:
+                now = cosine_rate(step, epochs * batches, rate, warmup * batches)
+                loss = self.loss(model, images, targets, step)
+                weight_step(optimizer, loss, now, [*model.parameters(), *controller.parameters()])
+                seen: StepLog = controller.step(now)
+                step += 1
+                self.log.append({"stage": "search", "step": step, "loss": float(loss.detach()), **seen.values()})
+        remove_gates(model)
+
+    def finetune(self, small: nn.Module, epochs: int, batches: int, rate: float, weight_decay: float) -> None:
+        """Stage 2: the frozen architecture, as an ordinary model."""
+        optimizer = torch.optim.AdamW(small.parameters(), lr=rate, weight_decay=weight_decay)
+        step = 0
+        for _ in range(epochs):
+            small.train()
+            for images, targets in self.loader:
+                loss = self.loss(small, images, targets, step)
+                weight_step(optimizer, loss, cosine_rate(step, epochs * batches, rate), small.parameters())
+                step += 1
+                self.log.append({"stage": "finetune", "step": step, "loss": float(loss.detach())})
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    """Top-1 accuracy in [0, 1], in evaluation mode; the mode is restored.
+
+    Raises
+    ------
+    ValueError
+        The loader is empty.
+    """
+    was_training = model.training
+    model.eval()
+    right = [(model(images.to(device)).argmax(-1) == labels.to(device)).float().cpu() for images, labels in loader]
+    model.train(was_training)
+    if not right:
+        raise ValueError("val_loader is empty")
+    return float(torch.cat(right).mean())

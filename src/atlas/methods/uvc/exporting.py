@@ -1,0 +1,214 @@
+"""From a plan to an ordinary, smaller model; and the masked model that it must agree with.
+
+Per kept block: rows of queries and keys of kept heads; rows of values and columns of the output projection of kept dims; rows of
+fc1 and columns of fc2 of kept neurons. The softmax keeps the dense model's scale. Biases of removed neurons and values need no
+compensation: what they fed has no weight in the masked model.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas.methods.uvc.architecture import require_supported
+from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.errors import ExportError, PlanError
+from atlas.methods.uvc.gates import is_gated
+from atlas.methods.uvc.plan import CompressionPlan
+from atlas.methods.uvc.repair import uniform_widths
+from atlas.methods.uvc.scores import unit_scores
+
+TOLERANCE = 1e-4
+
+
+class CompactAttention(Attention):
+    """timm's attention whose values are narrower than its queries and keys.
+
+    Attributes
+    ----------
+    value_dim : int
+        Width of a head's values; ``qkv`` gives heads · (2 · head_dim + value_dim) outputs, queries first.
+    """
+
+    value_dim: int
+
+    @classmethod
+    def of(cls, attention: Attention, value_dim: int) -> CompactAttention:
+        """Turn a copied attention into a compact one: hooks, norms, dropouts and flags stay."""
+        attention.__class__ = cls
+        compact: Any = attention
+        compact.value_dim = value_dim
+        return compact
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attend over (batch, tokens, dim)."""
+        batch, tokens, _ = x.shape
+        inner = self.num_heads * self.head_dim
+        query, key, value = self.qkv(x).split((inner, inner, self.num_heads * self.value_dim), -1)
+        query, key = (self._by_head(part) for part in (query, key))
+        query, key, value = self.q_norm(query), self.k_norm(key), self._by_head(value)
+        out = self._attend(query, key, value, attn_mask, is_causal)
+        out = out.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.value_dim)
+        return self.proj_drop(self.proj(out))
+
+    def _by_head(self, part: Tensor) -> Tensor:
+        batch, tokens, _ = part.shape
+        return part.view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        dropout = self.attn_drop.p if self.training else 0.0
+        narrow = self.head_dim - self.value_dim
+        if narrow and value.device.type == "cpu":
+            # the fused kernel of the CPU wants values as wide as queries: zeros cost less than leaving it
+            value = functional.pad(value, (0, narrow))
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout, is_causal, scale=self.scale)
+        return out[..., : self.value_dim]
+
+
+def export(model: Any, plan: CompressionPlan, v_layout: Literal["padded", "uniform"] = "padded", check: bool = True) -> nn.Module:
+    """Return a smaller copy of a timm VisionTransformer, an ordinary module.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model; not changed.
+    plan : CompressionPlan
+        What to keep.
+    v_layout : {"padded", "uniform"}
+        Where heads keep different numbers of dims, pad values with zero rows and columns to the widest of the block; or keep
+        the best-scored dims of every head, the same number for all (:func:`.repair.uniform_widths`), which wastes nothing.
+    check : bool
+        Whether to compare with the masked model on random images.
+
+    Raises
+    ------
+    RuntimeError
+        The model still has gates.
+    PlanError
+        The plan does not fit the model, or ``v_layout`` is unknown.
+    ExportError
+        The outputs differ from the masked model's by more than 1e-4 · (1 + their maximum).
+    """
+    if is_gated(model):
+        raise RuntimeError("the model still has gates: call remove_gates first")
+    if v_layout not in ("padded", "uniform"):
+        raise PlanError(f"v_layout must be 'padded' or 'uniform', not {v_layout!r}")
+    require_supported(model)
+    shape = ViTShape.from_timm(model)
+    plan.validate(shape)
+    if v_layout == "uniform":
+        plan = uniform_widths(plan, shape, unit_scores(model, shape))
+    small = copy.deepcopy(model)
+    kept = plan.keep.nonzero().flatten().tolist()
+    with torch.no_grad():
+        for layer in kept:
+            _narrow_attention(small.blocks[layer].attn, plan.dims[layer].cpu())
+            _narrow_mlp(small.blocks[layer].mlp, plan.neurons[layer].cpu())
+    blocks = [small.blocks[layer] for layer in kept]
+    small.blocks = nn.Sequential(*blocks) if isinstance(small.blocks, nn.Sequential) else nn.ModuleList(blocks)
+    if isinstance(getattr(small, "feature_info", None), list):
+        small.feature_info = [dict(small.feature_info[layer], module=f"blocks.{i}") for i, layer in enumerate(kept)]
+    if check:
+        _verify(model, plan, small)
+    return small
+
+
+class Skipped(nn.Module):
+    """Stands where a block is left out."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the tokens as they are."""
+        return x
+
+
+@torch.no_grad()
+def masked(model: Any, plan: CompressionPlan) -> nn.Module:
+    """Return a copy of full size whose removed units feed nothing forward, and whose removed blocks do nothing."""
+    copied = copy.deepcopy(model)
+    zero_removed(copied, plan)
+    for layer in (~plan.keep).nonzero().flatten().tolist():
+        copied.blocks[layer] = Skipped()
+    return copied
+
+
+@torch.no_grad()
+def zero_removed(model: Any, plan: CompressionPlan) -> None:
+    """Set to 0, in place, what removed dims and neurons feed forward."""
+    for layer, block in enumerate(model.blocks):
+        heads, width = block.attn.num_heads, block.attn.proj.in_features // block.attn.num_heads
+        dims = plan.dims[layer, :heads, :width].reshape(-1)
+        block.attn.proj.weight[:, ~dims.to(block.attn.proj.weight.device)] = 0
+        neurons = plan.neurons[layer, : block.mlp.fc2.in_features]
+        block.mlp.fc2.weight[:, ~neurons.to(block.mlp.fc2.weight.device)] = 0
+
+
+@torch.no_grad()
+def _verify(model: Any, plan: CompressionPlan, small: nn.Module) -> None:
+    from atlas.methods.uvc.probe import probe_images
+
+    images = probe_images(model, 2).float()
+    wanted = masked(model, plan).float().eval()(images)
+    got = copy.deepcopy(small).float().eval()(images)
+    error, scale = float((wanted - got).abs().max()), float(wanted.abs().max())
+    if not error <= TOLERANCE * (1 + scale):
+        raise ExportError(f"the exported model differs from the masked one by {error:.3g}, where outputs reach {scale:.3g}")
+
+
+def _narrow_attention(attention: Any, dims: Tensor) -> None:
+    """Cut a copied attention down to the kept dims (H, d) of its heads."""
+    count, width = attention.num_heads, attention.proj.in_features // attention.num_heads
+    dims = dims[:count, :width]
+    heads = dims.any(-1).nonzero().flatten()
+    value_dim = int(dims.sum(-1).max())
+    inner = count * width
+    rows = (heads[:, None] * width + torch.arange(width)).reshape(-1)
+    columns = torch.full((len(heads), value_dim), -1)  # of the output projection; −1 is a zero column
+    for place, head in enumerate(heads.tolist()):
+        own = dims[head].nonzero().flatten()
+        columns[place, : len(own)] = head * width + own
+    columns = columns.reshape(-1)
+    values = torch.where(columns >= 0, columns + 2 * inner, columns)
+    index = torch.cat((rows, rows + inner, values))
+    qkv = attention.qkv
+    weight, bias = _picked(qkv.weight, index, 0), None if qkv.bias is None else _picked(qkv.bias, index, 0)
+    if type(qkv) is nn.Linear:
+        attention.qkv = _linear(qkv, weight, bias)
+    else:
+        attention.qkv = qkv.narrowed(weight, bias, heads, value_dim)
+    attention.proj = _linear(attention.proj, _picked(attention.proj.weight, columns, 1), attention.proj.bias)
+    attention.num_heads = len(heads)
+    if hasattr(attention, "attn_dim"):
+        attention.attn_dim = len(heads) * width
+    if value_dim < width or not hasattr(attention, "attn_dim"):
+        CompactAttention.of(attention, value_dim)
+
+
+def _narrow_mlp(mlp: Any, neurons: Tensor) -> None:
+    kept = neurons[: mlp.fc2.in_features].nonzero().flatten()
+    bias = None if mlp.fc1.bias is None else _picked(mlp.fc1.bias, kept, 0)
+    mlp.fc1 = _linear(mlp.fc1, _picked(mlp.fc1.weight, kept, 0), bias)
+    mlp.fc2 = _linear(mlp.fc2, _picked(mlp.fc2.weight, kept, 1), mlp.fc2.bias)
+
+
+def _picked(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Select along an axis; an index of −1 gives zeros."""
+    index = index.to(tensor.device)
+    chosen = tensor.index_select(dim, index.clamp_min(0))
+    gap = index < 0
+    if bool(gap.any()):
+        chosen.index_fill_(dim, gap.nonzero().flatten(), 0)
+    return chosen
+
+
+def _linear(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these weights, in the mode and with the trainability of another."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=like.weight.requires_grad)
+    if bias is not None and like.bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=like.bias.requires_grad)
+    return layer.train(like.training)

@@ -1,0 +1,122 @@
+"""Gates on whole blocks: sampled keep weights, and the wrapper that applies them.
+
+A block's output is k·block(x) + (1 − k)·x, exact at k = 0 and k = 1; there is one draw per block and forward pass, shared by the
+batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from atlas.methods.uvc.controller import UVCController
+
+Gate = Literal["gumbel_soft", "gumbel_hard", "softl0"]
+TEMPERATURE = 0.5
+HANDLE = "_uvc_gates"
+
+
+def sample_gates(
+    logits: Tensor,
+    gate: Gate = "gumbel_soft",
+    *,
+    temperature: float = TEMPERATURE,
+    epsilon: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw keep weights of blocks.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (L, 2): skip, keep.
+    gate : {"gumbel_soft", "gumbel_hard", "softl0"}
+        Softmax of the logits with Gumbel noise; the same rounded, with its gradient passed straight through; or, without
+        noise, g²/(g² + ε) of the keep logit.
+    temperature, epsilon : float
+        τ of the softmax, ε of ``softl0``.
+    generator : torch.Generator, optional
+        On the CPU: the draws do not depend on the device.
+
+    Returns
+    -------
+    Tensor
+        (L,) in [0, 1], differentiable in ``logits``.
+    """
+    if gate == "softl0":
+        square = logits[:, 1].square()
+        return square / (square + epsilon)
+    uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float32).clamp_(1e-20, 1 - 1e-7)
+    noise = -torch.log(-torch.log(uniform.to(logits)))
+    soft = ((logits + noise) / temperature).softmax(-1)[:, 1]
+    if gate == "gumbel_hard":
+        return (soft > 0.5).to(soft) + (soft - soft.detach())
+    return soft
+
+
+def gate_slope(logits: Tensor, keep: Tensor, gate: Gate, *, temperature: float = TEMPERATURE, epsilon: float = 0.1) -> Tensor:
+    """(L, 2): ∂k/∂logits of a draw, in closed form; ``gumbel_hard`` has the slope of the soft draw that ``keep`` must be then."""
+    if gate == "softl0":
+        slope = 2 * epsilon * logits[:, 1] / (logits[:, 1].square() + epsilon).square()
+        return torch.stack((torch.zeros_like(slope), slope), -1)
+    slope = keep * (1 - keep) / temperature
+    return torch.stack((-slope, slope), -1)
+
+
+class GatedBlock(nn.Module):
+    """A block with a gate: a weighted draw in training; kept or skipped in evaluation, without computing what is skipped."""
+
+    def __init__(self, block: nn.Module, controller: UVCController, index: int) -> None:
+        super().__init__()
+        self.block = block
+        self.controller = controller
+        self.index = index
+        self.train(block.training)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Pass (batch, tokens, dim) through the block, or part of it, or around it."""
+        if not self.training:
+            return self.block(x, *args, **kwargs) if self.controller.decision()[self.index] else x
+        keep = self.controller.drawn()[self.index].to(x.dtype)
+        return keep * self.block(x, *args, **kwargs) + (1 - keep) * x
+
+
+def apply_gates(model: Any, controller: UVCController) -> Any:
+    """Put a gate around every block of a timm VisionTransformer, in place; :func:`remove_gates` takes them off.
+
+    Raises
+    ------
+    RuntimeError
+        The model has gates already.
+    """
+    if is_gated(model):
+        raise RuntimeError("the model has gates already; remove_gates first")
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = GatedBlock(block, controller, index)
+
+    def draw(module: nn.Module, inputs: Any) -> None:
+        if module.training:
+            controller.draw()
+
+    setattr(model, HANDLE, model.register_forward_pre_hook(draw))
+    return model
+
+
+def remove_gates(model: Any) -> Any:
+    """Take the gates off, in place; the blocks are the very modules that they were."""
+    for index, block in enumerate(model.blocks):
+        if isinstance(block, GatedBlock):
+            model.blocks[index] = block.block.train(block.training)
+    handle = getattr(model, HANDLE, None)
+    if handle is not None:
+        handle.remove()
+        delattr(model, HANDLE)
+    return model
+
+
+def is_gated(model: Any) -> bool:
+    """Whether some block has a gate."""
+    return any(isinstance(block, GatedBlock) for block in model.blocks)

@@ -1,0 +1,311 @@
+"""Compression as an ingredient: what comes after training, in resumable phases, and back from the files that it leaves.
+
+``plan.json`` says what is kept, ``exported.safetensors`` holds the smaller model before fine-tuning. The batches, their mixing
+and label smoothing are the protocol's; the loss is (1 − α) · the protocol's + α · distillation from the dense model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas.errors import AtlasError
+from atlas.harness.files import read_tensors, write_json, write_tensors, write_text
+from atlas.harness.seeds import generator
+from atlas.methods.uvc.compression import ANNEALED, cosine_rate, settle, weight_step
+from atlas.methods.uvc.controller import UVCController
+from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.distillation import kd_term
+from atlas.methods.uvc.entry import BudgetSettings, DistillSettings, SearchSettings
+from atlas.methods.uvc.exporting import export
+from atlas.methods.uvc.gates import apply_gates, remove_gates
+from atlas.methods.uvc.plan import CompressionPlan
+from atlas.methods.uvc.repair import uniform_widths
+from atlas.methods.uvc.scores import unit_scores
+from atlas.nn.counts import forward_flops
+from atlas.tasks.image_classification.evaluate import Evaluation, predict
+from atlas.tasks.image_classification.ingredients import Batch, Ingredient
+from atlas.tasks.image_classification.models import parameter_groups
+from atlas.tasks.image_classification.training import TRAINING_PASSES
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+    from atlas.tasks.image_classification.training import Training
+
+PLAN, EXPORTED, SEARCH = "plan.json", "exported.safetensors", "search.json"
+LATENCY_ROUNDS = 20
+Hook = Callable[[int, float], Mapping[str, float]]
+
+
+class Distilled(Ingredient):
+    """Base of all rows: trains on from the dense model of the recipe, with that model as the teacher."""
+
+    dense_role = "dense"
+
+    def __init__(self, settings: DistillSettings) -> None:
+        self.settings = settings
+
+    @property
+    def budget(self) -> float:
+        """Share of multiply-accumulates that the row may keep."""
+        return self.settings.budget if isinstance(self.settings, BudgetSettings) else 1.0
+
+    @property
+    def layout(self) -> Any:
+        """Layout of narrow values in the exported model."""
+        return self.settings.v_layout if isinstance(self.settings, BudgetSettings) else "padded"
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """Decide what to keep; may train ``training.model``."""
+        raise NotImplementedError
+
+    def train_epochs(self) -> int:
+        """Epochs before the export."""
+        return 0
+
+    def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
+        """Train the exported model."""
+        trainer.fit("train", small, self.settings.epochs, self.train_epochs(), self.rate(training))
+
+    def rate(self, training: Training) -> Callable[[int], float]:
+        """Learning rate of a fine-tuning step."""
+        settings, per_epoch = self.settings, training.data.steps_per_epoch
+        warmup, total = int(settings.warmup_epochs * per_epoch), settings.epochs * per_epoch
+        return lambda step: cosine_rate(step, total, settings.learning_rate, warmup, settings.min_learning_rate)
+
+    def after(self, training: Training) -> nn.Module:
+        """Decide, export, fine-tune; leave the plan and the model before fine-tuning beside the weights."""
+        trainer = Trainer(training, self.settings)
+        training.train_flops = 0.0
+        plan = self.choose(training, trainer)
+        small = export(training.model, plan, self.layout)
+        folder = training.run.checkpoint
+        write_text(folder / PLAN, plan.to_json())
+        write_tensors(folder / EXPORTED, small.state_dict())
+        self.finetune(training, trainer, small)
+        write_json(training.run.results / PLAN, described(plan, ViTShape.from_timm(training.model)))
+        return small
+
+    def restore(self, model: nn.Module, run: Run) -> nn.Module:
+        """Cut a dense model to the shapes of the plan."""
+        plan = CompressionPlan.from_json((run.checkpoint / PLAN).read_text())
+        return export(model, plan, self.layout, check=False)
+
+    def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
+        """Accuracy before fine-tuning, what is left, and latency beside the dense backbone."""
+        folder = evaluation.run.checkpoint
+        plan = CompressionPlan.from_json((folder / PLAN).read_text())
+        shape = ViTShape.from_timm(evaluation.baseline)
+        before = copy.deepcopy(evaluation.model)
+        before.load_state_dict(read_tensors(folder / EXPORTED))
+        logits, labels = predict(before, evaluation.data.batches("test"))
+        seconds = json.loads((folder / SEARCH).read_text())["seconds"] if (folder / SEARCH).is_file() else 0.0
+        kept = plan.keep[:, None]
+        return {
+            "acc_pre_ft": float((logits.argmax(1) == labels).double().mean()),
+            "r_phys": plan.r_phys(shape),
+            "r_paper": plan.r_paper(shape),
+            "budget_error": plan.r_phys(shape) - self.budget,
+            "macs": plan.macs(shape),
+            "blocks_kept": int(plan.keep.sum()),
+            "heads_kept": int((plan.heads & kept).sum()),
+            "neurons_kept": int((plan.neurons & kept).sum()),
+            "search_seconds": seconds,
+            **latencies(evaluation),
+        }
+
+
+class Searched(Distilled):
+    """UVC itself, and its two halves."""
+
+    settings: SearchSettings
+
+    def __init__(self, settings: SearchSettings, *, prune: bool = True, skip: bool = True) -> None:
+        super().__init__(settings)
+        self.prune, self.skip = prune, skip
+
+    def train_epochs(self) -> int:
+        """Epochs of the search."""
+        return self.settings.search_epochs
+
+    def controller(self, training: Training) -> UVCController:
+        """The controller of the run's model."""
+        settings, per_epoch = self.settings, training.data.steps_per_epoch
+        return UVCController(
+            training.model,
+            settings.budget,
+            settings.preset,
+            prune=self.prune,
+            skip=self.skip,
+            generator=generator(training.run.seed, "gates"),
+            anneal_steps=int(ANNEALED * (settings.search_epochs - settings.search_warmup_epochs) * per_epoch),
+            gate=settings.gate,
+            pace=settings.pace,
+        )
+
+    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """Search, in the phase ``search``."""
+        settings, per_epoch = self.settings, training.data.steps_per_epoch
+        controller = self.controller(training)
+        warmup = settings.search_warmup_epochs * per_epoch
+        total = settings.search_epochs * per_epoch
+
+        def before(step: int) -> None:
+            controller.warming_up = step < warmup
+            if step % per_epoch == 0:
+                controller.start_epoch()
+
+        def after(step: int, rate: float) -> Mapping[str, float]:
+            seen = controller.step(rate)
+            return seen.values() if trainer.logs(step, total) else {}
+
+        apply_gates(training.model, controller)
+        seconds = trainer.fit(
+            "search",
+            training.model,
+            settings.search_epochs,
+            0,
+            lambda step: cosine_rate(step, total, settings.search_learning_rate, max(1, warmup)),
+            parts={"controller": controller},
+            clipped=controller.parameters(),
+            before=before,
+            after=after,
+        )
+        remove_gates(training.model)
+        write_json(training.run.checkpoint / SEARCH, {"seconds": seconds})
+        plan = settle(controller, settings.budget)
+        return uniform_widths(plan, controller.shape, controller.scores()) if settings.v_layout == "uniform" else plan
+
+
+class Trainer:
+    """Distillation from the dense model, in resumable phases."""
+
+    def __init__(self, training: Training, settings: DistillSettings) -> None:
+        self.training, self.settings = training, settings
+        self.teacher: nn.Module = copy.deepcopy(training.model).eval().requires_grad_(False)
+        self.teacher_flops = forward_flops(self.teacher, training.data.example(1))
+
+    def logs(self, step: int, total: int) -> bool:
+        """Whether the curves get a row at this step."""
+        return (step + 1) % self.training.protocol.log_every == 0 or step + 1 == total
+
+    def fit(
+        self,
+        phase: str,
+        model: nn.Module,
+        epochs: int,
+        first_epoch: int,
+        rate: Callable[[int], float],
+        *,
+        parts: Mapping[str, Any] | None = None,
+        clipped: list[Tensor] | None = None,
+        before: Callable[[int], None] | None = None,
+        after: Hook | None = None,
+    ) -> float:
+        """Train a model for some epochs; return the seconds that it took, over all processes that worked on it.
+
+        ``first_epoch`` numbers the first one, for the order of the data; ``parts`` is further state, ``clipped`` are tensors
+        whose gradients are clipped with the weights', ``before`` and ``after`` act around each step.
+        """
+        training, settings = self.training, self.settings
+        data, per_epoch = training.data, training.data.steps_per_epoch
+        factor = training.ingredients.lr_multiplier
+        groups = parameter_groups(model, 1.0, settings.weight_decay, lambda name: factor(name.replace(".block.", ".")))
+        optimizer = torch.optim.AdamW(groups, foreach=True)
+        total = epochs * per_epoch
+        flops = TRAINING_PASSES * forward_flops(model, data.example(1)) + self.teacher_flops
+        training.train_flops += flops * total * training.protocol.batch_size
+        loop = training.phase(phase, total, {"model": model, "optimizer": optimizer, **(parts or {})})
+        batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+        for step in loop:
+            if step == loop.start or step % per_epoch == 0:
+                batches = data.train_batches(first_epoch + step // per_epoch, first=step % per_epoch)
+            if before is not None:
+                before(step)
+            images, labels = next(batches)
+            training.step = first_epoch * per_epoch + step
+            loss = self.loss(model.train(), training.mixed(Batch(images, labels, labels)))
+            weight_step(optimizer, loss, rate(step), [*model.parameters(), *(clipped or [])], settings.clip_norm)
+            values = after(step, rate(step)) if after is not None else {}
+            if self.logs(step, total):
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise AtlasError(f"{training.run.cell}: the loss is not finite at step {step + 1} of {phase}: {value}")
+                loop.log(loss=value, **values, learning_rate=rate(step))
+        return loop.seconds
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(1 − α) · the protocol's loss + α · distillation."""
+        settings = self.settings
+        with torch.no_grad(), self.autocast():
+            wanted = self.teacher(batch.images)
+        with self.autocast():
+            logits = model(batch.images)
+        term = kd_term(logits, wanted, settings.temperature, settings.kd_norm, settings.hard)
+        return (1 - settings.alpha) * self.training.base_loss(logits, batch) + settings.alpha * term
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 where the protocol asks for mixed precision: the controller reads gradients, which must not be scaled."""
+        if self.training.device.type == "cuda" and self.training.protocol.precision != "float32":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def described(plan: CompressionPlan, shape: ViTShape) -> dict[str, Any]:
+    """What a figure needs of a plan: kept heads, dims and neurons of every block, in numbers."""
+    heads, dims = plan.heads.sum(-1), plan.dims.sum((1, 2))
+    total = torch.tensor(shape.per_block("heads")) * torch.tensor(shape.per_block("head_dim"))
+    return {
+        "keep": plan.keep.int().tolist(),
+        "heads": heads.tolist(),
+        "dims": dims.tolist(),
+        "neurons": plan.neurons.sum(-1).tolist(),
+        "of": {"heads": [*shape.per_block("heads")], "dims": total.tolist(), "neurons": [*shape.per_block("mlp_dim")]},
+    }
+
+
+@torch.inference_mode()
+def interleaved_seconds(models: list[nn.Module], images: Tensor, rounds: int, warmup: int = 3) -> list[list[float]]:
+    """Seconds of every forward pass of every model: round after round, so that a slow moment hits all alike."""
+
+    def once(model: nn.Module) -> float:
+        began = time.perf_counter()
+        model(images)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    for _ in range(warmup):
+        for model in models:
+            once(model.eval())
+    seconds: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for model, found in zip(models, seconds, strict=True):
+            found.append(once(model))
+    return seconds
+
+
+def latencies(evaluation: Evaluation) -> dict[str, float]:
+    """Median milliseconds of the compressed model, and of its ratio to the dense backbone, at batches of 1 and 64."""
+    found: dict[str, float] = {}
+    for batch in (1, 64):
+        images = evaluation.data.example(batch)
+        dense, own = interleaved_seconds([evaluation.baseline, evaluation.model], images, LATENCY_ROUNDS)
+        found[f"latency_ms_b{batch}"] = 1e3 * statistics.median(own)
+        found[f"latency_ratio_b{batch}"] = statistics.median(a / b for a, b in zip(own, dense, strict=True))
+    return found
+
+
+def scores_of(training: Training) -> Any:
+    """Shape and unit scores of the dense model."""
+    shape = ViTShape.from_timm(training.model)
+    return shape, unit_scores(training.model, shape)

@@ -1,0 +1,127 @@
+"""Scores of heads, dims and neurons, and sums over the lowest of them.
+
+Squared norms of what a unit feeds forward: c_{l,h,j} of column h·d + j of ``attn.proj.weight``, C_{l,h} = Σ_j c_{l,h,j}, and
+n_{l,j} of column j of ``mlp.fc2.weight``. Queries, keys, values and ``fc1`` are never scored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from atlas.methods.uvc.costs import ViTShape
+
+
+class UnitScores(NamedTuple):
+    """How much every unit matters.
+
+    Attributes
+    ----------
+    dims : Tensor
+        (L, H, d), non-negative.
+    neurons : Tensor
+        (L, M), non-negative.
+    blocks : Tensor, optional
+        (L,): preference for keeping a block, for example the difference of its gate's logits.
+    """
+
+    dims: Tensor
+    neurons: Tensor
+    blocks: Tensor | None = None
+
+
+def low(values: Tensor, count: Tensor | float) -> Tensor:
+    """Sum of the ⌈count⌉ smallest of the last axis. (…, n), (…) → (…).
+
+    Examples
+    --------
+    >>> float(low(torch.tensor([3.0, 1.0, 2.0]), 0.2))
+    1.0
+    """
+    return Ranked(values).low(torch.as_tensor(count, device=values.device))
+
+
+def nxt(values: Tensor, count: Tensor | float) -> Tensor:
+    """The (⌈count⌉ + 1)-th smallest of the last axis, the largest if there are only ⌈count⌉. (…, n), (…) → (…)."""
+    return Ranked(values).next(torch.as_tensor(count, device=values.device))
+
+
+class Ranked:
+    """The last axis sorted once (stable, so that among equals the lower index comes first), for all questions about it."""
+
+    def __init__(self, values: Tensor, exist: Tensor | None = None) -> None:
+        keyed = values if exist is None else values.masked_fill(~exist, torch.inf)
+        self.sorted, self.order = keyed.sort(dim=-1, stable=True)
+        self.sums = self.sorted.cumsum(-1)
+        self.total = values.sum(-1)
+
+    def low(self, count: Tensor) -> Tensor:
+        """Sum of the ⌈count⌉ smallest."""
+        last = self._index(count) - 1
+        return torch.where(last >= 0, self._at(self.sums, last.clamp_min(0)), 0)
+
+    def next(self, count: Tensor) -> Tensor:
+        """The (⌈count⌉ + 1)-th smallest, or the largest."""
+        return self._at(self.sorted, self._index(count).clamp_max(self.sorted.shape[-1] - 1))
+
+    def bottom(self, count: Tensor) -> Tensor:
+        """Bool, like the values: the ⌈count⌉ smallest."""
+        positions = torch.arange(self.sorted.shape[-1], device=self.sorted.device)
+        below = positions < self._index(count)[..., None]
+        return torch.zeros_like(self.order, dtype=torch.bool).scatter(-1, self.order, below.expand_as(self.order))
+
+    def _index(self, count: Tensor) -> Tensor:
+        return count.detach().ceil().long() if count.is_floating_point() else count.long()
+
+    @staticmethod
+    def _at(values: Tensor, index: Tensor) -> Tensor:
+        index = index.expand(values.shape[:-1])
+        return values.gather(-1, index[..., None])[..., 0]
+
+
+def stacked(parts: list[Tensor]) -> Tensor:
+    """Stack tensors, padded with zeros to the largest where blocks differ."""
+    if len({part.shape for part in parts}) == 1:
+        return torch.stack(parts)
+    sizes = [max(lengths) for lengths in zip(*(part.shape for part in parts), strict=True)]
+    out = parts[0].new_zeros(len(parts), *sizes)
+    for place, part in zip(out, parts, strict=True):
+        place[tuple(slice(length) for length in part.shape)] = part
+    return out
+
+
+def column_scores(weights: list[Tensor]) -> list[Tensor]:
+    """Squared norms of the columns of weights (out, in), in float32 at least."""
+    return [weight.detach().to(_float(weight)).square().sum(0) for weight in weights]
+
+
+def _float(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+@torch.no_grad()
+def unit_scores(model: Any, shape: ViTShape | None = None) -> UnitScores:
+    """Scores of every dim and neuron of a timm VisionTransformer, from its present weights."""
+    from atlas.methods.uvc.architecture import scored_weights
+
+    shape = shape or ViTShape.from_timm(model)
+    proj, fc2 = scored_weights(model)
+    heads = shape.per_block("heads")
+    dims = [score.view(count, -1) for score, count in zip(column_scores(proj), heads, strict=True)]
+    return UnitScores(stacked(dims), stacked(column_scores(fc2)))
+
+
+def relative(scores: UnitScores, shape: ViTShape) -> UnitScores:
+    """Scores divided by their mean: of the head for dims, of the layer for neurons. Scale free; a mean of 0 leaves zeros."""
+    exist = shape.dims_exist().to(scores.dims.device)
+    mean = scores.dims.sum(-1, keepdim=True) / exist.sum(-1, keepdim=True).clamp_min(1)
+    count = shape.neurons_exist().to(scores.neurons.device).sum(-1, keepdim=True)
+    neurons = scores.neurons / positive(scores.neurons.sum(-1, keepdim=True) / count)
+    return UnitScores(scores.dims / positive(mean), neurons, scores.blocks)
+
+
+def positive(mean: Tensor) -> Tensor:
+    """The mean, with 1 in place of 0."""
+    return torch.where(mean > 0, mean, 1)

@@ -1,0 +1,75 @@
+"""Pieces of one step of the controller: scaling columns of weights in place, a step inside a box, and what is logged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atlas.methods.uvc.costs import ViTShape
+
+
+def multiply_columns(weights: tuple[list[Tensor], list[Tensor]], shape: ViTShape, dims: Tensor, neurons: Tensor) -> None:
+    """Multiply columns of ``attn.proj`` by (L, H, d) and columns of ``mlp.fc2`` by (L, M), in place."""
+    sizes = zip(*(shape.per_block(name) for name in ("heads", "head_dim", "mlp_dim")), strict=True)
+    for layer, (heads, width, size) in enumerate(sizes):
+        proj, fc2 = weights[0][layer], weights[1][layer]
+        proj.mul_(dims[layer, :heads, :width].reshape(-1).to(proj.dtype))
+        fc2.mul_(neurons[layer, :size].to(fc2.dtype))
+
+
+def boxed_step(count: Tensor, gradient: Tensor, top: Tensor, rate: float, unit: Tensor | float) -> None:
+    """Descend inside [0, top], in place, by a gradient whose largest entry is clipped to 1.
+
+    Entries that point out of the box do not count for the clipping. What has reached the top comes back when its gradient is
+    positive; the authors' code absorbs it there.
+
+    Parameters
+    ----------
+    count : Tensor
+        What moves; (L, 2) or (L, H).
+    gradient : Tensor
+        In coordinates of size ``unit``.
+    top : Tensor
+        Upper ends.
+    rate : float
+        Learning rate of the coordinates.
+    """
+    outward = ((count <= 0) & (gradient > 0)) | ((count >= top) & (gradient < 0))
+    gradient = gradient.masked_fill(outward, 0)
+    largest = gradient.abs().max()
+    gradient = torch.where(largest > 1, gradient / (largest + 1e-6), gradient)
+    count.sub_(rate * unit * gradient).clamp_(min=0)
+    count.copy_(torch.minimum(count, top))
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What one step saw; tensors, so that looking is what waits for the device.
+
+    Attributes
+    ----------
+    step : int
+        Steps completed.
+    target : float
+        The budget B_t in force, which may still be on its way down.
+    resource, dual, price : Tensor
+        R after the step (with sampled gates), z, and the multiplier ẑ that acted on the primal variables.
+    heads, neurons, dims, blocks : Tensor
+        Heads, neurons and dims counted as removed, and blocks whose gate says keep.
+    """
+
+    step: int
+    target: float
+    resource: Tensor
+    dual: Tensor
+    price: Tensor
+    heads: Tensor
+    neurons: Tensor
+    dims: Tensor
+    blocks: Tensor
+
+    def values(self) -> dict[str, float]:
+        """Everything as plain numbers."""
+        return {name: float(getattr(self, name)) for name in self.__dataclass_fields__ if name != "step"}

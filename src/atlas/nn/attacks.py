@@ -1,0 +1,212 @@
+"""Projected gradient ascent on the input: the inner maximisation of adversarial training, and a first measure of robustness.
+
+A. Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018, Sec. 2. Attacks act on pixels:
+a model that normalises its input does so inside, as a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SMALLEST_NORM = 1e-6
+"""Gradients shorter than this are not blown up to length 1 (ℓ2)."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class PGD:
+    """Projected gradient ascent without restarts: the last iterate is the answer, whether or not an earlier one was worse.
+
+    Parameters
+    ----------
+    eps : float
+        Radius of the ball around each input, in the input's units; 0 leaves inputs as they are.
+    step : float
+        Step size α, in the input's units.
+    steps : int
+        Number of gradient steps.
+    norm : {"linf", "l2"}
+        The ball: largest change of a pixel, or Euclidean length per sample.
+    random_start : bool
+        Start at a uniform draw: from the cube of half-width ``eps`` (ℓ∞), or from the box, projected to the ball (ℓ2). Otherwise
+        start at the input.
+    bounds : tuple of float
+        The box that inputs live in.
+    loss : callable
+        ``loss(outputs, y)``, to be increased: a scalar, or one number per sample, which are added up.
+    bn_mode : {"keep", "train", "eval"}
+        Mode of the model during the attack, put back afterwards. In ``train``, batch normalisation uses the batch's statistics
+        and every step updates the running ones.
+
+    Raises
+    ------
+    ValueError
+        ``eps`` < 0, ``step`` ≤ 0, ``steps`` < 1, empty bounds, or a norm or mode that does not exist.
+
+    Examples
+    --------
+    >>> attack = PGD(8 / 255, 2 / 255, 10)
+    >>> adversarial = attack(model, images, labels)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        step: float,
+        steps: int,
+        norm: Literal["linf", "l2"] = "linf",
+        random_start: bool = True,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        loss: Loss = functional.cross_entropy,
+        bn_mode: Literal["keep", "train", "eval"] = "keep",
+    ) -> None:
+        if not eps >= 0:
+            raise ValueError(f"eps must be at least 0, not {eps}")
+        if not step > 0:
+            raise ValueError(f"step must be above 0, not {step}")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"norm must be linf or l2, not {norm!r}")
+        if bn_mode not in ("keep", "train", "eval"):
+            raise ValueError(f"bn_mode must be keep, train or eval, not {bn_mode!r}")
+        if not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds must be (low, high) with low < high, not {bounds}")
+        self.eps, self.step, self.steps, self.norm = float(eps), float(step), int(steps), norm
+        self.random_start, self.bounds, self.loss, self.bn_mode = random_start, bounds, loss, bn_mode
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        delta0: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return adversarial inputs of the shape of ``x``, detached.
+
+        Gradients are taken with respect to the input only: parameters get none, and their ``requires_grad`` is put back.
+
+        Parameters
+        ----------
+        model : nn.Module
+            From (batch, …) to whatever ``loss`` takes.
+        x, y : Tensor
+            Inputs (batch, …) inside ``bounds``, and targets (batch,); whole numbers are taken as class indices.
+        delta0 : Tensor, optional
+            Where to start instead, as a change of ``x``; projected to ball and box first.
+        generator : torch.Generator, optional
+            Source of the random start, on any device; the global one of the input's device if left out.
+
+        Raises
+        ------
+        ValueError
+            ``x`` is outside ``bounds`` or not finite, or ``delta0`` has another shape.
+        """
+        x = x.detach()
+        self._check(x, delta0)
+        if not y.is_floating_point():
+            y = y.long()
+        delta = self._start(x, delta0, generator)
+        with torch.enable_grad(), input_gradients_only(model), mode_of(model, self.bn_mode):
+            for _ in range(self.steps):
+                adversarial = (x + delta).requires_grad_()
+                # backward, not autograd.grad: torch's counters of operations cannot follow the latter to an input of the model
+                self.loss(model(adversarial), y).sum().backward(inputs=[adversarial])
+                assert adversarial.grad is not None
+                with torch.no_grad():
+                    delta = self._advance(delta, adversarial.grad, x)
+        return (x + delta).clamp_(*self.bounds)
+
+    def _check(self, x: Tensor, delta0: Tensor | None) -> None:
+        if x.numel():
+            low, high = (float(value) for value in x.aminmax())
+            if not (low >= self.bounds[0] and high <= self.bounds[1]):
+                raise ValueError(
+                    f"inputs lie in [{low:g}, {high:g}], outside the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}]"
+                )
+        if delta0 is not None and delta0.shape != x.shape:
+            raise ValueError(f"delta0 has the shape {tuple(delta0.shape)}, the inputs have {tuple(x.shape)}")
+
+    def _start(self, x: Tensor, delta0: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if delta0 is not None:
+            delta = delta0.detach().to(x)
+        elif self.random_start:
+            device = x.device if generator is None else generator.device
+            draw = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+            low, high = (-self.eps, self.eps) if self.norm == "linf" else self.bounds
+            delta = draw.mul_(high - low).add_(low)
+            if self.norm == "l2":
+                delta = delta.sub_(x)
+        else:
+            return torch.zeros_like(x)
+        return self._into_box(self._into_ball(delta), x)
+
+    def _advance(self, delta: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        """One step of ascent, and back into ball and box; in ℓ2 the ball comes last."""
+        if self.norm == "linf":
+            return self._into_box(self._into_ball(delta.add_(gradient.sign_(), alpha=self.step)), x)
+        direction = gradient / _lengths(gradient).clamp_(min=SMALLEST_NORM)
+        return self._into_ball(self._into_box(delta.add_(direction, alpha=self.step), x))
+
+    def _into_ball(self, delta: Tensor) -> Tensor:
+        if self.norm == "linf":
+            return delta.clamp(-self.eps, self.eps)
+        return delta * (self.eps / _lengths(delta)).clamp_(max=1.0).nan_to_num_(nan=1.0)
+
+    def _into_box(self, delta: Tensor, x: Tensor) -> Tensor:
+        return (x + delta).clamp_(*self.bounds).sub_(x)
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean over the batch of the best wrong logit minus the right one; above 0 where the answer is wrong.
+
+    N. Carlini, D. Wagner, *Towards Evaluating the Robustness of Neural Networks*, S&P 2017, f₆ without its hinge: with
+    :class:`PGD` in ℓ∞, the attack that papers on adversarial training call C&W∞.
+
+    Parameters
+    ----------
+    logits, y : Tensor
+        (batch, classes), at least two, and (batch,) class indices.
+    """
+    right = functional.one_hot(y, logits.shape[1]).bool()
+    return (logits.masked_fill(right, -torch.inf).amax(1) - logits[right]).mean()
+
+
+@contextmanager
+def input_gradients_only(model: nn.Module) -> Iterator[None]:
+    """While the block runs, no parameter asks for a gradient: nothing is kept for it in the graph."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def mode_of(model: nn.Module, mode: Literal["keep", "train", "eval"]) -> Iterator[None]:
+    """While the block runs, the model is in this mode; afterwards every module has its own again."""
+    if mode == "keep":
+        yield
+        return
+    before = [(module, module.training) for module in model.modules()]
+    model.train(mode == "train")
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Euclidean length per sample, shaped to divide ``x``."""
+    return x.flatten(1).norm(dim=1).view(-1, *(1,) * (x.dim() - 1))

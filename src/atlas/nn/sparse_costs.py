@@ -1,0 +1,164 @@
+"""Multiply-accumulates of sparse networks, and floating-point operations of their adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """Cost of one forward pass of one example; convolutions and linear layers count, by their weights that exist.
+
+    Attributes
+    ----------
+    per_layer : dict
+        Parameter name to the multiply-accumulates of its existing weights.
+    dense_per_layer : dict
+        The same with every weight.
+    outputs : dict
+        Parameter name to the number of outputs of its layer.
+    """
+
+    per_layer: dict[str, int]
+    dense_per_layer: dict[str, int]
+    outputs: dict[str, int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the existing weights."""
+        return sum(self.per_layer.values())
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of the dense network."""
+        return sum(self.dense_per_layer.values())
+
+    @property
+    def sparse(self) -> float:
+        """Floating-point operations of the existing weights: two per multiply-accumulate."""
+        return 2.0 * self.macs
+
+    @property
+    def dense(self) -> float:
+        """Floating-point operations of the dense network."""
+        return 2.0 * self.dense_macs
+
+    @property
+    def ratio(self) -> float:
+        """Cost relative to the dense network's."""
+        return self.macs / self.dense_macs
+
+
+def flops(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Tensor] | None = None) -> FlopsReport:
+    """Count the cost of a forward pass, layer by layer.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        Shape of one example, without the batch.
+    masks : mapping, optional
+        Parameter name to where its weights exist; layers without a mask are dense.
+
+    Raises
+    ------
+    KeyError
+        A mask is named after no counted weight.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    dense: dict[str, int] = {}
+    outputs: dict[str, int] = {}
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        name = names[id(module.weight)]
+        places = output[0].numel() // module.weight.shape[0]
+        dense[name] = dense.get(name, 0) + module.weight.numel() * places
+        outputs[name] = outputs.get(name, 0) + output[0].numel()
+
+    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    modes = [(module, module.training) for module in model.modules()]
+    like = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    sparse = dict(dense)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for name, mask in (masks or {}).items():
+        if name not in dense:
+            raise KeyError(f"there is a mask for {name}, which is no weight of a convolution or linear layer that was used")
+        sparse[name] = dense[name] * int(mask.count_nonzero()) // sizes[name]
+    return FlopsReport(sparse, dense, outputs)
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    """What one epoch of training did.
+
+    Attributes
+    ----------
+    examples : int
+        Training examples seen.
+    flops : float
+        Floating-point operations of a forward pass of one of them, with the weights that existed.
+    dense_flops : float
+        The same of the dense network.
+    grown_examples : int
+        Examples in the batches whose dense gradient decided where to grow: one batch per topology update.
+    attack_steps : int, optional
+        Steps of the attack, where they differ from the rest of the training; 0 for standard training.
+    """
+
+    examples: int
+    flops: float
+    dense_flops: float = 0.0
+    grown_examples: int = 0
+    attack_steps: int | None = None
+
+
+def training_flops(
+    log: Iterable[EpochCost | Mapping[str, Any]], attack_steps: int, convention: Literal["exact", "paper"] = "exact"
+) -> float:
+    """Floating-point operations of a whole (adversarial) training.
+
+    With F of a forward pass, ``exact`` charges an attack step 2F (no gradient of the weights) and the update 3F: (2K + 3)·F
+    per example, with the weights that existed in that epoch, and F_dense − F more where a dense gradient was needed.
+    ``paper`` charges 3F for each of K + 1 passes, with the weights that existed at the END of the adversarial training, as
+    the paper's table does.
+
+    Parameters
+    ----------
+    log : iterable of EpochCost, or of mappings of its fields
+        Every epoch, those of a standard first stage included.
+    attack_steps : int
+        Steps K of the attack.
+
+    Raises
+    ------
+    ValueError
+        The convention does not exist, or ``attack_steps`` is below 0.
+    """
+    if convention not in ("exact", "paper"):
+        raise ValueError(f"convention must be exact or paper, not {convention!r}")
+    if attack_steps < 0:
+        raise ValueError(f"attack_steps must be at least 0, not {attack_steps}")
+    epochs = [epoch if isinstance(epoch, EpochCost) else EpochCost(**epoch) for epoch in log]
+    total = 0.0
+    for epoch in epochs:
+        steps = attack_steps if epoch.attack_steps is None else epoch.attack_steps
+        if convention == "exact":
+            total += (2 * steps + 3) * epoch.flops * epoch.examples
+            total += max(0.0, epoch.dense_flops - epoch.flops) * epoch.grown_examples
+        else:
+            cost = epochs[-1].flops if epoch.attack_steps is None else epoch.flops
+            total += 3 * (steps + 1) * cost * epoch.examples
+    return total

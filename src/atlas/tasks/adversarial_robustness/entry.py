@@ -1,0 +1,134 @@
+"""Registration of the task adversarial-robustness and of its dense baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
+
+from annotated_types import Gt
+
+from atlas.harness.registry import Amount, Metric, Settings, Task, method, task
+from atlas.harness.study import Run
+from atlas.tasks.adversarial_robustness.protocol import Protocol
+
+NAME = "adversarial-robustness"
+
+METRICS = (
+    Metric("ra_final", "RA, last", "higher", ".1%"),
+    Metric("ra_best", "RA, best", "higher", ".1%"),
+    Metric("robust_overfitting", "RA best − last", "lower", ".1%"),
+    Metric("robust_gap", "RA train − test", "lower", ".1%"),
+    Metric("sa_final", "SA, last", "higher", ".1%"),
+    Metric("sa_best", "SA, best", "higher", ".1%"),
+    Metric("sa_difference", "SA best − last", "neither", ".1%", table=False),
+    Metric("train_ra_final", "RA on training images, last", "neither", ".1%", table=False),
+    Metric("cw_ra_final", "RA under C&W∞, last", "higher", ".1%", table=False),
+    Metric("cw_ra_best", "RA under C&W∞, best", "higher", ".1%", table=False),
+    Metric("strong_ra_final", "RA, all attacks, last", "higher", ".1%"),
+    Metric("strong_ra_best", "RA, all attacks, best", "higher", ".1%", table=False),
+    Metric("density", "density", "neither", ".3f"),
+    Metric("parameters", "weights", "lower", ",.0f"),
+    Metric("forward_flops", "FLOPs / image", "lower", ".3g"),
+    Metric("train_flops", "training FLOPs", "lower", ".3g"),
+    Metric("train_flops_paper", "training FLOPs, the paper's count", "lower", ".3g", table=False),
+    Metric("monitor_flops", "FLOPs of watching validation", "lower", ".3g", table=False),
+    Metric("best_epoch", "best epoch", "neither", ".0f", table=False),
+    Metric("stage_epochs", "epochs before adversarial training", "neither", ".0f", table=False),
+)
+
+
+def _train(run: Run) -> Mapping[str, Any]:
+    from atlas.tasks.adversarial_robustness.training import train
+
+    return train(run)
+
+
+def _evaluate(run: Run) -> Mapping[str, float]:
+    from atlas.tasks.adversarial_robustness.evaluate import evaluate
+
+    return evaluate(run)
+
+
+def _amount(run: Run) -> Amount:
+    """Training steps and images in each; Robust Bird's first stage is not known beforehand, and left out."""
+    from atlas.datasets import get_dataset
+
+    protocol: Protocol = run.protocol_model()
+    if not run.data:
+        return Amount(1, 1, 1)
+    images = protocol.data.train_size or cast(int, get_dataset(run.data).facts["train"]) - protocol.data.validation_size
+    return Amount(protocol.epochs * math.ceil(images / protocol.batch_size), protocol.batch_size, protocol.batch_size)
+
+
+task(
+    Task(
+        name=NAME,
+        title="Adversarial robustness",
+        question=(
+            "How much of the robustness that adversarial training gives on its training images is left on others, "
+            "and does a sparse network keep more of it, at which cost?"
+        ),
+        protocol=Protocol,
+        metrics=METRICS,
+        train=_train,
+        evaluate=_evaluate,
+        baseline="dense",
+        smallest={
+            "network": {"widths": [12, 12]},
+            "data": {"train_size": 48, "validation_size": 24, "test_fraction": 0.95},
+            "attack": {"train_steps": 1, "monitor_steps": 1, "steps": 1},
+            "strong": {"images": 20, "margin_steps": 1, "autoattack": False},
+            "epochs": 3,
+            "milestones": [2],
+            "batch_size": 24,
+            "test_every": 2,
+        },
+        rehearsal={
+            "data": {"train_size": 1, "validation_size": 1},
+            "attack": {"monitor_steps": 1, "steps": 1},
+            "strong": {"images": 1, "margin_steps": 1, "autoattack": False},
+            "epochs": 1,
+            "batch_size": 1,
+            "evaluation_batch_size": 1,
+            "test_every": 0,
+            "test_images": 1,
+        },
+        amount=_amount,
+    )
+)
+
+
+class SmallDenseSettings(Settings):
+    """``scale`` multiplies every width; 0.448 leaves a fifth of PreAct-ResNet-18's parameters."""
+
+    scale: Annotated[float, Gt(0)] = 0.448
+
+
+@method(
+    "dense",
+    task=NAME,
+    title="dense",
+    summary="Every weight exists; its best epoch is early stopping.",
+    role="baseline",
+)
+def dense(run: Run, settings: Settings) -> Any:
+    """The network of the protocol."""
+    from atlas.tasks.adversarial_robustness.topology import Topology
+
+    return Topology()
+
+
+@method(
+    "small-dense",
+    task=NAME,
+    title="small dense",
+    summary="A narrower dense network with as many weights as the sparse ones.",
+    role="baseline",
+    settings=SmallDenseSettings,
+)
+def small_dense(run: Run, settings: SmallDenseSettings) -> Any:
+    """Every width scaled."""
+    from atlas.tasks.adversarial_robustness.topology import SmallDense
+
+    return SmallDense(settings.scale)

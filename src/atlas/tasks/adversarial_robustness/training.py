@@ -1,0 +1,344 @@
+"""Adversarial training, one loop for every row: attack the batch, then train on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas.errors import AtlasError
+from atlas.harness.files import write_tensors
+from atlas.harness.history import History
+from atlas.harness.resume import TrainingLoop, training
+from atlas.harness.seeds import generator, pick_device
+from atlas.nn.attacks import PGD, mode_of
+from atlas.nn.sparse_costs import EpochCost, flops, training_flops
+from atlas.tasks.adversarial_robustness.data import RobustData
+from atlas.tasks.adversarial_robustness.networks import build_network
+from atlas.tasks.adversarial_robustness.protocol import Protocol, learning_rate_at
+from atlas.tasks.adversarial_robustness.topology import Stepper, Topology
+
+if TYPE_CHECKING:
+    from atlas.harness.study import Run
+
+BEST, MASKS = "best.safetensors", "masks.safetensors"
+TOPOLOGY, LAYERS = "topology.csv", "layers.csv"
+
+
+class Ledger:
+    """What training has cost and changed so far, as a part of the resume state.
+
+    Attributes
+    ----------
+    epochs : list of EpochCost
+        One per epoch, those of earlier phases included.
+    updates : list of dict
+        One per change of the topology.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[EpochCost] = []
+        self.updates: list[dict[str, float]] = []
+        self.examples = self.grown = 0
+        self.flops = 0.0
+
+    def seen(self, examples: int, cost: float) -> None:
+        """Count a batch whose forward pass costs ``cost`` per example."""
+        self.examples += examples
+        self.flops += cost * examples
+
+    def close_epoch(self, dense_flops: float, attack_steps: int | None = None) -> None:
+        """Add what was counted as an epoch."""
+        mean = self.flops / self.examples
+        self.epochs.append(EpochCost(self.examples, mean, dense_flops, self.grown, attack_steps))
+        self.examples = self.grown = 0
+        self.flops = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        rows = [asdict(epoch) for epoch in self.epochs]
+        return {"epochs": rows, "updates": self.updates, "now": [self.examples, self.grown, self.flops]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.epochs = [EpochCost(**row) for row in state["epochs"]]
+        self.updates = list(state["updates"])
+        self.examples, self.grown, self.flops = state["now"]
+
+
+class Progress:
+    """The running epoch and the best one so far, as a part of the resume state.
+
+    Attributes
+    ----------
+    correct, loss : Tensor
+        Sums over the epoch's batches, before their updates; on the device, so that no step waits for them.
+    best : dict
+        Weights and masks (under ``mask:``) after the epoch of the highest validation robust accuracy.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.correct = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.examples = 0
+        self.best_ra, self.best_epoch = -math.inf, -1
+        self.best: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def seen(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count a batch."""
+        self.correct += (logits.argmax(1) == labels).sum()
+        self.loss += loss.detach() * len(labels)
+        self.examples += len(labels)
+
+    def close_epoch(self) -> tuple[float, float]:
+        """Return the epoch's accuracy in [0, 1] and mean loss, and start the next."""
+        found = float(self.correct) / self.examples, float(self.loss) / self.examples
+        self.correct.zero_()
+        self.loss.zero_()
+        self.examples = 0
+        return found
+
+    def offer(self, ra: float, epoch: int, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        """Keep the network if it is better than every one before."""
+        if ra > self.best_ra:
+            self.best_ra, self.best_epoch = ra, epoch
+            self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            self.best |= {f"mask:{name}": mask.clone() for name, mask in masks.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as tensors and plain values."""
+        names = ("correct", "loss", "examples", "best_ra", "best_epoch", "best")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.correct.copy_(state["correct"])
+        self.loss.copy_(state["loss"])
+        self.examples, self.best_ra, self.best_epoch = state["examples"], state["best_ra"], state["best_epoch"]
+        self.best = {name: value.to(self.correct.device) for name, value in state["best"].items()}
+
+
+class Training:
+    """A row while it trains: what topologies see.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The network, on ``device``.
+    data : RobustData
+        Batches of the splits.
+    ledger : Ledger
+        What training has cost so far.
+    stepper : Stepper
+        What takes the optimiser's steps; there from the start of adversarial training.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.protocol: Protocol = run.protocol_model()
+        self.topology: Topology = run.build()[0]
+        self.device = pick_device(run.resources.device)
+        self.data = RobustData(run, self.protocol, self.device)
+        self.model: nn.Module = fresh_network(run, self.data).to(self.device)
+        if self.protocol.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dense_macs = flops(self.model, self.data.shape).dense_per_layer
+        self.sizes = {name: weight.numel() for name, weight in self.model.named_parameters()}
+        self.ledger = Ledger()
+        self.stepper: Stepper
+        attack = self.protocol.attack
+        self.attack = PGD(attack.eps, attack.step, attack.train_steps, bn_mode=attack.bn_mode)
+        self.monitor = PGD(attack.eps, attack.step, attack.monitor_steps, bn_mode="eval")
+
+    def phase(self, name: str, total: int, parts: Mapping[str, Any]) -> TrainingLoop:
+        """Return the resumable loop of a phase ahead of adversarial training."""
+        return training(self.run, total, parts, phase=name)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return a new optimiser of the protocol for all parameters; weight decay acts on each of them."""
+        protocol = self.protocol
+        return torch.optim.SGD(
+            self.model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum, weight_decay=protocol.weight_decay
+        )
+
+    def random(self, *purpose: str | int) -> torch.Generator:
+        """Return a generator on the device for one purpose."""
+        return generator(self.run.seed, *purpose, device=self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision where the protocol asks for it and the device has it."""
+        if self.device.type == "cuda" and self.protocol.precision != "float32":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def forward_flops(self, masks: Mapping[str, Tensor]) -> float:
+        """Floating-point operations of a forward pass of one image, with the weights that exist."""
+        total = 0.0
+        for name, macs in self.dense_macs.items():
+            share = float(masks[name].count_nonzero()) / self.sizes[name] if name in masks else 1.0
+            total += 2 * macs * share
+        return total
+
+    def fit(self) -> Progress:
+        """Run every phase to its end, from wherever an earlier process stopped."""
+        self.topology.before(self)
+        optimizer = self.optimizer()
+        self.stepper = self.topology.stepper(self, optimizer)
+        progress = Progress(self.device)
+        parts = {"model": self.model, "stepper": self.stepper, "optimizer": optimizer, "ledger": self.ledger}
+        own = {f"topology.{name}": part for name, part in self.topology.parts().items()}
+        per_epoch = self.data.steps_per_epoch
+        loop = training(self.run, self.protocol.epochs * per_epoch, {**parts, "progress": progress, **own})
+        cost = self.forward_flops(self.stepper.masks)
+        for step in loop:
+            epoch, index = divmod(step, per_epoch)
+            if step == loop.start or not index:
+                batches = self.data.train_batches(epoch, first=index)
+                self._set_rate(optimizer, epoch)
+            images, labels = next(batches)
+            self.ledger.seen(len(images), cost)
+            logits, loss = self._backward(optimizer, images, labels, step)
+            progress.seen(logits, labels, loss)
+            update = self.stepper.step()
+            if update is not None:
+                self._record(update, len(images))
+                cost = self.forward_flops(self.stepper.masks)
+            if index == per_epoch - 1:
+                self._end_epoch(loop, progress, epoch)
+        self.topology.finish(self)
+        return progress
+
+    def _set_rate(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(epoch)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Rate of an epoch of adversarial training."""
+        own = self.topology.milestones
+        milestones = self.protocol.milestones if own is None else own
+        return learning_rate_at(epoch, self.protocol.learning_rate, milestones, self.protocol.decay)
+
+    def _backward(self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Attack a batch and take the gradients of its loss."""
+        self.model.train()
+        with self.autocast():
+            attacked = self.attack(self.model, images, labels, generator=self.random("attack", step))
+            logits = self.model(attacked)
+            loss = functional.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return logits, loss
+
+    def _record(self, update: Any, examples: int) -> None:
+        if self.topology.dense_gradients:
+            self.ledger.grown += examples
+        self.ledger.updates.append(
+            {
+                "step": update.step,
+                "rate": update.rate,
+                "density": update.density,
+                "pruned": sum(update.pruned.values()),
+                "grown": sum(update.grown.values()),
+                "prune_more": float(update.prune_more),
+                "grow_more": float(update.grow_more),
+            }
+        )
+
+    def _end_epoch(self, loop: TrainingLoop, progress: Progress, epoch: int) -> None:
+        train_ra, loss = progress.close_epoch()
+        if not math.isfinite(loss):
+            raise AtlasError(f"{self.run.cell}: the loss is not finite in epoch {epoch + 1}: {loss}")
+        val = self.measure("validation", epoch, self.protocol.monitor_images)
+        self.stepper.end_epoch(train_ra=100 * train_ra, val_ra=100 * val["ra"], val_loss=val["loss"])
+        masks = self.stepper.masks
+        self.ledger.close_epoch(self.forward_flops({}))
+        progress.offer(val["ra"], epoch, self.model, masks)
+        self.topology.end_epoch(self, epoch)
+        values = {"epoch": epoch + 1, "loss": loss, "train_ra": train_ra, "val_ra": val["ra"], "val_sa": val["sa"]}
+        values |= {"val_loss": val["loss"], "density": density(masks), "learning_rate": self.learning_rate(epoch)}
+        every, last = self.protocol.test_every, epoch + 1 == self.protocol.epochs
+        if every and ((epoch + 1) % every == 0 or last or not epoch):
+            test = self.measure("test", epoch, self.protocol.test_images)
+            values |= {"test_ra": test["ra"], "test_sa": test["sa"]}
+        loop.log(**values)
+
+    def measure(self, split: str, epoch: int, limit: int | None = None) -> dict[str, float]:
+        """Measure the network as it is now on a split; see :func:`measure`."""
+        with self.autocast():
+            return measure(self.model, self.data.batches(split, limit), self.monitor, self.random("monitor", split, epoch))
+
+    def keep(self, progress: Progress) -> None:
+        """Write the networks and masks of the best and the last epoch, and what figures need."""
+        best = {name: value for name, value in progress.best.items() if not name.startswith("mask:")}
+        write_tensors(self.run.weights, self.model.state_dict())
+        write_tensors(self.run.checkpoint / BEST, best)
+        masks = {f"final:{name}": mask for name, mask in self.stepper.masks.items()}
+        masks |= {name.replace("mask:", "best:", 1): mask for name, mask in progress.best.items() if name.startswith("mask:")}
+        if masks:
+            write_tensors(self.run.checkpoint / MASKS, masks)
+        updates = History(self.run.results / TOPOLOGY)
+        updates.rows = self.ledger.updates
+        updates.write()
+
+
+def fresh_network(run: Run, data: RobustData) -> nn.Module:
+    """Return the row's network at its initialisation."""
+    topology: Topology = run.build()[0]
+    return build_network(topology.network(run.protocol_model().network), data.classes, data.shape, run.seed)
+
+
+def density(masks: Mapping[str, Tensor]) -> float:
+    """Share of the maskable weights that exist; 1 without masks."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(int(mask.count_nonzero()) for mask in masks.values()) / total if total else 1.0
+
+
+def measure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], attack: PGD, random: torch.Generator) -> dict[str, float]:
+    """Return clean (``sa``) and robust (``ra``) accuracy in [0, 1], and the mean cross-entropy under attack (``loss``).
+
+    The network is in evaluation mode meanwhile.
+    """
+    clean = robust = loss = torch.zeros((), dtype=torch.float64)
+    count = 0
+    with mode_of(model, "eval"):
+        for images, labels in batches:
+            attacked = attack(model, images, labels, generator=random)
+            with torch.no_grad():
+                logits = model(attacked).float()
+                clean = clean + (model(images).argmax(1) == labels).sum().cpu()
+                robust = robust + (logits.argmax(1) == labels).sum().cpu()
+                loss = loss + functional.cross_entropy(logits, labels, reduction="sum").double().cpu()
+            count += len(images)
+    return {"sa": float(clean) / count, "ra": float(robust) / count, "loss": float(loss) / count}
+
+
+def train(run: Run) -> dict[str, float]:
+    """Train a row and write its networks and curves.
+
+    Returns
+    -------
+    dict
+        Costs in floating-point operations, the best epoch (from 1) and its validation accuracy, and the last.
+    """
+    bench = Training(run)
+    progress = bench.fit()
+    bench.keep(progress)
+    attack = bench.protocol.attack
+    monitored = min(bench.protocol.monitor_images or math.inf, bench.data.size("validation"))
+    val_cost = 2 * attack.monitor_steps * monitored
+    spent = sum(val_cost * epoch.flops for epoch in bench.ledger.epochs if epoch.attack_steps is None)
+    return {
+        "train_flops": training_flops(bench.ledger.epochs, attack.train_steps),
+        "train_flops_paper": training_flops(bench.ledger.epochs, attack.train_steps, "paper"),
+        "monitor_flops": spent if bench.topology.watches_validation else 0.0,
+        "best_epoch": progress.best_epoch + 1,
+        "validation_ra": progress.best_ra,
+        "stage_epochs": sum(epoch.attack_steps is not None for epoch in bench.ledger.epochs),
+    }

@@ -1,0 +1,146 @@
+"""Registration of the task learned-optimization and of its analytic field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+
+from atlas.harness.registry import Metric, Settings, Task, method, task
+from atlas.harness.study import Run
+from atlas.tasks.learned_optimization.protocol import Protocol
+
+if TYPE_CHECKING:
+    from atlas.tasks.learned_optimization.competitors import Competitor
+
+NAME = "learned-optimization"
+
+METRICS = (
+    Metric("best_log_val", "best log val. loss", "lower", ".3f"),
+    Metric("best_log_train", "best log train loss", "lower", ".3f"),
+    Metric("final_log_train", "final log train loss", "lower", ".3f"),
+    Metric("trajectory_loss", "mean loss on the way", "lower", ".3f"),
+    Metric("log_test", "log test loss", "lower", ".3f"),
+    Metric("test_accuracy", "test accuracy", "higher", ".1%"),
+    Metric("stability", "jumpiness", "lower", ".3f"),
+    Metric("transfer_log_val", "best log val. loss, transfer", "lower", ".3f"),
+    Metric("transfer_log_train", "best log train loss, transfer", "lower", ".3f"),
+    Metric("transfer_trajectory_loss", "mean loss on the way, transfer", "lower", ".3f", table=False),
+    Metric("transfer1_log_val", "best log val. loss, first transfer", "lower", ".3f", table=False),
+    Metric("transfer2_log_val", "best log val. loss, second transfer", "lower", ".3f", table=False),
+    Metric("functions_log_loss", "best log loss, functions", "lower", ".3f", table=False),
+    Metric("diverged", "diverged", "lower", ".1%"),
+    Metric("state_bytes", "state bytes / parameter", "lower", ".1f"),
+    Metric("step_ratio", "step time ÷ torch Adam's", "lower", ".2f", measured=True, cost=True),
+)
+
+
+def _train(run: Run) -> Mapping[str, Any]:
+    from atlas.tasks.learned_optimization.training import train
+
+    return train(run)
+
+
+def _evaluate(run: Run) -> Mapping[str, float]:
+    from atlas.tasks.learned_optimization.evaluate import evaluate
+
+    return evaluate(run)
+
+
+def train_outside_the_loop(run: Run) -> Mapping[str, Any]:
+    """For rows whose result is a number rather than weights: the same function, by another name for the registry."""
+    return _train(run)
+
+
+SMALLEST = {"epochs": 2, "epoch_steps": 2, "inits": 2, "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01, 0.02, 0.05]}}
+ONE_STEP = {
+    "epochs": 1,
+    "epoch_steps": 1,
+    "inits": 1,
+    "warmup_steps": 1,
+    "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01]},
+    "data": {"shared": True, "validation_fraction": 0.5},  # stand-ins have two examples of a class
+}
+
+task(
+    Task(
+        name=NAME,
+        title="Learned optimization",
+        question="Does a learned optimizer train networks that it was not trained on better than tuned hand-made ones?",
+        protocol=Protocol,
+        metrics=METRICS,
+        train=_train,
+        evaluate=_evaluate,
+        baseline="adam",
+        smallest=SMALLEST,
+        rehearsal=ONE_STEP,
+    )
+)
+
+Rate = Annotated[float, Ge(0), Lt(1)]
+
+
+class Plain(Settings):
+    """``lr`` fixes the step size; without it, it is tuned on the meta-training problem."""
+
+    lr: Annotated[float, Gt(0)] | None = None
+
+
+class WithBeta(Plain):
+    """``beta`` is the decay of the mean of gradients."""
+
+    beta: Rate = 0.9
+
+
+class WithBetas(Plain):
+    """``betas`` are the decays of the moments; ε stands outside the root."""
+
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    eps: Annotated[float, Ge(0)] = 1e-8
+
+
+class WithRho(Plain):
+    """``rho`` is the decay of the mean square; ε stands inside the root."""
+
+    rho: Rate = 0.9
+    eps: Annotated[float, Ge(0)] = 1e-10
+
+
+class WithEps(Plain):
+    """ε stands outside the root."""
+
+    eps: Annotated[float, Ge(0)] = 1e-10
+
+
+FIELD: tuple[tuple[str, str, str, type[Settings]], ...] = (
+    ("sgd", "SGD", "−η g.", Plain),
+    ("momentum", "Momentum", "Heavy ball.", WithBeta),
+    ("nesterov", "Nesterov", "Heavy ball that looks ahead.", WithBeta),
+    ("adam", "Adam", "Bias-corrected moments.", WithBetas),
+    ("amsgrad", "AMSGrad", "Adam with the largest second moment so far.", WithBetas),
+    ("rmsprop", "RMSprop", "The gradient over its root mean square.", WithRho),
+    ("adagrad", "AdaGrad", "The gradient over the root of its sum of squares.", WithEps),
+    ("powersign", "PowerSign", "The gradient, larger where it agrees with its mean.", WithBeta),
+    ("addsign", "AddSign", "The gradient, doubled where it agrees with its mean and dropped where it does not.", WithBeta),
+)
+
+
+def _tuned(run: Run, settings: Settings) -> Competitor:
+    """An analytic optimizer with its step size tuned."""
+    from atlas.tasks.learned_optimization.competitors import Tuned
+
+    return Tuned(run, settings)
+
+
+for _name, _title, _summary, _settings in FIELD:
+    method(
+        _name,
+        task=NAME,
+        title=_title,
+        summary=f"{_summary} Step size tuned on the meta-training problem.",
+        role="baseline",
+        settings=_settings,
+        extra_metrics=(Metric("tuned_lr", "step size", "neither", ".3g", table=False),),
+        train=train_outside_the_loop,
+    )(_tuned)

@@ -1,0 +1,74 @@
+"""Registration of the task novel-view-synthesis; its rows and baselines come with SinNeRF, whose renderer they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atlas.harness.registry import Amount, Metric, Task, task
+from atlas.harness.study import Run
+from atlas.tasks.novel_view_synthesis.protocol import Protocol
+
+NAME = "novel-view-synthesis"
+
+METRICS = (
+    Metric("psnr", "PSNR / dB", "higher", ".2f"),
+    Metric("ssim", "SSIM", "higher", ".3f"),
+    Metric("psnr_covisible", "PSNR, seen by the reference", "higher", ".2f"),
+    Metric("psnr_hole", "PSNR, unseen", "higher", ".2f", optional=True),
+    Metric("lpips", "LPIPS", "lower", ".3f", optional=True),
+    Metric("depth_mae", "depth error", "lower", ".3f", optional=True),
+    Metric("depth_source", "depth source (0 none, 1 measured, 2 exact, 3 other views)", "neither", ".0f"),
+    Metric("parameters", "parameters", "lower", ",.0f"),
+    Metric("rays", "training rays", "lower", ",.0f", cost=True),
+    Metric("train_cpu_seconds", "training / CPU s", "lower", ".1f", measured=True),
+    Metric("render_cpu_seconds", "rendering a view / CPU s", "lower", ".2f", measured=True),
+)
+
+
+def _train(run: Run) -> Mapping[str, Any]:
+    from atlas.tasks.novel_view_synthesis.training import train
+
+    return train(run)
+
+
+def _evaluate(run: Run) -> Mapping[str, float]:
+    from atlas.tasks.novel_view_synthesis.training import evaluate
+
+    return evaluate(run)
+
+
+def _amount(run: Run) -> Amount:
+    """Steps, and rays in each; all of them are in memory at once."""
+    protocol = run.protocol_model()
+    rays = protocol.rays
+    batch = rays.reference + rays.warped + 2 * rays.patch[0] * rays.patch[1]
+    return Amount(sum(stage.steps for stage in protocol.stages), batch, batch)
+
+
+task(
+    Task(
+        name=NAME,
+        title="Novel views from a single image",
+        question="One posed image with depth is known of a scene: whose renderings of unseen poses are nearest to the truth?",
+        protocol=Protocol,
+        metrics=METRICS,
+        train=_train,
+        evaluate=_evaluate,
+        baseline="dsnerf",
+        smallest={
+            "stages": [{"steps": 2, "stride": 1, "lr": 0.02}, {"steps": 2, "stride": 1, "lr": 0.02}],
+            "rays": {"reference": 16, "warped": 16, "pool": 2, "patch": [16, 16]},
+            "sampler": {"coarse": 8, "test_coarse": 8},
+            "teacher_steps": 2,
+            "log_every": 1,
+        },
+        rehearsal={
+            "rays": {"reference": 16, "warped": 16, "pool": 2, "patch": [16, 16]},
+            "scene": {"test_stride": 24, "test_limit": 1},
+            "teacher_stride": 24,
+            "log_every": 1,
+        },
+        amount=_amount,
+    )
+)

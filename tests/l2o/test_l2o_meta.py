@@ -1,0 +1,241 @@
+"""The meta-gradient: suffix sums against autograd and finite differences; replicates, boundaries, state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from atlas.l2o import (
+    L2ODM,
+    Examples,
+    MetaConfig,
+    MetaTrainer,
+    Policy,
+    Quadratic,
+    Replicas,
+    RNNprop,
+    Window,
+    analytic,
+    map_state,
+    meta_train,
+    mlp,
+    random_scale,
+    rnnprop,
+    unroll,
+)
+from atlas.l2o.optimizees import Batch, Optimizee
+
+T64 = torch.float64
+
+
+def digits(count: int = 40, dtype: torch.dtype = T64) -> Examples:
+    gen = torch.Generator().manual_seed(3)
+    splits = {
+        name: (torch.randn(count, 5, generator=gen, dtype=dtype), torch.randint(3, (count,), generator=gen))
+        for name in ("train", "val")
+    }
+    return Examples(splits, batch_size=8)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small(seed: int = 0) -> Policy:
+    torch.manual_seed(seed)
+    return rnnprop("rp-small", lr=0.1).double()
+
+
+class Linear(Quadratic):
+    """⟨a, x⟩ + 10 with a of its own per instance: here detached gradients are exact."""
+
+    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        return (batch[1] * theta).sum() + 10
+
+
+def window(policy: Policy, problem: Optimizee, steps: int = 4, n: int = 2, start: Tensor | None = None, **options) -> Window:  # type: ignore[no-untyped-def]
+    gen = seeded()
+    theta = problem.init(n, gen).double() if start is None else start
+    batches = list(problem.stream(n, steps + (options.get("boundary", "none") != "none"), gen))
+    return unroll(policy.step, problem, theta, policy.init_state(theta, problem.layout), batches, **options)
+
+
+def meta_gradient(policy: Policy, make: Callable[[Policy], Window]) -> list[Tensor]:
+    policy = copy.deepcopy(policy)
+    make(policy).backward()
+    return [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
+
+
+def by_autograd(policy: Policy, problem: Optimizee, steps: int, n: int, boundary: str, objective: str) -> list[Tensor]:
+    """The whole window as one graph, with the gradient that the policy is fed detached."""
+    policy = copy.deepcopy(policy)
+    gen = seeded()
+    theta = start = problem.init(n, gen).double()
+    state = policy.init_state(theta, problem.layout)
+    batches = list(problem.stream(n, steps + (boundary != "none"), gen))
+    total = theta.new_zeros(())
+    for index, batch in enumerate(batches[:steps]):
+        losses = problem.losses(theta, batch)
+        if objective == "sum":
+            total = total + losses.mean()
+        else:
+            total = total + ((losses + 1e-10).log() - (problem.losses(start, batch) + 1e-10).log()).mean() / steps
+        if boundary == "pre" and index == steps - 1:
+            total = total + problem.losses(theta, batches[-1]).mean()
+        update, state = policy.step(problem.gradients(theta, batch)[1], state)
+        theta = theta + update
+    if boundary == "post":
+        total = total + problem.losses(theta, batches[-1]).mean()
+    grads = torch.autograd.grad(total, list(policy.parameters()))
+    return list(grads)
+
+
+@pytest.mark.parametrize(("objective", "boundary"), [("sum", "post"), ("sum", "pre"), ("sum", "none"), ("log", "none")])
+@pytest.mark.parametrize("make", [small, lambda: L2ODM((4, 3), lr=0.1).double()])
+def test_suffix_sums_are_autograd(make, objective: str, boundary: str) -> None:  # type: ignore[no-untyped-def]
+    policy, problem = make(), mlp((5, 4, 3), data=digits())
+    ours = meta_gradient(policy, lambda p: window(p, problem, objective=objective, boundary=boundary))
+    theirs = by_autograd(policy, problem, 4, 2, boundary, objective)
+    assert all(torch.allclose(a, b, atol=1e-12, rtol=1e-10) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_linear_loss_makes_first_order_exact() -> None:
+    policy, problem = small(), Linear(4, dtype=T64)
+    first = meta_gradient(policy, lambda p: window(p, problem, boundary="post"))
+    second = meta_gradient(policy, lambda p: window(p, problem, boundary="post", second_order=True))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(first, second, strict=True))
+    head = dict(policy.named_parameters())["head.weight"]
+    step = 1e-6
+
+    def value(shift: float) -> float:
+        with torch.no_grad():
+            head[0, 0] += shift
+            found = float(window(policy, problem, boundary="post").objective.mean())
+            head[0, 0] -= shift
+        return found
+
+    place = [name for name, _ in policy.named_parameters()].index("head.weight")
+    assert float(first[place][0, 0]) == pytest.approx((value(step) - value(-step)) / (2 * step), rel=1e-6)
+
+
+def test_second_order_is_the_derivative() -> None:
+    policy, problem = small(), mlp((5, 4, 3), "tanh", data=digits())
+    grads = meta_gradient(policy, lambda p: window(p, problem, boundary="post", second_order=True))
+    head, step = policy.get_parameter("head.bias"), 1e-6
+
+    def value(shift: float) -> float:
+        with torch.no_grad():
+            head[0] += shift
+            found = float(window(policy, problem, boundary="post").objective.mean())
+            head[0] -= shift
+        return found
+
+    place = [name for name, _ in policy.named_parameters()].index("head.bias")
+    assert float(grads[place]) == pytest.approx((value(step) - value(-step)) / (2 * step), rel=1e-5)
+
+
+def test_boundary_before_the_only_update_teaches_nothing() -> None:
+    policy, problem = small(), mlp((5, 4, 3), data=digits())
+    before = meta_gradient(policy, lambda p: window(p, problem, steps=1, boundary="pre"))
+    after = meta_gradient(policy, lambda p: window(p, problem, steps=1, boundary="post"))
+    assert all(bool((grad == 0).all()) for grad in before)
+    assert any(bool((grad != 0).any()) for grad in after)
+
+
+def test_a_policy_that_stands_still_has_log_objective_zero() -> None:
+    policy = small()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    result = window(policy, mlp((5, 4, 3), data=digits()), objective="log")
+    assert bool((result.objective == 0).all())
+
+
+def test_scale_changes_coordinates_only_for_the_policy() -> None:
+    policy, problem = analytic("sgd", 0.1), mlp((5, 4, 3), data=digits())
+    theta = problem.init(2, seeded()).double()
+    scale = random_scale(theta, 3.0, seeded(1))
+    assert float(scale.log().abs().max()) <= 3
+    assert bool((random_scale(theta, 0.0, seeded(1)) == 1).all())
+    batches = list(problem.stream(2, 1, seeded(2)))
+    scaled = unroll(policy.step, problem, theta / scale, policy.init_state(theta), batches, scale=scale)
+    gradient = problem.gradients(theta, batches[0])[1]
+    assert torch.allclose(scaled.theta * scale, theta - 0.1 * scale**2 * gradient)
+
+
+def test_diverged_instances_stand_still_and_are_marked() -> None:
+    problem = mlp((5, 4, 3), data=digits())
+    theta = problem.init(2, seeded()).double()
+    theta[1] = torch.inf
+    result = window(small(), problem, start=theta, objective="log")
+    assert result.valid.tolist() == [True, False]
+    assert torch.isfinite(result.objective).all()
+    assert bool((result.theta[1] == torch.inf).all())
+
+
+def test_replicates_are_separate_trainings() -> None:
+    policies = [small(seed) for seed in range(3)]
+    problem = mlp((5, 4, 3), data=digits())
+    gens = [seeded(seed) for seed in range(3)]
+    theta = torch.stack([problem.init(2, gen).double() for gen in gens])
+    batches = [list(problem.stream(2, 3, gen)) for gen in gens]
+    merged = [map_state(lambda *leaves: torch.cat(leaves), *(own[step] for own in batches)) for step in range(3)]
+    replicas = Replicas(policies)
+    together = unroll(replicas.step, problem, theta, replicas.init_state(theta), merged, objective="log")
+    together.backward()
+    for row, policy in enumerate(policies):
+        alone = unroll(policy.step, problem, theta[row], policy.init_state(theta[row]), batches[row], objective="log")
+        alone.backward()
+        assert torch.allclose(together.theta[row], alone.theta)
+        for name, parameter in policy.named_parameters():
+            assert torch.allclose(replicas.parameters[name].grad[row], parameter.grad, atol=1e-12)  # type: ignore[index, arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_meta_training_learns_and_goes_on_where_it_stopped(optimizer: str) -> None:
+    problem = mlp((5, 4, 3), data=digits(dtype=torch.float32))
+    cfg = MetaConfig(windows=6, unroll=5, depth=3, instances=2, lr=1e-2, spread=1.0, optimizer=optimizer)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    policy = RNNprop(hidden=(4,), pre=0, lr=0.05)
+    before = copy.deepcopy(policy)
+    whole = meta_train(policy, problem, cfg, seeded())
+    first = MetaTrainer(copy.deepcopy(before), problem, cfg, seeded())
+    for _ in range(4):
+        first.window()
+    saved = copy.deepcopy(first.state_dict())
+    second = MetaTrainer(before, problem, cfg, seeded(99))
+    second.load_state_dict(saved)
+    while second.done < cfg.windows:
+        second.window()
+    assert second.history == whole
+    for a, b in zip(second.policy.parameters(), policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_meta_training_improves() -> None:
+    problem = Quadratic(4)
+    torch.manual_seed(0)
+    policy = RNNprop(hidden=(4,), pre=0, lr=0.05)
+    history = meta_train(policy, problem, MetaConfig(windows=40, unroll=10, depth=1, instances=4, lr=2e-2), seeded())
+    assert history[-1]["objective"] < 0.6 * history[0]["objective"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MetaConfig(windows=0), "windows must be positive"),
+        (lambda: MetaConfig(optimizer="lion"), "there is no meta-optimizer lion"),  # type: ignore[arg-type]
+        (lambda: MetaConfig(spread=-1), "spread must not be negative"),
+        (lambda: window(small(), Quadratic(2, dtype=T64), objective="log", boundary="post"), "belongs to the objective sum"),
+        (lambda: window(small(), Quadratic(2, dtype=T64), boundary="after"), "there is no boundary after"),
+        (lambda: window(small(), Quadratic(2, dtype=T64), objective="mean"), "there is no objective mean"),
+        (lambda: window(small(), Quadratic(2, dtype=T64), steps=0), "at least one batch"),
+    ],
+)
+def test_refuses(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,263 @@
+"""Loss terms, discriminator, augmentation, encoders, patches and pose priors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from atlas.methods.sinnerf import (
+    Camera,
+    Descriptor,
+    Distillation,
+    LossWeights,
+    OrbitGaussian,
+    PatchDiscriminator,
+    PoseList,
+    SelfDistiller,
+    TimmDino,
+    TinyDino,
+    TranslationGaussian,
+    diff_augment,
+    hinge_discriminator,
+    hinge_generator,
+    smoothness,
+    strided_patch,
+)
+from atlas.methods.sinnerf.discriminator import brightness, contrast, cutout, saturation
+from atlas.methods.sinnerf.losses import cosine_distance, masked_mean, masked_smooth_l1, ray_termination
+from atlas.methods.sinnerf.tiny_dino import nearest_neighbour_accuracy
+
+DOUBLE = torch.float64
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_smoothness_by_hand() -> None:
+    image = torch.zeros(1, 3, 8, 10)
+    assert smoothness(torch.full((1, 8, 10), 3.0), torch.rand(1, 3, 8, 10)) == 0
+    ramp = (-0.25 * torch.arange(10.0)).expand(1, 8, 10)
+    torch.testing.assert_close(smoothness(ramp, image), torch.tensor(0.25))
+    torch.testing.assert_close(smoothness(4 * ramp, image), torch.tensor(1.0))
+    torch.testing.assert_close(smoothness(ramp.transpose(1, 2), image.transpose(2, 3)), torch.tensor(0.25))
+    assert smoothness(ramp, image, order=2) < 1e-6
+    flat, steep = (scale * torch.arange(10.0).expand(1, 3, 8, 10) for scale in (0.1, 1.0))
+    torch.testing.assert_close(smoothness(ramp, steep), torch.tensor(0.25 * math.exp(-1)))
+    assert smoothness(ramp, steep) < smoothness(ramp, flat) < smoothness(ramp, image)
+    with pytest.raises(ValueError, match="order 3"):
+        smoothness(ramp, image, order=3)
+
+
+def test_gradients_of_the_terms() -> None:
+    depth = torch.rand(1, 5, 6, dtype=DOUBLE, generator=seeded()).requires_grad_()
+    image = torch.rand(1, 3, 5, 6, dtype=DOUBLE, generator=seeded(1)).requires_grad_()
+    for order in (1, 2):
+        assert torch.autograd.gradcheck(lambda d, i, order=order: smoothness(d, i, order), (depth, image))
+    mask = torch.tensor([True, False, True, True])
+    predicted, target = torch.rand(2, 4, dtype=DOUBLE, generator=seeded(2)).unbind()
+    predicted = predicted.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: masked_smooth_l1(p, target, mask, 0.1), (predicted,))
+    weights = torch.rand(4, 6, dtype=DOUBLE, generator=seeded(3)).requires_grad_()
+    t = torch.linspace(0, 1, 6, dtype=DOUBLE).expand(4, 6)
+    assert torch.autograd.gradcheck(lambda w: ray_termination(w, t, target, mask, 0.1, torch.full_like(t, 0.2)), (weights,))
+    features = torch.rand(2, 3, 7, dtype=DOUBLE, generator=seeded(4))
+    first = features[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: cosine_distance(f, features[1]), (first,))
+
+
+def test_depth_is_compared_ray_by_ray_and_an_empty_mask_is_zero() -> None:
+    predicted, target = torch.tensor([1.0, 5.0, 3.0], requires_grad=True), torch.tensor([1.5, 2.0, torch.nan])
+    mask = torch.tensor([True, True, False])
+    loss = masked_smooth_l1(predicted, target, mask)
+    torch.testing.assert_close(loss, torch.tensor((0.5 * 0.25 + 2.5) / 2))
+    loss.backward()
+    assert predicted.grad is not None
+    assert torch.isfinite(predicted.grad).all()
+    assert predicted.grad[2] == 0
+    assert masked_smooth_l1(predicted, target, mask & False) == 0
+    assert masked_mean(target, mask & False) == 0
+    with pytest.raises(ValueError, match="one shape"):
+        masked_smooth_l1(predicted, target[:, None])
+
+
+def test_ray_termination_prefers_weight_at_the_depth() -> None:
+    t = torch.linspace(1, 3, 21)[None]
+    at, off = torch.zeros(1, 21), torch.zeros(1, 21)
+    at[0, 10], off[0, 15] = 1, 1
+    args = (t, torch.tensor([2.0]), torch.tensor([True]), 0.1, torch.full_like(t, 0.1))
+    assert ray_termination(at, *args) < ray_termination(off, *args)
+
+
+def test_hinge() -> None:
+    real, fake = torch.tensor([[1.0, 2.5]]), torch.tensor([[-1.0, -3.0]])
+    assert hinge_discriminator(real, fake) == 0
+    assert hinge_discriminator(torch.zeros(4), torch.zeros(4)) == 1
+    logits = torch.randn(1, 1, 3, 5, requires_grad=True)
+    hinge_generator(logits).backward()
+    torch.testing.assert_close(logits.grad, torch.full((1, 1, 3, 5), -1 / 15))
+
+
+@pytest.mark.parametrize(
+    ("made", "size", "logits", "weights"),
+    [
+        (PatchDiscriminator, (63, 84), (12, 18), 2_117_632),
+        (PatchDiscriminator, (56, 70), (11, 14), 2_117_632),
+        (PatchDiscriminator.whole_patch, (64, 64), (1, 1), 2_763_776),
+    ],
+)
+def test_discriminators_have_the_official_shapes(made, size, logits, weights) -> None:  # type: ignore[no-untyped-def]
+    discriminator = made()
+    assert sum(p.numel() for p in discriminator.parameters()) == weights
+    with torch.no_grad():
+        assert discriminator(torch.rand(1, 3, *size)).shape == (1, 1, *logits)
+
+
+def test_the_receptive_field_is_22_pixels() -> None:
+    discriminator = PatchDiscriminator((8, 8), norm_first=False)
+    for layer in discriminator.layers:
+        if isinstance(layer, torch.nn.InstanceNorm2d):
+            layer.forward = lambda x: x  # type: ignore[method-assign]
+    image = torch.rand(1, 3, 63, 84, requires_grad=True)
+    discriminator(image)[0, 0, 5, 8].backward()
+    assert image.grad is not None
+    rows, cols = image.grad.abs().sum((0, 1)).nonzero().T
+    assert (rows.max() - rows.min() + 1, cols.max() - cols.min() + 1) == (22, 22)
+
+
+def test_augmentation_at_its_middle_is_the_identity() -> None:
+    images, half = torch.rand(3, 3, 8, 9), torch.full((3, 1, 1, 1), 0.5)
+    for change in (brightness, saturation, contrast):
+        torch.testing.assert_close(change(images, half), images)
+    torch.testing.assert_close(saturation(images, 0 * half), images.mean(1, keepdim=True).expand_as(images))
+
+
+def test_cutout_blanks_at_most_a_half_and_gradients_pass() -> None:
+    for size in ((8, 9), (7, 7)):
+        shares = torch.rand(300, 2, generator=seeded())
+        kept = cutout(torch.ones(300, 1, *size), shares)
+        blank = 1 - kept
+        assert (blank.amax((1, 3)).sum(-1) <= (size[0] + 1) // 2).all()
+        assert (blank.amax((1, 2)).sum(-1) <= (size[1] + 1) // 2).all()
+        assert blank.sum((1, 2, 3)).max() == ((size[0] + 1) // 2) * ((size[1] + 1) // 2)
+    images = torch.rand(2, 3, 8, 9, requires_grad=True)
+    diff_augment(images, seeded()).sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    torch.testing.assert_close(diff_augment(images, seeded(3)), diff_augment(images, seeded(3)))
+    torch.testing.assert_close(diff_augment(images, seeded(3), policy=""), images)
+    with pytest.raises(ValueError, match="no augmentation"):
+        diff_augment(images, policy="blur")
+
+
+def test_patches() -> None:
+    rows, cols = strided_patch(24, 32, (24, 32), 1, seeded())
+    assert rows.dtype == cols.dtype == torch.int64
+    assert rows.tolist() == list(range(24))
+    assert cols.tolist() == list(range(32))
+    generator = seeded()
+    drawn = [strided_patch(24, 32, 4, 5, generator) for _ in range(4000)]
+    first = torch.stack([rows[0] for rows, _ in drawn])
+    assert all(rows.diff().unique().tolist() == [5] and rows[-1] < 24 and cols[-1] < 32 for rows, cols in drawn)
+    counts = torch.bincount(first, minlength=9)  # 24 − 15 places, the last included
+    assert len(counts) == 9
+    assert ((counts - 4000 / 9) ** 2 / (4000 / 9)).sum() < 26.1  # χ² with 8 degrees of freedom, 0.1 %
+    for bad in ((24, 32, 5, 6), (24, 32, (4, 12), 3)):
+        with pytest.raises(ValueError, match="larger than the image"):
+            strided_patch(*bad, seeded())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1"):
+        strided_patch(24, 32, 4, 0, seeded())
+
+
+def reference() -> Camera:
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, 0, 1], [1, 0, 0], [0, 1, 0]]  # on the x axis, looking at the origin, z up
+    pose[:3, 3] = (4, 0, 0)
+    return Camera(np.diag([30.0, 30, 1]), pose, 8, 8)
+
+
+@pytest.mark.parametrize("rng", [np.random.default_rng(0), torch.Generator().manual_seed(0)], ids=["numpy", "torch"])
+def test_pose_priors(rng) -> None:  # type: ignore[no-untyped-def]
+    ref = reference()
+    orbit = OrbitGaussian(10.0)
+    late = [orbit.sample(ref, 1.0, rng) for _ in range(300)]
+    assert all(abs(np.linalg.norm(camera.origin) - 4) < 1e-9 for camera in late)
+    # looking at the origin stays looking at the origin
+    assert all(np.allclose(camera.project(np.zeros(3))[:2], ref.project(np.zeros(3))[:2]) for camera in late)
+    early = [orbit.sample(ref, 0.0, rng) for _ in range(300)]
+    spread = [np.std([np.arctan2(c.origin[1], c.origin[0]) for c in cameras]) for cameras in (early, late)]
+    assert spread[1] == pytest.approx(np.radians(10), rel=0.15)
+    assert spread[0] == pytest.approx(0.3 * spread[1], rel=0.2)
+    table = OrbitGaussian((15.0, 6.0), axes="turntable")
+    up = table.at(ref, (0.0, 0.2))
+    assert up.origin[2] == pytest.approx(4 * math.sin(0.2))  # a positive elevation rises
+    assert table.at(ref, (0.1, 0.0)).origin[1] == pytest.approx(4 * math.sin(0.1))
+    shifts = np.array([TranslationGaussian((0.5, 0.0, 0.1)).sample(ref, 1.0, rng).origin - ref.origin for _ in range(300)])
+    assert shifts[:, 1].std() == pytest.approx(0.5, rel=0.15)  # the camera's right is the world's y
+    assert not shifts[:, 2].any()
+    assert PoseList([up.c2w, up]).sample(ref, 0.5, rng).origin[2] == up.origin[2]
+    with pytest.raises(ValueError, match="needs a pose"):
+        PoseList([])
+    with pytest.raises(ValueError, match="do not fit"):
+        OrbitGaussian((1.0, 2.0))
+
+
+def test_weights_must_not_be_negative() -> None:
+    assert LossWeights() == LossWeights(rgb=1, depth=8, side=8, smooth=0, vit=0, adv=0, rgb_warp=0, cycle=0)
+    for bad in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="adv"):
+            LossWeights(adv=bad)
+
+
+def frozen(encoder: torch.nn.Module, size: int) -> None:
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    assert not any(p.requires_grad for p in encoder.parameters())
+    encoder.train()
+    assert not encoder.training
+    image = torch.rand(2, 3, size, size, requires_grad=True)
+    features = encoder(image)
+    assert features.shape == (2, encoder.dim)
+    (features**2).sum().backward()
+    assert image.grad is not None
+    assert image.grad.abs().sum() > 0
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_tiny_dino_learns_and_is_frozen() -> None:
+    images = [torch.rand(3, 1, 1, generator=seeded(place)).expand(3, 96, 96).contiguous() for place in range(3)]
+    torch.manual_seed(0)
+    distiller = SelfDistiller(images, Distillation(batch=4))
+    start = distiller.encoder()
+    losses = [distiller.step(seeded(step)) for step in range(3)]
+    assert all(map(math.isfinite, losses))
+    encoder = distiller.encoder()
+    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), encoder.parameters(), strict=True))
+    assert 0 <= nearest_neighbour_accuracy(encoder, distiller, 9, seeded()) <= 1
+    frozen(encoder, 40)
+    assert TinyDino().dim == 64
+
+
+def test_descriptor_is_differentiable_and_sees_texture() -> None:
+    encoder = Descriptor()
+    image = torch.rand(2, 3, 12, 16, requires_grad=True)
+    features = encoder(image)
+    assert features.shape == (2, encoder.dim)
+    features.sum().backward()
+    assert image.grad is not None
+    assert torch.isfinite(image.grad).all()
+    assert not torch.allclose(features[0], features[1])
+
+
+@pytest.mark.slow
+def test_dino_is_read_before_the_last_normalisation() -> None:
+    encoder = TimmDino(pretrained=False)
+    assert encoder.dim == 384
+    frozen(encoder, 48)
+    image = torch.rand(1, 3, 224, 224)
+    plain = (image - encoder.mean) / encoder.std
+    model = encoder.model
+    with torch.no_grad():
+        torch.testing.assert_close(model.norm(encoder(image)), model.forward_features(plain)[:, 0])  # type: ignore[operator]

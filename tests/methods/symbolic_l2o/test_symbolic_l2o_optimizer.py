@@ -1,0 +1,262 @@
+"""Rules as policies and as torch optimizers: the same numbers, whichever way they are computed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sympy
+import torch
+from torch import nn
+
+from atlas.l2o import Features, LearnedOptimizer, MetaConfig, quadratic
+from atlas.methods.symbolic_l2o import (
+    ExpressionRule,
+    InterpolationRule,
+    PolynomialRule,
+    Rule,
+    SymbolicOptimizer,
+    SymbolicPolicy,
+    TanhTemplate,
+    meta_tune,
+    parse,
+)
+from atlas.methods.symbolic_l2o.rules import adam_like, column_names
+
+FEATURES = ("m", "g", "n", "ema0.9", "p2.5", "d", "mhat", "mom", "grad", "time")
+RULE = (
+    "-0.5*tanh(2*m_0) - 0.2*g_0 + 0.1*tanh(g_3)*m_7 + 0.05*aq(n_1, ema0.9_2) - 0.01*p2.5_0*d_0 "
+    "+ 0.1*mhat_1 - mom_0*0.3 + square(grad_2)*0.01 - asinh(time_0) * erfc(m_0) + relu(g_0)*0.1"
+)
+
+
+def trained(make: Callable[[Any], torch.optim.Optimizer], steps: int = 30, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).to(dtype)
+    optimizer = make(net.parameters())
+    x = torch.randn(32, 8, dtype=dtype)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (net(x) - x.sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_adam_entered_by_hand_is_adam_step_for_step(foreach: bool) -> None:
+    ours = trained(lambda p: SymbolicOptimizer(p, "-m_0", lr=0.01, betas=(0.9, 0.999), clamp=None, foreach=foreach), 100)
+    theirs = trained(lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-12), 100)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_weight_decay_is_that_of_adamw() -> None:
+    ours = trained(lambda p: SymbolicOptimizer(p, "-m_0", lr=0.01, betas=(0.9, 0.999), clamp=None, weight_decay=0.1))
+    theirs = trained(lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-12, weight_decay=0.1))
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_blocks_foreach_and_policy_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES))
+    foreach = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, foreach=True))
+    policy = SymbolicPolicy(ExpressionRule(RULE, FEATURES, 10).double())
+    functional = trained(lambda p: LearnedOptimizer(p, policy))
+    monkeypatch.setattr("atlas.methods.symbolic_l2o.optimizer.BLOCK", 7)
+    blocks = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES))
+    assert torch.equal(whole, blocks)
+    assert torch.allclose(whole, foreach, rtol=0, atol=1e-12)
+    assert torch.allclose(whole, functional, rtol=0, atol=1e-7)  # the policy holds its constants in float32
+
+
+@pytest.mark.slow
+def test_compiled_step_agrees() -> None:
+    plain = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=False))
+    compiled = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=True))
+    assert torch.allclose(plain, compiled, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        TanhTemplate(weights=torch.linspace(-1, 1, 20).reshape(2, 10), gamma=(0.5, 2.0)),
+        InterpolationRule(0.3),
+        PolynomialRule(("m", "g"), 3, (0.2, 1.0)),
+        ExpressionRule("-tanh(m_0) + 0.1 * g_2", lags=3),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_a_rule_is_its_expression(rule: Rule) -> None:
+    history = torch.randn(4, rule.lags, len(rule.features), 6, dtype=torch.float64).abs() + 0.1
+    history[:, :, 0] *= -1
+    columns = column_names(rule.features, rule.lags)
+    rows = history.permute(0, 3, 1, 2).reshape(-1, len(columns))
+    expected = rule.expression.numpy(dict(zip(columns, rows.numpy().T, strict=True)))
+    assert torch.allclose(rule(history).detach().reshape(-1), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+    optimizer = SymbolicOptimizer([nn.Parameter(torch.ones(3))], rule)
+    assert optimizer.expression == rule.expression.simplify()
+
+
+def test_template_limits() -> None:
+    """γ → ∞ gives −m̃; γ → 0 with W γ fixed gives a sign rule; ψ is odd; W = 0 gives 0."""
+    z = torch.randn(1, 1, 2, 50, dtype=torch.float64)
+    first = z[:, 0, 0]
+    assert torch.allclose(adam_like()(z), -first, atol=1e-5)
+    narrow = TanhTemplate(lags=1, weights=torch.tensor([[1e6], [0.0]]), gamma=1e-6)
+    assert torch.allclose(narrow(z), -first.sign(), atol=1e-5)
+    template = TanhTemplate(lags=1, weights=torch.tensor([[0.7], [-0.2]]))
+    assert torch.allclose(template(-z), -template(z))
+    zero = TanhTemplate(lags=1, weights=torch.zeros(2, 1))
+    assert bool((zero(z) == 0).all())
+    assert zero.expression == parse("0.0")
+
+
+def test_interpolation_limits() -> None:
+    z = torch.rand(1, 1, 2, 20) + 0.1
+    assert torch.allclose(InterpolationRule(0.0)(z), -z[:, 0, 0])
+    assert torch.allclose(InterpolationRule(1.0)(z), -z[:, 0, 0] / z[:, 0, 1])
+
+
+def test_template_is_recovered_by_least_squares() -> None:
+    gen = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 4, generator=gen)
+    rows = torch.randn(300, 8, generator=gen, dtype=torch.float64)
+    y = TanhTemplate(lags=4, weights=weights, gamma=0.5).double()(rows.reshape(300, 4, 2, 1))[:, 0].detach()
+    found = TanhTemplate.fit(rows, y, lags=4)
+    assert torch.allclose(found.weights, weights, atol=1e-6)
+    assert torch.allclose(found.gamma, torch.tensor([0.5, 0.5]))
+    with pytest.raises(ValueError, match="8 columns"):
+        TanhTemplate.fit(rows[:, :3], y, lags=4)
+
+
+def test_state_is_what_the_equation_uses() -> None:
+    def bytes_of(rule: str, **options: Any) -> float:
+        parameter = nn.Parameter(torch.ones(1000))
+        parameter.grad = torch.ones(1000)
+        optimizer = SymbolicOptimizer([parameter], rule, **options)
+        assert optimizer.state_bytes_per_parameter() == 0
+        optimizer.step()
+        return optimizer.state_bytes_per_parameter()
+
+    assert bytes_of("-0.01 * grad_0", features=("grad",)) == 0
+    assert bytes_of("-mom_0", features=("mom",)) == 4
+    assert bytes_of("-g_0") == 4
+    assert bytes_of("-m_0") == 8
+    assert bytes_of("-m_0 - 0.1 * m_3") == 8 + 12
+    assert bytes_of("-m_0 - 0.1 * grad_2", features=("m", "grad")) == 8 + 8
+
+
+def test_low_precision_parameters_keep_their_state_in_float32() -> None:
+    parameter = nn.Parameter(torch.ones(64, dtype=torch.bfloat16).reshape(8, 8).T)
+    parameter.grad = torch.full((8, 8), 0.5, dtype=torch.bfloat16)
+    optimizer = SymbolicOptimizer([parameter], "-m_0 - 0.5 * g_1", lr=0.1)
+    optimizer.step()
+    store = optimizer.state[parameter]
+    assert {tensor.dtype for part in ("moments", "history") for tensor in store[part].values()} == {torch.float32}
+    assert torch.allclose(parameter.float(), torch.full((8, 8), 0.9), atol=1e-2)
+    again = SymbolicOptimizer([parameter], "-m_0 - 0.5 * g_1", lr=0.1)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state[parameter]["moments"]["m"].dtype == torch.float32
+
+
+def test_a_saved_state_goes_on_bit_for_bit() -> None:
+    def run(stop: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(20))
+        optimizer = SymbolicOptimizer([parameter], RULE, features=FEATURES)
+        for step in range(25):
+            if step == stop:
+                saved = optimizer.state_dict()
+                optimizer = SymbolicOptimizer([parameter], RULE, features=FEATURES)
+                optimizer.load_state_dict(saved)
+            parameter.grad = torch.sin(parameter.detach() * 3 + step)
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(run(None), run(11))
+
+
+def test_updates_are_bounded_and_what_is_not_finite_becomes_zero() -> None:
+    for rule, moved in (("-1e9 * m_0", 0.01), ("1 / (m_0 - m_0)", 0.0), ("-exp(exp(exp(100*m_0)))", 0.0)):
+        parameter = nn.Parameter(torch.zeros(5))
+        parameter.grad = torch.ones(5)
+        SymbolicOptimizer([parameter], rule, lr=0.01).step()
+        assert torch.allclose(parameter, torch.full((5,), -moved)), rule
+
+
+def test_a_tensor_with_a_broken_gradient_waits_and_then_complains() -> None:
+    sound, broken = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
+    optimizer = SymbolicOptimizer([sound, broken], "-m_0", patience=3)
+    sound.grad, broken.grad = torch.ones(3), torch.full((2, 2), math.nan)
+    for _ in range(2):
+        optimizer.step()
+    assert bool((sound < 1).all())
+    assert bool((broken == 1).all())
+    with pytest.raises(RuntimeError, match=r"\(2, 2\) was not finite for 3 steps"):
+        optimizer.step()
+    broken.grad = torch.ones(2, 2).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+
+
+def test_a_large_finite_gradient_is_not_mistaken_for_a_broken_one() -> None:
+    parameter = nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.full((4,), 3e38)
+    SymbolicOptimizer([parameter], "-sign(grad_0)", features=("grad",), lr=0.5).step()
+    assert torch.equal(parameter.detach(), torch.full((4,), -0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "-q_0"}, "q_0 is not a variable of the rule; choose from m_0 … m_9, g_0 … g_9"),
+        ({"rule": "-m_3", "lags": 2}, "m_0 … m_1"),
+        ({"rule": "-cos(m_0)"}, "the function cos"),
+        ({"rule": "-m_0", "features": ("m", "momentum")}, "there is no feature momentum; choose from m, g"),
+        ({"rule": "-m_0", "lags": 0}, "lags must be at least 1"),
+        ({"rule": "-m_0", "lr": 0.0}, "lr must be positive"),
+        ({"rule": "-m_0", "betas": (1.0, 0.9)}, r"betas\[0\] must be in \[0, 1\)"),
+        ({"rule": "-m_0", "clamp": -1.0}, "clamp must be positive"),
+    ],
+)
+def test_wrong_settings_say_what_is_right(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SymbolicOptimizer([nn.Parameter(torch.ones(1))], **options)
+
+
+def test_rules_come_from_text_files_sympy_and_json(tmp_path: Path) -> None:
+    (tmp_path / "rule.txt").write_text("-2 * m_0\n")
+    (tmp_path / "rule.json").write_text(json.dumps({"expression": "-2 * m_0"}))
+    m = sympy.Symbol("m_0", real=True)
+    parameter = [nn.Parameter(torch.ones(1))]
+    rules: list[Any] = [parse("-2 * m_0"), "-2 * m_0", tmp_path / "rule.txt", tmp_path / "rule.json", -2 * m]
+    assert {str(SymbolicOptimizer(parameter, rule).expression) for rule in rules} == {"((-2.0) * m_0)"}
+    assert r"\tilde{m}_{t}" in SymbolicOptimizer(parameter, "-2 * m_0").latex()
+    (tmp_path / "rule.json").write_text("[]")
+    with pytest.raises(ValueError, match="no key expression"):
+        SymbolicOptimizer(parameter, tmp_path / "rule.json")
+
+
+def test_features_of_rules_do_not_depend_on_the_gradients_scale() -> None:
+    inputs = Features(("m", "g"))
+    g = torch.randn(5, 1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state, scaled = inputs.init_state(g[0]), inputs.init_state(g[0])
+    for step in g:
+        z, state = inputs.step(step, state)
+        other, scaled = inputs.step(1000 * step, scaled)
+        assert torch.allclose(z, other, atol=1e-8)
+
+
+def test_meta_tuning_improves_a_rule() -> None:
+    problem = quadratic(5, start=1.0)
+    rule = TanhTemplate(lags=2, weights=torch.tensor([[0.1, 0.0], [0.0, 0.0]]))
+    cfg = MetaConfig(windows=60, unroll=10, depth=2, instances=8, lr=0.05)
+    history = meta_tune(rule, problem, cfg, torch.Generator().manual_seed(0), lr=0.05)
+    first = sum(row["loss"] for row in history[:10])
+    last = sum(row["loss"] for row in history[-10:])
+    assert last < 0.9 * first
+    assert rule.weights[0, 0] > 0.3
+    with pytest.raises(ValueError, match="no constants"):
+        meta_tune(ExpressionRule("-m_0"), problem, cfg, torch.Generator())

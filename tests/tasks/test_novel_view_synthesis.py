@@ -1,0 +1,331 @@
+"""Scenes, captures and metrics of novel view synthesis; the rows of every tier."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atlas.datasets import acquire, get_dataset
+from atlas.datasets.views import MOTORCYCLE, STEREO
+from atlas.errors import AtlasError, UserError
+from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.planning import merge, validate_settings
+from atlas.harness.study import Run, Study
+from atlas.methods.sinnerf import Camera, depth_from_disparity, forward_warp
+from atlas.methods.sinnerf.ingredients import camera_of, view_of, weights_of
+from atlas.tasks.novel_view_synthesis import captures, metrics
+from atlas.tasks.novel_view_synthesis.analytic import analytic_scene, make_solids, render_views
+from atlas.tasks.novel_view_synthesis.protocol import Protocol, SceneSettings
+from atlas.tasks.novel_view_synthesis.scene import Scene, load_scene, save_scene
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = "novel-view-synthesis"
+MIRROR = os.environ.get("ATLAS_DATA_MIRROR", "")
+
+
+@pytest.fixture(scope="module")
+def analytic() -> Scene:
+    return analytic_scene(0)
+
+
+@pytest.fixture(scope="module")
+def stereo(data_folder: Path) -> Scene:
+    settings = SceneSettings(kind="stereo", depth="given", near=1.9, far=5.6)
+    return captures.stereo_scene(data_folder / "motorcycle-stereo", MOTORCYCLE, settings)
+
+
+def test_warped_depth_is_the_traced_depth(analytic: Scene) -> None:
+    """At interior pixels of the target's surfaces, the splat's depth is the ray tracer's to 1 %."""
+    view = view_of(analytic.reference, 0)
+    assert view.depth is not None
+    assert analytic.test.depth is not None
+    right = total = 0
+    for index in range(len(analytic.test)):
+        warped = forward_warp(view.rgb, view.depth, view.camera, camera_of(analytic.test, index), crack_filter=True)
+        truth = analytic.test.depth[index]
+        near = np.stack([np.roll(truth, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+        interior = warped.valid & (near.min(0) > 0.95 * near.max(0))
+        interior[[0, -1]] = interior[:, [0, -1]] = False
+        right += (np.abs(warped.depth - truth) <= 0.01 * truth)[interior].sum()
+        total += interior.sum()
+    assert total > 1000
+    assert right >= 0.99 * total
+
+
+def test_colours_do_not_depend_on_the_viewer(analytic: Scene) -> None:
+    view = view_of(analytic.reference, 0)
+    assert view.depth is not None
+    warped = forward_warp(view.rgb, view.depth, view.camera, camera_of(analytic.test, 2), crack_filter=True)
+    assert metrics.psnr(warped.rgb, analytic.test.rgb[2], warped.valid) > 18  # aliasing of the texture and nearest splats remain
+    shifted = np.roll(analytic.test.rgb[2], 3, axis=1)
+    assert metrics.psnr(warped.rgb, shifted, warped.valid) < metrics.psnr(warped.rgb, analytic.test.rgb[2], warped.valid) - 3
+
+
+def test_analytic_scenes_are_seeded(analytic: Scene) -> None:
+    again, other = analytic_scene(0), analytic_scene(1)
+    np.testing.assert_array_equal(again.reference.rgb, analytic.reference.rgb)
+    assert not np.array_equal(other.reference.rgb, analytic.reference.rgb)
+    solids = make_solids(0)
+    assert (len(solids.spheres), len(solids.boxes)) == (3, 3)
+    np.testing.assert_allclose(analytic.distance()[[0, 5]], [25.4, 25.4], atol=0.5)  # 30° of azimuth at an elevation of 32°
+    small = render_views(solids, analytic.reference.poses, size=24)
+    assert small.rgb.shape == (1, 24, 24, 3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_stereo_geometry_is_proven_by_warping(stereo: Scene, turned: bool) -> None:
+    """The warp of the left image predicts the right one; without the principal points' offset, or mirrored, it does not."""
+    view, target = view_of(stereo.reference, 0), camera_of(stereo.test, 0)
+    assert view.depth is not None
+    warped = forward_warp(view.rgb, view.depth, view.camera, target)
+    good = metrics.psnr(warped.rgb, stereo.test.rgb[0], warped.valid)
+    assert good == pytest.approx(26.09, abs=0.05)
+    assert metrics.psnr(view.rgb, stereo.test.rgb[0]) < good - 10
+    pose = np.array(target.c2w)
+    pose[0, 3] = -pose[0, 3] if turned else pose[0, 3]
+    intrinsics = target.K if turned else view.camera.K
+    wrong = forward_warp(view.rgb, view.depth, view.camera, Camera(intrinsics, pose, target.height, target.width))
+    assert metrics.psnr(wrong.rgb, stereo.test.rgb[0], wrong.valid) < good - 10
+
+
+def test_the_stereo_pair_at_full_size(data_folder: Path) -> None:
+    from safetensors.numpy import load_file
+
+    arrays = load_file(data_folder / "motorcycle-stereo" / STEREO)
+    left, right, disparity = (arrays[name] for name in ("left", "right", "disparity"))
+    assert left.shape == right.shape == (500, 741, 3)
+    assert np.isposinf(disparity[~np.isfinite(disparity)]).all()
+    assert (~np.isfinite(disparity)).sum() == 27_226
+    calibration = MOTORCYCLE
+    depth = depth_from_disparity(
+        disparity, focal_px=calibration["focal"], baseline=calibration["baseline"], doffs=calibration["doffs"]
+    )
+    assert depth[depth > 0].min() == pytest.approx(2.110, abs=1e-3)
+    assert depth.max() == pytest.approx(5.017, abs=1e-3)
+    matrix = np.array([[calibration["focal"], 0, calibration["cx"]], [0, calibration["focal"], calibration["cy"]], [0, 0, 1]])
+    other, pose = matrix.copy(), np.eye(4)
+    other[0, 2] += calibration["doffs"]
+    pose[0, 3] = calibration["baseline"]
+    source, target = Camera(matrix, np.eye(4), 500, 741), Camera(other, pose, 500, 741)
+    rows, cols = np.nonzero(depth)
+    u, v, _ = target.project(source.origin + depth[rows, cols, None] * source.directions(rows, cols))
+    np.testing.assert_allclose(u, cols - disparity[rows, cols], atol=1e-4)
+    np.testing.assert_allclose(v, rows, atol=1e-9)
+    warped = forward_warp(left / 255.0, depth, source, target)
+    assert warped.valid.mean() == pytest.approx(0.830, abs=0.002)
+    assert metrics.psnr(warped.rgb, right / 255.0, warped.valid) == pytest.approx(26.94, abs=0.05)
+
+
+def test_stereo_blocks() -> None:
+    values = np.array([[1.0, 2, np.inf, np.inf], [3, np.inf, np.inf, 8]])
+    np.testing.assert_array_equal(captures.block_median(values, 2), [[2.0, np.inf]])
+    np.testing.assert_array_equal(captures.block_mean(np.arange(8.0).reshape(2, 4), 2), [[2.5, 4.5]])
+
+
+def test_metrics() -> None:
+    random = np.random.default_rng(0)
+    image = random.random((20, 24, 3))
+    assert metrics.psnr(image, image) == metrics.CEILING
+    assert metrics.ssim(image, image) == pytest.approx(1)
+    assert metrics.psnr(image * 0 + 0.5, image * 0 + 0.6) == pytest.approx(20)
+    assert metrics.psnr(image + 5, np.ones_like(image)) == metrics.CEILING  # clipped
+    mask = np.zeros((20, 24), dtype=bool)
+    assert math.isnan(metrics.psnr(image, image, mask))
+    mask[3, 4] = True
+    assert metrics.psnr(image, np.where(mask[..., None], image, 0), mask) == metrics.CEILING
+    assert metrics.ssim(random.random((20, 24, 3)), image) < 0.3
+    assert metrics.depth_error(np.array([[1.0, 9]]), np.array([[1.5, 0]])) == 0.5
+    assert math.isnan(metrics.depth_error(image[..., 0], None))
+
+
+def test_ssim_is_the_gaussian_window_by_hand() -> None:
+    random = np.random.default_rng(1)
+    a, b = random.random((2, 11, 11))
+    offsets = np.arange(-5, 6)
+    kernel = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(kernel, kernel) / kernel.sum() ** 2
+    mean_a, mean_b = (window * a).sum(), (window * b).sum()
+    var_a, var_b = (window * a**2).sum() - mean_a**2, (window * b**2).sum() - mean_b**2
+    both = (window * a * b).sum() - mean_a * mean_b
+    expected = (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4) / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
+    found = metrics.ssim(np.repeat(a[..., None], 3, -1), np.repeat(b[..., None], 3, -1))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_lpips_is_absent_without_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert math.isnan(metrics.lpips(np.zeros((32, 32, 3)), np.ones((32, 32, 3))))
+
+
+def test_a_scene_survives_its_file(analytic: Scene, tmp_path: Path) -> None:
+    save_scene(replace(analytic, covisible=np.ones((6, 48, 48), bool)), tmp_path)
+    again = load_scene(tmp_path)
+    for name in ("rgb", "poses", "intrinsics", "depth"):
+        np.testing.assert_array_equal(getattr(again.test, name), getattr(analytic.test, name))
+    assert (again.near, again.far, again.depth_source, len(again.train)) == (2, 6, "exact", 0)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("stand-ins")
+    for name in ("lego-400", "llff", "dtu"):
+        entry = get_dataset(name)
+        (root / name).mkdir()
+        assert entry.stand_in is not None
+        entry.stand_in(root / name)
+        if entry.check is not None:
+            entry.check(root / name)
+    return root
+
+
+def test_blender_captures(stand_ins: Path) -> None:
+    settings = SceneSettings(height=40, width=40, test_split="train", test_views=(28, 63, 20))
+    scene = captures.blender_scene(stand_ins / "lego-400/lego", settings)
+    assert len(scene.test) == 2  # the reference is never a test view
+    assert len(scene.train) == 98
+    assert scene.reference.intrinsics[0, 0, 0] == pytest.approx(55.556, abs=1e-3)
+    assert scene.reference.intrinsics[0, 0, 2] == 19.5
+    near = captures.blender_scene(
+        stand_ins / "lego-400/lego", settings.model_copy(update={"test_views": (), "test_degrees": 40.0})
+    )
+    assert (near.distance() <= 40).all()
+    assert (near.distance() > 0).all()
+    with pytest.raises(UserError, match="no training view 100"):
+        captures.blender_scene(stand_ins / "lego-400/lego", settings.model_copy(update={"reference": 100}))
+    with pytest.raises(UserError, match="does not exist"):
+        captures.blender_scene(stand_ins / "lego-400/chair", settings)
+
+
+def test_llff_captures(stand_ins: Path) -> None:
+    settings = SceneSettings(kind="llff", name="room", height=38, width=50, reference=-1, test_every=4, depth="none")
+    scene = captures.llff_scene(stand_ins / "llff/room", settings)
+    assert scene.near == pytest.approx(1.2)
+    assert scene.far == pytest.approx(20 / 3)
+    assert not scene.white_background
+    assert len(scene.test) + len(scene.train) == 10
+    np.testing.assert_allclose(np.r_[scene.test.poses, scene.train.poses][:, :3, 3].mean(0), 0, atol=1e-9)  # recentred
+    np.testing.assert_allclose(scene.reference.poses[0, :3, :3], np.eye(3), atol=1e-9)
+    assert (scene.distance() > 0).all()
+
+
+def test_dtu_captures(stand_ins: Path) -> None:
+    settings = SceneSettings(kind="dtu", name="scan4", height=128, width=160, reference=2, depth="given")
+    scene = captures.dtu_scene(stand_ins / "dtu", settings)
+    assert len(scene.test) == len(scene.train) == 5
+    assert scene.reference.depth is not None
+    np.testing.assert_allclose(scene.reference.depth, 3.0)
+    assert scene.near == pytest.approx(2.125)
+    assert scene.far == pytest.approx((425 + 192 * 2.5) / 200)
+    camera = camera_of(scene.reference, 0)
+    u, v, depth = camera.project(camera.origin + 3.0 * camera.directions(10, 20))
+    np.testing.assert_allclose((u, v, depth), (20, 10, 3))
+    assert scene.depth_source == "multiview"
+
+
+def test_transparency_is_composed_after_resizing_with_premultiplied_colours(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:, :2] = (255, 0, 0, 255)  # red, beside transparent black
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_allclose(captures.read_image(tmp_path / "a.png", 4, 4)[0], [[1, 0, 0]] * 2 + [[1, 1, 1]] * 2)
+    half = captures.read_image(tmp_path / "a.png", 1, 1, "bilinear")
+    np.testing.assert_allclose(half[0, 0], [1, 0.5, 0.5], atol=0.01)  # no dark fringe
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (Path(MIRROR) / "nerf-synthetic-lego-400.tar.gz").is_file(), reason="ATLAS_DATA_MIRROR has no lego")
+def test_lego_of_the_archive(tmp_path: Path) -> None:
+    acquire("lego-400", root=tmp_path, mirror=MIRROR)
+    run = next(run for run in Study.read("lab", ROOT).runs if run.dataset.startswith("lego"))
+    scene = captures.blender_scene(tmp_path / "lego-400/lego", run.protocol_model().scene)
+    assert len(scene.test) == 14
+    assert len(scene.train) == 86
+    assert scene.distance().min() == pytest.approx(6.2, abs=0.1)
+    assert scene.distance().max() == pytest.approx(28.6, abs=0.1)
+    assert np.linalg.norm(scene.reference.poses[0, :3, 3]) == pytest.approx(4.0311, abs=1e-3)
+    assert scene.reference.rgb[0, 0, 0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
+def test_rows_of_every_tier_are_valid(tier: str) -> None:
+    runs = Study.read(tier, ROOT).matching(TASK)
+    rows = {run.recipe[0] for run in runs}
+    assert {"scene", "nerf1", "dsnerf", "dibr", "sinnerf-geom", "sinnerf", "encoder", "dietnerf"} <= rows
+    for run in runs:
+        protocol = run.protocol_model()
+        assert isinstance(protocol, Protocol)
+        settings = run.settings_model(run.recipe[0])
+        if hasattr(settings, "rgb"):
+            assert len(weights_of(settings, len(protocol.stages))) == len(protocol.stages)
+        if tier != "demo":
+            assert run.resources.gpus == 1
+    if tier == "paper":
+        assert {run.protocol_model().scene.kind for run in runs} == {"blender", "llff", "dtu"}
+
+
+def small(cell: str, root: Path, **changes: Any) -> Run:
+    """A run of the demo as short as it can be, with a changed protocol."""
+    run = Study.read("demo", ROOT).find(f"{TASK}/{cell}/seed10")
+
+    def cut(one: Run) -> Run:
+        protocol = validate_settings(one.task_entry.protocol, merge(one.protocol, one.task_entry.smallest, changes), "test", TASK)
+        return replace(one, root=root, protocol=protocol, needs={role: cut(needed) for role, needed in one.needs.items()})
+
+    return cut(run)
+
+
+def train_all(run: Run) -> None:
+    for needed in run.needs.values():
+        train_all(needed)
+    train_run(run)
+
+
+def test_a_teacher_renders_the_missing_depth(stand_ins: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(stand_ins)
+    scene = {"kind": "blender", "height": 24, "width": 24, "test_split": "train", "test_views": [28, 63], "depth": "teacher"}
+    run = small("analytic/nerf1", tmp_path, scene=scene)
+    needed = replace(run.needs["scene"], data="lego-400")
+    train_all(replace(run, data="lego-400", needs={"scene": needed}))
+    made = load_scene(needed.checkpoint)
+    assert made.depth_source == "multiview"
+    assert made.reference.depth is not None
+    assert made.covisible is not None
+    assert (needed.checkpoint / "model.safetensors").is_file()
+
+
+def test_the_real_pair_runs_through(workspace: Path) -> None:
+    run = small("motorcycle/sinnerf-geom", workspace)
+    train_all(run)
+    content = evaluate_run(run)
+    assert content["metrics"]["depth_mae"] is None  # the right image has no measured depth
+    assert content["metrics"]["depth_source"] == 1
+    assert {path.name for path in run.results.glob("*.png")} == {"view0.png", "depth0.png"}
+    assert (run.results / "views.csv").read_text().startswith("view,degrees,psnr")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(workspace: Path) -> None:
+    run = small("analytic/nerf1", workspace, stages=[{"steps": 30, "stride": 1, "lr": 1e30}])
+    with pytest.raises(AtlasError, match=r"nerf1/seed10: step \d+: the loss is not finite"):
+        train_all(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scene": {"near": 7}}, "must be below far"),
+        ({"scene": {"kind": "stereo", "depth": "teacher"}}, "bring their depth"),
+        ({"stages": []}, "at least 1"),
+    ],
+)
+def test_impossible_protocols(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate_settings(Protocol, change, "test", TASK)
