@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from atlas.harness.plots import FigureData, figure
+from atlas.tasks.adversarial_robustness.figures import LEGEND_COLUMNS, logarithmic, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASK, PAPER = "adversarial-robustness", "sparse-robust"
-LEGEND_COLUMNS = 5
+TURNED = 8
+"""Number of layers above which their names stand upright."""
 
 
 @figure(
@@ -20,7 +22,8 @@ LEGEND_COLUMNS = 5
     title="Gap and overfitting against size",
     caption=(
         "Robust generalization gap (robust accuracy on training minus test images at the last epoch) and robust overfitting "
-        "(best minus last on test images) against the number of weights, one point per seed and one larger point for their mean."
+        "(best minus last on test images) against the number of weights, one point per seed and one larger point for their mean. "
+        "Rows of nearly equal size are drawn side by side."
     ),
     alt="Two scatter plots against the number of weights: the robust generalization gap and robust overfitting, by method.",
 )
@@ -35,12 +38,13 @@ def gap_density(data: FigureData) -> Figure | None:
     panels = (("robust_gap", "gap (points)"), ("robust_overfitting", "overfitting (points)"))
     for place, (metric, label) in zip(axes, panels, strict=True):
         place.axhline(0, color="#7F7F7F", linewidth=0.8)
-        for row, group in table.groupby("method", sort=False):
-            color = data.colors[str(row)]
-            place.plot(group["parameters"], 100 * group[metric], ".", color=color, alpha=0.5, markersize=5)
-            mean = group[["parameters", metric]].mean()
-            place.plot(mean["parameters"], 100 * mean[metric], "o", color=color, markersize=8, label=data.titles[str(row)])
-        place.set(xscale="log", xlabel="weights", ylabel=label)
+        means = table.groupby("method", sort=False)["parameters"].mean()
+        for row, x in spread(dict(zip(map(str, means.index), means.tolist(), strict=True))).items():
+            values, color = 100 * table[table["method"].eq(row)][metric], data.colors[row]
+            place.plot([x] * len(values), values, ".", color=color, alpha=0.5, markersize=5)
+            place.plot(x, values.mean(), "o", color=color, markersize=8, label=data.titles[row])
+        place.set_ylabel(label)
+        logarithmic(place, "weights")
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=LEGEND_COLUMNS)
     return drawing
@@ -52,7 +56,7 @@ def gap_density(data: FigureData) -> Figure | None:
     paper=PAPER,
     title="Where the weights are",
     caption="Share of each layer's weights that exist in the last network, from the input to the output; mean over seeds.",
-    alt="Line plot over layers, one line per sparse method: the density of each layer.",
+    alt="Dot plot over layers, one colour per sparse method: the density of each layer.",
 )
 def layer_densities(data: FigureData) -> Figure | None:
     """Density of every layer, per sparse method."""
@@ -65,12 +69,16 @@ def layer_densities(data: FigureData) -> Figure | None:
     if not sparse:
         return None
     layers = list(dict.fromkeys(table[table["method"].isin(sparse)]["layer"]))
-    drawing, axes = plt.subplots(figsize=(max(6.0, 0.32 * len(layers)), 4.6), layout="constrained")
-    for row in sparse:
+    drawing, axes = plt.subplots(figsize=(max(8.0, 0.45 * len(layers)), 4.4), layout="constrained")
+    for place, row in enumerate(sparse):
         means = table[table["method"].eq(row)].groupby("layer")["density"].mean().reindex(layers)
-        axes.plot(range(len(layers)), means, "o-", color=data.colors[row], label=data.titles[row], markersize=4, linewidth=1.2)
-    axes.set(ylabel="density", yscale="log")
-    axes.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) < 6 else 90, ha="center", fontsize=8)
+        shift = 0.6 * ((place + 0.5) / len(sparse) - 0.5)
+        axes.plot(
+            [x + shift for x in range(len(layers))], means, "o", color=data.colors[row], label=data.titles[row], markersize=5
+        )
+    axes.set(ylabel="density", ylim=(0, None))
+    turned = len(layers) > TURNED
+    axes.set_xticks(range(len(layers)), layers, rotation=90 if turned else 0, fontsize=8)
     drawing.legend(loc="outside lower center", ncols=LEGEND_COLUMNS)
     return drawing
 

@@ -7,12 +7,40 @@ from typing import TYPE_CHECKING
 from atlas.harness.plots import FigureData, figure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TASK = "adversarial-robustness"
 LEGEND_COLUMNS = 5
+SIDE_BY_SIDE = 0.05
+"""Relative distance at which rows of equal cost are drawn beside each other."""
+
+
+def spread(values: Mapping[str, float]) -> dict[str, float]:
+    """Move values that are equal to within a few per cent apart, for a logarithmic axis; each group keeps its middle."""
+    ordered = sorted(values, key=lambda row: values[row])
+    groups: list[list[str]] = []
+    for row in ordered:
+        near = groups and values[row] <= values[groups[-1][0]] * (1 + SIDE_BY_SIDE)
+        groups = [*groups[:-1], [*groups[-1], row]] if near else [*groups, [row]]
+    return {
+        row: values[row] * (1 + SIDE_BY_SIDE) ** (place - (len(group) - 1) / 2)
+        for group in groups
+        for place, row in enumerate(group)
+    }
+
+
+def logarithmic(axes: Axes, label: str) -> None:
+    """A logarithmic horizontal axis with few, short tick labels."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", xlabel=label)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _curve(axes: Axes, data: FigureData, table: pd.DataFrame, row: str, column: str) -> None:
@@ -64,7 +92,7 @@ def overfitting(data: FigureData) -> Figure | None:
     caption=(
         "Robust accuracy on the test images at the last epoch (filled) and at the best epoch (open), joined by a line, against "
         "the operations of the whole training and of one forward pass, counted with the weights that existed; mean over seeds. "
-        "The length of a line is robust overfitting."
+        "The length of a line is robust overfitting. Rows of nearly equal cost are drawn side by side."
     ),
     alt="Two scatter plots on logarithmic axes: robust accuracy against training cost and against inference cost.",
 )
@@ -78,14 +106,14 @@ def accuracy_cost(data: FigureData) -> Figure | None:
     drawing, axes = plt.subplots(1, 2, figsize=(9.0, 4.4), sharey=True, layout="constrained")
     costs = (("train_flops", "training FLOPs"), ("forward_flops", "FLOPs of a forward pass"))
     for place, (cost, label) in zip(axes, costs, strict=True):
-        for row, group in table.groupby("method", sort=False):
-            mean = group[[cost, "ra_best", "ra_final"]].mean()
-            color, x = data.colors[str(row)], mean[cost]
-            last, best = 100 * mean["ra_final"], 100 * mean["ra_best"]
+        means = table.groupby("method", sort=False)[[cost, "ra_best", "ra_final"]].mean()
+        places = spread(dict(zip(map(str, means.index), means[cost].tolist(), strict=True)))
+        for row, x in places.items():
+            color, last, best = data.colors[row], 100 * means["ra_final"][row], 100 * means["ra_best"][row]
             place.plot([x, x], [best, last], color=color, linewidth=1)
             place.plot(x, best, "o", color=color, markerfacecolor="white", markersize=6)
-            place.plot(x, last, "o", color=color, markersize=6, label=data.titles[str(row)])
-        place.set(xscale="log", xlabel=label)
+            place.plot(x, last, "o", color=color, markersize=6, label=data.titles[row])
+        logarithmic(place, label)
     axes[0].set_ylabel("robust accuracy on test images (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=LEGEND_COLUMNS)
