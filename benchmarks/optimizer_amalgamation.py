@@ -1,8 +1,8 @@
 """Cost of meta-training and of trained students, side by side in the same run.
 
 The unit of work is one meta-training window: a student of LSTM(20, 20), teachers Adam and RMSprop, min-max, a perceptron
-784-20-10 with sigmoid (P = 15,910), batch 128, U = 20, one CPU thread. The first-order engine keeps a graph of the student alone; its
-cost is linear in U. Second order keeps the optimizee's graph too. Replicates share every kernel launch.
+784-20-10 with sigmoid (P = 15,910), batch 128, U = 20, one CPU thread. The first-order engine keeps a graph of the student alone;
+its cost is linear in U. Second order keeps the optimizee's graph too. Replicates share every kernel launch.
 
 A student's ``step()`` costs about 4·H·(I + H) multiply-adds per parameter and cell, and 2 + 2·ΣH floats of state.
 
