@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measures": ["RandomEffects", "TunedLR", "best_log_loss", "optimization_stability", "random_effects"],
         "noise": ["AdversarialWeightNoise", "Perturbation", "RandomWeightNoise"],
         "optimizer": ["AmalgamatedOptimizer", "WarmStart", "load"],
+        "scale": ["L2OScale"],
         "schedule": ["Curriculum", "Progress"],
         "student": ["Student"],
         "teachers": ["OFFICIAL_CHOICE", "POOLS", "PRESETS", "TEACHERS", "make_pool", "teacher"],
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from atlas.methods.optimizer_amalgamation.optimizer import AmalgamatedOptimizer as AmalgamatedOptimizer
     from atlas.methods.optimizer_amalgamation.optimizer import WarmStart as WarmStart
     from atlas.methods.optimizer_amalgamation.optimizer import load as load
+    from atlas.methods.optimizer_amalgamation.scale import L2OScale as L2OScale
     from atlas.methods.optimizer_amalgamation.schedule import Curriculum as Curriculum
     from atlas.methods.optimizer_amalgamation.schedule import Progress as Progress
     from atlas.methods.optimizer_amalgamation.student import Student as Student

@@ -147,6 +147,14 @@ class DMSettings(Settings):
     meta: Plain = Plain()
 
 
+class ScaleSettings(Settings):
+    """L2O-Scale: widths of the cells of coordinates, tensors and the network; ``scale`` of the update."""
+
+    hidden: tuple[Natural, Natural, Natural] = (20, 10, 10)
+    scale: Annotated[float, Gt(0)] = 1.0
+    meta: Plain = Plain()
+
+
 BEST_REPLICATE = Metric("best_replicate", "best replicate's log val. loss", "lower", ".3f", table=False)
 REPLICATE_METRICS = (
     Metric("eval_sd", "sd between evaluations", "lower", ".3f", table=False),
@@ -173,7 +181,7 @@ REHEARSAL = {"schedule": ONE_WINDOW, "replicates": 1}
 def meta_training_amount(run: Run) -> Amount:
     """Inner updates of the schedule, if nothing is repeated, and optimizees side by side over replicates."""
     settings = run.settings_model(run.recipe[0])
-    if isinstance(settings, DMSettings):
+    if isinstance(settings, DMSettings | ScaleSettings):
         return Amount(settings.meta.windows * settings.meta.unroll, settings.meta.instances, settings.meta.instances)
     rules = settings.schedule
     periods = 1 if rules.fixed else rules.min_periods + 1
@@ -312,18 +320,37 @@ _learned(
 )(_student)
 
 
+_PLAIN: dict[str, Any] = {
+    "role": "baseline",
+    "extra_metrics": (),
+    "smallest": {"meta": {"windows": 4, "depth": 2, "unroll": 2}},
+    "rehearsal": {"meta": {"windows": 1, "unroll": 1}},
+}
+
+
 @_learned(
     "l2o-dm",
     "L2O-DM",
     "Learning to learn by gradient descent by gradient descent (Andrychowicz et al., NeurIPS 2016).",
     DMSettings,
-    role="baseline",
-    extra_metrics=(),
-    smallest={"meta": {"windows": 4, "depth": 2, "unroll": 2}},
-    rehearsal={"meta": {"windows": 1, "unroll": 1}},
+    **_PLAIN,
 )
 def l2o_dm(run: Run, settings: DMSettings) -> Competitor:
     """Plainly meta-trained, the sum of losses."""
     from atlas.methods.optimizer_amalgamation.stages import PlainDM
 
     return PlainDM(run, settings)
+
+
+@_learned(
+    "l2o-scale",
+    "L2O-Scale",
+    "Recurrences over coordinates, tensors and the network (Wichrowska et al., ICML 2017).",
+    ScaleSettings,
+    **_PLAIN,
+)
+def l2o_scale(run: Run, settings: ScaleSettings) -> Competitor:
+    """Plainly meta-trained, the sum of losses."""
+    from atlas.methods.optimizer_amalgamation.stages import PlainScale
+
+    return PlainScale(run, settings)

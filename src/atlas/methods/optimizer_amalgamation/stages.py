@@ -19,6 +19,7 @@ from atlas.methods.optimizer_amalgamation.distill import finished, seeded
 from atlas.methods.optimizer_amalgamation.entry import Schedule
 from atlas.methods.optimizer_amalgamation.losses import Amalgamation
 from atlas.methods.optimizer_amalgamation.noise import AdversarialWeightNoise, Perturbation, RandomWeightNoise
+from atlas.methods.optimizer_amalgamation.scale import L2OScale
 from atlas.methods.optimizer_amalgamation.schedule import Curriculum
 from atlas.methods.optimizer_amalgamation.student import Student
 from atlas.methods.optimizer_amalgamation.teachers import POOLS, TEACHERS, make_pool, teacher
@@ -229,6 +230,14 @@ class PlainDM(Learned):
     def fresh(self) -> Policy:
         """An untrained one."""
         return L2ODM(self.settings.hidden, lr=self.settings.scale, preprocess=self.settings.preprocess)
+
+
+class PlainScale(Learned):
+    """L2O-Scale."""
+
+    def fresh(self) -> Policy:
+        """An untrained one."""
+        return L2OScale(self.settings.hidden, lr=self.settings.scale)
 
 
 def curriculum_of(schedule: Schedule) -> Curriculum:
