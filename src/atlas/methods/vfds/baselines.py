@@ -47,6 +47,12 @@ def top(scores: Tensor, count: int) -> Tensor:
     return mask
 
 
+def largest(values: Tensor, groups: Tensor) -> Tensor:
+    """Largest value of each gate's features: (D,), (D,) to (G,)."""
+    member = groups == torch.arange(int(groups.max()) + 1)[:, None]
+    return torch.where(member, values, -torch.inf).amax(1)
+
+
 class Ungated(SweepLearner):
     """All features at every step."""
 
@@ -119,7 +125,7 @@ class MutualInformation(Masked):
         known = labels >= 0
         state = derive_seed(bench.run.seed, "mutual-information") % 2**32
         each = torch.from_numpy(mutual_info_classif(values[known], labels[known], n_neighbors=MI_NEIGHBOURS, random_state=state))
-        gates = torch.zeros(len(layout.cost), dtype=each.dtype).index_reduce_(0, layout.groups, each, "amax")
+        gates = largest(each, layout.groups)
         return top(gates, target_count(bench.run, len(gates)))
 
 
@@ -161,7 +167,7 @@ class GroupLasso(Masked):
         """Mask of gates: norm of a gate is that of its largest column."""
         layout = bench.streams.layout
         norms = cast(Tensor, sweep.weight_ih_l0).detach().cpu().norm(dim=1)  # (M, D)
-        gates = torch.stack([torch.zeros(len(layout.cost)).index_reduce_(0, layout.groups, one, "amax") for one in norms])
+        gates = torch.stack([largest(one, layout.groups) for one in norms])
         wanted = target_count(bench.run, len(layout.cost))
         sizes = (gates > 0).sum(1)
         best = gates[int((sizes - wanted).abs().argmin())]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import model_validator
 
-from atlas.harness.registry import Metric, Settings, method, paper
+from atlas.harness.registry import Amount, Metric, Settings, method, paper
 from atlas.harness.study import Run
 
 PAPER = paper(
@@ -94,6 +94,17 @@ def _options(**more: Any) -> dict[str, Any]:
     return {"paper": PAPER, "task": TASK, **more}
 
 
+def _amount(run: Run) -> Amount:
+    """Every λ of a sweep sees every sequence; a rehearsal takes one λ, and its cost is scaled by their number."""
+    protocol, settings = run.protocol_model(), next(iter(run.settings.values()))
+    batch = protocol.batch_size * len(settings["lams"])
+    return Amount(protocol.steps, batch, batch)
+
+
+SWEEP: dict[str, Any] = {"amount": _amount, "rehearsal": {"lams": (1.0,), "lam": 1.0}, "extra_metrics": MATCHED}
+"""What all rows with a sweep over λ share."""
+
+
 @method(
     "vanilla",
     title="All features",
@@ -127,8 +138,7 @@ def first_step(run: Run, settings: Settings) -> Any:
     title="VFDS",
     summary="The state after each step decides what the next one acquires; gates are trained as binary concrete variables.",
     settings=SelectionSettings,
-    extra_metrics=MATCHED,
-    **_options(),
+    **_options(**SWEEP),
 )
 def vfds(run: Run, settings: SelectionSettings) -> Any:
     """The main method."""
@@ -143,8 +153,7 @@ def vfds(run: Run, settings: SelectionSettings) -> Any:
     summary="VFDS with hard gates in training and the straight-through gradient.",
     role="ablation",
     settings=StraightThroughSettings,
-    extra_metrics=MATCHED,
-    **_options(),
+    **_options(**SWEEP),
 )
 def vfds_st(run: Run, settings: StraightThroughSettings) -> Any:
     """The same policy by another estimator."""
@@ -157,8 +166,7 @@ def vfds_st(run: Run, settings: StraightThroughSettings) -> Any:
     summary="VFDS with hard gates and the antithetic pair's gradient on the logits that made the gates.",
     role="ablation",
     settings=ArmSettings,
-    extra_metrics=MATCHED,
-    **_options(),
+    **_options(**SWEEP),
 )
 def vfds_arm(run: Run, settings: ArmSettings) -> Any:
     """The recommended form of ARM."""
@@ -171,8 +179,7 @@ def vfds_arm(run: Run, settings: ArmSettings) -> Any:
     summary="VFDS with hard gates and a score-function pair that is unbiased for all parameters at a discount of 1.",
     role="ablation",
     settings=UnbiasedSettings,
-    extra_metrics=MATCHED,
-    **_options(),
+    **_options(**SWEEP),
 )
 def vfds_arm_unbiased(run: Run, settings: UnbiasedSettings) -> Any:
     """The unbiased pair."""
@@ -185,8 +192,7 @@ def vfds_arm_unbiased(run: Run, settings: UnbiasedSettings) -> Any:
     summary="VFDS with the ARM gradient of the official code, defects included.",
     role="ablation",
     settings=PublishedSettings,
-    extra_metrics=MATCHED,
-    **_options(),
+    **_options(**SWEEP),
 )
 def vfds_arm_published(run: Run, settings: PublishedSettings) -> Any:
     """For comparison with the official code."""
@@ -199,9 +205,8 @@ def vfds_arm_published(run: Run, settings: PublishedSettings) -> Any:
     summary="One free concrete logit per gate, the same at every step; its front over λ is read at VFDS's cost.",
     role="baseline",
     settings=SelectionSettings,
-    extra_metrics=MATCHED,
     needs={"target": "vfds"},
-    **_options(),
+    **_options(**SWEEP),
 )
 def static(run: Run, settings: SelectionSettings) -> Any:
     """The baseline that honesty asks for."""
