@@ -165,7 +165,8 @@ def _timed(data: FigureData) -> list[tuple[str, float, float]]:
             found += [(title, left, ratio) for left, ratio in rows.to_numpy().tolist()]
     if "latency_ratio_b64" in table:
         rows = table.dropna(subset=["latency_ratio_b64", "r_phys"])
-        found += [(str(row.title), float(row.r_phys), float(row.latency_ratio_b64)) for row in rows.itertuples()]
+        values = rows[["r_phys", "latency_ratio_b64"]].astype(float).to_numpy().tolist()
+        found += [(str(title), left, ratio) for title, (left, ratio) in zip(rows["title"], values, strict=True)]
     return found
 
 
