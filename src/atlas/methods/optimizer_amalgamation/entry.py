@@ -245,7 +245,12 @@ def _student(run: Run, settings: StudentSettings) -> Competitor:
     return Distilled(run, settings)
 
 
-_CHOICE_OPTIONS = {"role": "ablation", "needs": {"teachers": "oracle"}, "smallest": {**SMALLEST, "replicates": 1}}
+_CHOICE_OPTIONS = {
+    "extra_metrics": tuple(metric for metric in REPLICATE_METRICS if not metric.name.startswith("meta_sd")),  # one replicate
+    "role": "ablation",
+    "needs": {"teachers": "oracle"},
+    "smallest": {**SMALLEST, "replicates": 1},
+}
 _learned(
     "choice-policy",
     "Choice policy",

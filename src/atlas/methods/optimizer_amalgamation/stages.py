@@ -203,6 +203,10 @@ class Choice(Trained):
             pool = tuned_pool(self.run.needed("teachers"), self.settings.pool)
         return [seeded(lambda: ChoicePolicy(pool, self.settings.hidden), seed) for seed in self.seeds("choice")]
 
+    def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
+        """As of every trained row; a single replicate has no spread between replicates."""
+        return {name: value for name, value in super().evaluate(evaluation).items() if not name.startswith("meta_sd")}
+
     def leave(self, arena: Arena, policies: Sequence[Policy]) -> None:
         """Leave ``weights.csv``: the mean weight of every member while the policy trains the meta-training problem."""
         policy = policies[0]

@@ -31,6 +31,7 @@ METRICS = (
     Metric("r_phys", "MACs left", "lower", ".3f", cost=True),
     Metric("r_paper", "MACs left, paper's formula", "lower", ".3f", table=False),
     Metric("budget_error", "MACs left − budget", "neither", ".4f", table=False),
+    Metric("budget_met", "budget met within 0.01", "higher", ".0f", table=False),
     Metric("macs", "MACs / image", "lower", ".3g", table=False),
     Metric("blocks_kept", "blocks kept", "neither", ".0f"),
     Metric("heads_kept", "heads kept", "neither", ".0f"),

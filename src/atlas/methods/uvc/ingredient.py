@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 PLAN, EXPORTED, SEARCH = "plan.json", "exported.safetensors", "search.json"
 LATENCY_ROUNDS = 20
+SLACK = 0.01
 Hook = Callable[[int, float], Mapping[str, float]]
 
 
@@ -115,6 +116,7 @@ class Distilled(Ingredient):
             "r_phys": plan.r_phys(shape),
             "r_paper": plan.r_paper(shape),
             "budget_error": plan.r_phys(shape) - self.budget,
+            "budget_met": float(0 <= self.budget - plan.r_phys(shape) <= SLACK),
             "macs": plan.macs(shape),
             "blocks_kept": int(plan.keep.sum()),
             "heads_kept": int((plan.heads & kept).sum()),
