@@ -23,7 +23,7 @@ demo: env  ## run the demo study and write results/demo/report.html
 	@echo "report: results/demo/report.html"
 
 test: env  ## run the tests that take seconds each
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow" -q
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
 
 test-all: env  ## run every test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
