@@ -20,8 +20,8 @@ LONGEST = 110  # characters of an equation that are written out
     paper=PAPER,
     title="Equations of the networks",
     caption=(
-        "Fronts of symbolic regression, one line per seed: R² on a run that was held out, against the number of nodes. Rings mark "
-        "the equations that were selected, which are written out below; the engine that found them stands beside. Dashed: what "
+        "Fronts of symbolic regression, one line per seed: R² on a run that was held out, against the number of nodes. Rings "
+        "mark the equations that were selected, which are written out below; the engine that found them stands beside. Dashed: what "
         "gradient-boosted trees reach on the same windows."
     ),
     alt="Line plots of R² against complexity, rising and levelling off, with the selected equations written below.",
@@ -44,7 +44,7 @@ def equations(data: FigureData) -> Figure | None:
         for place, (seed, front) in enumerate(table[table["method"].eq(row)].groupby("seed")):
             color = PALETTE[place % len(PALETTE)]
             axes.plot(front["complexity"], front["r2_test"], "o-", color=color, markersize=3, label=f"seed {seed}")
-            rule = rules.get((row, seed))
+            rule = rules.get((row, int(str(seed))))
             if rule is None:
                 continue
             axes.plot(rule["mapping_complexity"], rule["r2_test"], "o", color=color, markersize=11, fillstyle="none")
@@ -72,8 +72,8 @@ def _rounded(expression: str) -> str:
     paper=PAPER,
     title="What network and equation do",
     caption=(
-        "Update, before its scale, at the first step, over the two inputs m̃ and g̃ in [−1, 1]: the network left, its equation right; "
-        "first seed. An equation of one input has a curve."
+        "Update, before its scale, at the first step, over the two inputs m̃ and g̃ in [−1, 1]: the network left, its equation "
+        "right; first seed. An equation of one input has a curve."
     ),
     alt="Pairs of colour maps of the update over both inputs, for the network and for its equation.",
 )

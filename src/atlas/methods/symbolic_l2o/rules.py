@@ -296,7 +296,7 @@ class PolynomialRule(Rule):
                 for lag in range(self.lags):
                     for k, feature in enumerate(self.features):
                         x = call("div", var(f"{feature}_{lag}"), float(self.scale[k]))
-                        total = total + float(weights[order - 1, lag, k]) * call("pow", x, exponent)
+                        total = total + float(weights[order - 1, lag, k].detach()) * call("pow", x, exponent)
         return total.simplify()
 
 
