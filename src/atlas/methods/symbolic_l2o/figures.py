@@ -21,7 +21,7 @@ LONGEST = 110  # characters of an equation that are written out
     title="Equations of the networks",
     caption=(
         "Fronts of symbolic regression, one line per seed: R² on a run that was held out, against the number of nodes. Rings "
-        "mark the equations that were selected, which are written out below; the engine that found them stands beside. Dashed: what "
+        "mark the equations that were selected, which are written out below with the engine that found them. Dashed: what "
         "gradient-boosted trees reach on the same windows."
     ),
     alt="Line plots of R² against complexity, rising and levelling off, with the selected equations written below.",
