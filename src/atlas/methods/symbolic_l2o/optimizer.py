@@ -276,6 +276,8 @@ class Program:
         self.history = {feature: length for feature, length in longest.items() if length}
         self.means = {feature: float(feature[3:]) for feature in self.used if EMA.fullmatch(feature)}
         self.powers = {feature: _power(feature) for feature in self.used if feature == "n" or POWER.fullmatch(feature)}
+        self.mean_of = {feature: _mean_name(power) for feature, power in self.powers.items()}
+        self.power_means = {_mean_name(power): power for power in sorted(set(self.powers.values()))}
         self.first = bool({"m", "n", "mom", "mhat"} & set(self.used)) or any(map(POWER.fullmatch, self.used))
         self.second = bool({"m", "g", "d"} & set(self.used))
 
@@ -287,7 +289,7 @@ class Program:
             return torch.zeros(*lead, parameter.numel(), dtype=dtype, device=parameter.device)
 
         names = [*(["m"] if self.first else []), *(["v"] if self.second else []), *self.means]
-        names += [f"v{power:g}" for power in sorted(set(self.powers.values()))]
+        names += self.power_means
         return {
             "step": 0,
             "moments": {name: zeros() for name in names},
@@ -343,8 +345,8 @@ class Program:
             moments["v"].mul_(two).addcmul_(g, g, value=1 - two)
         for name, beta in self.means.items():
             moments[name].lerp_(g, 1 - beta)
-        for power in set(self.powers.values()):
-            moments[f"v{power:g}"].mul_(two).add_(g.abs().pow_(power), alpha=1 - two)
+        for name, power in self.power_means.items():
+            moments[name].mul_(two).add_(g.abs().pow_(power), alpha=1 - two)
         deviation = (moments["v"] / scalars["second_bias"]).sqrt_() if self.second else None
         normaliser = deviation + NORM_EPS if deviation is not None and {"m", "g"} & set(self.used) else None
         corrected = moments["m"] / scalars["first_bias"] if {"mhat", "n"} & set(self.used) else None
@@ -361,10 +363,10 @@ class Program:
         scalars: dict[str, Any],
     ) -> Tensor:
         if name in self.powers:
-            power = self.powers[name]
+            power, mean = self.powers[name], moments[self.mean_of[name]]
             top = corrected if name == "n" else moments["m"]
             assert top is not None
-            return top / ((moments[f"v{power:g}"] / scalars["second_bias"]).pow_(1 / power).add_(POWER_EPS))
+            return top / ((mean / scalars["second_bias"]).pow_(1 / power).add_(POWER_EPS))
         if name in self.means:
             return moments[name]
         if name == "time":
@@ -382,6 +384,10 @@ class Program:
         from atlas.methods.symbolic_l2o.foreach import advance_all
 
         advance_all(self, tensors, lr)
+
+
+def _mean_name(power: float) -> str:
+    return f"v{power:g}"
 
 
 def _power(feature: str) -> float:
