@@ -80,7 +80,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIB
 
 
 @torch.no_grad()
-def throughput_ratio(model: nn.Module, baseline: nn.Module, images: Tensor) -> float:
+def throughput_ratio(model: nn.Module, baseline: nn.Module, images: Tensor, rounds: int = TIMING_ROUNDS) -> float:
     """Images per second of ``model`` relative to ``baseline``: median of ratios of interleaved forward passes."""
     model.eval()
     baseline.eval()
@@ -94,7 +94,7 @@ def throughput_ratio(model: nn.Module, baseline: nn.Module, images: Tensor) -> f
 
     for network in (model, baseline):
         seconds(network)
-    return statistics.median(seconds(baseline) / seconds(model) for _ in range(TIMING_ROUNDS))
+    return statistics.median(seconds(baseline) / seconds(model) for _ in range(rounds))
 
 
 def load_trained(run: Run, data: ImageData) -> nn.Module:
@@ -112,7 +112,9 @@ def evaluate(run: Run) -> dict[str, float]:
     baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device(run.resources.device)).eval()
     ingredients = Ingredients(run.build())
     values = essentials(run, model, data)
-    values["throughput_ratio"] = throughput_ratio(model, baseline, data.example(TIMING_IMAGES))
+    values["throughput_ratio"] = throughput_ratio(
+        model, baseline, data.example(TIMING_IMAGES), TIMING_ROUNDS if run.limit is None else 1
+    )
     values.update(diagnostics(run, model, ingredients, data))
     evaluation = Evaluation(run, data, model, baseline)
     for ingredient in ingredients:
@@ -140,7 +142,7 @@ def diagnostics(run: Run, model: nn.Module, ingredients: Ingredients, data: Imag
     """
     import pandas as pd
 
-    images = data.example(DIAGNOSED_IMAGES)
+    images = data.example(DIAGNOSED_IMAGES if run.limit is None else 1)
     initial = build_model(run, ingredients, data.classes).to(images.device).eval()
     trained = diagnose(model, images)
     before = diagnose(initial, images)
