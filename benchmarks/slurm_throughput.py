@@ -2,7 +2,7 @@
 
 The other plugin is no dependency of Atlas; install it, without its dependencies, into a folder of its own and name that:
 
-    pip install --target /tmp/other --no-deps snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep
+    pip install --target /tmp/other --no-deps snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler
     python benchmarks/slurm_throughput.py --other /tmp/other
 
 Both run the same workflow with Snakemake's and their own defaults; ``--other-options`` gives the other plugin more. Needs root,
@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--cpus", type=int, default=4, help="cores that the node claims to have")
     parser.add_argument("--other", help="folder that holds the other plugin")
-    parser.add_argument("--other-options", default="", help="its further options")
+    parser.add_argument(
+        "--other-options", default="--slurm-status-command squeue", help="its further options; this SLURM has no accounting"
+    )
     arguments = parser.parse_args()
     if reason := missing():
         sys.exit(reason)

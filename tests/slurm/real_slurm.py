@@ -172,9 +172,11 @@ class RealSlurm:
         wait_until((place / "socket").exists, 10, "munged's socket")
 
     def _write_counters(self) -> None:
+        # as on a cluster, the commands find their configuration whatever a caller does to the environment
+        conf = f"export SLURM_CONF={self.folder / 'slurm.conf'}"
         for name in COMMANDS:
             wrapper = self.folder / "bin" / name
-            wrapper.write_text(f'#!/bin/sh\necho {name} >> {self.calls_file}\nexec {_which(name) or name} "$@"\n')
+            wrapper.write_text(f'#!/bin/sh\necho {name} >> {self.calls_file}\n{conf}\nexec {_which(name) or name} "$@"\n')
             wrapper.chmod(0o755)
 
 

@@ -112,9 +112,8 @@ def evaluate(run: Run) -> dict[str, float]:
     baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device(run.resources.device)).eval()
     ingredients = Ingredients(run.build())
     values = essentials(run, model, data)
-    values["throughput_ratio"] = throughput_ratio(
-        model, baseline, data.example(TIMING_IMAGES), TIMING_ROUNDS if run.limit is None else 1
-    )
+    images, rounds = (TIMING_IMAGES, TIMING_ROUNDS) if run.limit is None else (1, 1)
+    values["throughput_ratio"] = throughput_ratio(model, baseline, data.example(images), rounds)
     values.update(diagnostics(run, model, ingredients, data))
     evaluation = Evaluation(run, data, model, baseline)
     for ingredient in ingredients:
