@@ -172,6 +172,9 @@ def rehearse(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="Only the rows of these runs.")] = None,
     tier: Tier = "paper",
     gpu: Annotated[str, typer.Option(help="GPU whose hours and memory are estimated.")] = "A100-80GB",
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Benchmarks at a time; by default what cores and memory allow.")
+    ] = None,
 ) -> None:
     """Build every run at full size and take one step of each, on stand-in data; say what each will cost.
 
@@ -179,7 +182,7 @@ def rehearse(
     """
     from atlas.cli.rehearse import rehearse_study
 
-    rehearse_study(_study(tier), runs or [], gpu)
+    rehearse_study(_study(tier), runs or [], gpu, jobs)
 
 
 @app.command()

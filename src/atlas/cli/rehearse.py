@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -29,8 +30,13 @@ COLUMNS = (
 )
 
 
-def rehearse_study(study: Study, cells: list[str], gpu_name: str) -> None:
+MEMORY_PER_JOB = 10 * 2**30  # bytes; the largest rows of the paper study need about as much
+
+
+def rehearse_study(study: Study, cells: list[str], gpu_name: str, jobs: int | None = None) -> None:
     """Rehearse a study's rows, or those of some runs, and print one line each; a whole study also writes its table.
+
+    ``jobs`` benchmarks are rehearsed at a time, by default as many as there are cores and memory for.
 
     Raises
     ------
@@ -42,11 +48,13 @@ def rehearse_study(study: Study, cells: list[str], gpu_name: str) -> None:
     if gpu_name not in GPUS:
         raise UserError(f"there is no figure for the GPU {gpu_name}; {did_you_mean(gpu_name, GPUS)}")
     rows = _rows(study, cells)
+    order = {id(runs[0]): place for place, runs in enumerate(rows)}
     done = []
     with tempfile.TemporaryDirectory(prefix="atlas-rehearsal-") as folder:
-        for place, result in enumerate(rehearse(study, rows, Path(folder)), start=1):
+        for place, result in enumerate(rehearse(study, rows, Path(folder), jobs or _jobs()), start=1):
             done.append(result)
             print(f"[{place}/{len(rows)}] {line(result, GPUS[gpu_name])}", flush=True)
+    done.sort(key=lambda result: order[id(result.run)])
     text = markdown(study, done, GPUS[gpu_name])
     if cells:
         print(text)
@@ -55,6 +63,11 @@ def rehearse_study(study: Study, cells: list[str], gpu_name: str) -> None:
         write_text(study.results / "rehearsal.csv", table(done, GPUS[gpu_name]))
         print(study.results / "rehearsal.md")
     _complain(done)
+
+
+def _jobs() -> int:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // MEMORY_PER_JOB))
 
 
 def _rows(study: Study, cells: list[str]) -> list[list[Run]]:

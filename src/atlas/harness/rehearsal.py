@@ -9,12 +9,17 @@ what the whole run would cost on a named GPU.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import cast
 
 from atlas.datasets import stand_in
 from atlas.errors import AtlasError
@@ -133,8 +138,11 @@ class Rehearsal:
         return (self.cost.weight_bytes + self.cost.activation_bytes * self.whole.at_once / self.rehearsed.at_once) / 2**30
 
 
-def cut(run: Run, root: Path) -> Run:
-    """The same run in another folder, cut to one step of every loop, with the small batches that its entries ask for."""
+def cut(run: Run, root: Path, threads: int | None = None) -> Run:
+    """The same run in another folder, cut to one step of every loop, with the small batches that its entries ask for.
+
+    It has at most ``threads`` threads; by default as many as there are cores, because more would crawl.
+    """
     task = run.task_entry
     where = f"the rehearsal of {run.cell}"
     protocol = validate_settings(task.protocol, merge(run.protocol, task.rehearsal), f"{where}: protocol", task.name)
@@ -144,42 +152,109 @@ def cut(run: Run, root: Path) -> Run:
         )
         for entry in run.method_entries
     }
-    needs = {role: cut(needed, root) for role, needed in run.needs.items()}
-    threads = min(run.resources.threads, len(os.sched_getaffinity(0)))  # more than there are cores would crawl
+    needs = {role: cut(needed, root, threads) for role, needed in run.needs.items()}
+    threads = min(run.resources.threads, threads or len(os.sched_getaffinity(0)))
     resources = run.resources.model_copy(update={"threads": threads, "gpus": 0})
     return replace(run, root=root, protocol=protocol, settings=settings, resources=resources, needs=needs, limit=1)
 
 
-def rehearse(study: Study, rows: list[list[Run]], root: Path) -> Iterator[Rehearsal]:
-    """Rehearse rows of a study one after the other; a failure is a result, and the rest goes on.
+@dataclass
+class _Group:
+    """Rows of one benchmark, which share data and needed runs, in a process and a folder of their own."""
+
+    rows: list[list[Run]]
+    folder: Path
+    process: BaseProcess
+
+
+def rehearse(study: Study, rows: list[list[Run]], folder: Path, workers: int = 1) -> Iterator[Rehearsal]:
+    """Rehearse rows of a study; a failure is a result, and the rest goes on, even if the system kills a row for its memory.
+
+    Rows of one benchmark are rehearsed one after the other in a process of their own; results come as they are ready.
 
     Parameters
     ----------
     rows : list of list of Run
         The runs of each row; the first of each is carried out.
-    root : Path
+    folder : Path
         An empty folder for stand-in data, checkpoints and results.
+    workers : int
+        How many benchmarks are rehearsed at a time, on an equal share of the cores.
     """
+    benchmarks: dict[tuple[str, str], list[list[Run]]] = {}
     for runs in rows:
+        benchmarks.setdefault((runs[0].task, runs[0].dataset), []).append(runs)
+    waiting = list(benchmarks.values())
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    context = multiprocessing.get_context("spawn")
+    active: dict[Connection, _Group] = {}
+    started = 0
+    try:
+        while waiting or active:
+            while waiting and len(active) < workers:
+                group, place = waiting.pop(0), folder / str(started)
+                started += 1
+                receiver, sender = context.Pipe(duplex=False)
+                cells = [(runs[0].cell, len(runs)) for runs in group]
+                process = context.Process(
+                    target=_rehearse_group, args=(study.tier, study.root, cells, place, threads, sender), daemon=True
+                )
+                process.start()
+                sender.close()
+                active[receiver] = _Group(list(group), place, process)
+            for ready in wait(list(active)):
+                receiver = cast(Connection, ready)
+                running = active[receiver]
+                try:
+                    done = receiver.recv()
+                except EOFError:
+                    del active[receiver]
+                    yield from _ended(running, waiting)
+                    continue
+                yield replace(done, run=running.rows.pop(0)[0])
+    finally:
+        for running in active.values():
+            running.process.terminate()
+
+
+def _ended(group: _Group, waiting: list[list[list[Run]]]) -> Iterator[Rehearsal]:
+    """Clear up after a process; if it died, its row failed, and another process does the rows after it."""
+    group.process.join()
+    shutil.rmtree(group.folder, ignore_errors=True)
+    if not group.rows:
+        return
+    died, *rest = group.rows
+    if rest:
+        waiting.insert(0, rest)
+    code = group.process.exitcode or 0
+    how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
+    hint = "; is there enough memory? try --jobs 1" if code == -9 else ""
+    yield Rehearsal(died[0], len(died), math.nan, error=f"its process ended {how}{hint}")
+
+
+def _rehearse_group(tier: str, root: Path, cells: list[tuple[str, int]], folder: Path, threads: int, results: Connection) -> None:
+    """Rehearse rows one after the other and send what came of each, without the run itself."""
+    study = Study.read(tier, root)
+    for cell, seeds in cells:
+        run = study.find(cell)
         began = time.monotonic()
         try:
-            done = _rehearsed(study, runs, root)
+            done = _rehearsed(run, seeds, folder, threads)
         except Exception as error:
             message = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
-            done = Rehearsal(runs[0], len(runs), 0.0, error=" ".join(message.split()))
-        yield replace(done, seconds=time.monotonic() - began)
+            done = Rehearsal(run, seeds, 0.0, error=" ".join(message.split()))
+        results.send(replace(done, run=None, seconds=time.monotonic() - began))  # type: ignore[arg-type]
 
 
-def _rehearsed(study: Study, runs: list[Run], root: Path) -> Rehearsal:
-    run = runs[0]
-    small = cut(run, root)
+def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
+    small = cut(run, folder, threads)
     _prepare(small)
     with _Meter() as meter:
         train_run(small)
     content = evaluate_run(small) if small.declared_metrics else {"metrics": {}}
     return Rehearsal(
         run,
-        len(runs),
+        seeds,
         0.0,
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),

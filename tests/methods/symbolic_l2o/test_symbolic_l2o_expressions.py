@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import sympy
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from atlas.methods.symbolic_l2o.eager import chain
 from atlas.methods.symbolic_l2o.expressions import OPERATORS, Expression, call, const, parse, var
+from atlas.methods.symbolic_l2o.modules import torch_operators
 from atlas.methods.symbolic_l2o.sympy_bridge import from_sympy
 
 NAMES = ("m_0", "g_3", "ema0.5_12")
@@ -41,6 +43,22 @@ def draw(seed: int = 0, count: int = 50) -> dict[str, np.ndarray]:
 def test_text_reads_back_to_the_same_tree(expression: Expression) -> None:
     assert parse(str(expression)) == expression
     assert eval(repr(expression), {"parse": parse}) == expression
+
+
+@given(expressions(safe=True))
+@settings(max_examples=100, deadline=None)
+def test_a_chain_has_the_value_and_leaves_its_operands_alone(expression: Expression) -> None:
+    jumps = {node.op for node in expression.nodes()} & {"sign", "greater"}  # where rounding decides
+    assume(expression.variables and not jumps)
+    env = {name: torch.from_numpy(value) for name, value in draw().items()}
+    kept = {name: value.clone() for name, value in env.items()}
+    found = chain(expression)
+    result = found.run(env)
+    expected = expression.evaluate(torch_operators(), env, (torch.tensor(c, dtype=torch.float64) for c in expression.constants))
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(value, kept[name]) for name, value in env.items())
+    if found.owned:
+        assert all(result.data_ptr() != value.data_ptr() for value in env.values())
 
 
 @given(expressions())

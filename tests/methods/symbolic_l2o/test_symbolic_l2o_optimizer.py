@@ -66,7 +66,7 @@ def test_blocks_foreach_and_policy_agree(monkeypatch: pytest.MonkeyPatch) -> Non
     functional = trained(lambda p: LearnedOptimizer(p, policy))
     monkeypatch.setattr("atlas.methods.symbolic_l2o.optimizer.BLOCK", 7)
     blocks = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES))
-    assert torch.equal(whole, blocks)
+    assert torch.allclose(whole, blocks, rtol=0, atol=1e-12)  # the ends of a block may be rounded another way
     assert torch.allclose(whole, foreach, rtol=0, atol=1e-12)
     assert torch.allclose(whole, functional, rtol=0, atol=1e-7)  # the policy holds its constants in float32
 

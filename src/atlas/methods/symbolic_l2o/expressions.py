@@ -337,6 +337,13 @@ class _Reader:
         return call(op, *[self.read(arg) for arg in args])
 
 
+def _sign(x: Any) -> Any:
+    """The sign as torch has it: 0 where there is no number."""
+    import numpy as np
+
+    return np.where(np.isnan(x), 0.0, np.sign(x))
+
+
 def _numpy_operators() -> dict[str, Callable[..., Any]]:
     import numpy as np
     from scipy.special import erfc
@@ -346,7 +353,7 @@ def _numpy_operators() -> dict[str, Callable[..., Any]]:
         "sub": np.subtract,
         "mul": np.multiply,
         "div": np.divide,
-        "pow": lambda x, y: np.sign(x) * np.abs(x) ** y,
+        "pow": lambda x, y: _sign(x) * np.abs(x) ** y,
         "greater": lambda x, y: np.greater(x, y).astype(np.float64),
         "aq": lambda x, y: x / np.sqrt(1 + np.square(y)),
         "neg": np.negative,
@@ -359,7 +366,7 @@ def _numpy_operators() -> dict[str, Callable[..., Any]]:
         "square": np.square,
         "cube": lambda x: x * x * x,
         "abs": np.abs,
-        "sign": np.sign,
+        "sign": _sign,
         "logm": lambda x: np.log(np.abs(x) + LOG_EPS),
         "sqrtm": lambda x: np.sqrt(np.abs(x)),
     }

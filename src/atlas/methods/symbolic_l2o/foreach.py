@@ -70,7 +70,7 @@ def advance_all(program: Program, tensors: list[tuple[Tensor, Tensor, dict[str, 
         wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         groups.setdefault((store["step"], wide, parameter.device), []).append((parameter, gradient, store))
     for (step, dtype, _), members in groups.items():
-        _advance(program, members, program.scalars(step, lr, torch.empty(0, dtype=dtype, device=members[0][0].device)), dtype)
+        _advance(program, members, program.scalars(step, lr), dtype)
 
 
 def _advance(
@@ -87,7 +87,7 @@ def _advance(
             slot = (scalars["slots"][feature] - lag) % program.history[feature]
             env[name] = [store["history"][feature][slot] for store in stores]
     table = operators(len(members))
-    raw = program.expression.evaluate(table, env, iter(scalars["constants"]))
+    raw = program.expression.evaluate(table, env, iter(program.constants(gradients[0])))
     raw = raw if isinstance(raw, list | tuple) else [raw.expand_as(gradient) for gradient in gradients]
     if program.clamp is not None:
         raw = [torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0) for value in raw]

@@ -19,15 +19,15 @@ from atlas.l2o import Features
 from atlas.l2o import LearnedOptimizer as LearnedOptimizer
 from atlas.l2o.features import EMA, NORM_EPS, POWER, POWER_EPS, TIME_SCALE
 from atlas.l2o.policies import positive
+from atlas.methods.symbolic_l2o.eager import chain
 from atlas.methods.symbolic_l2o.expressions import Expression, parse
-from atlas.methods.symbolic_l2o.modules import torch_operators
 from atlas.methods.symbolic_l2o.rules import Rule, used_columns
 
 if TYPE_CHECKING:
     import sympy
 
 Piece = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
-BLOCK = 1 << 14  # scalars; a dozen float32 buffers of this size fit a core's second-level cache
+BLOCK = 1 << 15  # scalars; the float32 buffers of a step, of 128 KiB each, fit a core's second-level cache
 
 
 def read_rule(rule: Expression | Rule | str | Path | sympy.Expr) -> Expression:
@@ -175,7 +175,7 @@ class SymbolicOptimizer(torch.optim.Optimizer):
         store = self.state[parameter]
         flat, copied = _flat(parameter)
         gradient = parameter.grad.reshape(-1)
-        scalars = self.program.scalars(store["step"], lr, flat)
+        scalars = self.program.scalars(store["step"], lr)
         if compiled:
             if self._kernel is None:
                 self._kernel = torch.compile(self.program.advance, dynamic=True)
@@ -269,7 +269,7 @@ class Program:
         self.betas, self.clamp = betas, clamp
         # a sign in front is the step's: the bound is symmetric
         self.sign, self.expression = (-1, expression.args[0]) if expression.op == "neg" else (1, expression)
-        self.table = torch_operators()
+        self.chain = chain(self.expression)
         self.columns = {name: (features[feature], lag) for name, (feature, lag) in columns.items()}
         self.used = sorted({feature for feature, _ in self.columns.values()})
         longest = {feature: max(lag for own, lag in self.columns.values() if own == feature) for feature in self.used}
@@ -280,6 +280,7 @@ class Program:
         self.power_means = {_mean_name(power): power for power in sorted(set(self.powers.values()))}
         self.first = bool({"m", "n", "mom", "mhat"} & set(self.used)) or any(map(POWER.fullmatch, self.used))
         self.second = bool({"m", "g", "d"} & set(self.used))
+        self.normalised, self.corrected = bool({"m", "g"} & set(self.used)), bool({"mhat", "n"} & set(self.used))
 
     def init(self, parameter: Tensor) -> dict[str, Any]:
         """State of a parameter before its first step."""
@@ -296,17 +297,20 @@ class Program:
             "history": {feature: zeros(length) for feature, length in self.history.items()},
         }
 
-    def scalars(self, step: int, lr: float, like: Tensor) -> dict[str, Any]:
+    def constants(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The expression's constants as tensors without axes."""
+        values = torch.tensor(self.expression.constants, dtype=like.dtype).to(like.device)
+        return values.unbind() if len(values) else ()
+
+    def scalars(self, step: int, lr: float) -> dict[str, Any]:
         """Numbers of a step that are the same for all coordinates."""
         one, two = self.betas
-        values = torch.tensor(self.expression.constants, dtype=like.dtype).to(like.device)
         slots = {feature: (step - 1) % length for feature, length in self.history.items()}
         return {
             "first_bias": 1 - one**step,
             "second_bias": 1 - two**step,
             "time": step / TIME_SCALE,
             "lr": self.sign * lr,
-            "constants": values.unbind() if len(values) else (),
             "slots": slots,
         }
 
@@ -316,9 +320,10 @@ class Program:
         """One step on (part of) one parameter, in place; all tensors are vectors over the same coordinates."""
         present = self._features(gradient, moments, scalars)
         env = {name: self._value(*column, present, history, scalars) for name, column in self.columns.items()}
-        raw = self.expression.evaluate(self.table, env, iter(scalars["constants"]))
+        raw, owned = self.chain.run(env), self.chain.owned
         if self.clamp is not None:
-            raw = torch.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clamp_(-self.clamp, self.clamp)
+            finite = torch.nan_to_num_ if owned else torch.nan_to_num
+            raw = finite(raw, nan=0.0, posinf=0.0, neginf=0.0).clamp_(-self.clamp, self.clamp)
         lr = scalars["lr"]
         if isinstance(lr, Tensor):
             theta.add_(raw * lr)
@@ -347,9 +352,11 @@ class Program:
             moments[name].lerp_(g, 1 - beta)
         for name, power in self.power_means.items():
             moments[name].mul_(two).add_(g.abs().pow_(power), alpha=1 - two)
-        deviation = (moments["v"] / scalars["second_bias"]).sqrt_() if self.second else None
-        normaliser = deviation + NORM_EPS if deviation is not None and {"m", "g"} & set(self.used) else None
-        corrected = moments["m"] / scalars["first_bias"] if {"mhat", "n"} & set(self.used) else None
+        deviation = _unbiased(moments["v"], scalars["second_bias"]).sqrt() if self.second else None
+        normaliser = None
+        if deviation is not None and self.normalised:
+            normaliser = deviation + NORM_EPS if "d" in self.used else deviation.add_(NORM_EPS)
+        corrected = moments["m"] / scalars["first_bias"] if self.corrected else None
         return {name: self._feature(name, g, moments, deviation, normaliser, corrected, scalars) for name in self.used}
 
     def _feature(
@@ -373,7 +380,7 @@ class Program:
             return torch.zeros_like(g) + scalars["time"]
         if name in ("m", "g"):
             assert normaliser is not None
-            return g / normaliser if name == "g" else moments["m"] / (normaliser * scalars["first_bias"])
+            return g / normaliser if name == "g" else moments["m"] / _biased(normaliser, scalars["first_bias"])
         plain: dict[str, Tensor | None] = {"grad": g, "mom": moments.get("m"), "mhat": corrected, "d": deviation}
         found = plain[name]
         assert found is not None
@@ -384,6 +391,15 @@ class Program:
         from atlas.methods.symbolic_l2o.foreach import advance_all
 
         advance_all(self, tensors, lr)
+
+
+def _unbiased(mean: Tensor, correction: Any) -> Tensor:
+    """A moment over its bias correction, which is 1 after some hundred steps."""
+    return mean if isinstance(correction, float) and correction == 1 else mean / correction
+
+
+def _biased(width: Tensor, correction: Any) -> Tensor:
+    return width if isinstance(correction, float) and correction == 1 else width * correction
 
 
 def _mean_name(power: float) -> str:

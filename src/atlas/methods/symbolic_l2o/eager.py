@@ -1,0 +1,126 @@
+"""An expression as a chain of torch operations that wastes no memory traffic.
+
+In a tree every intermediate result has one reader, so its memory serves the operator that reads it. A sum with a scaled operand
+is one operation. Constants are Python numbers, whose type never widens a tensor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atlas.methods.symbolic_l2o.expressions import Expression
+from atlas.methods.symbolic_l2o.modules import torch_operators
+
+Env = Mapping[str, Tensor]
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "neg": Tensor.neg_,
+    "relu": Tensor.relu_,
+    "exp": Tensor.exp_,
+    "tanh": Tensor.tanh_,
+    "sinh": Tensor.sinh_,
+    "asinh": Tensor.asinh_,
+    "erfc": Tensor.erfc_,
+    "square": Tensor.square_,
+    "abs": Tensor.abs_,
+    "sign": Tensor.sign_,
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a tree does to tensors; ``owned`` says whether the result is new memory, which the caller may write to."""
+
+    run: Callable[[Env], Tensor]
+    owned: bool
+
+
+def chain(expression: Expression) -> Chain:
+    """The chain of a tree; that of a number gives a tensor without axes."""
+    if not expression.variables:
+        number = torch.tensor(float(expression.numpy({})))
+        return Chain(lambda env: number, owned=False)
+    if expression.op == "var":
+        name = expression.name
+        return Chain(lambda env: env[name], owned=False)
+    if expression.op in IN_PLACE:
+        return _unary(expression.op, chain(expression.args[0]))
+    if expression.op in ("add", "sub", "mul"):
+        return _arithmetic(expression.op, *expression.args)
+    function, operands = torch_operators()[expression.op], [_operand(arg) for arg in expression.args]
+    return Chain(lambda env: function(*[operand(env) for operand in operands]), owned=True)
+
+
+def _operand(expression: Expression) -> Callable[[Env], Tensor]:
+    if expression.variables:
+        return chain(expression).run
+    value = torch.tensor(float(expression.numpy({})), dtype=torch.float64)
+    return lambda env: value
+
+
+def _unary(op: str, inner: Chain) -> Chain:
+    run, function = inner.run, IN_PLACE[op] if inner.owned else torch_operators()[op]
+    return Chain(lambda env: function(run(env)), owned=True)
+
+
+def _arithmetic(op: str, left: Expression, right: Expression) -> Chain:
+    if not left.variables:
+        return _from_number(op, float(left.numpy({})), chain(right))
+    if not right.variables:
+        return _with_number(op, chain(left), float(right.numpy({})))
+    if op == "mul":
+        return _joined(Tensor.mul_, torch.mul, chain(left), chain(right))
+    sign = -1.0 if op == "sub" else 1.0
+    if (scaled := _scaled(right)) is not None:
+        return _sum(chain(left), chain(scaled[1]), sign * scaled[0])
+    if op == "add" and (scaled := _scaled(left)) is not None:
+        return _sum(chain(right), chain(scaled[1]), scaled[0])
+    if op == "add":
+        return _joined(Tensor.add_, torch.add, chain(left), chain(right))
+    return _sum(chain(left), chain(right), sign)
+
+
+def _from_number(op: str, value: float, inner: Chain) -> Chain:
+    """Number ∘ tensor."""
+    run = inner.run
+    if op == "sub":
+        return Chain(lambda env: torch.rsub(run(env), value), owned=True)
+    return _with_number(op, inner, value)
+
+
+def _with_number(op: str, inner: Chain, value: float) -> Chain:
+    """Tensor ∘ number."""
+    run, owned = inner.run, inner.owned
+    kept: dict[str, Callable[..., Tensor]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
+    reused: dict[str, Callable[..., Tensor]] = {"add": Tensor.add_, "sub": Tensor.sub_, "mul": Tensor.mul_}
+    function = (reused if owned else kept)[op]
+    return Chain(lambda env: function(run(env), value), owned=True)
+
+
+def _scaled(expression: Expression) -> tuple[float, Expression] | None:
+    """(c, x) of c·x or x·c, else ``None``."""
+    if expression.op != "mul":
+        return None
+    left, right = expression.args
+    if not left.variables and right.variables:
+        return float(left.numpy({})), right
+    if not right.variables and left.variables:
+        return float(right.numpy({})), left
+    return None
+
+
+def _sum(left: Chain, right: Chain, factor: float) -> Chain:
+    """Left + factor · right."""
+    first, second = left.run, right.run
+    function = Tensor.add_ if left.owned else torch.add
+    return Chain(lambda env: function(first(env), second(env), alpha=factor), owned=True)
+
+
+def _joined(reused: Callable[..., Tensor], kept: Callable[..., Tensor], left: Chain, right: Chain) -> Chain:
+    """A commutative operator, into the memory of whichever operand is new."""
+    first, second = (left.run, right.run) if left.owned or not right.owned else (right.run, left.run)
+    function = reused if left.owned or right.owned else kept
+    return Chain(lambda env: function(first(env), second(env)), owned=True)
