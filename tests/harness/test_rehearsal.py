@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
+import multiprocessing
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from atlas.cli.rehearse import rehearse_study
 from atlas.datasets import DatasetError, get_dataset, read_manifest, stand_in
 from atlas.errors import AtlasError, UserError
 from atlas.harness.registry import Amount
-from atlas.harness.rehearsal import GPUS, Cost, Count, Rehearsal, cut, rehearse
-from atlas.harness.study import Study
+from atlas.harness.rehearsal import GPUS, Cost, Count, Rehearsal, _ended, _Group, cut, rehearse
+from atlas.harness.study import Run, Study
 
 STUDY = """
 seeds: [0, 1]
@@ -40,6 +41,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_every_row_steps_once_and_a_failure_does_not_stop_the_rest(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "stage").mkdir()
     results = list(rehearse(study, list(study.by_row.values()), tmp_path / "stage"))
     assert [result.run.method for result in results] == ["deit", "broken", "attnscale"]
     deit, broken, attnscale = results
@@ -54,10 +56,22 @@ def test_every_row_steps_once_and_a_failure_does_not_stop_the_rest(study: Study,
     # 1,797 images in batches of 64, over 20 epochs
     assert deit.whole == Amount(20 * (1797 // 64), 64, 64)
     assert deit.rehearsed.batch == 2
-    record = json.loads((tmp_path / "stage/checkpoints/mine/image-classification/digits/deit/seed0/settings.json").read_text())
-    assert record["settings"]["protocol"]["backbone"]["depth"] == 2
+    assert list((tmp_path / "stage").iterdir()) == []
     assert not (study.root / "checkpoints").exists()
     assert not (study.root / "data").exists()
+
+
+def test_a_row_that_the_system_kills_is_a_failure_and_the_rest_goes_on(study: Study, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=signal.raise_signal, args=(signal.SIGKILL,))
+    process.start()
+    rows = list(study.by_row.values())
+    waiting: list[list[list[Run]]] = []
+    (tmp_path / "stage").mkdir()
+    [died] = _ended(_Group(list(rows), tmp_path / "stage", process), waiting)
+    assert died.run is rows[0][0]
+    assert died.error == "its process ended by signal 9; is there enough memory? try --jobs 1"
+    assert waiting == [rows[1:]]
+    assert not (tmp_path / "stage").exists()
 
 
 def test_a_run_is_cut_without_changing_its_model(study: Study, tmp_path: Path) -> None:
