@@ -86,7 +86,9 @@ def train(
     SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C make it save its state and stop with exit code 75.
     """
     from atlas.harness.execute import finish, train_run
+    from atlas.harness.startup import defer_compiler
 
+    defer_compiler()
     selected = _selected(tier, runs, overrides)
     failures = _each(selected, lambda run: _say(run, train_run(run, force=force)))
     if failures:
@@ -99,7 +101,9 @@ def train(
 def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> None:
     """Evaluate trained runs on the test split and write their metrics.json."""
     from atlas.harness.execute import evaluate_run
+    from atlas.harness.startup import defer_compiler
 
+    defer_compiler()
     selected = _selected(tier, runs, overrides)
 
     def one(run: Run) -> None:
