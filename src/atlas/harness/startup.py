@@ -1,7 +1,7 @@
 """What a process that trains or evaluates one row need not load: torch's compiler, 3 to 4 s of every process, for nothing.
 
 torch imports ``torch._dynamo`` when the first optimizer is made and stepped, only to say that nothing is to be compiled there,
-and torchvision (which timm needs) for one question that it asks later. A study has hundreds of short processes, and none compiles.
+and torchvision (which timm needs) for a question that it asks later. A study has hundreds of short processes, and none compiles.
 """
 
 from __future__ import annotations
