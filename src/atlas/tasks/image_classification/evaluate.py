@@ -142,10 +142,11 @@ def diagnostics(run: Run, model: nn.Module, ingredients: Ingredients, data: Imag
     import pandas as pd
 
     images = data.example(DIAGNOSED_IMAGES if run.limit is None else 1)
-    initial = build_model(run, ingredients, data.classes).to(images.device).eval()
     trained = diagnose(model, images)
-    before = diagnose(initial, images)
-    rows = [before.assign(stage="initial"), trained.assign(stage="trained")]
+    rows = [trained.assign(stage="trained")]
+    if run.limit is None:
+        initial = build_model(run, ingredients, data.classes).to(images.device).eval()
+        rows.insert(0, diagnose(initial, images).assign(stage="initial"))
     table = pd.concat(rows)[["stage", "layer", "head", "metric", "value"]]
     write_text(run.results / "diagnostics.csv", table.to_csv(index=False, float_format="%.6g"))
     return summarise(trained)
