@@ -72,8 +72,8 @@ def _rounded(expression: str) -> str:
     paper=PAPER,
     title="What network and equation do",
     caption=(
-        "Update, before its scale, at the first step, over the two inputs m̃ and g̃ in [−1, 1]: the network left, its equation "
-        "right; first seed. An equation of one input has a curve."
+        "Update, before its scale, where the two inputs m̃ and g̃ have kept a value in [−1, 1] for as many steps as the equation "
+        "looks back: the network left, its equation right; first seed. An equation of one input has a curve."
     ),
     alt="Pairs of colour maps of the update over both inputs, for the network and for its equation.",
 )
@@ -90,14 +90,15 @@ def surfaces(data: FigureData) -> Figure | None:
         own = table[table["method"].eq(row)]
         own = own[own["seed"].eq(own["seed"].min())]
         for axes, column in zip(line, ("network", "equation"), strict=True):
-            axes.set(title=f"{data.titles[row]}: {column}", xlabel="first input")
-            if own["second"].nunique() == 1:
+            alone = own["second"].nunique() == 1
+            axes.set(title=f"{data.titles[row]}: {column}", xlabel="gradient" if alone else "m̃")
+            if alone:
                 axes.plot(own["first"], own[column], color=PALETTE[0])
                 continue
             values = own.pivot_table(index="second", columns="first", values=column)
             bound = max(1e-9, own[["network", "equation"]].abs().to_numpy().max())
             image = axes.pcolormesh(values.columns, values.index, values, cmap="RdBu_r", vmin=-bound, vmax=bound, rasterized=True)
-            axes.set_ylabel("second input")
+            axes.set_ylabel("g̃")
             if column == "equation":
                 drawing.colorbar(image, ax=line, shrink=0.8, label="update ÷ α")
     return drawing

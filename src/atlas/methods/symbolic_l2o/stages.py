@@ -182,7 +182,10 @@ class Symbolic(Competitor):
 
 @torch.no_grad()
 def surface(teacher: Policy, equation: Policy, features: Sequence[str]) -> str:
-    """CSV of what the network and the equation make of the first two features at the first step; one feature alone has a line."""
+    """CSV of what both do when the first two features have kept their values for as long as the equation looks back.
+
+    One feature alone has a line.
+    """
     axis = torch.linspace(-1, 1, SURFACE_POINTS)
     second = axis if len(features) > 1 else torch.zeros(1)
     x, y = torch.meshgrid(axis, second, indexing="ij")
@@ -191,13 +194,14 @@ def surface(teacher: Policy, equation: Policy, features: Sequence[str]) -> str:
     if len(features) > 1:
         z[0, :, 1] = y.reshape(-1)
     network = cast(RNNprop | L2ODM, teacher)
-    wide = network.respond(z, network.cells.init_state(z[:, :, 0]))[0][0]
     policy = cast(SymbolicPolicy, equation)
-    history = torch.zeros(1, policy.rule.lags, len(features), x.numel())
-    history[0, 0] = z[0].T
+    cells = network.cells.init_state(z[:, :, 0])
+    for _ in range(policy.rule.lags):
+        wide, cells = network.respond(z, cells)
+    history = z[0].T.expand(1, policy.rule.lags, -1, -1)
     clamp = policy.clamp or math.inf
     simple = policy.rule(history)[0].nan_to_num(0.0, 0.0, 0.0).clamp(-clamp, clamp)
-    rows = zip(x.reshape(-1).tolist(), y.reshape(-1).tolist(), wide.tolist(), simple.tolist(), strict=True)
+    rows = zip(x.reshape(-1).tolist(), y.reshape(-1).tolist(), wide[0].tolist(), simple.tolist(), strict=True)
     return "\n".join(["first,second,network,equation", *(f"{a:.4g},{b:.4g},{c:.5g},{d:.5g}" for a, b, c, d in rows)]) + "\n"
 
 
