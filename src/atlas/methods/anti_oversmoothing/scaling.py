@@ -54,8 +54,11 @@ class ScaledQKV(nn.Linear):
         width = self.omega.numel() * self.value_dim
         values = projected[..., -width:]
         omega = self.omega.repeat_interleave(self.value_dim).to(values.dtype)
-        amplified = torch.addcmul(values, values - token_mean(values), omega)
-        return torch.cat((projected[..., :-width], amplified), -1)
+        high = values - token_mean(values)
+        if not torch.is_grad_enabled():  # nothing will ask for the values as they were
+            values.addcmul_(high, omega)
+            return projected
+        return torch.cat((projected[..., :-width], torch.addcmul(values, high, omega)), -1)
 
     def narrowed(self, weight: Tensor, bias: Tensor | None, heads: Tensor, value_dim: int) -> ScaledQKV:
         """The same rewriting for some of the heads, with a projection and a width of values of their own."""
