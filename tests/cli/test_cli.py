@@ -87,6 +87,30 @@ def test_a_run_by_hand(folder: Path) -> None:
     assert not (folder / "results/demo/runs" / RUN / "failure.json").exists()
 
 
+def test_an_evaluation_in_advance_is_taken_once_and_for_its_own_training(folder: Path) -> None:
+    short = ["--set", "depth=8", "--set", "repeats=1"]
+    left = folder / "checkpoints/demo" / RUN / "evaluation.json"
+    metrics = folder / "results/demo/runs" / RUN / "metrics.json"
+
+    def evaluated() -> dict[str, float]:
+        done = atlas(folder, "evaluate", RUN, *short)
+        assert done.returncode == 0, done.stderr
+        assert not left.exists()
+        values: dict[str, float] = json.loads(metrics.read_text())["metrics"]
+        return values
+
+    assert atlas(folder, "train", RUN, "--evaluate", *short).returncode == 0
+    assert not metrics.exists()
+    ahead = json.loads(left.read_text())
+    first = evaluated()
+    assert first == ahead["content"]["metrics"]
+    assert evaluated() == first
+    # numbers that belong to another training are not taken
+    wrong = dict.fromkeys(first, -1.0)
+    left.write_text(json.dumps({"record": "0" * 64, "content": {**ahead["content"], "metrics": wrong}}))
+    assert evaluated() == first
+
+
 def test_doctor_examines_and_fixes(folder: Path) -> None:
     (folder / ".dvc").mkdir()
     done = atlas(folder, "doctor")

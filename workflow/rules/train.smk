@@ -21,5 +21,7 @@ rule train:
         tier=TIER,
         cells=cells,
         fingerprints=fingerprints,
+        # Short runs are evaluated where all is loaded; the rule evaluate then picks the numbers up.
+        options="--evaluate" if STUDY.batch_seeds else "",
     shell:
-        "{params.atlas} train --tier {params.tier} {params.cells:q} >> {log} 2>&1"
+        "{params.atlas} train --tier {params.tier} {params.options} {params.cells:q} >> {log} 2>&1"

@@ -80,12 +80,15 @@ def train(
     tier: Tier = "demo",
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Train again, from the beginning.")] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also evaluate, while all is loaded; 'atlas evaluate' then finds the numbers.")
+    ] = False,
 ) -> None:
     """Train runs; an interrupted one goes on where it was.
 
     SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C make it save its state and stop with exit code 75.
     """
-    from atlas.harness.execute import finish, train_run
+    from atlas.harness.execute import evaluate_ahead, finish, train_run
     from atlas.harness.startup import defer_compiler
 
     defer_compiler()
@@ -95,16 +98,19 @@ def train(
         raise AtlasError(_summary("train", failures, len(selected)))
     for run in selected:
         finish(run)
+        if evaluate:
+            evaluate_ahead(run)
 
 
 @app.command()
 def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> None:
     """Evaluate trained runs on the test split and write their metrics.json."""
-    from atlas.harness.execute import evaluate_run
+    from atlas.harness.execute import evaluate_run, evaluated_ahead
     from atlas.harness.startup import defer_compiler
 
-    defer_compiler()
     selected = _selected(tier, runs, overrides)
+    if not all(run.record.is_file() and evaluated_ahead(run) for run in selected):
+        defer_compiler()
 
     def one(run: Run) -> None:
         headline = run.declared_metrics[0]

@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ def finish(run: Run) -> None:
 def evaluate_run(run: Run) -> dict[str, Any]:
     """Evaluate one trained run on the test split, write its ``metrics.json`` and return its content.
 
+    What :func:`evaluate_ahead` left for this very training is taken, once.
+
     Raises
     ------
     UserError
@@ -72,12 +74,39 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     if reason := stale_record(run):
         raise UserError(f"{run.cell} must be trained again, {reason}: atlas train --tier {run.tier} {run.cell}")
     with _recorded_failure(run, "evaluate"):
-        seed_everything(run.seed, run.resources.threads)
-        began = time.monotonic()
-        values = dict(_function(run, "evaluate")(run) or {})
-        content = _metrics(run, values, time.monotonic() - began)
+        content = evaluated_ahead(run) or _evaluated(run)
     write_json(run.metrics, content)
+    _ahead(run).unlink(missing_ok=True)
     return content
+
+
+def evaluate_ahead(run: Run) -> None:
+    """Evaluate a run in the process that has just trained it, for the evaluation to come; where that fails, it will say why.
+
+    A short run's process spends more time on loading than on evaluating.
+    """
+    _ahead(run).unlink(missing_ok=True)
+    if run.declared_metrics:
+        with suppress(Exception):
+            write_json(_ahead(run), {"record": sha256(run.record), "content": _evaluated(run)})
+
+
+def evaluated_ahead(run: Run) -> dict[str, Any] | None:
+    """What :func:`evaluate_ahead` left for the present training of a run, if anything."""
+    left = read_json(_ahead(run))
+    content = left.get("content")
+    return content if isinstance(content, dict) and left.get("record") == sha256(run.record) else None
+
+
+def _ahead(run: Run) -> Path:
+    return run.checkpoint / "evaluation.json"
+
+
+def _evaluated(run: Run) -> dict[str, Any]:
+    seed_everything(run.seed, run.resources.threads)
+    began = time.monotonic()
+    values = dict(_function(run, "evaluate")(run) or {})
+    return _metrics(run, values, time.monotonic() - began)
 
 
 def training_summary(run: Run) -> dict[str, Any]:
