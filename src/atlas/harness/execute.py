@@ -110,8 +110,9 @@ def _evaluated(run: Run) -> dict[str, Any]:
 
 
 def training_summary(run: Run) -> dict[str, Any]:
-    """Return what the training reported about itself."""
-    return read_json(run.record).get("training", {})
+    """Return what the training reported about itself; a number that was not finite is NaN."""
+    found = read_json(run.record).get("training", {})
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _function(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
@@ -137,7 +138,9 @@ def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, A
         **run.described(),
         "data_hash": data_hash(run),
         "files": {path.name: sha256(path) for path in artefacts if not path.name.startswith(".")},
-        "training": dict(summary),
+        "training": {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in summary.items()
+        },
         "settings": _settings(run),
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),

@@ -179,8 +179,9 @@ def weight_effective_rank(weight: Tensor) -> Tensor:
 
 def weight_cond_gap(weight: Tensor) -> Tensor:
     """(λ_max − λ_min)² of W Wᵀ, exact; 0 for an orthogonal matrix. ``weight``: (out, in)."""
-    eigenvalues = torch.linalg.eigvalsh(weight @ weight.T)
-    return (eigenvalues[-1] - eigenvalues[0]).square()
+    wide = weight.detach().cpu().double()  # in single precision the iteration may fail on a weight that is almost all pruned
+    eigenvalues = torch.linalg.eigvalsh(wide @ wide.T)
+    return (eigenvalues[-1] - eigenvalues[0]).square().to(weight)
 
 
 def _squared_distances(vectors: Tensor) -> Tensor:
