@@ -121,6 +121,15 @@ def test_the_command_names_what_failed_and_what_does_not_exist(study: Study, cap
     assert "stepped" in (study.results / "rehearsal.md").read_text()
     with pytest.raises(UserError, match="did you mean A100-80GB"):
         rehearse_study(study, [], "A100-80G")
+    # again: what went through is known, and only what failed is tried once more
+    with pytest.raises(AtlasError, match="1 of 3 rows failed"):
+        rehearse_study(study, [], "A100-80GB")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 rows are known from an earlier rehearsal; --fresh repeats them"
+    assert lines[1].startswith("[3/3] ✗ image-classification/digits/broken:")
+    assert [line.rpartition(",")[0] for line in (study.results / "rehearsal.csv").read_text().splitlines()[::3]] == [
+        line.rpartition(",")[0] for line in table[::3]
+    ]
 
 
 def test_stand_ins_say_that_they_are(tmp_path: Path) -> None:

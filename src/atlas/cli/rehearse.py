@@ -11,7 +11,7 @@ from pathlib import Path
 
 from atlas.errors import AtlasError, UserError, did_you_mean
 from atlas.harness.files import write_text
-from atlas.harness.rehearsal import GPU, GPUS, LAUNCH_SECONDS, TOLERANCE, UTILISATION, Count, Rehearsal, rehearse
+from atlas.harness.rehearsal import GPU, GPUS, LAUNCH_SECONDS, TOLERANCE, UTILISATION, Count, Notes, Rehearsal, rehearse
 from atlas.study import Run, Study
 
 COLUMNS = (
@@ -33,10 +33,11 @@ COLUMNS = (
 MEMORY_PER_JOB = 10 * 2**30  # bytes; the largest rows of the paper study need about as much
 
 
-def rehearse_study(study: Study, cells: list[str], gpu_name: str, jobs: int | None = None) -> None:
+def rehearse_study(study: Study, cells: list[str], gpu_name: str, jobs: int | None = None, *, fresh: bool = False) -> None:
     """Rehearse a study's rows, or those of some runs, and print one line each; a whole study also writes its table.
 
-    ``jobs`` benchmarks are rehearsed at a time, by default as many as there are cores and memory for.
+    ``jobs`` benchmarks are rehearsed at a time, by default as many as there are cores and memory for. Rows of which an earlier
+    rehearsal knows are not repeated, unless ``fresh``.
 
     Raises
     ------
@@ -48,13 +49,19 @@ def rehearse_study(study: Study, cells: list[str], gpu_name: str, jobs: int | No
     if gpu_name not in GPUS:
         raise UserError(f"there is no figure for the GPU {gpu_name}; {did_you_mean(gpu_name, GPUS)}")
     rows = _rows(study, cells)
-    order = {id(runs[0]): place for place, runs in enumerate(rows)}
-    done = []
+    notes = Notes(study.root / "logs" / study.tier / "rehearsal.jsonl")
+    known = {} if fresh or cells else notes.of(rows)
+    done = list(known.values())
+    if known:
+        print(f"{len(known)} rows are known from an earlier rehearsal; --fresh repeats them")
+    left = [runs for runs in rows if runs[0].cell not in known]
     with tempfile.TemporaryDirectory(prefix="atlas-rehearsal-") as folder:
-        for place, result in enumerate(rehearse(study, rows, Path(folder), jobs or _jobs()), start=1):
+        for result in rehearse(study, left, Path(folder), jobs or _jobs()):
             done.append(result)
-            print(f"[{place}/{len(rows)}] {line(result, GPUS[gpu_name])}", flush=True)
-    done.sort(key=lambda result: order[id(result.run)])
+            notes.add(result)
+            print(f"[{len(done)}/{len(rows)}] {line(result, GPUS[gpu_name])}", flush=True)
+    order = {runs[0].cell: place for place, runs in enumerate(rows)}
+    done.sort(key=lambda result: order[result.run.cell])
     text = markdown(study, done, GPUS[gpu_name])
     if cells:
         print(text)

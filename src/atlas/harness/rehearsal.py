@@ -8,6 +8,7 @@ what the whole run would cost on a named GPU.
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
@@ -15,11 +16,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from atlas.datasets import stand_in
 from atlas.errors import AtlasError
@@ -165,6 +166,48 @@ class _Group:
     rows: list[list[Run]]
     folder: Path
     process: BaseProcess
+
+
+class Notes:
+    """What earlier rehearsals found, so that one which was interrupted goes on: a line of JSON for each row, the last one counts.
+
+    A row that failed, or whose settings have changed since, is rehearsed again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, result: Rehearsal) -> None:
+        """Note what came of a row."""
+        content = {**asdict(replace(result, run=None)), "cell": result.run.cell, "fingerprint": result.run.fingerprint}  # type: ignore[arg-type]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(content) + "\n")
+
+    def of(self, rows: list[list[Run]]) -> dict[str, Rehearsal]:
+        """What is known of rows, by the cell of their first run."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        noted = {content["cell"]: content for content in map(json.loads, lines)}
+        found = {}
+        for run, *_ in rows:
+            content = noted.get(run.cell)
+            if content is not None and content["fingerprint"] == run.fingerprint and not content["error"]:
+                found[run.cell] = _restored(run, content)
+        return found
+
+
+def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
+    return Rehearsal(
+        run,
+        content["seeds"],
+        content["seconds"],
+        content["metrics"],
+        tuple(Count(**count) for count in content["counts"]),
+        content["error"],
+        Cost(**content["cost"]) if content["cost"] else None,
+        Amount(*content["whole"]),
+        Amount(*content["rehearsed"]),
+    )
 
 
 def rehearse(study: Study, rows: list[list[Run]], folder: Path, workers: int = 1) -> Iterator[Rehearsal]:
