@@ -32,6 +32,17 @@ def test_weights_and_activations_are_told_apart() -> None:
     assert small.operations == large.operations > 0
 
 
+def test_weights_that_are_gone_in_the_end_are_weights_all_the_same() -> None:
+    def train(batch: int) -> None:
+        model = nn.Linear(WIDTH, WIDTH, bias=False)
+        model(torch.ones(batch, WIDTH)).sum().backward()
+
+    with LiveMemory() as memory:
+        train(10)
+    assert 2 * WIDTH**2 * FLOAT <= memory.weight_bytes <= 3 * WIDTH**2 * FLOAT
+    assert memory.activation_bytes < WIDTH**2 * FLOAT
+
+
 def test_released_memory_is_given_back_and_views_cost_nothing() -> None:
     with LiveMemory() as memory:
         for _ in range(20):

@@ -14,7 +14,7 @@ class LiveMemory(TorchDispatchMode):
     """Follows the storages that operations make, on any device, while the mode is on.
 
     Weights, their gradients and optimiser states do not grow with the batch, activations do. The two are told apart by shape:
-    a tensor that is shaped like one that is still alive in the end (a weight or a state of it) counts as the former.
+    a tensor that is shaped like a parameter, or like a tensor that is still alive in the end, counts as the former.
 
     Attributes
     ----------
@@ -27,9 +27,14 @@ class LiveMemory(TorchDispatchMode):
         self.operations = 0
         self._alive: dict[int, tuple[int, torch.Size]] = {}
         self._events: list[tuple[int, torch.Size]] = []  # bytes made (positive) or released, and the shape
+        self._parameters: set[torch.Size] = set()
         self._kept: set[torch.Size] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for arg in args:
+            for tensor in arg if isinstance(arg, list | tuple) else (arg,):
+                if isinstance(tensor, torch.nn.Parameter):
+                    self._parameters.add(tensor.shape)
         out = func(*args, **(kwargs or {}))
         self.operations += not func.is_view
         for tensor in tree_leaves(out):
@@ -38,12 +43,12 @@ class LiveMemory(TorchDispatchMode):
         return out
 
     def __exit__(self, *details: Any) -> None:
-        self._kept = {shape for _, shape in self._alive.values()}
+        self._kept = self._parameters | {shape for _, shape in self._alive.values()}
         super().__exit__(*details)
 
     @property
     def weight_bytes(self) -> int:
-        """Most bytes at once of tensors shaped like something that was alive when the mode was left."""
+        """Most bytes at once of tensors shaped like a parameter, or like something that was alive when the mode was left."""
         return self._peak(weights=True)
 
     @property
