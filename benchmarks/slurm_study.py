@@ -45,7 +45,9 @@ def main() -> None:
         seconds = time.monotonic() - began
         if done.returncode:
             sys.exit(done.stderr[-5000:])
-        tables = sorted(path.relative_to(ROOT) for path in (ROOT / results / "tables").glob("*/*.*"))
+        # the JSON beside a table holds the digest of its metrics files, which say when and on what they were made
+        found = [path for ending in ("csv", "md", "tex") for path in (ROOT / results / "tables").glob(f"*/*.{ending}")]
+        tables = sorted(path.relative_to(ROOT) for path in found)
         same = [filecmp.cmp(ROOT / path, clone / path, shallow=False) for path in tables]
         starts = done.stderr.count("Submitted ")
         print(f"{seconds:.0f} s, {starts} submissions, calls of the scheduler: {slurm.calls()}")
