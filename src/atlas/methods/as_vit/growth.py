@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from atlas.methods.as_vit.layout import SINGLE_BLOCKS, Counts, count
+from atlas.methods.as_vit.layout import MAX_WIDTH, SINGLE_BLOCKS, Counts, count
 from atlas.methods.as_vit.measures import Measures
 from atlas.methods.as_vit.search import best_of
 from atlas.methods.as_vit.topology import FIRST_STAGE_HEADS, STAGES, Quadruple, Topology, quadruple
@@ -291,9 +291,9 @@ def width_for(topology: Topology, params: int, *, depths: Sequence[int], **optio
     Raises
     ------
     ValueError
-        The smallest such width is above the budget by more than half.
+        The smallest such width is above the budget by more than half, or the widest that ``max_width`` allows below by as much.
     """
-    unit = 4
+    unit, widest = 4, options.get("max_width", MAX_WIDTH)
     while unit % (topology.heads // FIRST_STAGE_HEADS):
         unit += 4
 
@@ -301,11 +301,11 @@ def width_for(topology: Topology, params: int, *, depths: Sequence[int], **optio
         return count(topology, depths=depths, width=width, **options).params
 
     width = unit
-    while size(width) < params:
+    while size(width) < params and width + unit <= widest:
         width += unit
     if width > unit and params - size(width - unit) <= size(width) - params:
         width -= unit
-    if size(width) > 1.5 * params:
+    if not params / 1.5 <= size(width) <= 1.5 * params:
         raise ValueError(f"no width brings {topology} with depths {list(depths)} to {params:,} parameters")
     return width
 
@@ -321,7 +321,7 @@ def uniform_scaling(topology: Topology, params: int, **options: Any) -> tuple[Qu
         try:
             width = width_for(topology, params, depths=depths, **options)
         except ValueError:
-            break
+            continue
         found.append((abs(count(topology, depths=depths, width=width, **options).params - params), depths, width))
     if not found:
         raise ValueError(f"no uniform scaling of {topology} fits {params:,} parameters")

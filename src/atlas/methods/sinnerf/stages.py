@@ -88,7 +88,8 @@ def _teach(run: Run, scene: Scene) -> dict[str, Any]:
         if (index + 1) % protocol.log_every == 0:
             loop.log(loss=float(terms["loss"]))
     seen = _strided_rendering(teacher, scene, protocol.teacher_stride)
-    depth = np.where(seen.opacity > OPAQUE_ENOUGH, seen.surface_depth, 0.0)
+    enough = OPAQUE_ENOUGH if run.limit is None else 0.0  # a rehearsed teacher has hardly begun
+    depth = np.where(seen.opacity > enough, seen.surface_depth, 0.0)
     scene.reference.depth, scene.depth_source = depth[None].astype(np.float64), "multiview"
     quality = []
     for index in range(len(scene.test)):

@@ -67,7 +67,7 @@ def _amount(run: Run) -> Amount:
     from atlas.datasets import get_dataset
 
     protocol = run.protocol_model()
-    facts = get_dataset(run.data).facts
+    facts = get_dataset(run.data).facts if run.data else {}
     clients = protocol.clients_per_round or protocol.data.clients
     if "train" not in facts or protocol.data.fewest:
         return Amount(math.nan, math.nan, math.nan)
