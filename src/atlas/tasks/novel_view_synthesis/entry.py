@@ -39,10 +39,11 @@ def _evaluate(run: Run) -> Mapping[str, float]:
 
 
 def _amount(run: Run) -> Amount:
-    """Steps, and rays in each; all of them are in memory at once."""
+    """Steps, and samples along all rays of each, the coarse ones twice if there are fine ones; all are in memory at once."""
     protocol = run.protocol_model()
-    rays = protocol.rays
-    batch = rays.reference + rays.warped + 2 * rays.patch[0] * rays.patch[1]
+    rays, sampler = protocol.rays, protocol.sampler
+    samples = 2 * sampler.coarse + sampler.fine if sampler.fine else sampler.coarse
+    batch = samples * (rays.reference + rays.warped + 2 * rays.patch[0] * rays.patch[1])
     return Amount(sum(stage.steps for stage in protocol.stages), batch, batch)
 
 
@@ -64,7 +65,9 @@ task(
             "log_every": 1,
         },
         rehearsal={
-            "rays": {"reference": 16, "warped": 16, "pool": 2, "patch": [16, 16]},
+            # no discriminator takes smaller patches than 64 × 64
+            "rays": {"reference": 16, "warped": 16, "pool": 2, "patch": [64, 64]},
+            "sampler": {"coarse": 4, "fine": 2},
             "scene": {"test_stride": 24, "test_limit": 1},
             "teacher_stride": 24,
             "log_every": 1,
