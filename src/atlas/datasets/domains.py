@@ -229,7 +229,7 @@ DATASETS = [
         citation="X. Li et al., FedBN: Federated Learning on Non-IID Features via Local Batch Normalization, ICLR 2021",
         check=check_digits5,
         stand_in=stand_in_digits5,
-        facts={"classes": 10, "shape": (3, 28, 28), "top": 255, "domains": tuple(DIGIT_DOMAINS)},
+        facts={"classes": 10, "shape": (3, 28, 28), "top": 255, "train": 5 * 7438, "domains": tuple(DIGIT_DOMAINS)},
     ),
     Dataset(
         name="domainnet",

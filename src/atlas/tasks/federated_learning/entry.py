@@ -62,16 +62,22 @@ def _evaluate(run: Run) -> Mapping[str, float]:
 def _amount(run: Run) -> Amount:
     """Minibatches of a client over all rounds, images of all clients in each, and of those that are trained at once.
 
-    A loop's step is a round; where the size of a dataset is not known before it is there, nothing is.
+    A loop's step is a round; where the size of a dataset is not known before it is there, nothing is. A rehearsal has trained one
+    round on images that it has counted.
     """
     from atlas.datasets import get_dataset
+    from atlas.harness.execute import training_summary
 
     protocol = run.protocol_model()
     facts = get_dataset(run.data).facts if run.data else {}
-    clients = protocol.clients_per_round or protocol.data.clients
-    if "train" not in facts or protocol.data.fewest:
+    if protocol.data.fewest:
+        images = training_summary(run).get("images", math.nan)
+        return Amount(1, images, images)
+    if "train" not in facts:
         return Amount(math.nan, math.nan, math.nan)
-    share = protocol.data.train_fraction * cast(int, facts["train"]) / protocol.data.clients
+    clients = protocol.clients_per_round or protocol.data.clients
+    known = protocol.data.train_fraction * cast(int, facts["train"])
+    share = known * (protocol.data.train_parts / 10 if "domains" in facts else 1) / protocol.data.clients
     steps = max(1.0, share * (1 - protocol.data.validation_fraction) // protocol.batch_size)
     batch = clients * protocol.batch_size
     return Amount(protocol.rounds * protocol.epochs * steps, batch, batch)

@@ -90,7 +90,8 @@ def train(run: Run) -> dict[str, float]:
     Returns
     -------
     dict
-        The validation score of the kept round, that round, and the convergence of the validation curve.
+        The validation score of the kept round, that round, the convergence of the validation curve, and how many images all
+        clients train on.
     """
     protocol: Protocol = run.protocol_model()
     device = pick_device(run.resources.device)
@@ -112,7 +113,8 @@ def train(run: Run) -> dict[str, float]:
         loop.log(**values)
     write_tensors(run.weights, best.tensors)
     curve = [(row["step"], row["validation_accuracy"]) for row in loop.history.rows if "validation_accuracy" in row]
-    return {"validation_score": best.score, "kept_round": best.round, **convergence(curve)}
+    images = sum(len(member.train) for member in data.members)
+    return {"validation_score": best.score, "kept_round": best.round, "images": images, **convergence(curve)}
 
 
 def convergence(curve: list[tuple[float, float]]) -> dict[str, float]:
