@@ -138,7 +138,9 @@ def markdown(study: Study, done: list[Rehearsal], gpu: GPU) -> str:
         "checkpoint written and loaded, an evaluation. The runs of a row differ in their seed alone, so one of them was carried "
         f"out. Hours and memory are estimates for one {gpu.name}: counted operations at {UTILISATION:.0%} of its peak, or "
         f"{LAUNCH_SECONDS * 1e6:.0f} µs for every kernel where that is more; activations in full precision, without "
-        f"recomputation. All runs together: about {hours:,.0f} GPU hours.",
+        "recomputation. They are blank where a loop's length depends on data that are not there, and for rows that train "
+        "nothing; memory is an upper bound where a row holds copies of its network (clients, values of λ, replicates), which are "
+        f"scaled as activations are. All runs together: about {hours:,.0f} GPU hours.",
         "",
         "| row | runs | status | parameters | steps | batch | FLOPs / step | GiB | hours / run |",
         "|---|---|---|---|---|---|---|---|---|",

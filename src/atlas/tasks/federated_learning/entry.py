@@ -60,7 +60,7 @@ def _evaluate(run: Run) -> Mapping[str, float]:
 
 
 def _amount(run: Run) -> Amount:
-    """Minibatches of a client over all rounds, images of all clients in each, and of those that are trained at once.
+    """Minibatches of a client over all rounds, images of all clients in each, and of those whose networks are stacked at once.
 
     A loop's step is a round; where the size of a dataset is not known before it is there, nothing is. A rehearsal has trained one
     round on images that it has counted.
@@ -72,7 +72,7 @@ def _amount(run: Run) -> Amount:
     facts = get_dataset(run.data).facts if run.data else {}
     if protocol.data.fewest:
         images = training_summary(run).get("images", math.nan)
-        return Amount(1, images, images)
+        return Amount(1, images, min(images, (protocol.stack_limit or images) * protocol.batch_size))
     if "train" not in facts:
         return Amount(math.nan, math.nan, math.nan)
     clients = protocol.clients_per_round or protocol.data.clients
@@ -80,7 +80,8 @@ def _amount(run: Run) -> Amount:
     share = known * (protocol.data.train_parts / 10 if "domains" in facts else 1) / protocol.data.clients
     steps = max(1.0, share * (1 - protocol.data.validation_fraction) // protocol.batch_size)
     batch = clients * protocol.batch_size
-    return Amount(protocol.rounds * protocol.epochs * steps, batch, batch)
+    stacked = min(clients, protocol.stack_limit or clients)
+    return Amount(protocol.rounds * protocol.epochs * steps, batch, stacked * protocol.batch_size)
 
 
 task(
