@@ -3,6 +3,9 @@
 snakemake                          the demo study, on this machine
 snakemake --config tier=lab        another study: config/<tier>.yaml
 snakemake --profile slurm          the same on a SLURM cluster
+snakemake --config here=yes        also what was made on another machine
+snakemake --config code=new        also what was trained with other code
+snakemake -- FILE                  what one table, page or metrics.json needs
 """
 
 from snakemake.utils import min_version
@@ -20,6 +23,7 @@ localrules:
     all,
     tables,
     acquire,
+    metrics,
     tabulate,
     judge,
     report,

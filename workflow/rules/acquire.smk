@@ -1,6 +1,8 @@
 rule acquire:
+    input:
+        due=lambda wildcards: due(wildcards.dataset in todo().datasets),
     output:
-        "data/{dataset}/manifest.json",
+        update("data/{dataset}/manifest.json"),
     log:
         "logs/acquire/{dataset}.log",
     retries: 2

@@ -1,17 +1,22 @@
-"""The study, and the functions with which rules read it."""
+"""The study, what there is to do in it, and the functions with which rules read both.
+
+What must be made is judged by content (atlas.study.agenda), not by Snakemake's records and timestamps, which a clone does not
+have. Only what is on the agenda has inputs: first of all a marker that is newer than anything, so that its job is done.
+"""
 
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from atlas.errors import UserError
-from atlas.study import Study, mark_stale, settle_times
+from atlas.study import MARKER, Demands, Study, agenda
 
 TIER = config.get("tier", "demo")
-# Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout. The
-# command is the same wherever the environment lies, because a changed parameter reruns jobs.
+# Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 ATLAS = (
     "env PYTHONPATH=src python -m atlas"
@@ -19,20 +24,46 @@ ATLAS = (
     else "python -m atlas"
 )
 RESULTS = f"results/{TIER}"
+DONE = f".atlas/done/{TIER}"
+
+HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
 
 try:
     STUDY = Study.read(TIER)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+
+def forced():
+    """Whether a person asks for all trainings again: snakemake -F, or -R train."""
+    settings = workflow.dag_settings
+    return settings.forceall or bool({"train", "evaluate"} & set(settings.forcerun))
+
+
+@cache
+def todo():
+    """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
+    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE)
+    found = agenda(STUDY, demands)
+    if workflow.is_main_process:
+        found.mark()
+        for line in found.lines():
+            logger.warning(line)
+    return found
+
+
+def again():
+    """How the command line is told that a complete training does not count."""
+    return (
+        "--force"
+        if forced()
+        else "--again here" if HERE else "--again code" if NEW_CODE else ""
+    )
+
+
 # A job is one row with all its seeds where runs are shorter than starting a process, else one run.
 ROW = "{task}/{dataset}/{method}"
 JOB = ROW if STUDY.batch_seeds else f"{ROW}/seed{{seed}}"
-RUNS = [f"{ROW}/seed{seed}" for seed in STUDY.seeds] if STUDY.batch_seeds else [JOB]
-
-# Judged by content: times say nothing after a clone, and a clone has no record of earlier parameters.
-settle_times(STUDY)
-STALE = mark_stale(STUDY)
 
 
 wildcard_constraints:
@@ -40,6 +71,29 @@ wildcard_constraints:
     dataset="[^/]+",
     method="[^/]+",
     seed=r"\d+",
+
+
+def job_of(run):
+    """Path of the job that a run belongs to."""
+    return run.cell.rpartition("/")[0] if STUDY.batch_seeds else run.cell
+
+
+def stamps(runs, trained=False):
+    """Marks that the jobs of some runs leave: those that are planned, or only those that train."""
+    found = {}
+    for run in runs:
+        if run.cell in todo().training:
+            found[f"{DONE}/{job_of(run)}/trained"] = True
+        if not trained and run.cell in todo().evaluation:
+            found[final_stamp(run)] = True
+    return list(found)
+
+
+def final_stamp(run):
+    """The mark of the job that evaluates a run: short runs are evaluated where they are trained."""
+    row = STUDY.by_row[run.task, run.dataset, run.method]
+    trains = STUDY.batch_seeds and any(one.cell in todo().training for one in row)
+    return f"{DONE}/{job_of(run)}/{'trained' if trains else 'evaluated'}"
 
 
 def runs_of(wildcards):
@@ -54,14 +108,25 @@ def runs_of(wildcards):
     ]
 
 
+def planned_runs(wildcards):
+    """The runs of a job that something is to be done for; all, where a job starts again after they are done."""
+    runs = runs_of(wildcards)
+    planned = [
+        run
+        for run in runs
+        if run.cell in todo().training or run.cell in todo().evaluation
+    ]
+    return planned or runs
+
+
 def cells(wildcards):
     """What the command line is told to do."""
-    return [run.cell for run in runs_of(wildcards)]
+    return [run.cell for run in planned_runs(wildcards)]
 
 
-def fingerprints(wildcards):
-    """Everything that determines the runs' numbers; a change reruns them."""
-    return [run.fingerprint for run in runs_of(wildcards)]
+def due(planned):
+    """The marker, for what is on the agenda."""
+    return [str(MARKER)] if planned else []
 
 
 def dataset_of(wildcards):
@@ -70,22 +135,17 @@ def dataset_of(wildcards):
     return f"data/{data}/manifest.json" if data else []
 
 
-def needed_records(wildcards):
-    """Records of the runs whose artefacts the job reads."""
-    return sorted(
-        {
-            str(needed.record)
-            for run in runs_of(wildcards)
-            for needed in run.needs.values()
-        }
-    )
+def needed_by(wildcards):
+    """Marks of the runs whose artefacts the job reads, where they are trained now."""
+    needed = [need for run in planned_runs(wildcards) for need in run.needs.values()]
+    return stamps(needed, trained=True)
 
 
 def asked(name, sum_seeds=False):
     """A resource of the job, from the study; time adds up over the seeds of a job."""
 
     def resource(wildcards):
-        values = [getattr(run.resources, name) for run in runs_of(wildcards)]
+        values = [getattr(run.resources, name) for run in planned_runs(wildcards)]
         return sum(values) if sum_seeds else max(values)
 
     return resource
@@ -96,28 +156,11 @@ def table_file(task, dataset, ending):
     return f"{RESULTS}/tables/{task}/{dataset}.{ending}"
 
 
-def evaluated(runs):
-    """Metrics of the runs that have any; stages have none."""
-    return [str(run.metrics) for run in runs if run.declared_metrics]
-
-
-def table_fingerprints(wildcards):
-    """What a table is made of; a change of any row, or of which rows there are, makes it again."""
-    return [
-        run.fingerprint for run in STUDY.matching(wildcards.task, wildcards.dataset)
+def shown_files(made_now):
+    """Tables and verdicts that the page shows: those that are made again now, or the others."""
+    files = [
+        table_file(task, dataset, "csv")
+        for task, dataset in STUDY.tables
+        if ((task, dataset) in todo().tables) == made_now
     ]
-
-
-def changed(*paths):
-    """Markers for the outdated files among a job's outputs; a job that waits for a marker is done again."""
-    return [STALE[path] for path in paths if path in STALE]
-
-
-def changed_records(wildcards):
-    """Markers of runs that were trained with other settings or data."""
-    return changed(*(str(run.record) for run in runs_of(wildcards)))
-
-
-def changed_metrics(wildcards):
-    """Markers of runs that were evaluated with other settings or data."""
-    return changed(*(str(run.metrics) for run in runs_of(wildcards)))
+    return files + [f"{RESULTS}/claims.csv"] * (bool(todo().page) == made_now)

@@ -1,14 +1,12 @@
 rule evaluate:
     input:
         data=ancient(dataset_of),
-        records=[f"checkpoints/{TIER}/{run}/settings.json" for run in RUNS],
-        changed=changed_metrics,
+        records=lambda wildcards: stamps(runs_of(wildcards), trained=True),
+        due=lambda wildcards: due(True),
     output:
-        [f"{RESULTS}/runs/{run}/metrics.json" for run in RUNS],
+        touch(f"{DONE}/{JOB}/evaluated"),
     log:
         f"logs/{TIER}/{JOB}/evaluate.log",
-    benchmark:
-        f"logs/{TIER}/{JOB}/evaluate.benchmark.tsv"
     conda:
         "../envs/atlas.yaml"
     threads: asked("threads")
@@ -20,6 +18,20 @@ rule evaluate:
         atlas=ATLAS,
         tier=TIER,
         cells=cells,
-        fingerprints=fingerprints,
     shell:
         "{params.atlas} evaluate --tier {params.tier} {params.cells:q} > {log} 2>&1"
+
+
+rule metrics:
+    # One run's numbers as a target: snakemake -- results/<tier>/runs/<task>/<dataset>/<method>/seed<k>/metrics.json
+    input:
+        done=lambda wildcards: stamps(runs_of(wildcards)),
+        due=lambda wildcards: due(stamps(runs_of(wildcards))),
+    output:
+        update(f"{RESULTS}/runs/{ROW}/seed{{seed}}/metrics.json"),
+    log:
+        f"logs/{TIER}/{ROW}/seed{{seed}}/metrics.log",
+    conda:
+        "../envs/atlas.yaml"
+    shell:
+        "test -s {output} 2> {log}"

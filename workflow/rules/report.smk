@@ -1,6 +1,7 @@
 rule judge:
     input:
-        evaluated(STUDY.runs),
+        runs=lambda wildcards: stamps(STUDY.runs),
+        due=lambda wildcards: due(todo().page),
     output:
         csv=report(
             f"{RESULTS}/claims.csv", caption="../report/claims.rst", category="claims"
@@ -19,11 +20,13 @@ rule judge:
 
 rule report:
     input:
-        [table_file(task, dataset, "csv") for task, dataset in STUDY.tables],
-        f"{RESULTS}/claims.csv",
+        made=lambda wildcards: shown_files(made_now=True),
+        kept=ancient(lambda wildcards: shown_files(made_now=False)),
+        due=lambda wildcards: due(todo().page),
     output:
         html=f"{RESULTS}/report.html",
         md=f"{RESULTS}/report.md",
+        summary=f"{RESULTS}/summary.json",
     log:
         f"logs/{TIER}/report.log",
     conda:

@@ -1,11 +1,7 @@
 rule tabulate:
     input:
-        metrics=lambda wildcards: evaluated(
-            STUDY.matching(wildcards.task, wildcards.dataset)
-        ),
-        changed=lambda wildcards: changed(
-            table_file(wildcards.task, wildcards.dataset, "csv")
-        ),
+        runs=lambda wildcards: stamps(STUDY.matching(wildcards.task, wildcards.dataset)),
+        due=lambda wildcards: due((wildcards.task, wildcards.dataset) in todo().tables),
     output:
         csv=report(
             table_file("{task}", "{dataset}", "csv"),
@@ -30,6 +26,5 @@ rule tabulate:
     params:
         atlas=ATLAS,
         tier=TIER,
-        fingerprints=table_fingerprints,
     shell:
         "{params.atlas} table --tier {params.tier} {wildcards.task}/{wildcards.dataset} > {log} 2>&1"

@@ -1,14 +1,12 @@
 rule train:
     input:
         data=ancient(dataset_of),
-        needs=needed_records,
-        changed=changed_records,
+        needs=needed_by,
+        due=lambda wildcards: due(True),
     output:
-        [f"checkpoints/{TIER}/{run}/settings.json" for run in RUNS],
+        touch(f"{DONE}/{JOB}/trained"),
     log:
         f"logs/{TIER}/{JOB}/train.log",
-    benchmark:
-        f"logs/{TIER}/{JOB}/train.benchmark.tsv"
     conda:
         "../envs/atlas.yaml"
     threads: asked("threads")
@@ -20,8 +18,7 @@ rule train:
         atlas=ATLAS,
         tier=TIER,
         cells=cells,
-        fingerprints=fingerprints,
-        # Short runs are evaluated where all is loaded; the rule evaluate then picks the numbers up.
-        options="--evaluate" if STUDY.batch_seeds else "",
+        # Short runs are evaluated where all is loaded.
+        options=lambda wildcards: again() + " --evaluate" * STUDY.batch_seeds,
     shell:
         "{params.atlas} train --tier {params.tier} {params.options} {params.cells:q} >> {log} 2>&1"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atlas.errors import UserError, did_you_mean
 from atlas.harness.registry import load
-from atlas.study import Study
+from atlas.study import Agenda, Run, Study, agenda
 
 Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
 
@@ -69,21 +69,28 @@ def claims(tier: str) -> Rows:
 
 
 def runs(tier: str) -> Rows:
-    """Every run of the study, and how far it is."""
+    """Every run of the study, how far it is, and why something is to be done for it."""
+    todo = agenda(Study.read(tier))
+    planned = todo.runs
     rows = []
-    for run in Study.read(tier).runs:
-        if run.failure.is_file():
-            state = "failed"
-        elif run.metrics.is_file():
-            state = "evaluated"
-        elif run.record.is_file():
-            state = "trained"
-        elif (run.checkpoint / "state").is_dir():
-            state = "started"
-        else:
-            state = "-"
-        rows.append((run.cell, state))
-    return ("run", "state"), rows
+    for run in todo.study.runs:
+        old = todo.old_code.get(run.cell)
+        why = planned.get(run.cell, "") or (f"trained with other code of {', '.join(old)}" if old else "")
+        rows.append((run.cell, _state(run, todo), why))
+    return ("run", "state", "why"), rows
+
+
+def _state(run: Run, todo: Agenda) -> str:
+    """How far a run is, in a word or two."""
+    if run.cell not in todo.runs:
+        return "evaluated" if run.metrics.is_file() else "trained" if run.record.is_file() else "not needed"
+    if run.failure.is_file():
+        return "failed"
+    if (run.checkpoint / "state").is_dir():
+        return "started"
+    if run.cell not in todo.training:
+        return "trained"
+    return "out of date" if run.metrics.is_file() or run.record.is_file() else "missing"
 
 
 LISTINGS: dict[str, Callable[[str], Rows]] = {

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,8 +32,15 @@ Tier = Annotated[str, typer.Option("--tier", "-t", help="Study to work on: confi
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>; several are done in turn.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: scale_lr_mult=1, protocol.epochs=2."),
+    typer.Option("--set", metavar="KEY=VALUE", help="A trial with another setting: lr_multiplier=1, protocol.epochs=2."),
 ]
+
+
+class Again(StrEnum):
+    """Which complete trainings are repeated on request."""
+
+    here = "here"
+    code = "code"
 
 
 @app.callback()
@@ -80,46 +88,49 @@ def train(
     tier: Tier = "demo",
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Train again, from the beginning.")] = False,
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Also evaluate, while all is loaded; 'atlas evaluate' then finds the numbers.")
-    ] = False,
+    again: Annotated[
+        Again | None,
+        typer.Option(help="Train again what was trained on another machine (here), or with other code (code)."),
+    ] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Also evaluate what has no metrics yet, while all is loaded.")] = False,
 ) -> None:
     """Train runs; an interrupted one goes on where it was.
 
+    With --set it is a trial: it goes to checkpoints/<tier>-trial/ and results/<tier>-trial/, and never enters the study.
     SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C make it save its state and stop with exit code 75.
     """
-    from atlas.harness.execute import evaluate_ahead, finish, train_run
+    from atlas.harness.execute import train_run
+    from atlas.harness.stale import evaluation_gap
     from atlas.harness.startup import defer_compiler
 
     defer_compiler()
-    selected = _selected(tier, runs, overrides)
-    failures = _each(selected, lambda run: _say(run, train_run(run, force=force)))
-    if failures:
-        raise AtlasError(_summary("train", failures, len(selected)))
-    for run in selected:
-        finish(run)
-        if evaluate:
-            evaluate_ahead(run)
+
+    def one(run: Run) -> None:
+        _say(run, train_run(run, force=force, again=again.value if again else None))
+        if evaluate and evaluation_gap(run):
+            _evaluate(run)
+
+    _each("train", _selected(tier, runs, overrides), one)
 
 
 @app.command()
 def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> None:
-    """Evaluate trained runs on the test split and write their metrics.json."""
-    from atlas.harness.execute import evaluate_run, evaluated_ahead
+    """Evaluate trained runs on the test split and write their metrics.json; a trial's with the --set of its training."""
     from atlas.harness.startup import defer_compiler
 
     selected = _selected(tier, runs, overrides)
-    if not all(run.record.is_file() and evaluated_ahead(run) for run in selected):
-        defer_compiler()
+    defer_compiler()
+    _each("evaluate", selected, _evaluate)
 
-    def one(run: Run) -> None:
-        headline = run.declared_metrics[0]
-        value = evaluate_run(run)["metrics"].get(headline.name)
-        print(f"{run.cell}: {headline.label} {'not finite' if value is None else format(value, headline.format)}")
 
-    failures = _each(selected, one)
-    if failures:
-        raise AtlasError(_summary("evaluate", failures, len(selected)))
+def _evaluate(run: Run) -> None:
+    from atlas.harness.execute import evaluate_run
+
+    headline = run.declared_metrics[0] if run.declared_metrics else None
+    if headline is None:
+        raise UserError(f"{run.cell} is a stage: it has no metrics to evaluate")
+    value = evaluate_run(run)["metrics"].get(headline.name)
+    print(f"{run.cell}: {headline.label} {'not finite' if value is None else format(value, headline.format)}")
 
 
 @app.command()
@@ -220,8 +231,8 @@ def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[
     return [apply_overrides(study.find(cell), overrides or []) for cell in cells]
 
 
-def _each(runs: list[Run], act: Callable[[Run], None]) -> list[str]:
-    """Do every run, also after one failed; an interruption stops at once. Returns what failed."""
+def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:
+    """Do every run, also after one failed, and say in the end which did; an interruption stops at once."""
     failures = []
     for run in runs:
         try:
@@ -233,16 +244,14 @@ def _each(runs: list[Run], act: Callable[[Run], None]) -> list[str]:
                 traceback.print_exc()
             failures.append(f"{run.cell}: {error}")
             print(f"error: {run.cell}: {error}", file=sys.stderr)
-    return failures
+    if failures:
+        raise AtlasError(f"{len(failures)} of {len(runs)} runs failed to {verb}: {'; '.join(failures)}")
 
 
 def _say(run: Run, trained: bool) -> None:
     done = "trained" if trained else "already trained; --force trains again"
-    print(f"{run.cell}: {done}", file=sys.stderr)
-
-
-def _summary(verb: str, failures: list[str], total: int) -> str:
-    return f"{len(failures)} of {total} runs failed to {verb}: {'; '.join(failures)}"
+    place = f" (a trial: {run.checkpoint.relative_to(run.root)})" if run.trial else ""
+    print(f"{run.cell}: {done}{place}", file=sys.stderr)
 
 
 def main() -> None:

@@ -27,11 +27,14 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
 
 
 def apply_overrides(run: Run, texts: list[str]) -> Run:
-    """Return the run with overrides applied: ``protocol.`` and ``resources.`` reach those, the rest reaches the method.
+    """Return a trial of a run with overrides applied: ``protocol.`` and ``resources.`` reach those, the rest reaches the method.
 
     The settings of one method of a recipe are reached by its name: ``uvc.budget=0.4``. The runs that this one needs
-    keep their settings.
+    keep their settings. A trial has checkpoints and results of its own (:attr:`Run.trial`); without overrides the run
+    is returned as it is.
     """
+    if not texts:
+        return run
     values = parse_overrides(texts)
     protocol = merge(run.protocol, values.pop("protocol", None))
     resources = merge(run.resources.model_dump(), values.pop("resources", None))
@@ -50,4 +53,5 @@ def apply_overrides(run: Run, texts: list[str]) -> Run:
         protocol=validate_settings(run.task_entry.protocol, protocol, "--set protocol", owner),
         resources=Resources(**validate_settings(Resources, resources, "--set resources", "resources")),
         settings=settings,
+        trial=True,
     )

@@ -163,6 +163,12 @@ def _reported(item: dict[str, Any], where: str, paper: Paper) -> Reported:
     return Reported(**validate_settings(Reported, {**item, "paper": paper.slug}, where, "a reported number"))
 
 
+def claims_text() -> str:
+    """Every paper's ``claims.yaml`` as it is written: what verdicts depend on beside the numbers."""
+    files = (load().papers[slug].claims for slug in sorted(load().papers))
+    return "\n".join(path.read_text() for path in files if path.is_file())
+
+
 def load_claims() -> list[Claim]:
     """Return every claim of every paper, by paper."""
     return [claim for slug in sorted(load().papers) for claim in _read(load().papers[slug])[0]]

@@ -6,17 +6,19 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.errors import AtlasError, Interrupted, UserError
+from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
+from atlas.harness.code import code_of
 from atlas.harness.files import sha256, write_json
 from atlas.harness.provenance import provenance
 from atlas.harness.resume import clear_state, elapsed_seconds
 from atlas.harness.seeds import pick_device, seed_everything
-from atlas.harness.stale import data_hash, read_json, stale_record
+from atlas.harness.stale import artefacts_digest, data_hash, needed_digests, read_json, training_gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,20 +26,29 @@ if TYPE_CHECKING:
     from atlas.harness.study import Run
 
 
-def train_run(run: Run, *, force: bool = False) -> bool:
+def train_run(run: Run, *, force: bool = False, again: str | None = None) -> bool:
     """Train one run, going on from its saved state if there is one; return whether there was anything to do.
 
-    Leaves ``model.safetensors``, ``settings.json`` and the curves. The resume state stays until :func:`finish`, so that
-    a failure beside it costs nothing.
+    Leaves ``model.safetensors``, ``settings.json`` and the curves.
+
+    Parameters
+    ----------
+    run : Run
+        What to train.
+    force : bool
+        Train again from the beginning, whatever is there.
+    again : str, optional
+        Why a complete training that fits the plan does not count: see :func:`due_again`.
 
     Raises
     ------
     UserError
-        A dataset or another run that this one needs is not there.
+        A dataset or another run that this one needs is not there, or must be made again.
     Interrupted
         A signal asked it to stop; the state is saved.
     """
-    if run.record.is_file() and not force and not stale_record(run):
+    if not force and training_gap(run) is None and not due_again(run, again):
+        clear_state(run)
         return False
     _require_inputs(run)
     if force:
@@ -49,18 +60,23 @@ def train_run(run: Run, *, force: bool = False) -> bool:
         summary = dict(_function(run, "train")(run) or {})
         seconds = max(time.monotonic() - began, elapsed_seconds(run))
         write_json(run.record, _record(run, summary, seconds))
+    clear_state(run)
+    note_made_here(run, "record", run.record)
     return True
 
 
-def finish(run: Run) -> None:
-    """Drop the resume state of a run that is completely trained."""
-    clear_state(run)
+def due_again(run: Run, again: str | None) -> bool:
+    """Whether a training that fits the plan must be repeated for a person who asks for ``"here"`` or ``"code"``.
+
+    ``"here"``: unless it was done on this machine. ``"code"``: if the code of its method or task has changed since.
+    """
+    if again == "here":
+        return not made_here(run, "record", run.record)
+    return again == "code" and bool(trained_with_other_code(run))
 
 
 def evaluate_run(run: Run) -> dict[str, Any]:
     """Evaluate one trained run on the test split, write its ``metrics.json`` and return its content.
-
-    What :func:`evaluate_ahead` left for this very training is taken, once.
 
     Raises
     ------
@@ -69,44 +85,21 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     AtlasError
         The evaluation does not return exactly the declared metrics.
     """
-    if not run.record.is_file():
-        raise UserError(f"{run.cell} has not been trained; run: atlas train --tier {run.tier} {run.cell}")
-    if reason := stale_record(run):
-        raise UserError(f"{run.cell} must be trained again, {reason}: atlas train --tier {run.tier} {run.cell}")
+    if reason := training_gap(run):
+        raise UserError(f"{run.cell} must be trained first ({reason}): {command('train', run)}")
     with _recorded_failure(run, "evaluate"):
-        content = evaluated_ahead(run) or _evaluated(run)
+        seed_everything(run.seed, run.resources.threads)
+        began = time.monotonic()
+        values = dict(_function(run, "evaluate")(run) or {})
+        content = _metrics(run, values, time.monotonic() - began)
     write_json(run.metrics, content)
-    _ahead(run).unlink(missing_ok=True)
+    note_made_here(run, "metrics", run.metrics)
     return content
 
 
-def evaluate_ahead(run: Run) -> None:
-    """Evaluate a run in the process that has just trained it, for the evaluation to come; where that fails, it will say why.
-
-    A short run's process spends more time on loading than on evaluating.
-    """
-    _ahead(run).unlink(missing_ok=True)
-    if run.declared_metrics:
-        with suppress(Exception):
-            write_json(_ahead(run), {"record": sha256(run.record), "content": _evaluated(run)})
-
-
-def evaluated_ahead(run: Run) -> dict[str, Any] | None:
-    """What :func:`evaluate_ahead` left for the present training of a run, if anything."""
-    left = read_json(_ahead(run))
-    content = left.get("content")
-    return content if isinstance(content, dict) and left.get("record") == sha256(run.record) else None
-
-
-def _ahead(run: Run) -> Path:
-    return run.checkpoint / "evaluation.json"
-
-
-def _evaluated(run: Run) -> dict[str, Any]:
-    seed_everything(run.seed, run.resources.threads)
-    began = time.monotonic()
-    values = dict(_function(run, "evaluate")(run) or {})
-    return _metrics(run, values, time.monotonic() - began)
+def command(verb: str, run: Run) -> str:
+    """The command with which a person does something for a run."""
+    return f"atlas {verb} --tier {run.tier} {run.cell}"
 
 
 def training_summary(run: Run) -> dict[str, Any]:
@@ -128,8 +121,8 @@ def _require_inputs(run: Run) -> None:
     if run.data and data_hash(run) is None:
         raise UserError(f"the dataset {run.data} is not there; run: atlas acquire {run.data}")
     for role, needed in run.needs.items():
-        if not needed.record.is_file():
-            raise UserError(f"{run.cell} needs {needed.cell} as its {role}; run: atlas train --tier {run.tier} {needed.cell}")
+        if reason := training_gap(needed):
+            raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")
 
 
 def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -137,6 +130,7 @@ def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, A
     return {
         **run.described(),
         "data_hash": data_hash(run),
+        "needs": needed_digests(run),
         "files": {path.name: sha256(path) for path in artefacts if not path.name.startswith(".")},
         "training": {
             name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in summary.items()
@@ -144,6 +138,7 @@ def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, A
         "settings": _settings(run),
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),
+            "code": code_of(run),
             "train_seconds": round(seconds, 3),
             "finished": _now(),
         },
@@ -165,7 +160,8 @@ def _metrics(run: Run, values: Mapping[str, float], seconds: float) -> dict[str,
         extra = ", ".join(sorted(set(values) - set(declared))) or "none"
         raise AtlasError(f"{run.cell}: its evaluation differs from what it declares (missing: {missing}; extra: {extra})")
     numbers = {name: float(values[name]) if math.isfinite(values[name]) else None for name in declared}
-    trained = read_json(run.record).get("provenance", {})
+    record = read_json(run.record)
+    trained = record.get("provenance", {})
     return {
         "run": run.described(),
         "metrics": {name: value for name, value in numbers.items() if not declared[name].measured},
@@ -174,6 +170,8 @@ def _metrics(run: Run, values: Mapping[str, float], seconds: float) -> dict[str,
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),
             "data_hash": data_hash(run),
+            "code": trained.get("code"),
+            "trained": artefacts_digest(record),
             "train_seconds": trained.get("train_seconds"),
             "evaluate_seconds": round(seconds, 3),
             "peak_memory_mebibytes": trained.get("peak_memory_mebibytes"),

@@ -1,23 +1,23 @@
-"""What must be computed again, judged by content and not by timestamps.
+"""Whether what is there was made of what the study says now, judged by content and not by timestamps.
 
 Git and DVC write files in another order than the workflow did, so after a clone modification times say nothing. A run's
 record and metrics carry the fingerprint of what they were computed from; a table carries the digest of the metrics that
-it was made of. Comparing these with the plan tells what is out of date, in a clone as on the machine that computed it.
+it was made of, and the page that of everything it shows. Comparing these with the plan tells what is out of date, in a
+clone as on the machine that computed it. :mod:`atlas.harness.agenda` draws from it what there is to do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from atlas.harness.study import Run, Study
 
-FOLDER_TIME = ".snakemake_timestamp"  # where Snakemake keeps the time of a folder
-MARKERS = Path(".atlas/changed")
+TABLE_ENDINGS = ("csv", "md", "tex", "json")
+SUMMARY = "summary.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,6 +36,88 @@ def data_hash(run: Run) -> str | None:
     return read_json(run.data_folder / "manifest.json").get("sha256")
 
 
+def artefacts_digest(record: Mapping[str, Any]) -> str | None:
+    """One SHA-256 for all files that a training left, from its record; ``None`` where the record does not list them."""
+    files = record.get("files")
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if isinstance(files, dict) else None
+
+
+def needed_digests(run: Run) -> dict[str, str | None]:
+    """Role to digest of what the run that fills it has left here now."""
+    return {role: artefacts_digest(read_json(needed.record)) for role, needed in sorted(run.needs.items())}
+
+
+def training_gap(run: Run) -> str | None:
+    """Why a run must be trained before anything can build upon it, or ``None`` if its training is complete and fits the plan."""
+    record = read_json(run.record)
+    if not record:
+        failure = read_json(run.failure)
+        if failure.get("stage") == "train":
+            return f"failed to train: {failure.get('error', 'no reason was left')}"
+        return "its settings.json is damaged" if run.record.is_file() else "not trained"
+    if reason := stale_record(run, record):
+        return reason
+    files = record.get("files")
+    lost = [name for name in files if not (run.checkpoint / name).is_file()] if isinstance(files, dict) else []
+    return f"its {lost[0]} is lost" if lost else None
+
+
+def stale_record(run: Run, content: Mapping[str, Any] | None = None) -> str | None:
+    """Why a trained run no longer matches the plan, or ``None``; ``content`` is its record, if already read."""
+    record = read_json(run.record) if content is None else content
+    if not record:
+        return None
+    if reason := _mismatch(run, record):
+        return reason
+    known = record.get("needs")
+    for role, digest in needed_digests(run).items() if isinstance(known, dict) else ():
+        if digest is not None and known.get(role) not in (None, digest):
+            return f"its {role}, {run.needs[role].cell}, was trained again"
+    return None
+
+
+def evaluation_gap(run: Run) -> str | None:
+    """Why a run must be evaluated, or ``None`` if its metrics fit the plan, or none are declared."""
+    if not run.declared_metrics:
+        return None
+    failure = read_json(run.failure)
+    if failure:
+        return f"failed to {failure.get('stage', 'run')}: {failure.get('error', 'no reason was left')}"
+    content = read_json(run.metrics)
+    if not content:
+        return "its metrics.json is damaged" if run.metrics.is_file() else "not evaluated"
+    return stale_metrics(run, content)
+
+
+def stale_metrics(run: Run, content: Mapping[str, Any] | None = None) -> str | None:
+    """Why an evaluated run no longer matches the plan, or ``None``; ``content`` is its ``metrics.json``, if already read."""
+    content = read_json(run.metrics) if content is None else content
+    if not content:
+        return None
+    recorded, provenance = _mapping(content.get("run")), _mapping(content.get("provenance"))
+    if reason := _mismatch(run, {**recorded, "data_hash": provenance.get("data_hash")}):
+        return reason
+    here, evaluated = artefacts_digest(read_json(run.record)), provenance.get("trained")
+    if here is not None and evaluated not in (None, here):
+        return "it was trained again"
+    return None
+
+
+def _mismatch(run: Run, recorded: Mapping[str, Any]) -> str | None:
+    if not recorded.get("fingerprint"):
+        return "what it was made of is not recorded"
+    if recorded["fingerprint"] != run.fingerprint:
+        return "its settings changed"
+    known = data_hash(run)
+    if known is not None and recorded.get("data_hash") not in (None, known):
+        return f"the dataset {run.data} changed"
+    return None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
 def metrics_digest(runs: list[Run]) -> str:
     """SHA-256 over the metrics files of some runs, and over which of them are missing."""
     digest = hashlib.sha256()
@@ -43,31 +125,6 @@ def metrics_digest(runs: list[Run]) -> str:
         digest.update(run.cell.encode())
         digest.update(run.metrics.read_bytes() if run.metrics.is_file() else b"missing")
     return digest.hexdigest()
-
-
-def stale_record(run: Run) -> str | None:
-    """Why a trained run no longer matches the plan, or ``None``."""
-    return _mismatch(run, read_json(run.record))
-
-
-def stale_metrics(run: Run, content: Mapping[str, Any] | None = None) -> str | None:
-    """Why an evaluated run no longer matches the plan, or ``None``; ``content`` is its ``metrics.json``, if already read."""
-    content = read_json(run.metrics) if content is None else content
-    recorded, provenance = content.get("run"), content.get("provenance")
-    recorded = recorded if isinstance(recorded, dict) else {}
-    known = provenance.get("data_hash") if isinstance(provenance, dict) else None
-    return _mismatch(run, {**recorded, "data_hash": known})
-
-
-def _mismatch(run: Run, recorded: dict[str, Any]) -> str | None:
-    if "fingerprint" not in recorded:
-        return None
-    if recorded["fingerprint"] != run.fingerprint:
-        return "its settings changed"
-    known = data_hash(run)
-    if known is not None and recorded.get("data_hash") not in (None, known):
-        return f"the dataset {run.data} changed"
-    return None
 
 
 def table_path(study: Study, task: str, dataset: str) -> Path:
@@ -81,94 +138,25 @@ def table_matches(study: Study, task: str, dataset: str) -> bool | None:
     return None if recorded is None else recorded == metrics_digest(study.matching(task, dataset))
 
 
+def table_gap(study: Study, task: str, dataset: str) -> str | None:
+    """Why a table, or one of its files, must be written, or ``None``."""
+    path = table_path(study, task, dataset)
+    figures = study.results / "figures" / task / dataset
+    if not all(path.with_suffix(f".{ending}").is_file() for ending in TABLE_ENDINGS) or not figures.is_dir():
+        return "not written"
+    return None if table_matches(study, task, dataset) else "its metrics changed"
+
+
 def summary_digest(study: Study) -> str:
-    """SHA-256 over every run's metrics: what the verdicts and the page are made of."""
-    return metrics_digest(list(study.runs))
+    """SHA-256 over every run's metrics and every claim: what the verdicts and the page are made of."""
+    from atlas.harness.claims import claims_text
+
+    return hashlib.sha256((metrics_digest(list(study.runs)) + claims_text()).encode()).hexdigest()
 
 
-def summary_matches(study: Study) -> bool:
-    """Whether the verdicts and the page were made of the metrics that are there now."""
-    return read_json(study.results / "metrics.json").get("digest") == summary_digest(study)
-
-
-def stale_outputs(study: Study) -> list[str]:
-    """Existing files that the workflow must make again, relative to the working directory."""
-    outdated: list[Path] = []
-    for run in study.runs:
-        if stale_record(run):
-            outdated.append(run.record)
-        if stale_metrics(run):
-            outdated.append(run.metrics)
-    for task, dataset in study.tables:
-        if table_matches(study, task, dataset) is False:
-            outdated.append(table_path(study, task, dataset))
-    return [str(path) for path in outdated]
-
-
-def mark_stale(study: Study) -> dict[str, str]:
-    """Leave a marker, newer than it, for every file that must be made again.
-
-    Returns
-    -------
-    dict
-        Outdated file to its marker. A job that has the marker among its inputs is run again.
-    """
-    markers = {}
-    for path in stale_outputs(study):
-        marker = study.root / MARKERS / path
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        markers[path] = str(marker)
-    return markers
-
-
-def settle_times(study: Study) -> None:
-    """Give files whose contents fit together modification times that do, too.
-
-    Snakemake reruns a job whose output is older than its input, and git and DVC write files in another order than the workflow
-    did. Only files that are up to date by content, and older than what they were made from, are touched.
-    """
-    times: dict[Path, int] = {}
-    for row in study.by_row.values():  # one job may make the files of a whole row
-        sources = [run.data_folder / "manifest.json" for run in row if run.data]
-        sources += [needed.record for run in row for needed in run.needs.values()]
-        for run in row:
-            if stale_record(run) is None:
-                for output in (run.record, run.logs / "train.benchmark.tsv"):
-                    _no_older(output, sources, times)
-        for run in row:
-            if stale_metrics(run) is None:
-                for output in (run.metrics, run.logs / "evaluate.benchmark.tsv"):
-                    _no_older(output, [*sources, *(other.record for other in row)], times)
-    for task, dataset in study.tables:
-        if table_matches(study, task, dataset):
-            path = table_path(study, task, dataset)
-            made_from = [run.metrics for run in study.matching(task, dataset)]
-            figures = study.results / "figures" / task / dataset
-            for output in (*(path.with_suffix(f".{ending}") for ending in ("csv", "md", "tex", "json")), figures):
-                _no_older(output, made_from, times)
-    if summary_matches(study):
-        claims = [study.results / f"claims.{ending}" for ending in ("csv", "md")]
-        tables = [table_path(study, task, dataset) for task, dataset in study.tables]
-        for output in claims:
-            _no_older(output, [run.metrics for run in study.runs], times)
-        for output in (study.results / "report.html", study.results / "report.md"):
-            _no_older(output, [*tables, claims[0]], times)
-
-
-def _no_older(output: Path, made_from: list[Path], times: dict[Path, int]) -> None:
-    """Touch ``output`` if it is older than something it was made from; ``times`` remembers what has been looked at."""
-    own = _modified(output, times)
-    newest = max((_modified(path, times) for path in made_from), default=0)
-    if 0 < own < newest:
-        for path in (output, output / FOLDER_TIME):
-            if path.exists():
-                os.utime(path, ns=(newest, newest))
-        times[output] = newest
-
-
-def _modified(path: Path, times: dict[Path, int]) -> int:
-    if path not in times:
-        stamp = path / FOLDER_TIME if path.is_dir() and (path / FOLDER_TIME).exists() else path
-        times[path] = stamp.stat().st_mtime_ns if stamp.exists() else 0
-    return times[path]
+def page_gap(study: Study) -> str | None:
+    """Why verdicts and page must be written, or ``None``."""
+    names = ("claims.csv", "claims.md", "report.html", "report.md", SUMMARY)
+    if not all((study.results / name).is_file() for name in names):
+        return "not written"
+    return None if read_json(study.results / SUMMARY).get("digest") == summary_digest(study) else "its metrics or claims changed"

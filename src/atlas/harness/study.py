@@ -18,6 +18,7 @@ from atlas.errors import UserError, did_you_mean
 from atlas.harness.registry import Method, Metric, Settings, Task, load
 
 CONFIG_FOLDER = Path("config")
+TRIAL = "-trial"
 
 
 class Resources(Settings):
@@ -55,6 +56,9 @@ class Run:
         Role to the run whose artefacts this one reads.
     batched : bool
         Whether one job computes all seeds of the row.
+    trial : bool
+        Whether settings were changed for once (``--set``): its files lie beside the study's, in ``<tier>-trial``, and no table,
+        claim or page reads them.
     limit : int, optional
         Steps of every training loop that are carried out; a rehearsal does one. ``None`` does all.
     """
@@ -72,7 +76,13 @@ class Run:
     needs: Mapping[str, Run] = field(default_factory=dict)
     batched: bool = False
     root: Path = Path()
+    trial: bool = False
     limit: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Name of the folders of the run's study, or of its trials."""
+        return f"{self.tier}{TRIAL}" if self.trial else self.tier
 
     @property
     def cell(self) -> str:
@@ -82,7 +92,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """Folder of everything that training leaves: weights, settings, artefacts, resume state."""
-        return self.root / "checkpoints" / self.tier / self.cell
+        return self.root / "checkpoints" / self.place / self.cell
 
     @property
     def weights(self) -> Path:
@@ -97,7 +107,7 @@ class Run:
     @property
     def results(self) -> Path:
         """Folder of the small result files that a reader sees."""
-        return self.root / "results" / self.tier / "runs" / self.cell
+        return self.root / "results" / self.place / "runs" / self.cell
 
     @property
     def metrics(self) -> Path:
@@ -117,7 +127,7 @@ class Run:
     @property
     def logs(self) -> Path:
         """Folder of the logs of the run's jobs; a job of several seeds has one."""
-        row = self.root / "logs" / self.tier / self.task / self.dataset / self.method
+        row = self.root / "logs" / self.place / self.task / self.dataset / self.method
         return row if self.batched else row / f"seed{self.seed}"
 
     @property
@@ -224,6 +234,9 @@ class Study:
             The file is missing, is not YAML, or names something that does not exist; says where and what would be right.
         """
         root = Path(root)
+        if tier.endswith(TRIAL):
+            study = tier.removesuffix(TRIAL)
+            raise UserError(f"{tier} is where trials of the study {study} lie: name {study}, and the settings with --set")
         path = root / CONFIG_FOLDER / f"{tier}.yaml"
         if not path.is_file():
             known = [file.stem for file in sorted((root / CONFIG_FOLDER).glob("*.yaml"))]

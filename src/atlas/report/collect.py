@@ -34,6 +34,8 @@ class Cell:
     @cached_property
     def recorded(self) -> dict[str, Any]:
         """Every value of the evaluation, finite or not, timings included."""
+        if self.failure:
+            return {}  # what an earlier evaluation left is not this run's
         return {**_mapping(self.content.get("metrics")), **_mapping(self.content.get("timings"))}
 
     @cached_property
@@ -65,10 +67,10 @@ class Cell:
     @cached_property
     def state(self) -> str:
         """``"done"``, ``"failed"``, ``"damaged"`` or ``"not run"``."""
-        if self.content:
-            return "done"
         if self.failure:
             return "failed"
+        if self.content:
+            return "done"
         return "damaged" if self.run.metrics.is_file() else "not run"
 
     @cached_property
