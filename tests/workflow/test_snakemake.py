@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from pathlib import Path
 
 import pytest
-from workflow_helpers import SMALL, copy_checkout, snakemake
-
-NOTHING = "Nothing to be done"
-
-
-def planned(output: str) -> dict[str, int]:
-    """Number of jobs per rule of a dry run."""
-    table = output[output.index("Job stats:") :].split("\n\n")[0]
-    counts = dict(re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.MULTILINE))
-    return {name: int(count) for name, count in counts.items() if name not in ("total", "all")}
-
-
-def rows(output: str, rule: str) -> set[str]:
-    """Methods that a dry run would work on in a rule."""
-    return set(re.findall(rf"rule {rule}:.*?method=([^,\s]+)", output, flags=re.DOTALL))
-
+from workflow_helpers import NOTHING, SMALL, copy_checkout, planned, rows, snakemake
 
 def test_study_runs_to_its_report_and_then_there_is_nothing_to_do(finished: Path) -> None:
     results = finished / "results" / "demo"

@@ -181,11 +181,46 @@ def report(
 
 
 @app.command()
-def plan(tier: Tier = "demo") -> None:
-    """Write workflow/plan.yaml, the study as 'dvc repro' reads it; to be called after a row was added or removed."""
-    from atlas.cli.plan import write_plan
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A results folder, or a git revision.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write all of it to this file, .md or .html, instead of a summary here.")
+    ] = None,
+    brief: Annotated[bool, typer.Option("--brief", help="Say it in one line.")] = False,
+) -> None:
+    """Compare two sets of results: runs of one alone, numbers in units of their spread over seeds, verdicts.
 
-    print(write_plan(_study(tier)))
+    'atlas compare HEAD results/demo' tells what this machine's results have to do with the committed ones. The exit code is 0 if
+    the verdicts agree, else 1.
+    """
+    from atlas.report import compare as compare_results
+
+    if output is not None and output.suffix not in (".md", ".html"):
+        raise UserError(f"--output {output}: name a file that ends in .md or .html")
+    found = compare_results(first, second)
+    if brief:
+        print(f"{first} and {second}: {found.headline}")
+    elif output is None:
+        print(found.markdown(limit=20), end="")
+    else:
+        from atlas.harness.files import write_text
+
+        write_text(output, found.html() if output.suffix == ".html" else found.markdown())
+        print(found.headline)
+    if found.verdicts:
+        sys.exit(EXIT_FAILURE)
+
+
+@app.command()
+def plan(
+    tier: Tier = "demo",
+    data: Annotated[str | None, typer.Option(metavar="DATASET", help="Write the hash of an acquired dataset instead.")] = None,
+) -> None:
+    """Write workflow/plan.yaml, the study as 'dvc repro' reads it; to be called after a benchmark was added or removed."""
+    from atlas.cli.plan import write_data_hash, write_plan
+
+    print(write_data_hash(data) if data else write_plan(_study(tier)))
 
 
 @app.command()

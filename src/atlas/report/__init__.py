@@ -7,6 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "comparison": ["compare"],
         "tables": ["write_table"],
         "figures": ["write_figures"],
         "verdicts": ["print_claims", "write_claims"],
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
+    from atlas.report.comparison import compare as compare
     from atlas.report.figures import write_figures as write_figures
     from atlas.report.page import write_report as write_report
     from atlas.report.series import write_series as write_series

@@ -1,0 +1,86 @@
+"""Two results side by side: numbers in units of their spread, verdicts, and what only one has."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from atlas.errors import UserError
+from atlas.report.comparison import Comparison, Results, compare
+
+ROW = "runs/image-classification/digits/deit"
+
+
+def files(values: dict[int, float | None], verdict: str = "supported", row: str = ROW) -> dict[str, str]:
+    runs = {f"{row}/seed{seed}/metrics.json": json.dumps({"metrics": {"top1": value}}) for seed, value in values.items()}
+    return {**runs, "claims.csv": f"id,statement,verdict\na.b,\"One, two\",{verdict}\n"}
+
+
+def comparison(first: dict[str, str], second: dict[str, str]) -> Comparison:
+    return Comparison.of(Results.read("A", first), Results.read("B", second))
+
+
+def test_equal_results_are_alike() -> None:
+    found = comparison(files({0: 0.5, 1: None}), files({0: 0.5, 1: None}))
+    assert found.headline == "2 of 2 numbers alike, 1 of 1 verdicts alike"
+    assert found.only() == [("A", []), ("B", [])]
+
+
+def test_a_drift_is_told_in_standard_deviations_over_seeds() -> None:
+    # both sides have a standard deviation of 1 over seeds 0, 1, 2; the pooled one is 1
+    found = comparison(files({0: 1.0, 1: 2.0, 2: 3.0}), files({0: 1.5, 1: 2.5, 2: 3.5}))
+    assert [one.drift for one in found.differences] == pytest.approx([0.5, 0.5, 0.5])
+    assert found.headline == "1 of 1 verdicts alike, 0 of 3 numbers alike, largest drift 0.5 sd (image-classification/digits/deit top1)"
+
+
+def test_without_spread_a_difference_is_shown_and_not_scaled() -> None:
+    found = comparison(files({0: 1.0}), files({0: 1.5}))
+    assert math.isnan(found.differences[0].drift)
+    assert "no spread" in found.markdown()
+    assert found.headline == "1 of 1 verdicts alike, 0 of 1 numbers alike"
+
+
+def test_verdicts_that_differ_and_what_only_one_has() -> None:
+    second = files({0: 0.1}, row=f"{ROW}x") | files({0: 0.5, 1: 0.5}, "inconclusive")
+    second["claims.csv"] += "c.d,Three,supported\n"
+    found = comparison(files({0: 0.5}), second)
+    assert found.verdicts == [("a.b", "supported", "inconclusive")]
+    runs = ["image-classification/digits/deit/seed1", "image-classification/digits/deitx/seed0"]
+    assert found.only() == [("A", []), ("B", [*runs, "claim c.d"])]
+    for text in (found.markdown(), found.html()):
+        assert "a.b" in text
+        assert "deitx" in text
+
+
+def test_names_cannot_smuggle_markup() -> None:
+    page = comparison(files({0: 1.0}, row="runs/t/d/<script>"), files({0: 2.0}, row="runs/t/d/<script>")).html()
+    assert "<script>" not in page
+
+
+def test_a_folder_and_a_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, text in files({0: 0.5}).items():
+        (tmp_path / "results/demo" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "results/demo" / path).write_text(text)
+    for command in (["init", "--quiet"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "1"]):
+        subprocess.run(["git", *command], check=True, cwd=tmp_path)
+    assert not compare("HEAD", "results/demo").differences
+    (tmp_path / "results/demo" / ROW / "seed0/metrics.json").write_text('{"metrics": {"top1": 0.25}}')
+    assert [one.second for one in compare("HEAD", "results/demo").differences] == [0.25]
+    assert [one.first for one in compare("results/demo", "HEAD:results/demo").differences] == [0.25]
+
+
+@pytest.mark.parametrize(("place", "said"), [("nowhere", "neither a folder nor a git revision"), (".", "holds no results")])
+def test_a_wrong_place_is_one_line(place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        compare(place, place)
+
+
+def test_a_damaged_file_is_named() -> None:
+    with pytest.raises(UserError, match="seed0/metrics.json is damaged"):
+        Results.read("A", {f"{ROW}/seed0/metrics.json": "{"})
