@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -239,6 +240,111 @@ def test_transparency_is_composed_after_resizing_with_premultiplied_colours(tmp_
     np.testing.assert_allclose(half[0, 0], [1, 0.5, 0.5], atol=0.01)  # no dark fringe
 
 
+def save_picture(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+@pytest.mark.parametrize(("background", "expected"), [(1.0, [1, 0.5, 0.5]), (0.0, [0.5, 0, 0])])
+def test_what_is_transparent_shows_the_background(tmp_path: Path, background: float, expected: list[float]) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., 0], pixels[..., 3] = 255, 128  # red, half transparent
+    path = save_picture(tmp_path / "a.png", pixels)
+    for size in (4, 2):
+        found = captures.read_image(path, size, size, background=background)
+        np.testing.assert_allclose(found[0, 0], expected, atol=0.005)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 2)])
+def test_grey_of_16_bits_keeps_its_steps(tmp_path: Path, size: tuple[int, int]) -> None:
+    """White is 65 535: neither are bright values clipped at 255, nor are steps below a 255th lost."""
+    path = save_picture(tmp_path / "a.png", np.full((4, 4), 40000, np.uint16))
+    found = captures.read_image(path, *size)
+    assert found.shape == (*size, 3)
+    np.testing.assert_allclose(found, 40000 / 65535, rtol=1e-6)
+    white = save_picture(tmp_path / "b.png", np.full((4, 4), 65535, np.uint16))
+    np.testing.assert_allclose(captures.read_image(white, *size), 1)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("L", 0.2988), ("P", 1), ("1", None), ("LA", 0.2988), ("CMYK", 1), ("YCbCr", 1)])
+def test_kinds_of_pictures(tmp_path: Path, mode: str, expected: float | None) -> None:
+    """Red as grey is its luminance, 0.299; palettes and other colour spaces keep it; one bit is black or white."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[..., 0] = 255
+    ending = "jpg" if mode in ("CMYK", "YCbCr") else "png"
+    found = captures.read_image(save_picture(tmp_path / f"a.{ending}", pixels, mode), 4, 4)
+    assert found.shape == (4, 4, 3)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    if expected is not None:
+        np.testing.assert_allclose(found[0, 0, 0], expected, atol=0.01)
+
+
+def test_transparent_colours_of_palettes_and_of_plain_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    image = Image.new("RGB", (4, 4), (10, 20, 30))
+    for name, one in (("plain", image), ("palette", image.convert("P", palette=Image.Palette.ADAPTIVE))):
+        transparent = (10, 20, 30) if name == "plain" else 0
+        one.save(tmp_path / f"{name}.png", transparency=transparent)
+        np.testing.assert_array_equal(captures.read_image(tmp_path / f"{name}.png", 4, 4), 1)
+
+
+def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
+    from PIL import Image
+
+    with pytest.raises(UserError, match=r"none.png does not exist"):
+        captures.read_image(tmp_path / "none.png", 4, 4)
+    (tmp_path / "text.png").write_text("no picture")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save_picture(tmp_path / "whole.png", noise)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    for name in ("text", "cut"):
+        with pytest.raises(UserError, match=f"{name}.png cannot be read as a picture"):
+            captures.read_image(tmp_path / f"{name}.png", 4, 4)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="float.tif is a picture of the kind F"):
+        captures.read_image(tmp_path / "float.tif", 4, 4)
+
+
+def test_a_scene_of_other_pictures_has_their_intrinsics(tmp_path: Path) -> None:
+    """160 × 90 pixels at 40 × 40, and a principal point off the middle: what the file says reaches the reference's camera."""
+    from PIL import Image
+
+    from atlas.datasets.views import stand_in_lego
+
+    stand_in_lego(tmp_path)
+    folder = tmp_path / "lego"
+    content = json.loads((folder / "transforms_train.json").read_text())
+    content["frames"] = content["frames"][:4]
+    for frame in content["frames"]:
+        Image.new("RGB", (160, 90)).save(folder / f"{frame['file_path']}.png")
+    del content["camera_angle_x"]
+    (folder / "transforms_train.json").write_text(json.dumps(content | {"fl_x": 200, "fl_y": 180, "cx": 40, "cy": 60}))
+    settings = SceneSettings(height=40, width=40, reference=2, test_split="train", test_views=(1,))
+    scene = captures.blender_scene(folder, settings)
+    np.testing.assert_allclose(scene.reference.intrinsics[0], [[50, 0, 9.5], [0, 80, 60 * 40 / 90 - 0.5], [0, 0, 1]])
+    with pytest.raises(UserError, match="no view 7 in its train split; it has 4 views, numbered from 0 to 3"):
+        captures.blender_scene(folder, settings.model_copy(update={"test_views": (1, 7)}))
+    with pytest.raises(UserError, match="no test view of test_views"):
+        captures.blender_scene(folder, settings.model_copy(update={"test_views": (2,)}))
+    with pytest.raises(UserError, match="no test view within test_degrees 1 of view 2"):
+        captures.blender_scene(folder, settings.model_copy(update={"test_views": (), "test_degrees": 1.0}))
+
+
+def test_views_that_a_forward_facing_capture_does_not_have(stand_ins: Path) -> None:
+    settings = SceneSettings(kind="llff", name="room", height=38, width=50, reference=10, depth="none")
+    with pytest.raises(UserError, match="no view 10; it has 10 views, numbered from 0 to 9"):
+        captures.llff_scene(stand_ins / "llff/room", settings)
+    with pytest.raises(UserError, match="test_every 10 holds out none"):
+        captures.llff_scene(stand_ins / "llff/room", settings.model_copy(update={"reference": 0, "test_every": 10}))
+    with pytest.raises(UserError, match=r"poses_bounds.npy does not exist; which scene"):
+        captures.llff_scene(stand_ins / "llff/horns", settings)
+
+
 @pytest.mark.data
 @pytest.mark.skipif(not (Path(MIRROR) / "nerf-synthetic-lego-400.tar.gz").is_file(), reason="ATLAS_DATA_MIRROR has no lego")
 def test_lego_of_the_archive(tmp_path: Path) -> None:
@@ -321,6 +427,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace: Path) -> None:
     [
         ({"scene": {"near": 7}}, "must be below far"),
         ({"scene": {"kind": "stereo", "depth": "teacher"}}, "bring their depth"),
+        ({"scene": {"kind": "blender", "depth": "given"}}, "blender scenes bring no depth; set depth to teacher or none"),
+        ({"scene": {"kind": "llff", "depth": "given"}}, "llff scenes bring no depth"),
         ({"stages": []}, "at least 1"),
     ],
 )

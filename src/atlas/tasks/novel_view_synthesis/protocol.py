@@ -29,9 +29,11 @@ class SceneSettings(Settings):
     name : str
         Folder of the scene in the data set, or DTU's scan.
     height, width : int
-        Size to which images are brought; for ``stereo`` it follows from ``downsample``.
+        Size to which images are brought, whatever their own shape, with intrinsics that follow; for ``stereo`` it follows from
+        ``downsample``.
     reference : int
-        The view to learn from, by its number (DTU: view id); for LLFF −1 means the neighbour of the pose nearest to the centre.
+        The view to learn from, by its number: at the end of its file's name, or else its place in the file, from 0 (Blender), its
+        place by name (LLFF), its id (DTU); for LLFF −1 means the neighbour of the pose nearest to the centre.
     test_split, test_views, test_degrees, test_every : …
         What is held out: numbers of a split; or, with ``test_degrees``, views of the split within so many degrees of the
         reference; or every so-manieth view (LLFF). DTU holds out every second source view.
@@ -65,6 +67,8 @@ class SceneSettings(Settings):
             raise ValueError(f"near {self.near} must be below far {self.far}")
         if self.depth == "teacher" and self.kind in ("analytic", "stereo", "dtu"):
             raise ValueError(f"{self.kind} scenes bring their depth; set depth to given")
+        if self.depth == "given" and self.kind in ("blender", "llff"):
+            raise ValueError(f"{self.kind} scenes bring no depth; set depth to teacher or none")
         return self
 
 
