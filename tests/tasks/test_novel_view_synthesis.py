@@ -229,6 +229,51 @@ def test_dtu_captures(stand_ins: Path) -> None:
     assert scene.depth_source == "multiview"
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("Cameras/pair.txt", b"1\n2\n1 5 100.0\n", "no view 2 with two sources"),
+        ("Cameras/pair.txt", b"1\ntwo\nthree\n", "does not alternate views"),
+        ("Cameras/train/00000002_cam.txt", b"extrinsic\n1 0 0\n", "00000002_cam.txt is missing, or holds no extrinsic"),
+        ("Cameras/train/00000005_cam.txt", None, "00000005_cam.txt is missing"),
+        ("Rectified/scan4_train/rect_003_3_r5000.png", b"", "rect_003_3_r5000.png cannot be read as a picture"),
+        ("Rectified/scan4_train/rect_003_3_r5000.png", None, "rect_003_3_r5000.png does not exist"),
+        (
+            "Depths/scan4_train/depth_map_0002.pfm",
+            b"Pf\n160 128\n-1.0\n1234",
+            "depth_map_0002.pfm is shorter than its header says",
+        ),
+        ("Depths/scan4_train/depth_map_0002.pfm", b"Pf\n2 2\n-1.0\n" + bytes(16), "depth_map_0002.pfm has 2 × 2 pixels"),
+        ("Depths/scan4_train/depth_map_0002.pfm", b"PF\n1 1\n-1\n", "not a grey PFM"),
+        ("Depths/scan4_train/depth_map_0002.pfm", None, "depth_map_0002.pfm does not exist"),
+    ],
+)
+def test_damaged_dtu_captures(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    stand_in("dtu", tmp_path)
+    settings = SceneSettings(kind="dtu", name="scan4", height=128, width=160, reference=2, depth="given")
+    if content is None:
+        (tmp_path / "dtu" / file).unlink()
+    else:
+        (tmp_path / "dtu" / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        captures.dtu_scene(tmp_path / "dtu", settings)
+    assert "\n" not in str(error.value)
+
+
+def test_dtu_captures_of_another_kind(stand_ins: Path, tmp_path: Path) -> None:
+    settings = SceneSettings(kind="dtu", name="scan7", height=128, width=160, reference=2, depth="given")
+    with pytest.raises(UserError, match="scan7_train does not exist; which scan"):
+        captures.dtu_scene(stand_ins / "dtu", settings)
+    stand_in("dtu", tmp_path)
+    save_picture(tmp_path / "dtu/Rectified/scan4_train/rect_003_3_r5000.png", np.zeros((512, 512, 3), np.uint8))
+    with pytest.raises(UserError, match=r"has 512 × 512 pixels, which is not the shape of \(128, 160\)"):
+        captures.dtu_scene(tmp_path / "dtu", settings.model_copy(update={"name": "scan4"}))
+    path = tmp_path / "dtu/Cameras/train/00000002_cam.txt"
+    path.write_text(path.read_text().replace("1.0 0.0 0.0", "2.0 0.0 0.0"))
+    with pytest.raises(UserError, match="extrinsic is no rigid motion"):
+        captures.dtu_scene(tmp_path / "dtu", settings.model_copy(update={"name": "scan4"}))
+
+
 def test_transparency_is_composed_after_resizing_with_premultiplied_colours(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from atlas.datasets.base import DatasetLayoutError
 from atlas.datasets.llff import POSES, read_llff
-from atlas.datasets.posed import PosedPicture, opened
+from atlas.datasets.posed import PosedPicture, opened, read_header, rigid_pose, same_shape
 from atlas.datasets.transforms import read_transforms
 from atlas.errors import UserError
 from atlas.tasks.novel_view_synthesis.protocol import SceneSettings
@@ -21,6 +21,8 @@ STEREO = "stereo.safetensors"
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 DTU_SCALE = 1 / 200
 DTU_DEPTHS = 192
+DTU_SIZE = (128, 160)
+"""Rows and columns of the images that DTU's camera files describe, whatever the size of the pictures beside them."""
 LLFF_NEAR = 0.75
 DEEP_WHITE = 65535
 
@@ -223,45 +225,91 @@ def llff_scene(folder: Path, settings: SceneSettings) -> Scene:
 
 
 def read_pfm(path: Path) -> Array:
-    """A grey PFM file, top row first."""
+    """A grey PFM file, top row first.
+
+    Raises
+    ------
+    DatasetLayoutError
+        There is no such file, or it is of another kind or shorter than its header says.
+    """
+    if not path.is_file():
+        raise DatasetLayoutError(f"{path} does not exist; is the copy complete?")
     with path.open("rb") as stream:
         if stream.readline().strip() != b"Pf":
-            raise UserError(f"{path} is not a grey PFM file")
-        width, height = map(int, stream.readline().split())
-        order = "<" if float(stream.readline()) < 0 else ">"
-        values = np.frombuffer(stream.read(), dtype=f"{order}f4", count=width * height)
+            raise DatasetLayoutError(f"{path} is not a grey PFM file")
+        try:
+            width, height = map(int, stream.readline().split())
+            order = "<" if float(stream.readline()) < 0 else ">"
+            values = np.frombuffer(stream.read(), dtype=f"{order}f4", count=width * height)
+        except ValueError:
+            raise DatasetLayoutError(f"{path} is shorter than its header says, or has none; is it damaged?") from None
     return values.reshape(height, width)[::-1].astype(np.float64)
 
 
 def _dtu_camera(path: Path, height: int, width: int) -> tuple[Array, Array, float, float]:
     """Intrinsics, OpenGL pose, and depth bounds, in units of 200 mm."""
-    words = path.read_text().split()
-    extrinsic = np.array(words[1:17], dtype=np.float64).reshape(4, 4)
-    matrix = np.array(words[18:27], dtype=np.float64).reshape(3, 3)
-    first, interval = float(words[27]), float(words[28])
-    matrix[0] *= width / 160  # the files describe images of 160 × 128
-    matrix[1] *= height / 128
-    extrinsic[:3, 3] *= DTU_SCALE
-    return matrix, np.linalg.inv(extrinsic) @ FLIP, first * DTU_SCALE, (first + DTU_DEPTHS * interval) * DTU_SCALE
+    try:
+        words = path.read_text().split()
+        extrinsic = np.array(words[1:17], dtype=np.float64).reshape(4, 4)
+        matrix = np.array(words[18:27], dtype=np.float64).reshape(3, 3)
+        first, interval = float(words[27]), float(words[28])
+    except (OSError, ValueError, IndexError):
+        raise DatasetLayoutError(
+            f"{path} is missing, or holds no extrinsic, intrinsic and depth range as MVSNet writes them"
+        ) from None
+    if not (first > 0 and interval > 0):
+        raise DatasetLayoutError(f"{path}: nearest depth {first} and interval {interval} must be positive")
+    matrix[0] *= width / DTU_SIZE[1]
+    matrix[1] *= height / DTU_SIZE[0]
+    pose = rigid_pose(np.linalg.inv(rigid_pose(extrinsic, f"{path}: extrinsic")) @ FLIP, f"{path}: extrinsic")
+    pose[:3, 3] *= DTU_SCALE
+    return matrix, pose, first * DTU_SCALE, (first + DTU_DEPTHS * interval) * DTU_SCALE
+
+
+def _dtu_sources(path: Path, view: int) -> list[int]:
+    """The views that MVSNet matches with a view, best first."""
+    try:
+        lines = path.read_text().split("\n")
+        pairs = {
+            int(lines[place]): [int(word) for word in lines[place + 1].split()[1::2]] for place in range(1, len(lines) - 1, 2)
+        }
+    except (OSError, ValueError):
+        raise DatasetLayoutError(
+            f"{path} is missing, or does not alternate views and their sources as MVSNet writes them"
+        ) from None
+    if len(pairs.get(view, ())) < 2:
+        raise UserError(f"dtu: {path} has no view {view} with two sources or more")
+    return pairs[view]
+
+
+def _dtu_depth(path: Path, height: int, width: int) -> Array:
+    """(height, width) z-depth in units of 200 mm, every pixel of the smaller map repeated."""
+    small = read_pfm(path) * DTU_SCALE
+    if small.shape[0] * DTU_SIZE[1] != small.shape[1] * DTU_SIZE[0]:
+        raise DatasetLayoutError(f"{path} has {small.shape[0]} × {small.shape[1]} pixels, which is not the shape of {DTU_SIZE}")
+    rows, cols = np.arange(height) * small.shape[0] // height, np.arange(width) * small.shape[1] // width
+    return small[rows[:, None], cols]
 
 
 def dtu_scene(folder: Path, settings: SceneSettings) -> Scene:
     """View 2 with its depth map to learn from; of its source views every second one is held out, the others lend their poses."""
-    lines = (folder / "Cameras/pair.txt").read_text().split("\n")
-    pairs = {int(lines[place]): [int(view) for view in lines[place + 1].split()[1::2]] for place in range(1, len(lines) - 1, 2)}
-    if settings.reference not in pairs:
-        raise UserError(f"dtu: pair.txt has no view {settings.reference}")
-    sources = pairs[settings.reference]
-    order = [settings.reference, *sources]
     height, width = settings.height, settings.width
+    order = [settings.reference, *_dtu_sources(folder / "Cameras/pair.txt", settings.reference)]
     cameras = [_dtu_camera(folder / f"Cameras/train/{view:08d}_cam.txt", height, width) for view in order]
     place = folder / f"Rectified/{settings.name}_train"
-    rgb = [read_image(place / f"rect_{view + 1:03d}_3_r5000.png", height, width, "bilinear") for view in order]
-    small = read_pfm(folder / f"Depths/{settings.name}_train/depth_map_{settings.reference:04d}.pfm") * DTU_SCALE
-    rows, cols = np.arange(height) * small.shape[0] // height, np.arange(width) * small.shape[1] // width
+    if not place.is_dir():
+        raise UserError(f"{place} does not exist; which scan of {folder} is meant?")
+    files = [place / f"rect_{view + 1:03d}_3_r5000.png" for view in order]
+    for file in files:
+        header = read_header(file)
+        if not same_shape(*DTU_SIZE, header):
+            raise DatasetLayoutError(f"{file} has {header.height} × {header.width} pixels, which is not the shape of {DTU_SIZE}")
+    rgb = [read_image(file, height, width, "bilinear") for file in files]
     views = Views(np.stack(rgb), np.stack([camera[0] for camera in cameras]), np.stack([camera[1] for camera in cameras]))
     reference = views.pick([0])
-    reference.depth = small[rows[:, None], cols][None]
+    reference.depth = _dtu_depth(folder / f"Depths/{settings.name}_train/depth_map_{settings.reference:04d}.pfm", height, width)[
+        None
+    ]
     held, lent = list(range(2, len(order), 2)), list(range(1, len(order), 2))
     near, far = cameras[0][2:]
     source = "multiview" if settings.depth == "given" else "none"
