@@ -52,6 +52,29 @@ def test_smoothness_by_hand() -> None:
         smoothness(ramp, image, order=3)
 
 
+@pytest.mark.parametrize(
+    ("depth", "image"),
+    [
+        ((2, 1, 8, 10), (2, 3, 8, 10)),  # would be broadcast to 2 × 2 pairs
+        ((1, 8, 10), (2, 3, 8, 10)),
+        ((8, 10), (1, 3, 8, 10)),
+        ((8, 10), (8, 10)),
+        ((1, 8, 1), (1, 3, 8, 10)),
+        ((2, 8, 10), (2, 3, 8, 9)),
+    ],
+)
+def test_smoothness_broadcasts_nothing(depth: tuple[int, ...], image: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"do not agree: \("):
+        smoothness(torch.rand(depth), torch.rand(image))
+    assert smoothness(torch.rand(8, 10), torch.rand(3, 8, 10)).shape == ()
+
+
+def test_smoothness_of_a_batch_is_the_mean_of_its_images() -> None:
+    depth, image = torch.rand(4, 8, 10, generator=seeded()), torch.rand(4, 3, 8, 10, generator=seeded(1))
+    alone = torch.stack([smoothness(one, guide) for one, guide in zip(depth, image, strict=True)])
+    torch.testing.assert_close(smoothness(depth, image), alone.mean())
+
+
 def test_gradients_of_the_terms() -> None:
     depth = torch.rand(1, 5, 6, dtype=DOUBLE, generator=seeded()).requires_grad_()
     image = torch.rand(1, 3, 5, 6, dtype=DOUBLE, generator=seeded(1)).requires_grad_()
