@@ -19,7 +19,7 @@ from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.planning import merge, validate_settings
 from atlas.harness.study import Run, Study
 from atlas.methods.sinnerf import Camera, depth_from_disparity, forward_warp
-from atlas.methods.sinnerf.ingredients import camera_of, view_of, weights_of
+from atlas.methods.sinnerf.ingredients import FieldReconstruction, camera_of, view_of, weights_of
 from atlas.tasks.novel_view_synthesis import captures, metrics
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene, make_solids, render_views
 from atlas.tasks.novel_view_synthesis.protocol import Protocol, SceneSettings
@@ -421,6 +421,22 @@ def test_rows_of_every_tier_are_valid(tier: str) -> None:
         assert {run.protocol_model().scene.kind for run in runs} == {"blender", "llff", "dtu"}
 
 
+@pytest.mark.parametrize(
+    ("dataset", "patch_depth", "weight"),
+    [("lego", "whole", 2), ("hotdog", "whole", 2), ("llff-room", "whole", 0), ("dtu-scan4", "known", 0)],
+)
+def test_depth_terms_of_the_papers_data_sets(dataset: str, patch_depth: str, weight: float) -> None:
+    """As released: the whole patch where depth is rendered, emptiness on Blender's patches alone, and smooth-L1 with β = 1."""
+    run = Study.read("paper", ROOT).find(f"{TASK}/{dataset}/sinnerf-geom/seed0")
+    protocol = run.protocol_model()
+    reconstruction = FieldReconstruction(protocol, run.settings_model("sinnerf-geom"), run.seed)
+    shape = reconstruction._options().shape
+    white = protocol.scene.kind != "llff"
+    assert (shape.patch_depth, shape.empty if white else 0, shape.beta) == (patch_depth, weight, 1)
+    assert shape.empty_by == "depth"
+    assert protocol.rays.reference_patch
+
+
 def small(cell: str, root: Path, **changes: Any) -> Run:
     """A run of the demo as short as it can be, with a changed protocol."""
     run = Study.read("demo", ROOT).find(f"{TASK}/{cell}/seed10")
@@ -465,6 +481,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace: Path) -> None:
     run = small("analytic/nerf1", workspace, stages=[{"steps": 30, "stride": 1, "lr": 1e30}])
     with pytest.raises(AtlasError, match=r"nerf1/seed10: step \d+: the loss is not finite"):
         train_all(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scene": {"near": 50, "far": 60}}, "no depth of the view lies between near 50 and far 60: it is from 2.1"),
+        (
+            {"rays": {"patch": [16, 800], "reference_patch": True}},
+            "a patch of 16 × 800 pixels at stride 1 is larger than the image",
+        ),
+    ],
+)
+def test_a_scene_that_does_not_fit_its_protocol_stops_the_run(workspace: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=rf"motorcycle/dsnerf/seed10: {message}"):
+        train_all(small("motorcycle/dsnerf", workspace, **change))
 
 
 @pytest.mark.parametrize(

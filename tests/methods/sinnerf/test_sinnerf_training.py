@@ -240,6 +240,11 @@ def test_impossible_fits() -> None:
         one.fit(view)
     with pytest.raises(ValueError, match="16 × 16 pixels, not 8 × 8"):
         model(replace(NONE, adv=0.1), budget=Budget(8, 8, 8, pool=1)).fit(view)
+    patchless = Budget(8, 8, 8, reference_patch=False, pool=1)
+    bare = model(LossWeights(), budget=patchless)
+    bare.options = replace(bare.options, shape=Shape(empty=2, empty_by="depth"))
+    with pytest.raises(ValueError, match="emptiness by depth is a term of the reference patch"):
+        bare.fit(view)
     broken = model(NONE)
     with torch.no_grad():
         broken.field.planes.fill_(float("nan"))

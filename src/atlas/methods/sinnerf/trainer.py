@@ -88,8 +88,8 @@ class Fitting:
     Raises
     ------
     ValueError
-        A term needs depth and the view has none, or none between near and far; or a patch is larger than the image, or smaller
-        than the discriminator needs.
+        A term needs depth and the view has none, or none between near and far, or needs the reference patch and there is none;
+        or a patch is larger than the image, or smaller than the discriminator needs.
     """
 
     def __init__(self, model: SinNeRF, view: RGBDView) -> None:
@@ -118,6 +118,7 @@ class Fitting:
     def _check(self, stage: Stage, view: RGBDView) -> None:
         if stage.weights.need_depth:
             self._check_depth(view)
+            self._check_emptiness(stage.weights)
         if self._needs_patch(stage.weights) or stage.weights.consistency:
             size = self.options.budget.patch_size(view.camera.height, view.camera.width, stage.stride)
             smallest = SMALLEST_PATCH[self.options.discriminator]
@@ -135,6 +136,14 @@ class Fitting:
             raise ValueError(
                 f"no depth of the view lies between near {near:g} and far {far:g}: it is from {known.min():.4g} to "
                 f"{known.max():.4g}; are they in one unit?"
+            )
+
+    def _check_emptiness(self, weights: LossWeights) -> None:
+        shape, patch = self.options.shape, self.options.budget.reference_patch
+        if self.model.white_background and weights.depth and shape.empty and shape.empty_by == "depth" and not patch:
+            raise ValueError(
+                "emptiness by depth is a term of the reference patch, which the budget leaves out: render it, or take "
+                "emptiness by opacity or with weight 0"
             )
 
     def _needs_patch(self, weights: LossWeights) -> bool:

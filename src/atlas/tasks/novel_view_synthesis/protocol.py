@@ -41,6 +41,7 @@ class SceneSettings(Settings):
         Render every so-manieth row and column of the test views; of at most so many views.
     depth : {"given", "teacher", "none"}
         The reference's depth: of the data set; rendered by a field that is trained on all views but the test views; or none.
+        What is given is compared where it is known; what is rendered, as a whole on patches, 0 being empty.
     near, far : float, optional
         z-depths that bound the rays, where the data set does not say them.
     """
@@ -141,7 +142,8 @@ class Protocol(Settings):
     beta : float
         Where smooth-L1 turns from square to linear, in scene units.
     empty, empty_by : …
-        Weight and form of emptiness where a white scene's reference has no depth.
+        Weight and form of emptiness where a white scene's reference has no depth: ``opacity`` of all its rays, or ``depth`` on
+        its patch alone, which the paper's configuration has on Blender scenes only.
     teacher_steps, teacher_stride : int
         Steps of the teacher that renders depth; it renders every so-manieth row and column of the reference.
     shown : int
