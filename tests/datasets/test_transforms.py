@@ -138,6 +138,7 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path, change: Change) -> Non
         (setting(camera_angle_x=40), "camera_angle_x must lie between 0 and π radians, not 40"),
         (setting(camera_angle_x=math.nan), "camera_angle_x must be a finite number"),
         (setting(camera_angle_x=True), "camera_angle_x must be a finite number"),
+        (setting(camera_angle_x=10**400), "camera_angle_x must be a finite number"),
         (setting(fl_x=-3), "fl_x must be positive"),
         (setting(fl_x=200), "fl_x 200 and camera_angle_x 0.7 contradict"),
         (setting(w=60, h=80), "w 60 and h 80 do not fit the picture, which has 80 × 60"),
@@ -171,6 +172,7 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path: Path, change: Change
     [
         (np.diag([2.0, 2, 2, 1]), "scales"),
         (np.diag([1.0, 1, -1, 1]), "mirrors"),
+        (np.diag([1e300, 1e300, 1, 1]), "scales"),
         (np.array(pose(2)).T, "transposed"),
         (np.array(pose(2)) + 0.1 * np.eye(4, k=1), "scales or shears"),
         (np.eye(3), "4 × 4 or 3 × 4"),
@@ -259,6 +261,13 @@ def test_pictures_that_cannot_be_opened_or_are_stored_turned(tmp_path: Path) -> 
     (tmp_path / "r_1.jpg").write_bytes(b"no picture")
     with pytest.raises(DatasetLayoutError, match="r_1.jpg cannot be read as a picture"):
         read_transforms(path)
+
+
+def test_a_single_file_is_to_be_divided(tmp_path: Path) -> None:
+    path = capture(tmp_path / "fox")
+    path.rename(path.with_name("transforms.json"))
+    with pytest.raises(DatasetLayoutError, match=r"fox/transforms.json does not say which views are held out; divide"):
+        check_synthetic(tmp_path)
 
 
 def test_acquiring_checks_every_scene(tmp_path: Path) -> None:

@@ -147,8 +147,10 @@ def rigid_pose(matrix: Any, where: str) -> NDArray[Any]:
     if np.abs(pose[3] - [0, 0, 0, 1]).max() > RIGID:
         raise DatasetLayoutError(f"{where} has {_brief(pose[3])} for a last row, not 0 0 0 1; is it transposed?")
     rotation = pose[:3, :3]
-    lengths, volume = np.linalg.norm(rotation, axis=0), np.linalg.det(rotation)
-    if np.abs(rotation.T @ rotation - np.eye(3)).max() > RIGID or abs(volume - 1) > RIGID:
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths, volume = np.linalg.norm(rotation, axis=0), np.linalg.det(rotation)
+        drift = np.abs(rotation.T @ rotation - np.eye(3)).max()
+    if not (drift <= RIGID and abs(volume - 1) <= RIGID):
         how = "mirrors" if volume < 0 else "scales or shears"
         raise DatasetLayoutError(
             f"{where} is no rigid motion: it {how} (its axes have lengths {_brief(lengths)}, its determinant is {volume:.4g})"

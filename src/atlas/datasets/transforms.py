@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -135,9 +136,9 @@ def _at_rest(path: Path, frames: Sequence[Entries]) -> None:
 
 
 def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DatasetLayoutError(f"{where} must be a finite number, not {value!r}")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    raise DatasetLayoutError(f"{where} must be a finite number, not {value!r}")
 
 
 def _picture_file(path: Path, frame: Entries) -> Path:

@@ -147,6 +147,12 @@ def _check(name: str, folder: Path, mark: str, where: str) -> None:
 def check_synthetic(folder: Path) -> None:
     """``<scene>/transforms_{train,test}.json`` that can be read, and the pictures that they name; see :mod:`.transforms`."""
     where = "unpack nerf_synthetic.zip of the NeRF authors there, or link your copy"
+    for path in sorted(folder.glob("*/transforms.json")):
+        if not path.with_name("transforms_train.json").is_file():
+            raise DatasetLayoutError(
+                f"nerf-synthetic: {path} does not say which views are held out; divide its frames between transforms_train.json "
+                "and transforms_test.json"
+            )
     _check("nerf-synthetic", folder, "transforms_train.json", where)
     for path in sorted(folder.glob("*/transforms_train.json")):
         for split in ("train", "test"):
