@@ -73,6 +73,7 @@ def test_what_other_programs_leave_is_no_picture(tmp_path: Path, stray: str) -> 
     capture(tmp_path)
     (tmp_path / "images" / stray).write_bytes(b"\0\5\x16\7")
     (tmp_path / "images_note.txt").write_text("taken in May")
+    (tmp_path / "images/old.png").mkdir()
     shutil.copytree(tmp_path / "images", tmp_path / "images_undistorted")
     assert len(read_llff(tmp_path)[0]) == 4
 
