@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -18,7 +19,7 @@ from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.planning import merge, validate_settings
 from atlas.harness.study import Run, Study
 from atlas.methods.sinnerf import Camera, depth_from_disparity, forward_warp
-from atlas.methods.sinnerf.ingredients import camera_of, view_of, weights_of
+from atlas.methods.sinnerf.ingredients import FieldReconstruction, camera_of, view_of, weights_of
 from atlas.tasks.novel_view_synthesis import captures, metrics
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene, make_solids, render_views
 from atlas.tasks.novel_view_synthesis.protocol import Protocol, SceneSettings
@@ -228,6 +229,51 @@ def test_dtu_captures(stand_ins: Path) -> None:
     assert scene.depth_source == "multiview"
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("Cameras/pair.txt", b"1\n2\n1 5 100.0\n", "no view 2 with two sources"),
+        ("Cameras/pair.txt", b"1\ntwo\nthree\n", "does not alternate views"),
+        ("Cameras/train/00000002_cam.txt", b"extrinsic\n1 0 0\n", "00000002_cam.txt is missing, or holds no extrinsic"),
+        ("Cameras/train/00000005_cam.txt", None, "00000005_cam.txt is missing"),
+        ("Rectified/scan4_train/rect_003_3_r5000.png", b"", "rect_003_3_r5000.png cannot be read as a picture"),
+        ("Rectified/scan4_train/rect_003_3_r5000.png", None, "rect_003_3_r5000.png does not exist"),
+        (
+            "Depths/scan4_train/depth_map_0002.pfm",
+            b"Pf\n160 128\n-1.0\n1234",
+            "depth_map_0002.pfm is shorter than its header says",
+        ),
+        ("Depths/scan4_train/depth_map_0002.pfm", b"Pf\n2 2\n-1.0\n" + bytes(16), "depth_map_0002.pfm has 2 × 2 pixels"),
+        ("Depths/scan4_train/depth_map_0002.pfm", b"PF\n1 1\n-1\n", "not a grey PFM"),
+        ("Depths/scan4_train/depth_map_0002.pfm", None, "depth_map_0002.pfm does not exist"),
+    ],
+)
+def test_damaged_dtu_captures(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    stand_in("dtu", tmp_path)
+    settings = SceneSettings(kind="dtu", name="scan4", height=128, width=160, reference=2, depth="given")
+    if content is None:
+        (tmp_path / "dtu" / file).unlink()
+    else:
+        (tmp_path / "dtu" / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        captures.dtu_scene(tmp_path / "dtu", settings)
+    assert "\n" not in str(error.value)
+
+
+def test_dtu_captures_of_another_kind(stand_ins: Path, tmp_path: Path) -> None:
+    settings = SceneSettings(kind="dtu", name="scan7", height=128, width=160, reference=2, depth="given")
+    with pytest.raises(UserError, match="scan7_train does not exist; which scan"):
+        captures.dtu_scene(stand_ins / "dtu", settings)
+    stand_in("dtu", tmp_path)
+    save_picture(tmp_path / "dtu/Rectified/scan4_train/rect_003_3_r5000.png", np.zeros((512, 512, 3), np.uint8))
+    with pytest.raises(UserError, match=r"has 512 × 512 pixels, which is not the shape of \(128, 160\)"):
+        captures.dtu_scene(tmp_path / "dtu", settings.model_copy(update={"name": "scan4"}))
+    path = tmp_path / "dtu/Cameras/train/00000002_cam.txt"
+    path.write_text(path.read_text().replace("1.0 0.0 0.0", "2.0 0.0 0.0"))
+    with pytest.raises(UserError, match="extrinsic is no rigid motion"):
+        captures.dtu_scene(tmp_path / "dtu", settings.model_copy(update={"name": "scan4"}))
+
+
 def test_transparency_is_composed_after_resizing_with_premultiplied_colours(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -237,6 +283,111 @@ def test_transparency_is_composed_after_resizing_with_premultiplied_colours(tmp_
     np.testing.assert_allclose(captures.read_image(tmp_path / "a.png", 4, 4)[0], [[1, 0, 0]] * 2 + [[1, 1, 1]] * 2)
     half = captures.read_image(tmp_path / "a.png", 1, 1, "bilinear")
     np.testing.assert_allclose(half[0, 0], [1, 0.5, 0.5], atol=0.01)  # no dark fringe
+
+
+def save_picture(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+@pytest.mark.parametrize(("background", "expected"), [(1.0, [1, 0.5, 0.5]), (0.0, [0.5, 0, 0])])
+def test_what_is_transparent_shows_the_background(tmp_path: Path, background: float, expected: list[float]) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., 0], pixels[..., 3] = 255, 128  # red, half transparent
+    path = save_picture(tmp_path / "a.png", pixels)
+    for size in (4, 2):
+        found = captures.read_image(path, size, size, background=background)
+        np.testing.assert_allclose(found[0, 0], expected, atol=0.005)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 2)])
+def test_grey_of_16_bits_keeps_its_steps(tmp_path: Path, size: tuple[int, int]) -> None:
+    """White is 65 535: neither are bright values clipped at 255, nor are steps below a 255th lost."""
+    path = save_picture(tmp_path / "a.png", np.full((4, 4), 40000, np.uint16))
+    found = captures.read_image(path, *size)
+    assert found.shape == (*size, 3)
+    np.testing.assert_allclose(found, 40000 / 65535, rtol=1e-6)
+    white = save_picture(tmp_path / "b.png", np.full((4, 4), 65535, np.uint16))
+    np.testing.assert_allclose(captures.read_image(white, *size), 1)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("L", 0.2988), ("P", 1), ("1", None), ("LA", 0.2988), ("CMYK", 1), ("YCbCr", 1)])
+def test_kinds_of_pictures(tmp_path: Path, mode: str, expected: float | None) -> None:
+    """Red as grey is its luminance, 0.299; palettes and other colour spaces keep it; one bit is black or white."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[..., 0] = 255
+    ending = "jpg" if mode in ("CMYK", "YCbCr") else "png"
+    found = captures.read_image(save_picture(tmp_path / f"a.{ending}", pixels, mode), 4, 4)
+    assert found.shape == (4, 4, 3)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    if expected is not None:
+        np.testing.assert_allclose(found[0, 0, 0], expected, atol=0.01)
+
+
+def test_transparent_colours_of_palettes_and_of_plain_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    image = Image.new("RGB", (4, 4), (10, 20, 30))
+    for name, one in (("plain", image), ("palette", image.convert("P", palette=Image.Palette.ADAPTIVE))):
+        transparent = (10, 20, 30) if name == "plain" else 0
+        one.save(tmp_path / f"{name}.png", transparency=transparent)
+        np.testing.assert_array_equal(captures.read_image(tmp_path / f"{name}.png", 4, 4), 1)
+
+
+def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
+    from PIL import Image
+
+    with pytest.raises(UserError, match=r"none.png does not exist"):
+        captures.read_image(tmp_path / "none.png", 4, 4)
+    (tmp_path / "text.png").write_text("no picture")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save_picture(tmp_path / "whole.png", noise)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    for name in ("text", "cut"):
+        with pytest.raises(UserError, match=f"{name}.png cannot be read as a picture"):
+            captures.read_image(tmp_path / f"{name}.png", 4, 4)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="float.tif is a picture of the kind F"):
+        captures.read_image(tmp_path / "float.tif", 4, 4)
+
+
+def test_a_scene_of_other_pictures_has_their_intrinsics(tmp_path: Path) -> None:
+    """160 × 90 pixels at 40 × 40, and a principal point off the middle: what the file says reaches the reference's camera."""
+    from PIL import Image
+
+    from atlas.datasets.views import stand_in_lego
+
+    stand_in_lego(tmp_path)
+    folder = tmp_path / "lego"
+    content = json.loads((folder / "transforms_train.json").read_text())
+    content["frames"] = content["frames"][:4]
+    for frame in content["frames"]:
+        Image.new("RGB", (160, 90)).save(folder / f"{frame['file_path']}.png")
+    del content["camera_angle_x"]
+    (folder / "transforms_train.json").write_text(json.dumps(content | {"fl_x": 200, "fl_y": 180, "cx": 40, "cy": 60}))
+    settings = SceneSettings(height=40, width=40, reference=2, test_split="train", test_views=(1,))
+    scene = captures.blender_scene(folder, settings)
+    np.testing.assert_allclose(scene.reference.intrinsics[0], [[50, 0, 9.5], [0, 80, 60 * 40 / 90 - 0.5], [0, 0, 1]])
+    with pytest.raises(UserError, match="no view 7 in its train split; it has 4 views, numbered from 0 to 3"):
+        captures.blender_scene(folder, settings.model_copy(update={"test_views": (1, 7)}))
+    with pytest.raises(UserError, match="no test view of test_views"):
+        captures.blender_scene(folder, settings.model_copy(update={"test_views": (2,)}))
+    with pytest.raises(UserError, match="no test view within test_degrees 1 of view 2"):
+        captures.blender_scene(folder, settings.model_copy(update={"test_views": (), "test_degrees": 1.0}))
+
+
+def test_views_that_a_forward_facing_capture_does_not_have(stand_ins: Path) -> None:
+    settings = SceneSettings(kind="llff", name="room", height=38, width=50, reference=10, depth="none")
+    with pytest.raises(UserError, match="no view 10; it has 10 views, numbered from 0 to 9"):
+        captures.llff_scene(stand_ins / "llff/room", settings)
+    with pytest.raises(UserError, match="test_every 10 holds out none"):
+        captures.llff_scene(stand_ins / "llff/room", settings.model_copy(update={"reference": 0, "test_every": 10}))
+    with pytest.raises(UserError, match=r"poses_bounds.npy does not exist; which scene"):
+        captures.llff_scene(stand_ins / "llff/horns", settings)
 
 
 @pytest.mark.data
@@ -268,6 +419,22 @@ def test_rows_of_every_tier_are_valid(tier: str) -> None:
             assert run.resources.gpus == 1
     if tier == "paper":
         assert {run.protocol_model().scene.kind for run in runs} == {"blender", "llff", "dtu"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "patch_depth", "weight"),
+    [("lego", "whole", 2), ("hotdog", "whole", 2), ("llff-room", "whole", 0), ("dtu-scan4", "known", 0)],
+)
+def test_depth_terms_of_the_papers_data_sets(dataset: str, patch_depth: str, weight: float) -> None:
+    """As released: the whole patch where depth is rendered, emptiness on Blender's patches alone, and smooth-L1 with β = 1."""
+    run = Study.read("paper", ROOT).find(f"{TASK}/{dataset}/sinnerf-geom/seed0")
+    protocol = run.protocol_model()
+    reconstruction = FieldReconstruction(protocol, run.settings_model("sinnerf-geom"), run.seed)
+    shape = reconstruction._options().shape
+    white = protocol.scene.kind != "llff"
+    assert (shape.patch_depth, shape.empty if white else 0, shape.beta) == (patch_depth, weight, 1)
+    assert shape.empty_by == "depth"
+    assert protocol.rays.reference_patch
 
 
 def small(cell: str, root: Path, **changes: Any) -> Run:
@@ -319,8 +486,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"scene": {"near": 50, "far": 60}}, "no depth of the view lies between near 50 and far 60: it is from 2.1"),
+        (
+            {"rays": {"patch": [16, 800], "reference_patch": True}},
+            "a patch of 16 × 800 pixels at stride 1 is larger than the image",
+        ),
+    ],
+)
+def test_a_scene_that_does_not_fit_its_protocol_stops_the_run(workspace: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=rf"motorcycle/dsnerf/seed10: {message}"):
+        train_all(small("motorcycle/dsnerf", workspace, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"scene": {"near": 7}}, "must be below far"),
         ({"scene": {"kind": "stereo", "depth": "teacher"}}, "bring their depth"),
+        ({"scene": {"kind": "blender", "depth": "given"}}, "blender scenes bring no depth; set depth to teacher or none"),
+        ({"scene": {"kind": "llff", "depth": "given"}}, "llff scenes bring no depth"),
         ({"stages": []}, "at least 1"),
     ],
 )

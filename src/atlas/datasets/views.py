@@ -15,6 +15,8 @@ from typing import Any
 
 from atlas.datasets.acquisition import extract
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source
+from atlas.datasets.llff import POSES, read_llff
+from atlas.datasets.transforms import read_transforms
 
 STEREO = "stereo.safetensors"
 # Calibration of the Middlebury 2014 pair "motorcycle" at the quarter size that scikit-image bundles, in pixels and metres.
@@ -52,7 +54,7 @@ def prepare_captures(downloads: Sequence[Path], folder: Path) -> None:
     """Every scene of an archive, Blender's or LLFF's, as ``<scene>/`` whatever folder it lies in."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         extract(downloads[0], Path(unpacked))
-        marks = ("transforms_train.json", "poses_bounds.npy")
+        marks = ("transforms_train.json", POSES)
         found = sorted(path.parent for mark in marks for path in Path(unpacked).rglob(mark))
         if not found:
             raise DatasetError(f"{downloads[0].name} holds no scene: neither {marks[0]} nor {marks[1]}")
@@ -110,7 +112,7 @@ def stand_in_llff(folder: Path, scenes: Sequence[str] = ("room", "fern")) -> Non
             Image.new("RGB", (1008, 756), (20 * index, 100, 200)).save(folder / scene / "images" / f"image{index:03d}.png")
             pose = np.concatenate([[[0, 1, 0], [-1, 0, 0], [0, 0, 1]], [[0.1 * (index % 4)], [0.1 * (index // 4)], [0]]], axis=1)
             rows.append(np.r_[np.concatenate([pose, [[756], [1008], [815]]], axis=1).ravel(), 4.0, 20.0])
-        np.save(folder / scene / "poses_bounds.npy", np.asarray(rows))
+        np.save(folder / scene / POSES, np.asarray(rows))
 
 
 def stand_in_dtu(folder: Path) -> None:
@@ -143,27 +145,28 @@ def _check(name: str, folder: Path, mark: str, where: str) -> None:
 
 
 def check_synthetic(folder: Path) -> None:
-    """``<scene>/transforms_{train,test}.json`` and the images that they name."""
+    """``<scene>/transforms_{train,test}.json`` that can be read, and the pictures that they name; see :mod:`.transforms`."""
     where = "unpack nerf_synthetic.zip of the NeRF authors there, or link your copy"
+    for path in sorted(folder.glob("*/transforms.json")):
+        if not path.with_name("transforms_train.json").is_file():
+            raise DatasetLayoutError(
+                f"nerf-synthetic: {path} does not say which views are held out; divide its frames between transforms_train.json "
+                "and transforms_test.json"
+            )
     _check("nerf-synthetic", folder, "transforms_train.json", where)
     for path in sorted(folder.glob("*/transforms_train.json")):
         for split in ("train", "test"):
             content = path.with_name(f"transforms_{split}.json")
             if not content.is_file():
                 raise DatasetLayoutError(f"nerf-synthetic: {content} does not exist; {where}")
-            for frame in json.loads(content.read_text())["frames"]:
-                image = content.parent / f"{frame['file_path']}.png"
-                if not image.is_file():
-                    raise DatasetLayoutError(f"nerf-synthetic: {image} does not exist; is the copy complete?")
+            read_transforms(content)
 
 
 def check_llff(folder: Path) -> None:
-    """``<scene>/poses_bounds.npy`` and one folder ``<scene>/images*/``."""
-    where = "unpack nerf_llff_data.zip of the NeRF authors there, or link your copy"
-    _check("llff", folder, "poses_bounds.npy", where)
-    for path in sorted(folder.glob("*/poses_bounds.npy")):
-        if not any(path.parent.glob("images*/*")):
-            raise DatasetLayoutError(f"llff: {path.parent} has no images*/ with images; {where}")
+    """``<scene>/poses_bounds.npy`` that can be read, and its pictures under ``<scene>/images*/``; see :mod:`.llff`."""
+    _check("llff", folder, POSES, "unpack nerf_llff_data.zip of the NeRF authors there, or link your copy")
+    for path in sorted(folder.glob(f"*/{POSES}")):
+        read_llff(path.parent)
 
 
 def check_dtu(folder: Path) -> None:

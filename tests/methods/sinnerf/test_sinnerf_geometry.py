@@ -216,6 +216,38 @@ def test_impossible_views() -> None:
         forward_warp(rgb, np.ones((3, 3)), camera(), camera())
 
 
+@pytest.mark.parametrize(
+    ("rgb", "message"),
+    [
+        (np.full((24, 32, 3), 200, np.uint8), "uint8; divide bytes by 255"),
+        (np.ones((24, 32, 3), np.int64), "int64"),
+        (np.full((24, 32, 3), 200.0), r"not in \[200, 200\]"),
+        (np.full((24, 32, 3), -0.01), r"not in \[-0.01, -0.01\]"),
+        (np.full((24, 32, 3), 1.01, np.float32), "must lie in"),
+        (np.full((24, 32, 3), np.inf), "not finite"),
+        (np.zeros((32, 24, 3)), "as the camera's height and width say"),
+        (np.zeros((24, 32, 4)), "rgb must be"),
+    ],
+)
+def test_colours_of_another_unit(rgb: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RGBDView(rgb, None, camera())
+
+
+def test_colours_may_round_over_their_range() -> None:
+    rgb = np.ones((24, 32, 3), np.float32) * np.float32(1 + 1e-6)
+    assert RGBDView(rgb, None, camera()).rgb.dtype == np.float32
+
+
+def test_depth_of_the_other_sign() -> None:
+    depth = np.full((24, 32), -4.0)
+    depth[0, 0], depth[0, 1] = np.nan, -2
+    with pytest.raises(ValueError, match="nowhere positive, but from -4 to -2"):
+        RGBDView(np.zeros((24, 32, 3)), depth, camera())
+    for unknown in (0.0, np.nan, np.inf):
+        assert not RGBDView(np.zeros((24, 32, 3)), np.full((24, 32), unknown), camera()).valid.any()
+
+
 def test_unknown_depth_becomes_zero() -> None:
     depth = np.ones((24, 32))
     depth[0, :3] = (np.nan, np.inf, -1)

@@ -10,6 +10,7 @@ import torch
 
 from atlas.methods.sinnerf import (
     Camera,
+    Composite,
     Descriptor,
     Distillation,
     LossWeights,
@@ -17,6 +18,7 @@ from atlas.methods.sinnerf import (
     PatchDiscriminator,
     PoseList,
     SelfDistiller,
+    Shape,
     TimmDino,
     TinyDino,
     TranslationGaussian,
@@ -28,6 +30,8 @@ from atlas.methods.sinnerf import (
 )
 from atlas.methods.sinnerf.discriminator import brightness, contrast, cutout, saturation
 from atlas.methods.sinnerf.losses import cosine_distance, masked_mean, masked_smooth_l1, ray_termination
+from atlas.methods.sinnerf.objective import Group, Terms, reference_depth
+from atlas.methods.sinnerf.rendering import Level
 from atlas.methods.sinnerf.tiny_dino import nearest_neighbour_accuracy
 
 DOUBLE = torch.float64
@@ -52,6 +56,29 @@ def test_smoothness_by_hand() -> None:
         smoothness(ramp, image, order=3)
 
 
+@pytest.mark.parametrize(
+    ("depth", "image"),
+    [
+        ((2, 1, 8, 10), (2, 3, 8, 10)),  # would be broadcast to 2 × 2 pairs
+        ((1, 8, 10), (2, 3, 8, 10)),
+        ((8, 10), (1, 3, 8, 10)),
+        ((8, 10), (8, 10)),
+        ((1, 8, 1), (1, 3, 8, 10)),
+        ((2, 8, 10), (2, 3, 8, 9)),
+    ],
+)
+def test_smoothness_broadcasts_nothing(depth: tuple[int, ...], image: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"do not agree: \("):
+        smoothness(torch.rand(depth), torch.rand(image))
+    assert smoothness(torch.rand(8, 10), torch.rand(3, 8, 10)).shape == ()
+
+
+def test_smoothness_of_a_batch_is_the_mean_of_its_images() -> None:
+    depth, image = torch.rand(4, 8, 10, generator=seeded()), torch.rand(4, 3, 8, 10, generator=seeded(1))
+    alone = torch.stack([smoothness(one, guide) for one, guide in zip(depth, image, strict=True)])
+    torch.testing.assert_close(smoothness(depth, image), alone.mean())
+
+
 def test_gradients_of_the_terms() -> None:
     depth = torch.rand(1, 5, 6, dtype=DOUBLE, generator=seeded()).requires_grad_()
     image = torch.rand(1, 3, 5, 6, dtype=DOUBLE, generator=seeded(1)).requires_grad_()
@@ -67,6 +94,40 @@ def test_gradients_of_the_terms() -> None:
     features = torch.rand(2, 3, 7, dtype=DOUBLE, generator=seeded(4))
     first = features[0].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda f: cosine_distance(f, features[1]), (first,))
+
+
+@pytest.mark.parametrize(
+    ("shape", "white", "patch", "expected"),
+    [
+        # Blender: mean of (1, 0.5, 1, 0.25)² = 0.578125; where there is no depth, twice the mean of 0.5 and 0.5·0.25², 0.53125
+        (Shape(patch_depth="whole", empty=2, empty_by="depth"), True, True, 0.578125 + 0.53125),
+        # LLFF: the whole patch, and no emptiness, since what is empty is black
+        (Shape(patch_depth="whole", empty=2, empty_by="depth"), False, True, 0.578125),
+        # DTU: mean of 1 − 0.5 and 0.5·0.5² where there is depth, 0.3125, and nothing where there is none
+        (Shape(empty=0), True, True, 0.3125),
+        # random rays are compared one by one where there is depth, on every data set
+        (Shape(patch_depth="whole", empty=2, empty_by="depth"), True, False, 0.3125),
+        # ours: a tenth of the mean opacity of 0.4 and 0.8 of all rays without depth, 0.06
+        (Shape(), True, True, 0.3125 + 0.06),
+        (Shape(), True, False, 0.3125 + 0.06),
+        (Shape(), False, True, 0.3125),
+    ],
+)
+@pytest.mark.parametrize("levels", [1, 2])
+def test_depth_of_the_reference_by_hand(shape: Shape, white: bool, patch: bool, expected: float, levels: int) -> None:
+    """Four rays with depths 2, 4 and twice none, seen at 3, 4.5, 1 and 0.25; levels are summed."""
+    seen = Composite(
+        rgb=torch.zeros(4, 3),
+        depth=torch.tensor([3.0, 4.5, 1.0, 0.25]),
+        weights=torch.zeros(4, 2),
+        opacity=torch.tensor([1.0, 1.0, 0.4, 0.8]),
+    )
+    depth = torch.tensor([2.0, 4.0, 0.0, 0.0])
+    group = Group(torch.zeros(4, 8), torch.zeros(4, 3), depth, depth > 0, (2, 2) if patch else None)
+    group.levels = [Level(seen, torch.zeros(4, 2))] * levels
+    terms = Terms(LossWeights(depth=1))
+    reference_depth(terms, group, shape, white)
+    torch.testing.assert_close(terms.values["depth"], torch.tensor(levels * expected))
 
 
 def test_depth_is_compared_ray_by_ray_and_an_empty_mask_is_zero() -> None:

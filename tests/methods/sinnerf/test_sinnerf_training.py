@@ -225,6 +225,11 @@ def test_impossible_fits() -> None:
         model(LossWeights()).fit(RGBDView(view.rgb, None, view.camera))
     with pytest.raises(ValueError, match="no valid depth"):
         model(LossWeights()).fit(RGBDView(view.rgb, np.zeros((24, 24)), view.camera))
+    assert view.depth is not None
+    for unit in (1000, 0.001):  # millimetres, kilometres
+        with pytest.raises(ValueError, match=r"no depth of the view lies between near 2 and far 6: it is from .* in one unit"):
+            model(LossWeights()).fit(RGBDView(view.rgb, unit * view.depth, view.camera))
+    model(NONE).fit(RGBDView(view.rgb, 1000 * view.depth, view.camera))  # no term looks at it
     for budget in (Budget(8, 8, 25, pool=1), Budget(8, 8, (4, 30), pool=1)):
         with pytest.raises(ValueError, match="larger than the image"):
             model(LossWeights(), budget=budget).fit(view)
@@ -235,6 +240,11 @@ def test_impossible_fits() -> None:
         one.fit(view)
     with pytest.raises(ValueError, match="16 × 16 pixels, not 8 × 8"):
         model(replace(NONE, adv=0.1), budget=Budget(8, 8, 8, pool=1)).fit(view)
+    patchless = Budget(8, 8, 8, reference_patch=False, pool=1)
+    bare = model(LossWeights(), budget=patchless)
+    bare.options = replace(bare.options, shape=Shape(empty=2, empty_by="depth"))
+    with pytest.raises(ValueError, match="emptiness by depth is a term of the reference patch"):
+        bare.fit(view)
     broken = model(NONE)
     with torch.no_grad():
         broken.field.planes.fill_(float("nan"))

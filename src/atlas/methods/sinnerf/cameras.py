@@ -21,6 +21,8 @@ Array = NDArray[Any]
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 """Between OpenGL cameras (y up, looking along −z) and OpenCV cameras (y down, looking along +z)."""
 ROTATION_TOLERANCE = 1e-4
+ROUNDING = 1e-5
+"""How far colours may leave [0, 1] by rounding in resizing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,16 +141,17 @@ class RGBDView:
     Attributes
     ----------
     rgb : array
-        (height, width, 3) in [0, 1].
+        (height, width, 3) floating-point numbers in [0, 1].
     depth : array, optional
         (height, width) z-depth in scene units; what is not positive or not finite is unknown or background, and becomes 0.
     camera : Camera
-        Where it was taken.
+        Where it was taken, with as many rows and columns.
 
     Raises
     ------
     ValueError
-        The colours are not finite, or shapes do not fit together.
+        The colours are integers, not finite or outside [0, 1]; the depth is negative where it is known at all; or shapes do not
+        fit together.
     """
 
     rgb: Array
@@ -157,20 +160,30 @@ class RGBDView:
     valid: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        rgb = np.asarray(self.rgb, dtype=np.float32)
+        rgb = np.asarray(self.rgb)
         size = (self.camera.height, self.camera.width)
         if rgb.shape != (*size, 3):
-            raise ValueError(f"rgb must be {(*size, 3)}, not {rgb.shape}")
+            raise ValueError(f"rgb must be {(*size, 3)}, as the camera's height and width say, not {rgb.shape}")
+        if not np.issubdtype(rgb.dtype, np.floating):
+            raise ValueError(f"rgb must be floating-point numbers in [0, 1], not {rgb.dtype}; divide bytes by 255")
         if not np.isfinite(rgb).all():
             raise ValueError("rgb is not finite")
+        if rgb.min() < -ROUNDING or rgb.max() > 1 + ROUNDING:
+            raise ValueError(f"rgb must lie in [0, 1], not in [{rgb.min():.4g}, {rgb.max():.4g}]; divide bytes by 255, or clip")
         valid = np.zeros(size, dtype=bool)
         if self.depth is not None:
             depth = np.asarray(self.depth, dtype=np.float64)
             if depth.shape != size:
                 raise ValueError(f"depth must be {size} as rgb, not {depth.shape}")
-            valid = np.isfinite(depth) & (depth > 0)
+            known = np.isfinite(depth)
+            valid = known & (depth > 0)
+            if not valid.any() and depth[known].min(initial=0) < 0:
+                raise ValueError(
+                    f"depth is nowhere positive, but from {depth[known].min():.4g} to {depth[known].max():.4g}; z-depth grows "
+                    "along the optical axis: is its sign turned?"
+                )
             object.__setattr__(self, "depth", np.where(valid, depth, 0.0))
-        object.__setattr__(self, "rgb", rgb)
+        object.__setattr__(self, "rgb", rgb.astype(np.float32))
         object.__setattr__(self, "valid", valid)
 
 

@@ -149,7 +149,12 @@ class FieldReconstruction(Reconstruction):
                 rays.unseen,
                 rays.foreground,
             ),
-            shape=Shape(beta=protocol.beta, empty=protocol.empty, empty_by=protocol.empty_by),
+            shape=Shape(
+                beta=protocol.beta,
+                patch_depth="whole" if protocol.scene.depth == "teacher" else "known",
+                empty=protocol.empty,
+                empty_by=protocol.empty_by,
+            ),
             decay=protocol.decay,
             restart=protocol.restart,
             discriminator=protocol.discriminator,

@@ -112,15 +112,17 @@ def smoothness(depth: Tensor, image: Tensor, order: int = 1) -> Tensor:
     depth : Tensor
         (…, h, w): depth, or rather inverse depth, for which the term was made.
     image : Tensor
-        (…, 3, h, w) guide.
+        (…, 3, h, w) guide, an image for every depth map.
     order : {1, 2}
         Of the differences of ``depth``.
 
     Raises
     ------
     ValueError
-        ``order`` is neither 1 nor 2, or the patch is too small for it.
+        ``order`` is neither 1 nor 2, the patch is too small for it, or the shapes do not agree: nothing is broadcast.
     """
+    if image.ndim < 3 or (*image.shape[:-3], *image.shape[-2:]) != tuple(depth.shape):
+        raise ValueError(f"depth (…, h, w) and image (…, 3, h, w) do not agree: {tuple(depth.shape)} and {tuple(image.shape)}")
     if order not in (1, 2) or min(depth.shape[-2:]) <= order:
         raise ValueError(f"differences of order {order} of {tuple(depth.shape[-2:])} pixels cannot be taken")
     total = depth.new_zeros(())

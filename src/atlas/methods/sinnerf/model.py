@@ -149,7 +149,7 @@ class SinNeRF:
         Raises
         ------
         ValueError
-            A term needs depth and the view has none, or a patch is larger than the image.
+            A term needs depth and the view has none, or none between near and far; or a patch is larger than the image.
         FloatingPointError
             A term is not finite; the message names it.
         """

@@ -22,9 +22,13 @@ class Shape:
     ----------
     beta : float
         Where smooth-L1 turns from square to linear, in scene units; 1 officially.
+    patch_depth : {"known", "whole"}
+        Depth of the reference patch: smooth-L1 over its pixels of known depth, officially on DTU, whose measured depth has holes;
+        or the mean square over the whole patch, with 0 where there is no depth, officially on Blender's and LLFF's scenes, whose
+        depth is rendered. Random rays are always compared by smooth-L1 where the depth is known.
     empty, empty_by : float, {"opacity", "depth"}
-        Weight and form, beside the depth term, of emptiness where a white scene's reference has no depth: the mean opacity, or
-        the smooth-L1 distance of the depth to 0, which the official code takes with weight 2.
+        Weight and form, beside the depth term, of emptiness where a white scene's reference has no depth: the mean opacity of all
+        its rays; or the smooth-L1 distance of the depth to 0 on its patch alone, officially with weight 2 on Blender's scenes.
     smooth_order, smooth_inverse : int, bool
         Order of the differences; whether they are of the inverse depth.
     depth_std : float
@@ -32,6 +36,7 @@ class Shape:
     """
 
     beta: float = 1.0
+    patch_depth: Literal["known", "whole"] = "known"
     empty: float = 0.1
     empty_by: Literal["opacity", "depth"] = "opacity"
     smooth_order: int = 1
@@ -98,17 +103,21 @@ def photometric(terms: Terms, group: Group) -> None:
 
 
 def reference_depth(terms: Terms, group: Group, shape: Shape, white_background: bool) -> None:
-    """Depth of reference rays where it is known, and emptiness where a white scene has none."""
+    """Depth of random reference rays or of the reference patch, and emptiness where a white scene has no depth."""
     assert group.depth is not None
     assert group.valid is not None
+    patch = group.size is not None
     for level in group.levels:
-        terms.add("depth", masked_smooth_l1(level.seen.depth, group.depth, group.valid, shape.beta))
-        if white_background and shape.empty:
-            if shape.empty_by == "opacity":
-                empty = masked_mean(level.seen.opacity, ~group.valid)
-            else:
-                empty = masked_smooth_l1(level.seen.depth, torch.zeros_like(group.depth), ~group.valid, shape.beta)
-            terms.add("depth", shape.empty * empty)
+        seen = level.seen
+        if patch and shape.patch_depth == "whole":
+            terms.add("depth", torch.mean((seen.depth - torch.where(group.valid, group.depth, 0.0)) ** 2))
+        else:
+            terms.add("depth", masked_smooth_l1(seen.depth, group.depth, group.valid, shape.beta))
+        if white_background and shape.empty and shape.empty_by == "opacity":
+            terms.add("depth", shape.empty * masked_mean(seen.opacity, ~group.valid))
+        elif white_background and shape.empty and patch:
+            nothing = torch.zeros_like(group.depth)
+            terms.add("depth", shape.empty * masked_smooth_l1(seen.depth, nothing, ~group.valid, shape.beta))
         if terms.weights.ray_termination:
             deltas = torch.cat([level.t.diff(dim=-1), level.t[:, -1:] - level.t[:, -2:-1]], dim=-1)
             terms.add(

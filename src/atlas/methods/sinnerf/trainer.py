@@ -88,7 +88,8 @@ class Fitting:
     Raises
     ------
     ValueError
-        A term needs depth and the view has none; or a patch is larger than the image, or smaller than the discriminator needs.
+        A term needs depth and the view has none, or none between near and far, or needs the reference patch and there is none;
+        or a patch is larger than the image, or smaller than the discriminator needs.
     """
 
     def __init__(self, model: SinNeRF, view: RGBDView) -> None:
@@ -115,15 +116,35 @@ class Fitting:
         return self.bounds[-1]
 
     def _check(self, stage: Stage, view: RGBDView) -> None:
-        if stage.weights.need_depth and not view.valid.any():
-            raise ValueError(
-                "the view has no valid depth, which the weights ask for (depth, side, rgb_warp, cycle, ray_termination)"
-            )
+        if stage.weights.need_depth:
+            self._check_depth(view)
+            self._check_emptiness(stage.weights)
         if self._needs_patch(stage.weights) or stage.weights.consistency:
             size = self.options.budget.patch_size(view.camera.height, view.camera.width, stage.stride)
             smallest = SMALLEST_PATCH[self.options.discriminator]
             if stage.weights.adv and min(size) < smallest:
                 raise ValueError(f"the discriminator needs patches of {smallest} × {smallest} pixels, not {size[0]} × {size[1]}")
+
+    def _check_depth(self, view: RGBDView) -> None:
+        near, far = self.model.near, self.model.far
+        if view.depth is None or not view.valid.any():
+            raise ValueError(
+                "the view has no valid depth, which the weights ask for (depth, side, rgb_warp, cycle, ray_termination)"
+            )
+        known = view.depth[view.valid]
+        if not ((known >= near) & (known <= far)).any():
+            raise ValueError(
+                f"no depth of the view lies between near {near:g} and far {far:g}: it is from {known.min():.4g} to "
+                f"{known.max():.4g}; are they in one unit?"
+            )
+
+    def _check_emptiness(self, weights: LossWeights) -> None:
+        shape, patch = self.options.shape, self.options.budget.reference_patch
+        if self.model.white_background and weights.depth and shape.empty and shape.empty_by == "depth" and not patch:
+            raise ValueError(
+                "emptiness by depth is a term of the reference patch, which the budget leaves out: render it, or take "
+                "emptiness by opacity or with weight 0"
+            )
 
     def _needs_patch(self, weights: LossWeights) -> bool:
         return weights.need_unseen_patch or self.options.budget.reference_patch

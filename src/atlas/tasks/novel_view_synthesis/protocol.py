@@ -29,9 +29,11 @@ class SceneSettings(Settings):
     name : str
         Folder of the scene in the data set, or DTU's scan.
     height, width : int
-        Size to which images are brought; for ``stereo`` it follows from ``downsample``.
+        Size to which images are brought, whatever their own shape, with intrinsics that follow; for ``stereo`` it follows from
+        ``downsample``.
     reference : int
-        The view to learn from, by its number (DTU: view id); for LLFF −1 means the neighbour of the pose nearest to the centre.
+        The view to learn from, by its number: at the end of its file's name, or else its place in the file, from 0 (Blender), its
+        place by name (LLFF), its id (DTU); for LLFF −1 means the neighbour of the pose nearest to the centre.
     test_split, test_views, test_degrees, test_every : …
         What is held out: numbers of a split; or, with ``test_degrees``, views of the split within so many degrees of the
         reference; or every so-manieth view (LLFF). DTU holds out every second source view.
@@ -39,6 +41,7 @@ class SceneSettings(Settings):
         Render every so-manieth row and column of the test views; of at most so many views.
     depth : {"given", "teacher", "none"}
         The reference's depth: of the data set; rendered by a field that is trained on all views but the test views; or none.
+        What is given is compared where it is known; what is rendered, as a whole on patches, 0 being empty.
     near, far : float, optional
         z-depths that bound the rays, where the data set does not say them.
     """
@@ -65,6 +68,8 @@ class SceneSettings(Settings):
             raise ValueError(f"near {self.near} must be below far {self.far}")
         if self.depth == "teacher" and self.kind in ("analytic", "stereo", "dtu"):
             raise ValueError(f"{self.kind} scenes bring their depth; set depth to given")
+        if self.depth == "given" and self.kind in ("blender", "llff"):
+            raise ValueError(f"{self.kind} scenes bring no depth; set depth to teacher or none")
         return self
 
 
@@ -137,7 +142,8 @@ class Protocol(Settings):
     beta : float
         Where smooth-L1 turns from square to linear, in scene units.
     empty, empty_by : …
-        Weight and form of emptiness where a white scene's reference has no depth.
+        Weight and form of emptiness where a white scene's reference has no depth: ``opacity`` of all its rays, or ``depth`` on
+        its patch alone, which the paper's configuration has on Blender scenes only.
     teacher_steps, teacher_stride : int
         Steps of the teacher that renders depth; it renders every so-manieth row and column of the reference.
     shown : int

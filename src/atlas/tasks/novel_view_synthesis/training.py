@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from atlas.errors import AtlasError
+from atlas.errors import AtlasError, UserError
 from atlas.harness.execute import training_summary
 from atlas.harness.files import read_tensors, write_bytes, write_tensors, write_text
 from atlas.harness.resume import training
@@ -30,7 +30,11 @@ VALUES = ("psnr", "ssim", "psnr_covisible", "psnr_hole", "lpips", "depth_mae")
 def train(run: Run) -> Mapping[str, Any]:
     """Fit a method to the reference view of its scene; resumable."""
     reconstruction: Reconstruction = run.build()[0]
-    reconstruction.start(load_scene(run.needed("scene").checkpoint), pick_device(run.resources.device))
+    scene = load_scene(run.needed("scene").checkpoint)
+    try:
+        reconstruction.start(scene, pick_device(run.resources.device))
+    except ValueError as error:  # the scene and the protocol do not fit: depth beyond far, patches larger than the image
+        raise UserError(f"{run.cell}: {error}") from error
     began, seconds = time.process_time(), 0.0
     if reconstruction.total:
         loop = training(run, reconstruction.total, reconstruction.parts())
