@@ -40,6 +40,8 @@ def torch_operators() -> dict[str, Callable[..., Any]]:
 class ExpressionModule(nn.Module):
     """An expression whose constants are one vector, ``constants`` (k,), from left to right.
 
+    They are kept in float64, as the expression has them, and take on the type of the tensors that they meet.
+
     Parameters
     ----------
     expression : Expression
@@ -53,12 +55,11 @@ class ExpressionModule(nn.Module):
     def __init__(self, expression: Expression, trainable: bool = True) -> None:
         super().__init__()
         self.form = expression
-        values = torch.tensor(expression.constants, dtype=torch.float64).to(torch.get_default_dtype())
+        values = torch.tensor(expression.constants, dtype=torch.float64)
         if trainable:
             self.constants = nn.Parameter(values)
         else:
             self.register_buffer("constants", values)
-        self._table = torch_operators()
 
     def forward(self, env: Mapping[str, Tensor]) -> Tensor:
         """Value where variables have the tensors of ``env``, of their broadcast shape and type.
@@ -70,7 +71,7 @@ class ExpressionModule(nn.Module):
         """
         some = next(iter(env.values()), self.constants)
         constants = iter(self.constants.to(some.dtype).unbind()) if len(self.constants) else iter(())
-        found: Tensor = self.form.evaluate(self._table, env, constants)
+        found: Tensor = self.form.evaluate(torch_operators(), env, constants)
         needed = [env[name].shape for name in self.form.variables]
         return found.expand(torch.broadcast_shapes(*needed)) if needed else found
 

@@ -271,7 +271,7 @@ class PolynomialRule(Rule):
         if orders >= 3:
             with torch.no_grad():
                 self.a[2, 0, 0] = -1.98 * 0.2**3
-        self.register_buffer("scale", torch.tensor(tuple(scale)))
+        self.register_buffer("scale", torch.tensor(tuple(scale), dtype=torch.float64))
         self.orders, self.delta = orders, delta
 
     def forward(self, history: Tensor) -> Tensor:
