@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ from torch import Tensor, nn
 from atlas.methods.symbolic_l2o.expressions import LOG_EPS, Expression
 
 
+def _power(x: Tensor, y: Tensor) -> Tensor:
+    """The ordinary power; the magnitude's, negative where x is negative and y not even."""
+    magnitude = torch.abs(x) ** y
+    return magnitude * (1 - 2 * ((x < 0) & (torch.remainder(y, 2) != 0)).to(magnitude.dtype))
+
+
+@cache
 def torch_operators() -> dict[str, Callable[..., Any]]:
     """Name to function on tensors, differentiable almost everywhere."""
     return {
@@ -19,6 +27,7 @@ def torch_operators() -> dict[str, Callable[..., Any]]:
         "mul": torch.mul,
         "div": torch.div,
         "pow": lambda x, y: torch.sign(x) * torch.abs(x) ** y,
+        "power": _power,
         "greater": lambda x, y: torch.gt(x, y).to(torch.result_type(x, y)),
         "aq": lambda x, y: x * torch.rsqrt(1 + y * y),
         "neg": torch.neg,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_OPERATORS = frozenset({"add", "sub", "mul", "aq", "tanh", "abs", "sqrtm", "square"})
-PAPER_OPERATORS = frozenset(OPERATORS) - {"sub", "neg", "aq"}
+PAPER_OPERATORS = frozenset(OPERATORS) - {"sub", "neg", "aq", "power"}
 """The operators of *Symbolic Learning to Optimize*, for PySR."""
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -287,6 +287,7 @@ class PySRBackend:
         "mul": "*",
         "div": "/",
         "pow": "powm(x, y) = sign(x) * abs(x)^y",
+        "power": "^",
         "greater": "greater",
         "aq": "aq(x, y) = x / sqrt(one(y) + y * y)",
     }
