@@ -85,6 +85,10 @@ class Expression:
         if len(self.args) != wanted:
             raise ValueError(f"{self.op} takes {wanted} operands, not {len(self.args)}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied node by node, not level by level: sums of hundreds of terms are that deep."""
+        return _planted, ([(node.op, node.value, node.name) for node in self.nodes()],)
+
     @cached_property
     def complexity(self) -> int:
         """Number of nodes; every operator, constant and variable counts one, a negative literal too."""
@@ -215,6 +219,15 @@ class Expression:
 
     def __neg__(self) -> Expression:
         return call("neg", self)
+
+
+def _planted(nodes: list[tuple[str, float, str]]) -> Expression:
+    """The tree of nodes in the order of :meth:`Expression.nodes`."""
+    stack: list[Expression] = []
+    for op, value, name in nodes:
+        count = len(stack) - OPERATORS.get(op, 0)
+        stack[count:] = [Expression(op, tuple(stack[count:]), value, name)]
+    return stack[0]
 
 
 def const(value: float) -> Expression:
