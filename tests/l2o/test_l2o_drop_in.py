@@ -209,7 +209,7 @@ def test_a_loaded_student_can_make_optimizers_in_another_process(tmp_path: Any) 
     assert load_policy(tmp_path / "policy.safetensors").describe() == rnnprop("rp-small").describe()
 
 
-# ---------------------------------------------------------------------------------------------------- states of others
+# states of others
 
 
 def stepped(make: Make, shapes: tuple[tuple[int, ...], ...] = ((3, 2), (4,))) -> torch.optim.Optimizer:
@@ -309,7 +309,7 @@ def test_the_scale_of_a_policy_may_differ_since_a_state_brings_its_own() -> None
     assert all(torch.allclose(one, other) for one, other in pairs)
 
 
-# ---------------------------------------------------------------------------------------------------- options of groups
+# options of groups
 
 
 def moved(make: Make, steps: int = 3, **options: Any) -> Tensor:
@@ -428,7 +428,7 @@ def test_a_cycle_of_momentum_moves_the_first_beta() -> None:
     optimizer.step()
 
 
-# ---------------------------------------------------------------------------------- complex and low-precision parameters
+# complex and low-precision parameters
 
 
 def run(make: Make, parameters: list[Tensor], gradients: list[Tensor], steps: int = 3) -> list[Tensor]:
