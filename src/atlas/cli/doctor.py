@@ -83,11 +83,14 @@ def slurm() -> Finding:
 
 
 def julia() -> Finding:
-    """Whether PySR can run; the embedded engine is pyoperon."""
-    if shutil.which("julia") and importlib.util.find_spec("pysr"):
-        return Finding("julia", True, "PySR can run")
+    """Whether PySR can run, with a Julia on the PATH or one that it fetches; the embedded engine is pyoperon."""
+    from atlas.methods.symbolic_l2o.regression import has_pysr
+
+    if has_pysr():
+        found = shutil.which("julia")
+        return Finding("julia", True, f"PySR can run, with {found or 'a Julia of its own, fetched at the first search'}")
     embedded = importlib.util.find_spec("pyoperon") is not None
-    state = "no Julia: symbolic regression uses pyoperon" if embedded else "neither Julia nor pyoperon"
+    state = "no PySR: symbolic regression uses pyoperon" if embedded else "neither PySR nor pyoperon"
     return Finding("julia", embedded, state, "" if embedded else "run: pip install 'atlas[symbolic]'")
 
 

@@ -31,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "SGD",
             "analytic",
         ],
+        "drop_in": ["DropIn"],
         "evaluation": ["GRID", "Curves", "TunedLR", "rollout", "tune", "warm_up"],
         "features": ["FEATURES", "Features"],
         "functions": ["Quadratic", "Rastrigin", "Rosenbrock", "quadratic", "rastrigin", "rosenbrock"],
@@ -49,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
+    from atlas.l2o.drop_in import DropIn as DropIn
     from atlas.l2o.evaluation import GRID as GRID
     from atlas.l2o.evaluation import Curves as Curves
     from atlas.l2o.evaluation import TunedLR as TunedLR

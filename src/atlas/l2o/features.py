@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atlas.l2o.policies import counter, decay
+from atlas.l2o.policies import counter, decays
 from atlas.l2o.state import State
 
 NORM_EPS = 1e-12
@@ -60,7 +60,7 @@ class Features:
         if not names:
             raise ValueError("name at least one feature")
         self.names = tuple(names)
-        self.betas = (decay("betas[0]", betas[0]), decay("betas[1]", betas[1]))
+        self.betas = decays("betas", betas)
         self.means = sorted({float(name[3:]) for name in names if EMA.fullmatch(name)})
         powers = {3.0 if name == "n" else float(name[1:]) for name in names if name == "n" or POWER.fullmatch(name)}
         self.powers = sorted(powers)

@@ -6,7 +6,7 @@ Everything acts on flattened parameters: ``theta`` and ``gradient`` are (instanc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -86,6 +86,14 @@ class Policy(nn.Module):
         """What the constructor needs to make this policy again, apart from trained numbers: plain values, for saved files."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is made again")
 
+    def describe(self) -> str:
+        """One line that tells this policy from others, apart from its scale ``lr`` and its trained numbers.
+
+        States of optimizers are saved with it, and one of another policy is refused.
+        """
+        known = type(self).options is not Policy.options
+        return described(self, self.options() if known else {})
+
     def optimizer(self, params: Any) -> torch.optim.Optimizer:
         """The policy as a ``torch.optim.Optimizer`` on parameters or groups, with ``state_bytes_per_parameter``."""
         from atlas.l2o.optimizer import LearnedOptimizer
@@ -95,6 +103,11 @@ class Policy(nn.Module):
     def detach(self, state: State) -> State:
         """The state without history, for the start of the next window."""
         return detach_state(state)
+
+
+def described(policy: Policy, settings: Mapping[str, object]) -> str:
+    """A policy's kind with its settings, but for the scale ``lr``."""
+    return f"{type(policy).__name__}({', '.join(f'{name}={value}' for name, value in settings.items() if name != 'lr')})"
 
 
 def counter(theta: Tensor) -> Tensor:
@@ -116,6 +129,19 @@ def positive(name: str, value: float | Tensor) -> float | Tensor:
     return value
 
 
+def not_negative(name: str, value: float | Tensor) -> float | Tensor:
+    """Check that a setting is not negative.
+
+    Raises
+    ------
+    ValueError
+        It is.
+    """
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, not {value}")
+    return value
+
+
 def decay(name: str, value: float) -> float:
     """Check that a decay rate is in [0, 1).
 
@@ -127,3 +153,16 @@ def decay(name: str, value: float) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1), not {value}")
     return value
+
+
+def decays(name: str, values: Sequence[float]) -> tuple[float, float]:
+    """Check that a setting is a pair of decay rates, each in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    if len(values) != 2:
+        raise ValueError(f"{name} must be two decay rates, not {values}")
+    return decay(f"{name}[0]", values[0]), decay(f"{name}[1]", values[1])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from atlas.l2o.policies import Layout, Policy, counter, decay, positive
+from atlas.l2o.policies import Layout, Policy, counter, decay, decays, described, positive
 from atlas.l2o.state import State
 
 
@@ -48,6 +48,11 @@ class Analytic(Policy):
     def direction(self, g: Tensor, state: State) -> Tensor:
         """The direction to descend; replaces the slots of ``state``, whose counter is already at this step (from 1)."""
         raise NotImplementedError
+
+    def describe(self) -> str:
+        """Its kind with its settings (β, ε), which are public attributes."""
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
+        return described(self, own)
 
     def extra_repr(self) -> str:
         """What printing shows."""
@@ -92,7 +97,7 @@ class Adam(Analytic):
 
     def __init__(self, lr: float | Tensor, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
         super().__init__(lr)
-        self.betas = (decay("betas[0]", betas[0]), decay("betas[1]", betas[1]))
+        self.betas = decays("betas", betas)
         self.eps = eps
 
     def direction(self, g: Tensor, state: State) -> Tensor:

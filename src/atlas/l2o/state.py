@@ -6,7 +6,7 @@ share (a step counter) is a tensor too, so that ``torch.func.vmap`` and saved fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,10 +55,28 @@ def select_state(mask: Tensor, chosen: Any, other: Any) -> Any:
     return map_state(pick, chosen, other)
 
 
+def leaves(state: Any) -> Iterator[Tensor]:
+    """Every tensor of a state."""
+    if isinstance(state, Mapping):
+        state = list(state.values())
+    if isinstance(state, tuple | list):
+        for value in state:
+            yield from leaves(value)
+    elif isinstance(state, Tensor):
+        yield state
+
+
+def alike(state: Any, other: Any) -> bool:
+    """Whether two states have the same names and shapes."""
+    if isinstance(state, Mapping) and isinstance(other, Mapping):
+        return state.keys() == other.keys() and all(alike(value, other[name]) for name, value in state.items())
+    if isinstance(state, tuple | list) and isinstance(other, tuple | list):
+        return len(state) == len(other) and all(map(alike, state, other))
+    if isinstance(state, Tensor) and isinstance(other, Tensor):
+        return state.shape == other.shape
+    return type(state) is type(other)
+
+
 def state_elements(state: Any) -> int:
     """Number of scalars that a state holds."""
-    if isinstance(state, Mapping):
-        return sum(state_elements(value) for value in state.values())
-    if isinstance(state, tuple | list):
-        return sum(state_elements(value) for value in state)
-    return int(state.numel())
+    return sum(leaf.numel() for leaf in leaves(state))

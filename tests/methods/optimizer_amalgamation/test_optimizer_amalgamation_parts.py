@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -76,6 +77,17 @@ def test_pools() -> None:
     assert [member.lr for member in make_pool("large", {"sgd_ema": 0.7})] == [0.005, 0.005, 0.7, 0.5, 0.1, 0.1]
     assert make_pool("large", pool_lr="official")[2].lr == OFFICIAL_CHOICE["sgd_ema"] == 2.0
     assert set(PRESETS) == set(OFFICIAL_CHOICE) == set(TEACHERS)
+
+
+@pytest.mark.parametrize("pool", ["small", "large"])
+def test_rmsprop_of_the_official_choice_pools_has_their_larger_epsilon(pool: Literal["small", "large"]) -> None:
+    """ε counts where gradients are small: η g/√(.1 g² + ε) with 1e-7 there, 1e-10 for teachers and tuned pools."""
+    g = torch.tensor([[1e-4]], dtype=T64)
+    for members, eps in ((make_pool(pool), 1e-10), (make_pool(pool, pool_lr="official"), 1e-7)):
+        (rmsprop,) = [member for member in members if isinstance(member, TEACHERS["rmsprop_ema"])]
+        assert float(first_update(rmsprop, g)) == pytest.approx(-0.005 * 1e-4 / math.sqrt(0.1e-8 + eps))
+    with pytest.raises(ValueError, match="eps must be positive"):
+        TEACHERS["rmsprop_ema"](0.1, eps=0.0)  # type: ignore[call-arg]
 
 
 def test_student_is_bounded_and_starts_as_keras() -> None:

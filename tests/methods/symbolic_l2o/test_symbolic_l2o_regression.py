@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from atlas.cli.doctor import julia
 from atlas.methods.symbolic_l2o.expressions import parse
 from atlas.methods.symbolic_l2o.regression import (
     PAPER_OPERATORS,
@@ -18,6 +21,7 @@ from atlas.methods.symbolic_l2o.regression import (
     SRBackend,
     SRConfig,
     get_backend,
+    has_pysr,
     pareto_front,
 )
 
@@ -130,17 +134,65 @@ def test_unknown_names_list_the_known_ones() -> None:
         SRConfig(rows=0)
 
 
-HAS_PYSR = importlib.util.find_spec("pysr") is not None and shutil.which("julia") is not None
+@pytest.fixture
+def pysr(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A package of that name on the path, and no Julia; returns its ``__init__.py``."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "pysr"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pysr").mkdir()
+    start = tmp_path / "pysr" / "__init__.py"
+    start.write_text("raise AssertionError('imported by a check')")
+    importlib.invalidate_caches()
+    assert shutil.which("julia") is None
+    return start
 
 
-@pytest.mark.skipif(HAS_PYSR, reason="PySR and Julia are here")
-def test_pysr_says_what_it_needs() -> None:
-    with pytest.raises(RuntimeError, match="Julia"):
+def test_pysr_is_there_where_its_package_is_and_the_check_does_not_import_it(pysr: Path) -> None:
+    assert has_pysr()
+    finding = julia()
+    assert finding.good
+    assert "fetched at the first search" in finding.state
+    assert "pysr" not in sys.modules
+
+
+def test_pysr_is_asked_for_a_search_with_its_own_names(pysr: Path) -> None:
+    pysr.write_text(
+        "from types import SimpleNamespace\n"
+        "class PySRRegressor:\n"
+        "    def __init__(self, **options):\n"
+        "        self.options = options\n"
+        "    def fit(self, X, y, variable_names):\n"
+        "        assert 'powm(x, y) = sign(x) * abs(x)^y' in self.options['binary_operators']\n"
+        "        self.equations_ = {'equation': ['0.5', 'powm(x0, 2.0)', 'x0 ^ 2']}\n"
+    )
+    X = np.array([[-3.0], [1.0], [2.0]] * 20)
+    try:
+        for sign, text in ((X[:, 0] ** 2, "square"), (np.sign(X[:, 0]) * X[:, 0] ** 2, "pow")):
+            found = PySRBackend().fit(X, sign, ["g_0"], SRConfig(operators=PAPER_OPERATORS, standardize=False), 0)
+            assert found[-1].loss == 0
+            assert found[-1].expression.op == text
+    finally:
+        sys.modules.pop("pysr", None)
+
+
+def test_a_pysr_that_finds_no_julia_says_so(pysr: Path) -> None:
+    pysr.write_text("raise OSError('no network\\nfor Julia')")
+    with pytest.raises(RuntimeError, match=r"cannot start Julia \(OSError: no network for Julia\)"):
         PySRBackend().fit(rows(), rows()[:, 0], NAMES, QUICK, 0)
 
 
+def test_without_pysr_the_engine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"needs PySR, which is not installed \(pip install 'atlas\[pysr\]'"):
+        PySRBackend().fit(rows(), rows()[:, 0], NAMES, QUICK, 0)
+    assert julia().state == "neither PySR nor pyoperon"
+    assert "atlas[symbolic]" in julia().advice
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_PYSR, reason="PySR needs Julia, which is not installed")
+@pytest.mark.skipif(not has_pysr(), reason="PySR is not installed")
 def test_pysr_finds_a_rule() -> None:
     X = rows()
     y = -np.tanh(2 * X[:, 0]) + 0.3 * X[:, 3]

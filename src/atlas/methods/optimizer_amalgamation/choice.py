@@ -46,6 +46,11 @@ class ChoicePolicy(Policy):
         self.cells = LSTMStack(len(pool) + 1 + RANKS, hidden, init="keras")
         self.head = keras_linear(hidden[-1], len(pool))
 
+    def describe(self) -> str:
+        """Its members, and the widths of its cells."""
+        members = ", ".join(member.describe() for member in self._members())
+        return f"ChoicePolicy([{members}], hidden={list(self.cells.hidden)})"
+
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
         """The members' states, cells at zero, and what the network is told of the coordinates."""
         ranks = (layout or Layout.of([theta.shape[1:]])).ranks()

@@ -110,7 +110,7 @@ class NoisySettings(TaughtSettings):
 
 
 class ChoiceSettings(PoolSettings):
-    """A choice policy; ``pool_lr`` takes the tuned step sizes of the pool, or those of the official configuration."""
+    """A choice policy; ``pool_lr``: the tuned step sizes of the pool, or those (and ε) of the official configuration."""
 
     hidden: Widths = (20, 20)
     schedule: Schedule = CHOICE

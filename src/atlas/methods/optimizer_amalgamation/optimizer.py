@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ class WarmStart(Policy):
         self.policy, self.steps, self.rate = policy, steps, float(positive("warmup_lr", lr))
         self.lr = policy.lr
 
+    def describe(self) -> str:
+        """The policy's; the warm-up may be another."""
+        return self.policy.describe()
+
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
         """The policy's, and a counter."""
         return {"policy": self.policy.init_state(theta, layout), "step": counter(theta)}
@@ -49,7 +54,8 @@ class AmalgamatedOptimizer(LearnedOptimizer):
     Parameters
     ----------
     params : iterable
-        Parameters or groups, as for any optimizer.
+        Parameters or groups with ``lr`` and ``weight_decay`` of their own, as for :class:`atlas.l2o.LearnedOptimizer`. A
+        group's ``lr`` takes the place of the student's largest update; the warm-up's rate changes in proportion.
     student : Policy
         A trained student (or a choice policy).
     warmup_steps, warmup_lr : int, float
@@ -79,4 +85,4 @@ def load(path: Path | str, *, warmup_steps: int = 100, warmup_lr: float = 0.05) 
         The file holds no policy of a kind that is known here.
     """
     student = load_policy(path, {**POLICIES, "Student": Student})
-    return lambda params: AmalgamatedOptimizer(params, student, warmup_steps=warmup_steps, warmup_lr=warmup_lr)
+    return partial(AmalgamatedOptimizer, student=student, warmup_steps=warmup_steps, warmup_lr=warmup_lr)

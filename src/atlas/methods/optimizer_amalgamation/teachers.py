@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from atlas.l2o import Analytic, Policy
+from atlas.l2o.policies import positive
 from atlas.l2o.state import State
 
 BETAS = (0.9, 0.999)
@@ -55,13 +56,17 @@ class MomentumEma(Analytic):
 
 
 class RMSpropEma(Analytic):
-    """v ← .9 v + .1 g², η g/√(v + ε)."""
+    """v ← .9 v + .1 g², η g/√(v + ε); ε is 1e-10 unless said otherwise."""
 
     slots = ("v",)
 
+    def __init__(self, lr: float | Tensor, eps: float = EPS) -> None:
+        super().__init__(lr)
+        self.eps = float(positive("eps", eps))
+
     def direction(self, g: Tensor, state: State) -> Tensor:
         """The gradient over its root mean square."""
-        return g / (second_moment(g, state, RHO) + EPS).sqrt()
+        return g / (second_moment(g, state, RHO) + self.eps).sqrt()
 
 
 class AdamEma(Analytic):
@@ -125,6 +130,8 @@ OFFICIAL_CHOICE = {
     "addsign_ema": 1.0,
 }
 """Step sizes with which the official configuration trains choice policies; they differ from the teachers' own."""
+OFFICIAL_CHOICE_EPS = 1e-7
+"""ε of RMSprop in the official choice policies' pools, which leave it at the class's default; teachers are made with 1e-10."""
 
 
 def teacher(name: str, lr: float | Tensor | None = None) -> Analytic:
@@ -152,7 +159,8 @@ def make_pool(
     lrs : mapping, optional
         Teacher to step size, over the presets.
     pool_lr : {"tuned", "official"}
-        One step size per teacher everywhere, as the paper's text says; or those of the official choice policies.
+        One step size per teacher everywhere, as the paper's text says; or the step sizes of the official choice policies, with
+        their ε of RMSprop, 1e-7 instead of 1e-10.
 
     Raises
     ------
@@ -163,8 +171,16 @@ def make_pool(
         raise ValueError(f"there is no pool {name}; choose from {', '.join(POOLS)}")
     if pool_lr not in ("tuned", "official"):
         raise ValueError(f"there is no pool_lr {pool_lr}; choose from tuned, official")
-    chosen: dict[str, Any] = dict(OFFICIAL_CHOICE if pool_lr == "official" else {**PRESETS, **(lrs or {})})
+    if pool_lr == "official":
+        return [_official(member) for member in POOLS[name]]
+    chosen = {**PRESETS, **(lrs or {})}
     return [teacher(member, chosen[member]) for member in POOLS[name]]
+
+
+def _official(name: str) -> Analytic:
+    """A member as the official configuration makes it for choice policies."""
+    options: dict[str, Any] = {"eps": OFFICIAL_CHOICE_EPS} if name == "rmsprop_ema" else {}
+    return TEACHERS[name](OFFICIAL_CHOICE[name], **options)
 
 
 def check_pool(pool: Sequence[Policy], least: int) -> None:

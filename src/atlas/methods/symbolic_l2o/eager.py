@@ -41,7 +41,7 @@ class Chain:
 def chain(expression: Expression) -> Chain:
     """The chain of a tree; that of a number gives a tensor without axes."""
     if not expression.variables:
-        number = torch.tensor(float(expression.numpy({})))
+        number = torch.tensor(float(expression.numpy({})), dtype=torch.float64)
         return Chain(lambda env: number, owned=False)
     if expression.op == "var":
         name = expression.name

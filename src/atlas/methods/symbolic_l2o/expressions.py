@@ -41,12 +41,12 @@ UNARY = (
     "logm",
     "sqrtm",
 )
-BINARY = ("add", "sub", "mul", "div", "pow", "greater", "aq")
+BINARY = ("add", "sub", "mul", "div", "pow", "power", "greater", "aq")
 OPERATORS: dict[str, int] = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2)}
 """Name to number of operands.
 
-``pow(x, y)`` = sign(x)|x|^y, ``sqrtm(x)`` = √|x|, ``logm(x)`` = log(|x| + 1e-8), ``aq(x, y)`` = x/√(1 + y²), ``greater(x, y)``
-is 1 where x > y, else 0.
+``pow(x, y)`` = sign(x)|x|^y, the paper's protected power, ``power(x, y)`` = x^y, the ordinary one (see :func:`raised`),
+``sqrtm(x)`` = √|x|, ``logm(x)`` = log(|x| + 1e-8), ``aq(x, y)`` = x/√(1 + y²), ``greater(x, y)`` is 1 where x > y, else 0.
 """
 ALIASES = {"plus": "add", "mult": "mul", "minus": "sub", "sqrtabs": "sqrtm", "logabs": "logm", "Abs": "abs", "powm": "pow"}
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -84,6 +84,10 @@ class Expression:
             raise ValueError(f"there is no operator {self.op}; choose from {', '.join(OPERATORS)}")
         if len(self.args) != wanted:
             raise ValueError(f"{self.op} takes {wanted} operands, not {len(self.args)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied node by node, not level by level: sums of hundreds of terms are that deep."""
+        return _planted, ([(node.op, node.value, node.name) for node in self.nodes()],)
 
     @cached_property
     def complexity(self) -> int:
@@ -217,6 +221,15 @@ class Expression:
         return call("neg", self)
 
 
+def _planted(nodes: list[tuple[str, float, str]]) -> Expression:
+    """The tree of nodes in the order of :meth:`Expression.nodes`."""
+    stack: list[Expression] = []
+    for op, value, name in nodes:
+        count = len(stack) - OPERATORS.get(op, 0)
+        stack[count:] = [Expression(op, tuple(stack[count:]), value, name)]
+    return stack[0]
+
+
 def const(value: float) -> Expression:
     """A constant.
 
@@ -256,9 +269,34 @@ def call(op: str, *operands: Expression | float) -> Expression:
     return Expression(ALIASES.get(op, op), args)
 
 
+def raised(base: Expression, exponent: Expression) -> Expression:
+    """``base ^ exponent`` as people write it: (−3)² is 9, (−3)³ is −27, 0⁰ is 1 and x⁻² is 1/x².
+
+    Where there is no real value, a negative base under an exponent that is not whole, it is −|base|^exponent, as the paper's
+    protected power has it, so that a rule has a value everywhere. The sign-keeping ``pow(x, y)`` of *Symbolic Learning to
+    Optimize* is another operator: pow(−3, 2) is −9.
+
+    A constant exponent is written with the operators of the paper (``square``, ``cube``, ``pow`` of the base or of its
+    magnitude), so that the value does not jump when the exponent is trained; only a variable one needs ``power``.
+
+    >>> str(parse("m_0 ^ 2")), str(parse("m_0 ** 4")), str(parse("m_0 ^ 0.5")), str(parse("m_0 ^ g_0"))
+    ('square(m_0)', 'pow(abs(m_0), 4.0)', 'pow(m_0, 0.5)', 'power(m_0, g_0)')
+    """
+    value = math.nan if exponent.variables else float(exponent.numpy({}))
+    if not math.isfinite(value):
+        return call("power", base, exponent)
+    if value < 0:
+        return call("div", 1.0, raised(base, const(-value)))
+    if value in (0, 1):
+        return base if value else const(1.0)
+    if value in (2, 3):
+        return call("square" if value == 2 else "cube", base)
+    return call("pow", base if value % 2 else call("abs", base), value)
+
+
 def parse(text: str) -> Expression:
-    """Read an expression: infix (``-0.5 * tanh(m_0) + g_1``, with ``^`` or ``**`` for powers, ``>`` for ``greater``) or calls
-    (``plus(mult(c, m), 1)``).
+    """Read an expression: infix (``-0.5 * tanh(m_0) + g_1``, with ``^`` or ``**`` for ordinary powers, see :func:`raised`, and
+    ``>`` for ``greater``) or calls (``plus(mult(c, m), 1)``).
 
     Raises
     ------
@@ -292,7 +330,6 @@ class _Reader:
         ast.Sub: "sub",
         ast.Mult: "mul",
         ast.Div: "div",
-        ast.Pow: "pow",
     }
 
     def __init__(self, text: str, names: Mapping[str, str]) -> None:
@@ -311,6 +348,8 @@ class _Reader:
             return var(self.names[node.id])
         if isinstance(node, ast.UnaryOp):
             return self.signed(node)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            return raised(self.read(node.left), self.read(node.right))
         if isinstance(node, ast.BinOp) and type(node.op) in self.BINARY:
             return call(self.BINARY[type(node.op)], self.read(node.left), self.read(node.right))
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Gt | ast.Lt):
@@ -344,6 +383,13 @@ def _sign(x: Any) -> Any:
     return np.where(np.isnan(x), 0.0, np.sign(x))
 
 
+def _power(x: Any, y: Any) -> Any:
+    """The ordinary power; the magnitude's, negative where x is negative and y not even."""
+    import numpy as np
+
+    return np.where((x < 0) & (np.mod(y, 2) != 0), -1.0, 1.0) * np.abs(x) ** y
+
+
 def _numpy_operators() -> dict[str, Callable[..., Any]]:
     import numpy as np
     from scipy.special import erfc
@@ -354,6 +400,7 @@ def _numpy_operators() -> dict[str, Callable[..., Any]]:
         "mul": np.multiply,
         "div": np.divide,
         "pow": lambda x, y: _sign(x) * np.abs(x) ** y,
+        "power": _power,
         "greater": lambda x, y: np.greater(x, y).astype(np.float64),
         "aq": lambda x, y: x / np.sqrt(1 + np.square(y)),
         "neg": np.negative,

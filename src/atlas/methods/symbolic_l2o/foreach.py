@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from atlas.l2o.drop_in import as_real, wide
 from atlas.l2o.features import NORM_EPS, POWER_EPS
 from atlas.methods.symbolic_l2o.modules import torch_operators
 
@@ -57,7 +58,9 @@ def operators(count: int) -> dict[str, Callable[..., Any]]:
     return table
 
 
-def advance_all(program: Program, tensors: list[tuple[Tensor, Tensor, dict[str, Any]]], lr: float) -> None:
+def advance_all(
+    program: Program, tensors: list[tuple[Tensor, Tensor, dict[str, Any]]], lr: float, betas: tuple[float, float]
+) -> None:
     """One step on parameters that have taken the same number of steps; others are grouped by that number.
 
     Parameters
@@ -67,16 +70,15 @@ def advance_all(program: Program, tensors: list[tuple[Tensor, Tensor, dict[str, 
     """
     groups: dict[tuple[int, torch.dtype, torch.device], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
     for parameter, gradient, store in tensors:
-        wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        groups.setdefault((store["step"], wide, parameter.device), []).append((parameter, gradient, store))
+        groups.setdefault((store["step"], wide(parameter), parameter.device), []).append((parameter, gradient, store))
     for (step, dtype, _), members in groups.items():
-        _advance(program, members, program.scalars(step, lr), dtype)
+        _advance(program, members, program.scalars(step, lr, betas), dtype)
 
 
 def _advance(
     program: Program, members: list[tuple[Tensor, Tensor, dict[str, Any]]], scalars: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    gradients = [gradient.reshape(-1).to(dtype) for _, gradient, _ in members]
+    gradients = [as_real(gradient).reshape(-1).to(dtype) for _, gradient, _ in members]
     stores = [store for _, _, store in members]
     present = _features(program, gradients, stores, scalars)
     env = {}
@@ -93,7 +95,7 @@ def _advance(
         raw = [torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0) for value in raw]
         torch._foreach_clamp_min_(raw, -program.clamp)
         torch._foreach_clamp_max_(raw, program.clamp)
-    parameters = [parameter for parameter, _, _ in members]
+    parameters = [as_real(parameter) for parameter, _, _ in members]
     updates = [value.view_as(parameter).to(parameter.dtype) for value, parameter in zip(raw, parameters, strict=True)]
     torch._foreach_add_(parameters, updates, alpha=scalars["lr"])
     for feature in program.history:
@@ -103,7 +105,7 @@ def _advance(
 
 def _features(program: Program, g: Tensors, stores: list[dict[str, Any]], scalars: dict[str, Any]) -> dict[str, Tensors]:
     """Moments in place, and the features that are used; as :meth:`.optimizer.Program.advance` has them."""
-    one, two = program.betas
+    one, two = scalars["betas"]
     moments = {name: [store["moments"][name] for store in stores] for name in stores[0]["moments"]}
     if program.first:
         torch._foreach_mul_(moments["m"], one)

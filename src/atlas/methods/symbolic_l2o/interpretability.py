@@ -44,7 +44,7 @@ def sensitivities(fn: Expression | Callable[[Tensor], Tensor], X: Any, features:
     if rows.ndim != 2 or rows.shape[1] != lags * len(features):
         raise ValueError(f"X must have {lags * len(features)} columns, not {tuple(rows.shape)}")
     if isinstance(fn, Expression):
-        module = fn.module(trainable=False).double()
+        module = fn.module(trainable=False)
         env = {name: rows[:, column] for column, name in enumerate(column_names(features, lags))}
         value = module(env)
     else:

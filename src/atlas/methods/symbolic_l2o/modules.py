@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ from torch import Tensor, nn
 from atlas.methods.symbolic_l2o.expressions import LOG_EPS, Expression
 
 
+def _power(x: Tensor, y: Tensor) -> Tensor:
+    """The ordinary power; the magnitude's, negative where x is negative and y not even."""
+    magnitude = torch.abs(x) ** y
+    return magnitude * (1 - 2 * ((x < 0) & (torch.remainder(y, 2) != 0)).to(magnitude.dtype))
+
+
+@cache
 def torch_operators() -> dict[str, Callable[..., Any]]:
     """Name to function on tensors, differentiable almost everywhere."""
     return {
@@ -19,6 +27,7 @@ def torch_operators() -> dict[str, Callable[..., Any]]:
         "mul": torch.mul,
         "div": torch.div,
         "pow": lambda x, y: torch.sign(x) * torch.abs(x) ** y,
+        "power": _power,
         "greater": lambda x, y: torch.gt(x, y).to(torch.result_type(x, y)),
         "aq": lambda x, y: x * torch.rsqrt(1 + y * y),
         "neg": torch.neg,
@@ -40,6 +49,8 @@ def torch_operators() -> dict[str, Callable[..., Any]]:
 class ExpressionModule(nn.Module):
     """An expression whose constants are one vector, ``constants`` (k,), from left to right.
 
+    They are kept in float64, as the expression has them, and take on the type of the tensors that they meet.
+
     Parameters
     ----------
     expression : Expression
@@ -53,12 +64,11 @@ class ExpressionModule(nn.Module):
     def __init__(self, expression: Expression, trainable: bool = True) -> None:
         super().__init__()
         self.form = expression
-        values = torch.tensor(expression.constants, dtype=torch.float64).to(torch.get_default_dtype())
+        values = torch.tensor(expression.constants, dtype=torch.float64)
         if trainable:
             self.constants = nn.Parameter(values)
         else:
             self.register_buffer("constants", values)
-        self._table = torch_operators()
 
     def forward(self, env: Mapping[str, Tensor]) -> Tensor:
         """Value where variables have the tensors of ``env``, of their broadcast shape and type.
@@ -70,7 +80,7 @@ class ExpressionModule(nn.Module):
         """
         some = next(iter(env.values()), self.constants)
         constants = iter(self.constants.to(some.dtype).unbind()) if len(self.constants) else iter(())
-        found: Tensor = self.form.evaluate(self._table, env, constants)
+        found: Tensor = self.form.evaluate(torch_operators(), env, constants)
         needed = [env[name].shape for name in self.form.variables]
         return found.expand(torch.broadcast_shapes(*needed)) if needed else found
 

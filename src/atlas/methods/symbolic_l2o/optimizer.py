@@ -8,17 +8,18 @@ are compiled into few kernels per tensor, or done by foreach operations over all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from atlas.l2o import Features
 from atlas.l2o import LearnedOptimizer as LearnedOptimizer
+from atlas.l2o.drop_in import DropIn, as_real, wide
 from atlas.l2o.features import EMA, NORM_EPS, POWER, POWER_EPS, TIME_SCALE
-from atlas.l2o.policies import positive
+from atlas.l2o.policies import decays, not_negative, positive
 from atlas.methods.symbolic_l2o.eager import chain
 from atlas.methods.symbolic_l2o.expressions import Expression, parse
 from atlas.methods.symbolic_l2o.rules import Rule, used_columns
@@ -70,16 +71,18 @@ def load_expression(path: Path | str) -> Expression:
     return parse(text)
 
 
-class SymbolicOptimizer(torch.optim.Optimizer):
+class SymbolicOptimizer(DropIn):
     """Steps parameters by u = lr · f(features and their history).
 
     State is limited to what the equation uses: −0.01·g needs none, an Adam-like one two moments, and a feature's history is as
-    long as its longest lag. State is kept in float32 (float64 for such parameters).
+    long as its longest lag. State is kept in float32 (float64 for such parameters). Complex parameters are stepped as pairs of
+    real ones.
 
     Parameters
     ----------
     params : iterable
-        Parameters or groups, as for any optimizer.
+        Parameters or groups, as for any optimizer. A group may set ``lr``, ``betas`` and ``weight_decay`` for its parameters;
+        another option is refused.
     rule : Expression, Rule, str, Path or sympy.Expr
         f over variables ``"{feature}_{lag}"``, see :class:`atlas.l2o.Features` for the features. Its value is added.
     lr : float
@@ -105,7 +108,8 @@ class SymbolicOptimizer(torch.optim.Optimizer):
     ------
     ValueError
         An unknown feature, variable or operator (the valid ones are listed), ``lags`` < 1, ``lr`` or ``clamp`` not positive, a β
-        outside [0, 1).
+        outside [0, 1), a group's option that is not known. From :meth:`load_state_dict`: the state belongs to another equation,
+        or to parameters of other sizes.
     RuntimeError
         From :meth:`step`: a gradient is sparse, or not finite for ``patience`` steps in a row.
 
@@ -114,6 +118,9 @@ class SymbolicOptimizer(torch.optim.Optimizer):
     >>> layer = torch.nn.Linear(3, 1)
     >>> optimizer = SymbolicOptimizer(layer.parameters(), "-tanh(2 * m_0) - 0.1 * g_1", lr=0.01)
     """
+
+    options: ClassVar[Mapping[str, Callable[[str, Any], object]]] = {**DropIn.options, "betas": decays}
+    _kernel: Callable[..., None] | None = None
 
     def __init__(
         self,
@@ -138,44 +145,32 @@ class SymbolicOptimizer(torch.optim.Optimizer):
             positive("clamp", clamp)
         Features(features, betas)
         self.expression = read_rule(rule).simplify()
-        self.program = Program(self.expression, features, lags, betas, clamp)
-        self.foreach, self.compiled, self.patience = foreach, compiled, patience
-        self._kernel: Callable[..., None] | None = None
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, not {weight_decay}")
-        super().__init__(params, {"lr": positive("lr", lr), "weight_decay": weight_decay})
+        self.program = Program(self.expression, features, lags, clamp)
+        self.foreach, self.compiled = foreach, compiled
+        defaults = {"lr": positive("lr", lr), "betas": betas, "weight_decay": not_negative("weight_decay", weight_decay)}
+        super().__init__(params, defaults, patience)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Make one step; with a closure, evaluate it first and return its loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            usable = [parameter for parameter in group["params"] if self._usable(parameter)]
-            shrink = 1 - group["lr"] * group["weight_decay"]
-            if shrink != 1 and usable:
-                torch._foreach_mul_(usable, shrink)
+    def _step(self, group: dict[str, Any], usable: list[Tensor]) -> None:
+        for parameter in usable:
+            store = self.state[parameter]
+            if "step" not in store:
+                store.update(self.program.init(as_real(parameter)))
+            store["step"] += 1
+        lr, betas = float(group["lr"]), group["betas"]
+        if self.foreach:
+            self.program.advance_all([(p, p.grad, self.state[p]) for p in usable], lr, betas)  # type: ignore[misc]
+        else:
             for parameter in usable:
-                store = self.state[parameter]
-                if "step" not in store:
-                    store.update(self.program.init(parameter))
-                store["step"] += 1
-            if self.foreach:
-                self.program.advance_all([(p, p.grad, self.state[p]) for p in usable], group["lr"])  # type: ignore[misc]
-            else:
-                for parameter in usable:
-                    self._advance(parameter, group["lr"])
-        return loss
+                self._advance(parameter, lr, betas)
 
-    def _advance(self, parameter: Tensor, lr: float) -> None:
+    def _advance(self, parameter: Tensor, lr: float, betas: tuple[float, float]) -> None:
         assert parameter.grad is not None
         compiled = parameter.is_cuda if self.compiled is None else self.compiled
         store = self.state[parameter]
-        flat, copied = _flat(parameter)
-        gradient = parameter.grad.reshape(-1)
-        scalars = self.program.scalars(store["step"], lr)
+        real = as_real(parameter)
+        flat, copied = _flat(real)
+        gradient = as_real(parameter.grad).reshape(-1)
+        scalars = self.program.scalars(store["step"], lr, betas)
         if compiled:
             if self._kernel is None:
                 self._kernel = torch.compile(self.program.advance, dynamic=True)
@@ -184,44 +179,14 @@ class SymbolicOptimizer(torch.optim.Optimizer):
             for theta, g, moments, history in _blocks(flat, gradient, store["moments"], store["history"]):
                 self.program.advance(theta, g, moments, history, scalars)
         if copied:
-            parameter.copy_(flat.view_as(parameter))
+            real.copy_(flat.view_as(real))
 
-    def _usable(self, parameter: Tensor) -> bool:
-        """Whether a tensor has a finite gradient; counts the steps in a row in which it has one that is not."""
-        gradient = parameter.grad
-        if gradient is None:
-            return False
-        if gradient.is_sparse:
-            raise RuntimeError("sparse gradients are not supported")
-        # a sum is finite if its terms are, but for overflow: look closer only if it is not
-        finite = bool(gradient.sum().isfinite()) or bool(gradient.isfinite().all())
-        store = self.state[parameter]
-        if finite:
-            store.pop("skipped", None)
-            return True
-        store["skipped"] = store.get("skipped", 0) + 1
-        if store["skipped"] >= self.patience:
-            shape = tuple(parameter.shape)
-            raise RuntimeError(f"the gradient of a tensor {shape} was not finite for {store['skipped']} steps in a row")
-        return False
+    def _fresh(self, group: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        return {parameter: self.program.init(as_real(parameter.to("meta"))) for parameter in group["params"]}
 
-    def state_bytes_per_parameter(self) -> float:
-        """Bytes of state per scalar parameter; 0 before the first step."""
-        held = 0
-        for store in self.state.values():
-            tensors = [*store.get("moments", {}).values(), *store.get("history", {}).values()]
-            held += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return held / sum(p.numel() for group in self.param_groups for p in group["params"])
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; keeps the state's own precision, whatever the parameters' types."""
-        super().load_state_dict(state_dict)
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, store in state_dict["state"].items():
-            for part in ("moments", "history"):
-                device = parameters[index].device
-                saved = store.get(part, {})
-                self.state[parameters[index]][part] = {name: value.to(device, copy=True) for name, value in saved.items()}
+    def rule(self) -> str:
+        """The equation."""
+        return str(self.expression)
 
     def latex(self) -> str:
         """The equation as LaTeX."""
@@ -233,11 +198,11 @@ class SymbolicOptimizer(torch.optim.Optimizer):
 
 
 def _flat(parameter: Tensor) -> tuple[Tensor, bool]:
-    """A parameter as a vector of at least single precision; whether that is a copy."""
-    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    if parameter.is_contiguous() and parameter.dtype == wide:
+    """A parameter of real numbers as a vector of at least single precision; whether that is a copy."""
+    dtype = wide(parameter)
+    if parameter.is_contiguous() and parameter.dtype == dtype:
         return parameter.view(-1), False
-    return parameter.reshape(-1).to(wide, copy=True), True
+    return parameter.reshape(-1).to(dtype, copy=True), True
 
 
 def _blocks(flat: Tensor, gradient: Tensor, moments: dict[str, Tensor], history: dict[str, Tensor]) -> Iterator[Piece]:
@@ -262,11 +227,9 @@ def as_tensors(scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
 class Program:
     """What one step does, worked out once from the expression: moments that are needed, history, and the evaluation."""
 
-    def __init__(
-        self, expression: Expression, features: Sequence[str], lags: int, betas: tuple[float, float], clamp: float | None
-    ) -> None:
+    def __init__(self, expression: Expression, features: Sequence[str], lags: int, clamp: float | None) -> None:
         columns = used_columns(expression.variables, features, lags)
-        self.betas, self.clamp = betas, clamp
+        self.settings, self.clamp = (expression, tuple(features), lags, clamp), clamp
         # a sign in front is the step's: the bound is symmetric
         self.sign, self.expression = (-1, expression.args[0]) if expression.op == "neg" else (1, expression)
         self.chain = chain(self.expression)
@@ -282,9 +245,13 @@ class Program:
         self.second = bool({"m", "g", "d"} & set(self.used))
         self.normalised, self.corrected = bool({"m", "g"} & set(self.used)), bool({"mhat", "n"} & set(self.used))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is worked out anew; functions can be neither copied nor pickled."""
+        return Program, self.settings
+
     def init(self, parameter: Tensor) -> dict[str, Any]:
-        """State of a parameter before its first step."""
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        """State of a parameter of real numbers before its first step."""
+        dtype = wide(parameter)
 
         def zeros(*lead: int) -> Tensor:
             return torch.zeros(*lead, parameter.numel(), dtype=dtype, device=parameter.device)
@@ -302,11 +269,12 @@ class Program:
         values = torch.tensor(self.expression.constants, dtype=like.dtype).to(like.device)
         return values.unbind() if len(values) else ()
 
-    def scalars(self, step: int, lr: float) -> dict[str, Any]:
+    def scalars(self, step: int, lr: float, betas: tuple[float, float]) -> dict[str, Any]:
         """Numbers of a step that are the same for all coordinates."""
-        one, two = self.betas
+        one, two = betas
         slots = {feature: (step - 1) % length for feature, length in self.history.items()}
         return {
+            "betas": betas,
             "first_bias": 1 - one**step,
             "second_bias": 1 - two**step,
             "time": step / TIME_SCALE,
@@ -343,7 +311,7 @@ class Program:
 
     def _features(self, g: Tensor, moments: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Tensor]:
         """Update the moments in place, and return the features that are used; see :class:`atlas.l2o.Features`."""
-        one, two = self.betas
+        one, two = scalars["betas"]
         if self.first:
             moments["m"].lerp_(g, 1 - one)
         if self.second:
@@ -386,11 +354,11 @@ class Program:
         assert found is not None
         return found
 
-    def advance_all(self, tensors: list[tuple[Tensor, Tensor, dict[str, Any]]], lr: float) -> None:
+    def advance_all(self, tensors: list[tuple[Tensor, Tensor, dict[str, Any]]], lr: float, betas: tuple[float, float]) -> None:
         """One step on many parameters, operation by operation over all of them."""
         from atlas.methods.symbolic_l2o.foreach import advance_all
 
-        advance_all(self, tensors, lr)
+        advance_all(self, tensors, lr, betas)
 
 
 def _unbiased(mean: Tensor, correction: Any) -> Tensor:

@@ -6,6 +6,7 @@ here, so that engines are comparable.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_OPERATORS = frozenset({"add", "sub", "mul", "aq", "tanh", "abs", "sqrtm", "square"})
-PAPER_OPERATORS = frozenset(OPERATORS) - {"sub", "neg", "aq"}
+PAPER_OPERATORS = frozenset(OPERATORS) - {"sub", "neg", "aq", "power"}
 """The operators of *Symbolic Learning to Optimize*, for PySR."""
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -262,8 +263,17 @@ OPERON_NODES: dict[str, Callable[..., Expression]] = {
 }
 
 
+def has_pysr() -> bool:
+    """Whether PySR is installed; it is not imported, which would start Julia.
+
+    Julia itself need not be on the PATH: PySR comes with juliapkg, which finds a Julia or fetches one when PySR is first
+    imported.
+    """
+    return importlib.util.find_spec("pysr") is not None
+
+
 class PySRBackend:
-    """PySR, the engine of the paper. Needs Julia, which it fetches itself where it may."""
+    """PySR, the engine of the paper. It needs Julia, which it fetches itself where there is none."""
 
     name = "pysr"
     UNARY: ClassVar[dict[str, str]] = {
@@ -287,6 +297,7 @@ class PySRBackend:
         "mul": "*",
         "div": "/",
         "pow": "powm(x, y) = sign(x) * abs(x)^y",
+        "power": "^",
         "greater": "greater",
         "aq": "aq(x, y) = x / sqrt(one(y) + y * y)",
     }
@@ -297,7 +308,7 @@ class PySRBackend:
         Raises
         ------
         RuntimeError
-            PySR or Julia is not there.
+            PySR is not there, or finds no Julia.
         """
         regressor = self._regressor(cfg, seed)
         X, y, scales = prepared(X, y, names, cfg, seed)
@@ -308,14 +319,19 @@ class PySRBackend:
         return pareto_front(found, X, y, names)
 
     def _regressor(self, cfg: SRConfig, seed: int) -> Any:
-        import importlib.util
-        import shutil
-
-        if importlib.util.find_spec("pysr") is None or shutil.which("julia") is None:
+        if not has_pysr():
             raise RuntimeError(
-                "the engine pysr needs PySR (pip install 'atlas[pysr]') and Julia on the PATH; the engine operon needs neither"
+                "the engine pysr needs PySR, which is not installed (pip install 'atlas[pysr]'; it fetches Julia itself); "
+                "the engine operon needs neither"
             )
-        from pysr import PySRRegressor
+        try:
+            from pysr import PySRRegressor
+        except Exception as error:  # the import starts Julia, or fetches it first; what goes wrong there has many types
+            reason = " ".join(str(error).split())
+            raise RuntimeError(
+                f"PySR is installed but cannot start Julia ({type(error).__name__}: {reason}); "
+                "install Julia or let PySR fetch it: python -c 'import pysr'"
+            ) from error
 
         return PySRRegressor(
             unary_operators=[text for name, text in self.UNARY.items() if name in cfg.operators],

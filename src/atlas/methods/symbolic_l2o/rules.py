@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.l2o import Features, Layout, Policy, State
-from atlas.l2o.policies import positive
+from atlas.l2o.policies import described, positive
 from atlas.methods.symbolic_l2o.expressions import Expression, call, const, parse, var
 from atlas.methods.symbolic_l2o.modules import ExpressionModule
 
@@ -271,7 +271,7 @@ class PolynomialRule(Rule):
         if orders >= 3:
             with torch.no_grad():
                 self.a[2, 0, 0] = -1.98 * 0.2**3
-        self.register_buffer("scale", torch.tensor(tuple(scale)))
+        self.register_buffer("scale", torch.tensor(tuple(scale), dtype=torch.float64))
         self.orders, self.delta = orders, delta
 
     def forward(self, history: Tensor) -> Tensor:
@@ -328,6 +328,11 @@ class SymbolicPolicy(Policy):
         self.lr = positive("lr", lr)
         self.clamp = None if clamp is None else float(positive("clamp", clamp))
         self.inputs = Features(rule.features, betas)
+
+    def describe(self) -> str:
+        """The rule with its present numbers, and what it is fed."""
+        own = {"features": list(self.rule.features), "lags": self.rule.lags, "betas": self.inputs.betas}
+        return described(self, {"rule": self.rule.expression.simplify(), **own})
 
     def optimizer(self, params: Any) -> torch.optim.Optimizer:
         """The rule's equation as an optimizer, which keeps no more state than the equation uses."""

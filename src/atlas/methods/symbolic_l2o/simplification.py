@@ -39,7 +39,7 @@ def _reduced(op: str, args: tuple[Expression, ...]) -> Expression | None:
         return left if _is(right, 0) else _negated(right) or call("neg", right) if _is(left, 0) else None
     if op == "mul":
         return right if _is(left, 1) else left if _is(right, 1) else None
-    if (op in ("div", "pow") and _is(right, 1)) or (op == "aq" and _is(right, 0)):
+    if (op in ("div", "pow", "power") and _is(right, 1)) or (op == "aq" and _is(right, 0)):
         return left
     return None
 

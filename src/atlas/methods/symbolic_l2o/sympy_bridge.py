@@ -9,9 +9,20 @@ from typing import Any
 
 import sympy
 
-from atlas.methods.symbolic_l2o.expressions import LOG_EPS, Expression, call, const, var
+from atlas.methods.symbolic_l2o.expressions import LOG_EPS, Expression, call, const, raised, var
 
 GREEK = {"m": r"\tilde{m}", "g": r"\tilde{g}", "n": r"\tilde{n}", "mhat": r"\hat{m}", "grad": "g", "mom": "m", "d": "d"}
+
+
+def _ordinary_power(base: Any, exponent: Any) -> Any:
+    """``power``: x^y, but −|x|^y where x is negative and y not whole."""
+    if exponent.is_number and float(exponent).is_integer():
+        return base ** sympy.Integer(int(exponent))
+    if base.is_nonnegative or exponent.is_integer:
+        return base**exponent
+    whole = sympy.Eq(sympy.floor(exponent), exponent)
+    return sympy.Piecewise((base**exponent, (base >= 0) | whole), (-(sympy.Abs(base) ** exponent), True))
+
 
 TO_SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda x, y: x + y,
@@ -19,6 +30,7 @@ TO_SYMPY: dict[str, Callable[..., Any]] = {
     "mul": lambda x, y: x * y,
     "div": lambda x, y: x / y,
     "pow": lambda x, y: sympy.sign(x) * sympy.Abs(x) ** y,
+    "power": _ordinary_power,
     "greater": lambda x, y: sympy.Heaviside(x - y, 0),
     "aq": lambda x, y: x / sympy.sqrt(1 + y**2),
     "neg": lambda x: -x,
@@ -89,19 +101,12 @@ def from_sympy(expression: Any) -> Expression:
 
 
 def _power(base: Any, exponent: Any) -> Expression:
-    """A power; ours keeps the base's sign, so even powers take its magnitude."""
+    """A power of sympy, which is the ordinary one; √|x| has an operator of its own."""
     if exponent.is_number and exponent.is_negative:
-        return call("div", 1.0, _power(base, -exponent)) if exponent != -1 else call("div", 1.0, from_sympy(base))
-    inner = from_sympy(base)
-    if exponent == 2:
-        return call("square", inner)
-    if exponent == 3:
-        return call("cube", inner)
+        return call("div", 1.0, _power(base, -exponent))
     if exponent == sympy.Rational(1, 2) and isinstance(base, sympy.Abs):
-        return call("sqrtm", inner.args[0])
-    if exponent.is_integer and exponent.is_even:
-        inner = call("abs", inner)
-    return call("pow", inner, from_sympy(exponent))
+        return call("sqrtm", from_sympy(base.args[0]))
+    return raised(from_sympy(base), from_sympy(exponent))
 
 
 def _special(found: Any) -> Expression:
@@ -113,6 +118,8 @@ def _special(found: Any) -> Expression:
         return call("relu", from_sympy(next(arg for arg in found.args if arg != 0)))
     if isinstance(found, sympy.Heaviside) and found.args[-1] == 0:
         return call("greater", from_sympy(found.args[0]), 0.0)
+    if isinstance(found, sympy.Piecewise) and found == _ordinary_power(*found.args[0].expr.as_base_exp()):
+        return call("power", *map(from_sympy, found.args[0].expr.as_base_exp()))
     raise ValueError(f"{type(found).__name__} has no counterpart among the operators: {found}")
 
 
