@@ -286,6 +286,47 @@ def test_slimmable_step_sums_losses_over_shared_prefixes() -> None:
     close(one.server.tensors(), {name: start[name] - 0.1 * expected[name] for name in start})
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "width"),
+    [
+        ("fedavg", {"width": 0.5}, 0.5),
+        ("heterofl", {"widths": (0.5,)}, 0.5),
+        ("sheterofl", {"widths": (0.5,)}, 0.5),
+        ("heterofl", {"widths": (0.25, 0.5, 1.0)}, 0.25),  # several widths, of which all clients train the same
+        ("split-mix", {"atom": 0.5, "rescale_init": False}, 0.5),
+    ],
+)
+@pytest.mark.parametrize("execution", ["grouped", "sequential"])
+def test_rescaled_layers_are_the_hidden_ones(method: str, options: dict[str, object], width: float, execution: str) -> None:
+    """A step of one network by hand: hidden layers are divided by the width before their norm, the classifier is not."""
+    person = clients(1, 4)[0]
+    person = Client(person.inputs, person.labels, width)
+    plain = {"rounds": 1, "epochs": 1, "weight_decay": 0.0, "momentum": 0.0, "rescale_layer": True, "execution": execution}
+    one = trainer(method, norm=NormSpec(eps=0.1), **plain, **options)
+    one.start([person])
+    stacked = method == "split-mix"
+    start = {name: tensor[0].clone() if stacked else tensor.clone() for name, tensor in one.server.tensors().items()}
+    one.round()
+    found = {name: tensor[0] if stacked else tensor for name, tensor in one.server.tensors().items()}
+
+    net = SMALL(width, norm=NormSpec(eps=0.1)).double()
+    net.load_state_dict(start)
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(seeded(0, 0, 0)))
+    x = person.inputs[order]
+    for layer, norm in zip(net.hidden, net.norms, strict=True):
+        x = functional.relu(norm(layer(x) / width))
+    functional.cross_entropy(net.classifier(x), person.labels[order]).backward()
+    close(found, {name: start[name] - 0.1 * parameter.grad for name, parameter in net.named_parameters()})
+
+
+@pytest.mark.parametrize("method", ["split-mix", "fedavg"])
+def test_rescaled_layers_need_batch_statistics(method: str) -> None:
+    with pytest.raises(
+        ValueError, match="rescale_layer needs batch statistics: with tracked ones training and testing would differ"
+    ):
+        trainer(method, norm=NormSpec(stats="tracked"), rescale_layer=True).start(clients())
+
+
 def test_weights_by_widths_are_the_official_quirk() -> None:
     people = clients(4)
     usual, quirky = trained("sheterofl", people), trained("sheterofl", people, weigh_by_widths=True)

@@ -133,7 +133,8 @@ class FedTrainer:
     widths : tuple of float
         Widths that Slimmable HeteroFL's clients train, up to their budgets; duplicates count once.
     rescale_init, rescale_layer : bool
-        See :class:`SplitMix`; the latter also scales prefixes in training. Off for FedAvg.
+        See :class:`SplitMix`. The former is of Split-Mix alone; the latter also divides the hidden layers of prefixes, and of
+        FedAvg's network, by their width in training, and leaves classifiers alone.
     clients_per_round : int, optional
         Sampled uniformly without replacement; all of them if left out.
     weigh_by_widths : bool
