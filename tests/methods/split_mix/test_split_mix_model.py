@@ -25,7 +25,7 @@ from atlas.methods.split_mix import (
     set_norm_mode,
     set_robustness,
 )
-from atlas.methods.split_mix.norms import dual_norms
+from atlas.methods.split_mix.norms import dual_norms, norm_mode
 from atlas.methods.split_mix.widths import base_count
 
 TINY_RESNET = partial(PreResNet18, stages=(16, 32), depth=1)
@@ -320,6 +320,17 @@ def test_passes_touch_one_norm_only() -> None:
     PGD(0.1, 2)(model, x, torch.zeros(8, dtype=torch.long))
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_modes_of_single_modules_come_back() -> None:
+    model = SplitMix(MLP, norm=DUAL, atom=1.0).train()
+    frozen = dual_norms(model)[0].eval()
+    set_norm_mode(frozen, "noise")
+    with norm_mode(model, "clean", True):
+        assert frozen.training
+        assert frozen.mode == "clean"
+    assert (frozen.training, frozen.clean.training, frozen.mode) == (False, False, "noise")
+    assert model.training
 
 
 def test_robustness_is_refused_where_it_means_nothing() -> None:
