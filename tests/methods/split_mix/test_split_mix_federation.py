@@ -520,6 +520,8 @@ def one_bad(value: float):  # type: ignore[no-untyped-def]
         (one_bad(math.nan), {}, "client 4 has inputs that are not finite"),
         (one_bad(-math.inf), {}, "client 4 has inputs that are not finite"),
         (with_inputs(lambda x: x[:, :5]), {}, r"client 4 has inputs of the shape \(5,\), client 0 of \(6,\)"),
+        (with_inputs(lambda x: x[:, :0]), {}, r"client 4 has inputs without entries, of the shape \(0,\)"),
+        (with_inputs(lambda x: x[0, 0]), {}, "client 4 has 0 inputs and 14 labels"),
         (with_inputs(lambda x: x.float()), {}, "client 4 has inputs of torch.float32, client 0 of torch.float64"),
         (with_inputs(lambda x: (9 * x).long()), {}, "client 4 has inputs of torch.int64; bytes or floating-point numbers"),
         (lambda one: Client(one.inputs, one.labels, math.nan), {}, "client 4 has the budget nan"),

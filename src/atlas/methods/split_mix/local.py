@@ -68,8 +68,11 @@ def check_samples(client: int, inputs: Tensor, labels: Tensor, first: Tensor) ->
             f"client {client} has labels of {labels.dtype} and the shape {tuple(labels.shape)}; "
             "class indices are whole numbers of the shape (n,)"
         )
-    if not labels.numel() or not inputs.numel() or len(inputs) != len(labels):
-        raise ValueError(f"client {client} has {inputs.shape[0] if inputs.dim() else 0} inputs and {len(labels)} labels")
+    count = inputs.shape[0] if inputs.dim() else 0
+    if not len(labels) or count != len(labels):
+        raise ValueError(f"client {client} has {count} inputs and {len(labels)} labels")
+    if not inputs.numel():
+        raise ValueError(f"client {client} has inputs without entries, of the shape {tuple(inputs.shape[1:])}")
     if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
         raise ValueError(f"client {client} has inputs of {inputs.dtype}; bytes or floating-point numbers are needed")
     if inputs.shape[1:] != first.shape[1:]:
