@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.nn.attacks import PGD, margin_loss
+from atlas.methods.split_mix import PGD as SplitMixPGD
+from atlas.nn.attacks import PGD, attacking, margin_loss
 
 
 def random_source(seed: int = 0) -> torch.Generator:
@@ -212,9 +215,243 @@ def test_refuses_what_makes_no_sense(options: dict[str, object], message: str) -
 
 def test_refuses_inputs_outside_the_box() -> None:
     x, y = images()
-    for wrong in (x * 255, x - 0.5, x * math.nan):
-        with pytest.raises(ValueError, match="outside the bounds"):
-            PGD(0.1, 0.1, 1)(convnet(), wrong, y)
+    for wrong in (x * 255, x - 0.5, x * math.nan, x / 0):
+        for attack in ATTACKS.values():
+            with pytest.raises(ValueError, match="outside the bounds"):
+                attack(convnet(), wrong, y)
+
+
+Attack = Callable[..., Tensor]
+ATTACKS: dict[str, Attack] = {
+    "linf": PGD(0.05, 0.02, 3),
+    "l2": PGD(0.5, 0.2, 3, norm="l2"),
+    "margin": PGD(0.05, 0.02, 3, loss=margin_loss),
+    "per sample": PGD(0.05, 0.02, 3, loss=lambda logits, y: functional.cross_entropy(logits, y, reduction="none")),
+    "still": PGD(0.05, 0.02, 3, random_start=False, bn_mode="eval"),
+    "federated": SplitMixPGD(0.05, 3),
+    "start": SplitMixPGD(0.05, 0),
+}
+every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+
+
+@every_attack
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluation_loops_change_nothing(mode: Callable[[], object], attack: Attack) -> None:
+    model, (x, y) = convnet().eval(), images()
+    expected = attack(model, x, y, generator=random_source())
+    with mode():  # type: ignore[attr-defined]
+        inside = x.clone(), y.clone(), torch.full_like(x, 0.01)  # inference tensors in inference mode
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        found = attack(model, *inside[:2], generator=random_source())
+        attack(model, *inside[:2], delta0=inside[2])
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (grad, inference)
+        assert model(found).shape == (8, 5)
+    assert torch.equal(found, expected)
+    assert torch.equal(attack(model, *inside[:2], generator=random_source()), expected)  # made inside, used outside
+    assert not found.requires_grad
+    assert not found.is_inference()
+    assert torch.is_grad_enabled()
+
+
+@every_attack
+def test_inputs_that_ask_for_gradients_get_none(attack: Attack) -> None:
+    model, (x, y) = convnet().eval(), images()
+    expected = attack(model, x, y, generator=random_source())
+    leaf = x.clone().requires_grad_()
+    for given in (leaf, leaf * 1):
+        found = attack(model, given, y, generator=random_source())
+        assert torch.equal(found, expected)
+        assert not found.requires_grad
+    assert leaf.grad is None
+    assert leaf.requires_grad
+
+
+@every_attack
+def test_frozen_models_are_attacked_alike(attack: Attack) -> None:
+    model, (x, y) = convnet().eval(), images()
+    expected = attack(model, x, y, generator=random_source())
+    model.requires_grad_(False)
+    assert torch.equal(attack(model, x, y, generator=random_source()), expected)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@every_attack
+def test_a_model_in_training_is_left_in_training(attack: Attack) -> None:
+    model, (x, y) = convnet().train(), images()
+    model[1].eval()  # its statistics are those of the past: nothing may move them
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    before = copy.deepcopy(model.state_dict())
+    attack(model, x, y)
+    assert [module.training for module in model] == [True, False, True, True, True, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad and bool((parameter.grad == 3).all()) for parameter in model.parameters())
+
+
+def test_statistics_survive_an_attack_in_evaluation_mode() -> None:
+    model, (x, y) = convnet().train(), images()
+    before = copy.deepcopy(model.state_dict())
+    with torch.inference_mode():
+        PGD(0.05, 0.02, 3, bn_mode="eval")(model, x, y)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_in_ball_and_box(dtype: torch.dtype, attack: Attack) -> None:
+    model, (x, y) = convnet().eval().to(dtype), images(64)
+    x = x.to(dtype)
+    x[0], x[1] = 0, 1
+    found = attack(model, x, y, generator=random_source())
+    assert found.dtype == dtype
+    change = (found.double() - x.double()).flatten(1)
+    lengths = change.norm(dim=1) if getattr(attack, "norm", "linf") == "l2" else change.abs().amax(1)
+    eps = attack.eps  # type: ignore[attr-defined]
+    assert (lengths <= eps * (1 + 1e-6)).all()
+    assert float(lengths.min()) > 0.5 * eps
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_to_half_precision_goes_inwards(dtype: torch.dtype) -> None:
+    """Every answer is the number nearest to x ± ε among those of half precision that are no further from x."""
+    x = (2 * torch.rand(2000, 1, generator=random_source()) - 1).to(dtype)
+    x[:3, 0] = torch.tensor([0.0, 1.0, -1.0])
+    eps, weight = 0.0307, torch.ones(1, 1, dtype=dtype)
+    for sign in (1, -1):
+        attack = PGD(eps, eps, 1, random_start=False, bounds=(-2.0, 2.0), loss=lambda outputs, y: outputs[:, 0])
+        found = attack(lambda inputs, sign=sign: inputs @ (sign * weight), x, torch.zeros(2000))
+        target = x.double() + sign * eps
+        gap = (target - found.double()) * sign
+        assert float(gap.min()) >= -1e-7  # the target is x + ε in single precision
+        assert bool((gap <= torch.finfo(dtype).eps * target.abs().clamp(min=x.abs().double())).all())
+
+
+def test_gradients_of_large_batches_do_not_vanish_in_half_precision() -> None:
+    """Averaged over a batch, gradients of float16 fall below its smallest number: the attack then stands still."""
+    model = nn.Linear(4, 2, dtype=torch.float16)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1e-4] * 4, [-1e-4] * 4]))
+    x, y = torch.full((4096, 4), 0.5, dtype=torch.float16), torch.zeros(4096, dtype=torch.long)
+    found = PGD(0.25, 0.25, 1, random_start=False)(model, x, y)
+    assert bool((found == 0.25).all())
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_images_of_whole_numbers_are_refused(dtype: torch.dtype, attack: Attack) -> None:
+    x, y = images()
+    with pytest.raises(TypeError, match=f"inputs are {dtype}; an attack moves floating-point numbers"):
+        attack(convnet(), (255 * x).to(dtype), y)
+
+
+@pytest.mark.parametrize(
+    "attack", [ATTACKS["linf"], ATTACKS["margin"], ATTACKS["federated"]], ids=["linf", "margin", "federated"]
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: y[:5], r"labels of the shape \(5,\) do not fit outputs of the shape \(8, 5\): \(8,\) would"),
+        (lambda y: y[:, None], r"labels of the shape \(8, 1\) do not fit outputs of the shape \(8, 5\): \(8,\) would"),
+        (lambda y: functional.one_hot(y, 5), r"labels of the shape \(8, 5\) do not fit"),
+        (lambda y: y + 1, r"labels lie in \[1, 5\], outside the 5 classes 0 … 4"),
+        (lambda y: y - 1, r"labels lie in \[-1, 3\], outside the 5 classes 0 … 4"),
+        (lambda y: y.float(), "labels are torch.float32: class indices are whole numbers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(attack: Attack, change: Callable[[Tensor], Tensor], message: str) -> None:
+    model, (x, _) = convnet().train(), images()
+    y = torch.arange(8) % 5
+    with pytest.raises(ValueError, match=message):
+        attack(model, x, change(y))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.bool])
+def test_labels_of_every_whole_type(dtype: torch.dtype) -> None:
+    model, (x, _) = convnet().eval(), images()
+    y = torch.arange(8) % 2
+    for attack in ATTACKS.values():
+        found, expected = (attack(model, x, labels, generator=random_source()) for labels in (y.to(dtype), y))
+        assert torch.equal(found, expected)
+
+
+def test_probabilities_of_classes_are_labels_too() -> None:
+    model, (x, y) = convnet().eval(), images()
+    attack = PGD(0.05, 0.02, 2, random_start=False)
+    soft = functional.one_hot(y, 5).double().requires_grad_()
+    torch.testing.assert_close(attack(model, x, soft), attack(model, x, y), rtol=0, atol=1e-12)
+    assert soft.grad is None
+
+
+def test_other_losses_take_what_they_like() -> None:
+    x, _ = images()
+    away = PGD(0.05, 0.02, 5, random_start=False, loss=lambda outputs, y: (outputs["pixels"] - y).square().sum())
+
+    class Pixels(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"pixels": x}
+
+    x = 0.4 + 0.2 * x
+    torch.testing.assert_close(away(Pixels(), x, x - 0.5), x + 0.05)
+    torch.testing.assert_close(away(Pixels(), x, torch.zeros_like(x, dtype=torch.long)), x + 0.05)
+
+
+@every_attack
+def test_a_function_is_a_model(attack: Attack) -> None:
+    model, (x, y) = convnet().eval(), images()
+    if getattr(attack, "bn_mode", "keep") != "keep":
+        with pytest.raises(TypeError, match="a function has no mode: bn_mode must be keep, not 'eval'"):
+            attack(lambda inputs: model(inputs), x, y)
+        return
+    found, expected = (attack(f, x, y, generator=random_source()) for f in (lambda inputs: model(inputs), model))
+    assert torch.equal(found, expected)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_models_that_let_no_gradient_through_are_named_as_such(guard: Callable[[], object]) -> None:
+    model, (x, y) = convnet().eval(), images()
+
+    def closed(inputs: Tensor) -> Tensor:
+        with guard():  # type: ignore[attr-defined]
+            return model(inputs)
+
+    with pytest.raises(ValueError, match="no gradient reaches the inputs"):
+        PGD(0.05, 0.02, 1)(closed, x, y)
+
+
+def test_models_made_in_inference_mode_are_refused() -> None:
+    x, y = images()
+    with torch.inference_mode():
+        model = convnet().eval()
+        buffers = convnet().eval()
+    with pytest.raises(ValueError, match=r"0\.weight was made under inference_mode, .* build or load the model outside"):
+        PGD(0.05, 0.02, 1)(model, x, y)
+    outside = convnet().eval()
+    outside[1].running_mean = buffers[1].running_mean
+    with pytest.raises(ValueError, match=r"1\.running_mean was made under inference_mode"), torch.inference_mode():
+        PGD(0.05, 0.02, 1)(outside, x, y)
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    x, y = images()
+    assert PGD(0.05, 0.02, 2)(convnet().eval(), x[:0], y[:0]).shape == (0, 3, 6, 6)
+
+
+def test_attacks_of_other_libraries_leave_gradients_alone() -> None:
+    """What AutoAttack's FAB does: a backward pass that would reach the weights."""
+    model, (x, _) = convnet().train(), images()
+    with torch.inference_mode(), attacking(model, "eval"):
+        leaf = x.clone().requires_grad_()
+        model(leaf).sum().backward()
+        assert leaf.grad is not None
+        assert not model.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert model.training
 
 
 def test_operations_of_an_attack_can_be_counted() -> None:

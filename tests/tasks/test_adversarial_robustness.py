@@ -18,10 +18,10 @@ from atlas.harness.planning import merge, validate_settings
 from atlas.harness.study import Run, Study
 from atlas.nn.counts import parameter_count
 from atlas.tasks.adversarial_robustness.data import RobustData, noisy_labels, split_images
-from atlas.tasks.adversarial_robustness.evaluate import load_network, strong_accuracy
+from atlas.tasks.adversarial_robustness.evaluate import load_network, strong_accuracy, withstands_autoattack
 from atlas.tasks.adversarial_robustness.networks import build_network
 from atlas.tasks.adversarial_robustness.protocol import Data, Network, learning_rate_at
-from atlas.tasks.adversarial_robustness.training import BEST, MASKS, Training
+from atlas.tasks.adversarial_robustness.training import BEST, MASKS, Training, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -228,6 +228,42 @@ def test_strong_attacks_include_the_margin(workspace: Path) -> None:
     found = strong_accuracy(run, bench.model, bench.data, bench.monitor)
     assert set(found) == {"cw_ra", "strong_ra"}
     assert 0 <= found["strong_ra"] <= found["cw_ra"] <= 1
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_strong_attacks_work_in_evaluation_loops_and_leave_the_network_as_it_was(mode: Any, workspace: Path) -> None:
+    run = demo(workspace, epochs=3, strong={"images": 40, "margin_steps": 3})
+    bench = Training(run)
+    bench.model.train()
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    outside = strong_accuracy(run, bench.model, bench.data, bench.monitor)
+    with mode():
+        assert strong_accuracy(run, bench.model, bench.data, bench.monitor) == outside
+        inside = measure(bench.model, bench.data.batches("test", 40), bench.monitor, torch.Generator().manual_seed(0))
+    assert inside == measure(bench.model, bench.data.batches("test", 40), bench.monitor, torch.Generator().manual_seed(0))
+    assert all(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
+    assert all(module.training for module in bench.model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in bench.model.parameters())
+
+
+@pytest.mark.parametrize("classes", [3, 4])
+def test_autoattack_works_in_evaluation_loops_and_with_few_classes(classes: int) -> None:
+    """An attack too weak to fool anyone, so that every part of it has its turn; four classes have three wrong ones to aim at."""
+    pytest.importorskip("pyautoattack")
+    run = Study.read("demo", ROOT).find(f"{TASK}/digits/dense/seed10")
+    run = replace(run, protocol=merge(run.protocol, {"attack": {"eps": 1e-5}}))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, classes)).eval(), torch.rand(2, 1, 2, 2)
+    labels = model(images).argmax(1)
+    model[1].weight.grad = torch.ones_like(model[1].weight)
+    with torch.inference_mode():
+        found = withstands_autoattack(run, model, images.clone(), labels.clone(), classes)
+        assert torch.is_inference_mode_enabled()
+    assert found.tolist() == [True, True]
+    assert bool((model[1].weight.grad == 1).all())
+    assert model[1].bias.grad is None
+    assert model[1].bias.requires_grad
 
 
 @pytest.mark.slow

@@ -129,6 +129,22 @@ def test_too_few_samples(run: Run) -> None:
         data(changed(run, data={"domains": [], "partition": "class", "min_per_share": 100}))
 
 
+def test_test_sets_that_are_too_small_name_their_clients(run: Run) -> None:
+    few = {"clients": 180, "domains": [], "partition": "class", "classes_per_client": 1, "min_per_share": 2}
+    few |= {"test_fraction": 0.12, "validation_fraction": 0.5}
+    with pytest.raises(UserError, match=r"digits: client \d+ has 1 test image, too few: batch statistics need at least 2"):
+        data(changed(run, data=few))
+
+
+@pytest.mark.parametrize("method", ["split-mix", "sheterofl", "heterofl", "fedavg-w0125"])
+def test_clients_without_a_minibatch_are_a_users_mistake(method: str, run: Run) -> None:
+    run = replace(Study.read("demo", ROOT).find(f"{TASK}/digits-domains/{method}/seed10"), root=run.root)
+    other = changed(run, batch_size=60)
+    (federation,) = other.build()
+    with pytest.raises(UserError, match="protocol: client 0 has 50 samples, which make no minibatch of 60 with drop_last"):
+        federation.start(data(other), other.protocol_model(), CPU, 0)
+
+
 def test_the_last_batch_is_never_one_image() -> None:
     examples = Examples(torch.arange(7 * 4, dtype=torch.uint8).reshape(7, 1, 2, 2), torch.arange(7))
     assert [len(labels) for _, labels in examples.batches(3)] == [3, 4]

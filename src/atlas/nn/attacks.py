@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,42 @@ from torch.nn import functional
 SMALLEST_NORM = 1e-6
 """Gradients shorter than this are not blown up to length 1 (ℓ2)."""
 
+HALVES = (torch.float16, torch.bfloat16)
+
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean over the batch of the best wrong logit minus the right one; above 0 where the answer is wrong.
+
+    N. Carlini, D. Wagner, *Towards Evaluating the Robustness of Neural Networks*, S&P 2017, f₆ without its hinge: with
+    :class:`PGD` in ℓ∞, the attack that papers on adversarial training call C&W∞.
+
+    Parameters
+    ----------
+    logits, y : Tensor
+        (batch, classes), at least two, and (batch,) class indices.
+    """
+    right = functional.one_hot(y.long(), logits.shape[1]).bool()
+    return (logits.masked_fill(right, -torch.inf).amax(1) - logits[right]).mean()
+
+
+def summed_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy added up over the batch: (batch, classes) and (batch,) class indices to a scalar."""
+    return functional.cross_entropy(logits, y, reduction="sum")
+
+
+MEANS: tuple[Loss, ...] = (functional.cross_entropy, margin_loss)
+"""Losses that average over the batch."""
+CLASS_LOSSES: tuple[Loss, ...] = (*MEANS, summed_cross_entropy)
+"""Losses of logits (batch, classes, …) and classes, whose labels can be checked."""
 
 
 class PGD:
     """Projected gradient ascent without restarts: the last iterate is the answer, whether or not an earlier one was worse.
+
+    Works in evaluation loops under ``torch.no_grad`` and ``torch.inference_mode`` as well, and leaves all of it as found: the
+    modes of the model and of autograd, parameters' gradients, and what of the model asks for gradients.
 
     Parameters
     ----------
@@ -42,7 +74,8 @@ class PGD:
         ``loss(outputs, y)``, to be increased: a scalar, or one number per sample, which are added up.
     bn_mode : {"keep", "train", "eval"}
         Mode of the model during the attack, put back afterwards. In ``train``, batch normalisation uses the batch's statistics
-        and every step updates the running ones.
+        and every step updates the running ones; so it does with ``keep`` where the model is in training already. ``eval``
+        changes nothing of the model, whatever mode it is in.
 
     Raises
     ------
@@ -83,7 +116,7 @@ class PGD:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: Callable[[Tensor], Any],
         x: Tensor,
         y: Tensor,
         delta0: Tensor | None = None,
@@ -91,14 +124,16 @@ class PGD:
     ) -> Tensor:
         """Return adversarial inputs of the shape of ``x``, detached.
 
-        Gradients are taken with respect to the input only: parameters get none, and their ``requires_grad`` is put back.
+        Gradients are taken with respect to the input only: parameters get none, and their ``requires_grad`` is put back. In half
+        precision the ascent itself is in single precision, and what it finds is rounded towards ``x``, inside ball and box.
 
         Parameters
         ----------
-        model : nn.Module
-            From (batch, …) to whatever ``loss`` takes.
+        model : callable
+            A module, or with ``bn_mode`` ``keep`` any function, from (batch, …) to whatever ``loss`` takes.
         x, y : Tensor
-            Inputs (batch, …) inside ``bounds``, and targets (batch,); whole numbers are taken as class indices.
+            Inputs (batch, …), floating-point numbers inside ``bounds``, and targets (batch,); whole numbers are taken as class
+            indices. The cross-entropy takes probabilities (batch, classes) as well.
         delta0 : Tensor, optional
             Where to start instead, as a change of ``x``; projected to ball and box first.
         generator : torch.Generator, optional
@@ -106,33 +141,57 @@ class PGD:
 
         Raises
         ------
+        TypeError
+            ``x`` is no floating-point tensor, or a mode is asked of a function.
         ValueError
-            ``x`` is outside ``bounds`` or not finite, or ``delta0`` has another shape.
+            ``x`` is outside ``bounds`` or not finite, ``delta0`` has another shape, ``y`` does not fit the outputs, no gradient
+            reaches the inputs, or the model was made under ``torch.inference_mode``.
         """
-        x = x.detach()
         self._check(x, delta0)
-        if not y.is_floating_point():
-            y = y.long()
-        delta = self._start(x, delta0, generator)
-        with torch.enable_grad(), input_gradients_only(model), mode_of(model, self.bn_mode):
-            for _ in range(self.steps):
-                adversarial = (x + delta).requires_grad_()
-                # backward, not autograd.grad: torch's counters of operations cannot follow the latter to an input of the model
-                self.loss(model(adversarial), y).sum().backward(inputs=[adversarial])
-                assert adversarial.grad is not None
+        with attacking(self._module(model), self.bn_mode) as module:
+            y = y.detach().clone() if y.is_floating_point() else y.long().clone()  # inference tensors have no backward pass
+            given, x = x.detach(), _single(x.detach())
+            delta = self._start(x, delta0, generator)
+            for step in range(self.steps):
+                adversarial = (x + delta).to(given.dtype).requires_grad_()
+                gradient = self._gradient(module, adversarial, y, first=step == 0)
                 with torch.no_grad():
-                    delta = self._advance(delta, adversarial.grad, x)
-        return (x + delta).clamp_(*self.bounds)
+                    delta = self._advance(delta, gradient.to(delta.dtype), x)
+            return _rounded((x + delta).clamp_(*self.bounds), given)
 
     def _check(self, x: Tensor, delta0: Tensor | None) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"inputs are {x.dtype}; an attack moves floating-point numbers: divide bytes by 255 first")
         if x.numel():
-            low, high = (float(value) for value in x.aminmax())
+            low, high = (float(value) for value in x.detach().aminmax())
             if not (low >= self.bounds[0] and high <= self.bounds[1]):
                 raise ValueError(
                     f"inputs lie in [{low:g}, {high:g}], outside the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}]"
                 )
         if delta0 is not None and delta0.shape != x.shape:
             raise ValueError(f"delta0 has the shape {tuple(delta0.shape)}, the inputs have {tuple(x.shape)}")
+
+    def _module(self, model: Callable[[Tensor], Any]) -> nn.Module:
+        if isinstance(model, nn.Module):
+            return model
+        if self.bn_mode != "keep":
+            raise TypeError(f"a function has no mode: bn_mode must be keep, not {self.bn_mode!r}")
+        return _Function(model)
+
+    def _gradient(self, model: nn.Module, adversarial: Tensor, y: Tensor, *, first: bool) -> Tensor:
+        """Gradient of the loss at the inputs, up to a factor in half precision."""
+        outputs = model(adversarial)
+        if first and self.loss in CLASS_LOSSES:
+            _check_labels(outputs, y, self.loss)
+        loss = self.loss(_single(outputs), y).sum()
+        if adversarial.dtype in HALVES and self.loss in MEANS:
+            loss = loss * len(adversarial)  # shares of a mean may be smaller than any number of half precision
+        if loss.requires_grad:
+            # backward, not autograd.grad: torch's counters of operations cannot follow the latter to an input of the model
+            loss.backward(inputs=[adversarial])
+        if adversarial.grad is None:
+            raise ValueError("no gradient reaches the inputs: the model detaches them, or runs under no_grad or inference_mode")
+        return adversarial.grad
 
     def _start(self, x: Tensor, delta0: Tensor | None, generator: torch.Generator | None) -> Tensor:
         if delta0 is not None:
@@ -164,19 +223,25 @@ class PGD:
         return (x + delta).clamp_(*self.bounds).sub_(x)
 
 
-def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean over the batch of the best wrong logit minus the right one; above 0 where the answer is wrong.
+@contextmanager
+def attacking(model: nn.Module, mode: Literal["keep", "train", "eval"] = "keep") -> Iterator[nn.Module]:
+    """While the block runs, gradients with respect to inputs can be taken, and nothing else of the model moves.
 
-    N. Carlini, D. Wagner, *Towards Evaluating the Robustness of Neural Networks*, S&P 2017, f₆ without its hinge: with
-    :class:`PGD` in ℓ∞, the attack that papers on adversarial training call C&W∞.
+    Leaves ``torch.no_grad`` and ``torch.inference_mode``, keeps gradients away from parameters, and sets the model's mode; all of
+    it is afterwards as it was. What is attacked must be made inside the block, or copied there.
 
-    Parameters
-    ----------
-    logits, y : Tensor
-        (batch, classes), at least two, and (batch,) class indices.
+    Raises
+    ------
+    ValueError
+        A tensor of the model was made under ``torch.inference_mode``: no gradient can pass it.
     """
-    right = functional.one_hot(y, logits.shape[1]).bool()
-    return (logits.masked_fill(right, -torch.inf).amax(1) - logits[right]).mean()
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name} was made under inference_mode, and no gradient can pass it: build or load the model outside"
+            )
+    with torch.inference_mode(False), torch.enable_grad(), input_gradients_only(model), mode_of(model, mode):
+        yield model
 
 
 @contextmanager
@@ -210,3 +275,48 @@ def mode_of(model: nn.Module, mode: Literal["keep", "train", "eval"]) -> Iterato
 def _lengths(x: Tensor) -> Tensor:
     """Euclidean length per sample, shaped to divide ``x``."""
     return x.flatten(1).norm(dim=1).view(-1, *(1,) * (x.dim() - 1))
+
+
+def _check_labels(outputs: Any, y: Tensor, loss: Loss) -> None:
+    """Refuse labels that are no classes of the outputs (batch, classes, …)."""
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or not outputs.numel():
+        return
+    shape, classes = outputs.shape[:1] + outputs.shape[2:], outputs.shape[1]
+    if y.is_floating_point() and (loss is margin_loss or y.shape != outputs.shape):
+        raise ValueError(f"labels are {y.dtype}: class indices are whole numbers of the shape {tuple(shape)}")
+    if y.is_floating_point():
+        return
+    if y.shape != shape:
+        raise ValueError(
+            f"labels of the shape {tuple(y.shape)} do not fit outputs of the shape {tuple(outputs.shape)}: {tuple(shape)} would"
+        )
+    low, high = (int(value) for value in y.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels lie in [{low}, {high}], outside the {classes} classes 0 … {classes - 1}")
+
+
+def _single(values: Any) -> Any:
+    """Half precision to single; everything else as it is."""
+    return values.float() if isinstance(values, Tensor) and values.dtype in HALVES else values
+
+
+def _rounded(moved: Tensor, x: Tensor) -> Tensor:
+    """``moved`` in the precision of ``x``; where the nearest number is further from ``x``, the next one towards it."""
+    if moved.dtype == x.dtype:
+        return moved
+    near = moved.to(x.dtype)
+    beyond = (near.to(moved.dtype) - x.to(moved.dtype)).abs() > (moved - x.to(moved.dtype)).abs()
+    # bits of half precision count magnitudes up, whatever the sign
+    step = torch.where((near < x) == (near > 0), 1, -1) * (beyond & (near != 0))
+    return (near.view(torch.int16) + step.to(torch.int16)).view(x.dtype)
+
+
+class _Function(nn.Module):
+    """A function where a module is expected."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from atlas.nn.attacks import mode_of
+
 
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, shared ones counted once."""
@@ -15,7 +17,7 @@ def parameter_count(model: nn.Module) -> int:
 def forward_flops(model: nn.Module, inputs: Tensor) -> float:
     """Floating-point operations of one forward pass per sample, by torch's counter.
 
-    Counts matrix products, convolutions and attention; two per multiply-accumulate. Leaves the model's mode as it was.
+    Counts matrix products, convolutions and attention; two per multiply-accumulate. Leaves every module's mode as it was.
 
     Parameters
     ----------
@@ -26,13 +28,8 @@ def forward_flops(model: nn.Module, inputs: Tensor) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training = model.training
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(inputs)
-    finally:
-        model.train(was_training)
+    with mode_of(model, "eval"), FlopCounterMode(display=False) as counter:
+        model(inputs)
     return counter.get_total_flops() / len(inputs)
 
 

@@ -61,8 +61,9 @@ def _sizes(n: int, n_shares: int, minimum: int, rng: np.random.Generator | np.ra
 def assign_classes(n_classes: int, n_clients: int, per_client: int, *, seed: int = 0, legacy: bool = False) -> list[list[int]]:
     """Which classes each client has: every client takes the next ones of a shuffled order, which is shuffled anew when it ends.
 
-    With ``legacy``, around a new shuffle a client may draw a class that it has already, and then has fewer; shuffles are those
-    of NumPy's global generator. Otherwise such a class is passed over.
+    With ``legacy``, around a new shuffle a client may draw a class that it has already; it is then named twice and counts as two
+    shares of that class, as in the authors' code, and shuffles are those of NumPy's global generator. Otherwise such a class is
+    passed over.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def assign_classes(n_classes: int, n_clients: int, per_client: int, *, seed: int
             order[cursor], order[place] = order[place], order[cursor]
             mine.append(int(order[cursor]))
             cursor += 1
-        owned.append(list(dict.fromkeys(mine)))
+        owned.append(mine)
     return owned
 
 
@@ -97,6 +98,12 @@ def split_by_class(
     labels: Sequence[int] | np.ndarray, owners: list[list[int]], *, min_per_share: int = 16, seed: int, legacy: bool = False
 ) -> list[np.ndarray]:
     """Split the samples of every class over the clients that own it, uniformly and in order.
+
+    Parameters
+    ----------
+    owners : list of list of int
+        Classes of every client, as :func:`assign_classes` gives them. A class that a client names twice is two shares, both of
+        them its own.
 
     Returns
     -------
@@ -108,7 +115,7 @@ def split_by_class(
     values, first = np.unique(labels, return_index=True)
     parts: list[list[np.ndarray]] = [[] for _ in owners]
     for value in values[np.argsort(first)]:
-        clients = [client for client, classes in enumerate(owners) if int(value) in classes]
+        clients = [client for client, classes in enumerate(owners) for one in classes if one == int(value)]
         if not clients:
             continue
         members = np.flatnonzero(labels == value)

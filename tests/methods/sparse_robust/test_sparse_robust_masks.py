@@ -267,3 +267,17 @@ def test_scoring_leaves_the_model_as_it_was(criterion: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("criterion", ["magnitude", "snip", "grasp", "synflow"])
+def test_scores_do_not_depend_on_the_mode_of_autograd_or_on_frozen_weights(criterion: str, mode) -> None:  # type: ignore[no-untyped-def]
+    model, (x, y) = network(), batch()
+    expected = saliency(model, criterion, (x, y))
+    model[0].requires_grad_(False)
+    with mode():
+        found = saliency(model, criterion, (x.clone(), y.clone().int()))
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score)
+    assert [parameter.requires_grad for parameter in model[0].parameters()] == [False] * len(list(model[0].parameters()))
+    assert all(parameter.requires_grad for parameter in model[3].parameters())

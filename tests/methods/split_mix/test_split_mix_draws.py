@@ -54,11 +54,45 @@ def test_legacy_class_draw_may_repeat_around_a_shuffle() -> None:
         found = []
         for seed in range(30):
             np.random.seed(seed)  # noqa: NPY002 - the official stream
-            found += [len(mine) for mine in assign_classes(10, 20, 3, seed=seed, legacy=legacy)]
+            owners = assign_classes(10, 20, 3, seed=seed, legacy=legacy)
+            assert {len(mine) for mine in owners} == {3}
+            found += [len(set(mine)) for mine in owners]
         return min(found)
 
     assert fewest(legacy=False) == 3
     assert fewest(legacy=True) == 2
+
+
+def test_a_class_drawn_twice_is_two_shares() -> None:
+    # class 7 has three shares, two of them the first client's; class 3 comes first in the labels and is split first
+    truth = np.array([3, 3, 7, 3, 7, 7, 7, 3, 7, 7, 7, 3, 7, 3])
+    owners = [[7, 7], [7, 3], [3, 5]]
+    threes, sevens = np.flatnonzero(truth == 3), np.flatnonzero(truth == 7)
+    random = np.random.RandomState(5)
+    sizes = np.full(2, 3)  # 6 samples of class 3
+    random.choice(2, 0)
+    shares = np.full(3, 2)  # 8 samples of class 7, the remainder drawn
+    np.add.at(shares, random.choice(3, 2), 1)
+    found = split_by_class(truth, owners, min_per_share=1, seed=4, legacy=True)
+    assert found[0].tolist() == sevens[: shares[0] + shares[1]].tolist()
+    assert found[1].tolist() == [*threes[: sizes[0]], *sevens[shares[0] + shares[1] :]]
+    assert found[2].tolist() == threes[sizes[0] :].tolist()
+
+
+def test_legacy_partition_draws_a_share_for_every_class_of_every_client() -> None:
+    truth = labels()
+    for seed in range(30):
+        np.random.seed(seed)  # noqa: NPY002 - the official stream
+        parts = partition_by_class(truth, 20, 3, seed=1, legacy=True)
+        np.random.seed(seed)  # noqa: NPY002 - the official stream
+        owners = assign_classes(10, 20, 3, legacy=True)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(truth)))
+        # 60 shares of 10 classes: every class has 6 of them, however they fall on clients, so none has fewer than 16 samples
+        assert np.bincount(np.concatenate(owners), minlength=10).tolist() == [6] * 10
+        for mine, part in zip(owners, parts, strict=True):
+            classes, counts = np.unique(truth[part], return_counts=True)
+            for value, count in zip(classes, counts, strict=True):
+                assert count // 16 >= mine.count(int(value))
 
 
 def test_every_class_goes_around_before_it_comes_again() -> None:

@@ -286,6 +286,47 @@ def test_slimmable_step_sums_losses_over_shared_prefixes() -> None:
     close(one.server.tensors(), {name: start[name] - 0.1 * expected[name] for name in start})
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "width"),
+    [
+        ("fedavg", {"width": 0.5}, 0.5),
+        ("heterofl", {"widths": (0.5,)}, 0.5),
+        ("sheterofl", {"widths": (0.5,)}, 0.5),
+        ("heterofl", {"widths": (0.25, 0.5, 1.0)}, 0.25),  # several widths, of which all clients train the same
+        ("split-mix", {"atom": 0.5, "rescale_init": False}, 0.5),
+    ],
+)
+@pytest.mark.parametrize("execution", ["grouped", "sequential"])
+def test_rescaled_layers_are_the_hidden_ones(method: str, options: dict[str, object], width: float, execution: str) -> None:
+    """A step of one network by hand: hidden layers are divided by the width before their norm, the classifier is not."""
+    person = clients(1, 4)[0]
+    person = Client(person.inputs, person.labels, width)
+    plain = {"rounds": 1, "epochs": 1, "weight_decay": 0.0, "momentum": 0.0, "rescale_layer": True, "execution": execution}
+    one = trainer(method, norm=NormSpec(eps=0.1), **plain, **options)
+    one.start([person])
+    stacked = method == "split-mix"
+    start = {name: tensor[0].clone() if stacked else tensor.clone() for name, tensor in one.server.tensors().items()}
+    one.round()
+    found = {name: tensor[0] if stacked else tensor for name, tensor in one.server.tensors().items()}
+
+    net = SMALL(width, norm=NormSpec(eps=0.1)).double()
+    net.load_state_dict(start)
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(seeded(0, 0, 0)))
+    x = person.inputs[order]
+    for layer, norm in zip(net.hidden, net.norms, strict=True):
+        x = functional.relu(norm(layer(x) / width))
+    functional.cross_entropy(net.classifier(x), person.labels[order]).backward()
+    close(found, {name: start[name] - 0.1 * parameter.grad for name, parameter in net.named_parameters()})
+
+
+@pytest.mark.parametrize("method", ["split-mix", "fedavg"])
+def test_rescaled_layers_need_batch_statistics(method: str) -> None:
+    with pytest.raises(
+        ValueError, match="rescale_layer needs batch statistics: with tracked ones training and testing would differ"
+    ):
+        trainer(method, norm=NormSpec(stats="tracked"), rescale_layer=True).start(clients())
+
+
 def test_weights_by_widths_are_the_official_quirk() -> None:
     people = clients(4)
     usual, quirky = trained("sheterofl", people), trained("sheterofl", people, weigh_by_widths=True)
@@ -431,3 +472,167 @@ def test_impossible_clients() -> None:
     with pytest.raises(ValueError, match="need 2 owners among 1 clients"):
         local_train(random_stack(2, 0), data, lr=0.1, epochs=1)
     assert math.isfinite(trainer("fedavg").fit(good).history[-1]["loss"])
+
+
+EVERY_METHOD = ("split-mix", "fedavg", "heterofl", "sheterofl")
+
+
+def odd(change, count: int = 6, at: int = 4) -> list[Client]:  # type: ignore[no-untyped-def]
+    """Clients of whom one is changed."""
+    people = clients(count, spec="1")
+    people[at] = change(people[at])
+    return people
+
+
+def cut(n: int):  # type: ignore[no-untyped-def]
+    return lambda one: Client(one.inputs[:n], one.labels[:n])
+
+
+def with_labels(change):  # type: ignore[no-untyped-def]
+    return lambda one: Client(one.inputs, change(one.labels))
+
+
+def with_inputs(change):  # type: ignore[no-untyped-def]
+    return lambda one: Client(change(one.inputs), one.labels)
+
+
+def one_bad(value: float):  # type: ignore[no-untyped-def]
+    def change(inputs: torch.Tensor) -> torch.Tensor:
+        inputs = inputs.clone()
+        inputs[3, 2] = value
+        return inputs
+
+    return with_inputs(change)
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (cut(0), {}, "client 4 has 0 inputs and 0 labels"),
+        (cut(1), {}, "client 4 has 1 sample, which makes no minibatch: batch statistics need at least 2"),
+        (cut(3), {"drop_last": True}, "client 4 has 3 samples, which make no minibatch of 4 with drop_last"),
+        (lambda one: Client(one.inputs[1:], one.labels), {}, "client 4 has 13 inputs and 14 labels"),
+        (with_labels(lambda y: y * 0 - 1), {}, "client 4 has labels -1 … -1; the network has the classes 0 … 3"),
+        (with_labels(lambda y: y * 0 + 4), {}, "client 4 has labels 4 … 4; the network has the classes 0 … 3"),
+        (with_labels(lambda y: y.float()), {}, r"client 4 has labels of torch.float32 and the shape \(14,\); class indices"),
+        (with_labels(lambda y: functional.one_hot(y, 4)), {}, r"client 4 has labels of torch.int64 and the shape \(14, 4\)"),
+        (one_bad(math.nan), {}, "client 4 has inputs that are not finite"),
+        (one_bad(-math.inf), {}, "client 4 has inputs that are not finite"),
+        (with_inputs(lambda x: x[:, :5]), {}, r"client 4 has inputs of the shape \(5,\), client 0 of \(6,\)"),
+        (with_inputs(lambda x: x[:, :0]), {}, r"client 4 has inputs without entries, of the shape \(0,\)"),
+        (with_inputs(lambda x: x[0, 0]), {}, "client 4 has 0 inputs and 14 labels"),
+        (with_inputs(lambda x: x.float()), {}, "client 4 has inputs of torch.float32, client 0 of torch.float64"),
+        (with_inputs(lambda x: (9 * x).long()), {}, "client 4 has inputs of torch.int64; bytes or floating-point numbers"),
+        (lambda one: Client(one.inputs, one.labels, math.nan), {}, "client 4 has the budget nan"),
+        (lambda one: Client(one.inputs.tolist(), one.labels), {}, "client 4 has inputs of the type list"),
+        (lambda one: Client(one.inputs, one.labels.numpy()), {}, "client 4 has labels of the type ndarray"),
+    ],
+)
+def test_clients_that_cannot_take_part_are_named_at_the_start(method: str, change, options, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises((ValueError, TypeError), match=message):
+        trainer(method, **options).start(odd(change))
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize(("n", "options"), [(2, {}), (2, {"clients_per_round": 1}), (5, {}), (4, {"drop_last": True})])
+def test_small_clients_take_part(n: int, options: dict[str, object], method: str) -> None:
+    """Fewer samples than a minibatch; a remainder of one sample, which is left out; just one minibatch."""
+    one = trainer(method, rounds=2, epochs=1, **options)
+    one.start(odd(cut(n), 3, 1))
+    initial = {name: tensor.clone() for name, tensor in one.server.tensors().items()}
+    if "clients_per_round" in options:
+        one.participants = lambda index: [1]  # type: ignore[method-assign]
+    assert all(math.isfinite(one.round()["loss"]) for _ in range(2))
+    assert any(not torch.equal(tensor, initial[name]) for name, tensor in one.server.tensors().items())
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_federations_that_cannot_run_are_refused_at_the_start(method: str) -> None:
+    people = clients(4, spec="1")
+    with pytest.raises(ValueError, match="clients_per_round is 5, and the federation has 4 clients"):
+        trainer(method, clients_per_round=5).start(people)
+    assert trainer(method, clients_per_round=4).start(people).participants(0) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"the network cannot train on minibatches of 1 input .*at least 2 images"):
+        trainer(method, batch_size=1).start(people)
+    with pytest.raises(ValueError, match=r"the network cannot train on minibatches of 2 inputs of the shape \(5,\)"):
+        trainer(method).start([Client(one.inputs[:, :5], one.labels) for one in people])
+    with pytest.raises(ValueError, match=r"the network cannot train on .*of the shape \(6,\) and torch.float32"):
+        trainer(method).start([Client(one.inputs.float(), one.labels) for one in people])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0, "at least 1, not 0"), (-1, "at least 1, not -1"), (2.5, "a whole number, not 2.5")]
+)
+@pytest.mark.parametrize("name", ["rounds", "epochs", "batch_size", "clients_per_round", "stack_limit"])
+def test_counts_are_whole_and_positive(name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be {message}"):
+        trainer("fedavg", **{name: value})
+
+
+@pytest.mark.parametrize("method", ["split-mix", "fedavg"])
+def test_inputs_that_cannot_be_attacked_are_named_at_the_start(method: str) -> None:
+    options = {"norm": NormSpec(stats="tracked"), "adversary": PGD(0.1, 1)}
+    with pytest.raises(ValueError, match=r"client 4 has inputs in \[.*, 1.5\], outside the box \[0, 1\] of the attack"):
+        trainer(method, **options).start(odd(one_bad(1.5)))
+    trainer(method, norm=NormSpec(stats="tracked")).start(odd(one_bad(1.5)))  # without attacks no box is needed
+    wide = trainer(method, norm=NormSpec(stats="tracked"), adversary=PGD(0.1, 1, lo=-2.0, hi=2.0), rounds=1)
+    assert math.isfinite(wide.fit(odd(one_bad(1.5))).history[0]["loss"])
+
+
+def test_networks_without_batch_norm_train_on_single_samples() -> None:
+    one = trainer("fedavg", factory=doubled(Plain), batch_size=1, rounds=1)
+    assert math.isfinite(one.fit(odd(cut(1))).history[0]["loss"])
+
+
+def test_the_network_must_return_logits() -> None:
+    def broken(width: float, *, norm: NormSpec, generator: torch.Generator | None = None) -> nn.Module:
+        return nn.Sequential(SMALL(width, norm=norm).double(), nn.Softmax(-1), nn.Flatten(0))
+
+    with pytest.raises(ValueError, match=r"the network returns the shape \(8,\) for 2 inputs, and not logits"):
+        trainer("fedavg", factory=broken).start(clients())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int16])
+def test_labels_of_every_whole_type(dtype: torch.dtype) -> None:
+    people = clients(3, spec="1")
+    options = {"rounds": 1, "loss": "masked_ce"}
+    other = [Client(one.inputs, one.labels.to(dtype)) for one in people]
+    close(trained("fedavg", other, **options), trained("fedavg", people, **options))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_training_does_not_depend_on_the_mode_of_autograd(method: str, mode) -> None:  # type: ignore[no-untyped-def]
+    people = clients(3)
+    with mode():
+        inside = [Client(one.inputs.clone(), one.labels.clone(), one.budget) for one in people]
+        found = trained(method, inside, rounds=2)
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        assert (grad, inference) == (False, mode is torch.inference_mode)
+    close(found, trained(method, people, rounds=2))
+    close(trained(method, inside, rounds=2), found)
+
+
+def test_meeting_clients_leaves_the_global_generator() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    trainer("fedavg").start(clients())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_of_clients_that_do_not_go_together() -> None:
+    first, second = clients(2, spec="1")
+    good = ([first.inputs], [first.labels], 4, [0])
+    for change, message in (
+        ((good[0], good[1], 4, [0, 1]), "1 clients' inputs need as many labels and seeds, not 1 and 2"),
+        ((good[0], [first.labels[1:]], 4, [0]), "client 0 has 14 inputs and 13 labels"),
+        (([first.inputs[:1]], [first.labels[:1]], 4, [0]), "client 0 has 1 sample, which makes no minibatch"),
+        (
+            ([first.inputs, second.inputs[:14, :5]], [first.labels, second.labels[:14]], 4, [0, 1]),
+            r"client 1 has inputs of the shape \(5,\), client 0 of \(6,\)",
+        ),
+        (([first.inputs, second.inputs], [first.labels, second.labels], 4, [0, 1]), "must have minibatches of the same sizes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ClientBatches(*change)  # type: ignore[arg-type]

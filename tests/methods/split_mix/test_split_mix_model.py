@@ -25,7 +25,7 @@ from atlas.methods.split_mix import (
     set_norm_mode,
     set_robustness,
 )
-from atlas.methods.split_mix.norms import dual_norms
+from atlas.methods.split_mix.norms import dual_norms, norm_mode
 from atlas.methods.split_mix.widths import base_count
 
 TINY_RESNET = partial(PreResNet18, stages=(16, 32), depth=1)
@@ -63,25 +63,73 @@ def test_costs_of_the_papers_networks(factory, shape, width: float, macs: int, p
     assert found.train_macs == 3 * macs
 
 
-def test_thop_counts_biases_and_norms_by_hand() -> None:
-    # conv 1→2, 3×3 on 4×4: 2·16 outputs × 9, one per output for the bias; norm: 2 per element; linear 32→3
-    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), BatchNorm(2), nn.Flatten(), nn.Linear(32, 3))
-    assert complexity(net, (1, 4, 4)).macs == 32 * 9 + 96
-    assert complexity(net, (1, 4, 4), style="thop").macs == 32 * 9 + 32 + 64 + 96 + 3
+def test_thop_counts_biases_norms_and_pools_by_hand() -> None:
+    # convolution 1→2, 3×3 on 4×4: 2·16 outputs × 9, and one per output for its bias; norm: 2 per element; adaptive pool to 3×3:
+    # windows of ⌊4/3⌋² = 1 entry and a division, so 2 per output; linear 18→3: products alone, whatever its bias
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), BatchNorm(2), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(18, 3), nn.BatchNorm1d(3)
+    )
+    assert complexity(net, (1, 4, 4)).macs == 32 * 9 + 54
+    assert complexity(net, (1, 4, 4), style="thop").macs == 32 * 9 + 32 + 64 + 18 * 2 + 54 + 6
+    plain = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1, bias=False), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 3, bias=False)
+    )
+    assert complexity(plain, (1, 4, 4), style="thop").macs == 32 * 9 + 8 * (4 + 1) + 24
     with pytest.raises(ValueError, match="style must be mac or thop, not 'flop'"):
         complexity(net, (1, 4, 4), style="flop")  # type: ignore[arg-type]
 
 
-def test_mixed_model_costs_what_its_bases_cost() -> None:
-    model = SplitMix(TINY_RESNET)
-    one = complexity(model.customize(0.125), (3, 8, 8))
+@pytest.mark.parametrize(
+    ("factory", "shape", "extra"),
+    [
+        # one per output of a convolution with a bias, two per element of a norm
+        (DigitCNN, (3, 28, 28), 3 * (64 * 28**2 + 64 * 14**2 + 128 * 7**2) + 2 * (2048 + 512)),
+        # no biases; its pool is a function and no layer, which thop does not see
+        (
+            PreResNet18,
+            (3, 32, 32),
+            2 * (4 * 64 * 32**2 + (64 * 32**2 + 3 * 128 * 16**2) + (128 * 16**2 + 3 * 256 * 8**2) + 256 * 8**2 + 4 * 512 * 4**2),
+        ),
+        # and two per output of the pool from 7×7 to 6×6
+        (
+            AlexNet,
+            (3, 256, 256),
+            3 * (64 * 63**2 + 192 * 31**2 + (384 + 256 + 256) * 15**2) + 2 * 2 * 4096 + 2 * 256 * 6**2,
+        ),
+    ],
+)
+def test_thop_counts_of_the_papers_networks_by_hand(factory, shape, extra: int) -> None:  # type: ignore[no-untyped-def]
+    net = factory(1.0)
+    assert complexity(net, shape, style="thop").macs - complexity(net, shape).macs == extra
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "one"),
+    [(TINY_RESNET, (3, 8, 8), None), (DigitCNN, (3, 28, 28), 1_158_528), (MLP, (64,), 2_720)],
+)
+@pytest.mark.parametrize("style", ["mac", "thop"])
+def test_mixed_model_costs_what_its_bases_cost(factory, shape, one, style: str) -> None:  # type: ignore[no-untyped-def]
+    model = SplitMix(factory)
+    base = complexity(model.customize(0.125), shape, style=style)  # type: ignore[arg-type]
+    assert style == "thop" or one is None or base.macs == one
     for form in ("ensemble", "grouped"):
-        mixed = complexity(model.customize(1.0, form=form), (3, 8, 8))  # type: ignore[arg-type]
-        assert mixed.macs == 8 * one.macs
+        mixed = complexity(model.customize(1.0, form=form), shape, style=style)  # type: ignore[arg-type]
+        assert mixed.macs == 8 * base.macs
         shared_bias = 0 if form == "ensemble" else 7 * 10  # the merged classifier has one bias
-        assert mixed.parameters == 8 * one.parameters - shared_bias
-    dense = complexity(model.customize(1.0, form="dense"), (3, 8, 8))
-    assert dense.macs > 5 * mixed.macs
+        assert mixed.parameters == 8 * base.parameters - shared_bias
+
+
+def test_a_mixed_model_without_groups_pays_for_its_zeros() -> None:
+    model = SplitMix(TINY_RESNET)
+    grouped, dense = (complexity(model.customize(1.0, form=form), (3, 8, 8)) for form in ("grouped", "dense"))  # type: ignore[arg-type]
+    assert dense.macs > 5 * grouped.macs
+
+
+def test_counting_leaves_every_mode_and_takes_any_layer() -> None:
+    net = nn.Sequential(nn.ConvTranspose1d(1, 2, 3), nn.Dropout(), nn.Flatten()).train()
+    net[1].eval()
+    assert complexity(net, (1, 5)).macs == 5 * 3 * 2
+    assert [module.training for module in net] == [True, False, True]
 
 
 @pytest.mark.parametrize("atom", [0.0, -1.0, 1.5])
@@ -272,6 +320,17 @@ def test_passes_touch_one_norm_only() -> None:
     PGD(0.1, 2)(model, x, torch.zeros(8, dtype=torch.long))
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_modes_of_single_modules_come_back() -> None:
+    model = SplitMix(MLP, norm=DUAL, atom=1.0).train()
+    frozen = dual_norms(model)[0].eval()
+    set_norm_mode(frozen, "noise")
+    with norm_mode(model, "clean", True):
+        assert frozen.training
+        assert frozen.mode == "clean"
+    assert (frozen.training, frozen.clean.training, frozen.mode) == (False, False, "noise")
+    assert model.training
 
 
 def test_robustness_is_refused_where_it_means_nothing() -> None:

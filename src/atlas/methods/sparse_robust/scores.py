@@ -74,7 +74,7 @@ def saliency(
     data: Batches | tuple[Tensor, Tensor] | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the score of every prunable weight, by parameter name; the model is left as it was.
+    """Return the score of every prunable weight, by parameter name; the model is left as it was, frozen weights included.
 
     Parameters
     ----------
@@ -93,8 +93,9 @@ def saliency(
         return {name: weight.detach().abs() for name, weight in weights.items()}
     batches = _batches(data, criterion)
     if criterion == "synflow":
-        return _synflow(model, next(iter(batches))[0], masks)
-    with _untouched(model):
+        with torch.inference_mode(False), torch.enable_grad():
+            return _synflow(model, next(iter(batches))[0], masks)
+    with torch.inference_mode(False), torch.enable_grad(), _untouched(model, weights):
         return _snip(model, weights, batches) if criterion == "snip" else _grasp(model, weights, batches)
 
 
@@ -108,12 +109,17 @@ def _batches(data: Batches | tuple[Tensor, Tensor] | None, criterion: str) -> li
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put the buffers (running statistics) back after the block."""
+def _untouched(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Weights ask for gradients within the block; they, and the buffers (running statistics), are as before afterwards."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
     try:
+        for weight in frozen:
+            weight.requires_grad_(True)
         yield
     finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(before[name])
@@ -123,7 +129,8 @@ def _gradients(
     model: nn.Module, weights: Mapping[str, nn.Parameter], x: Tensor, y: Tensor, temperature: float = 1.0
 ) -> list[Tensor]:
     """Gradients of the clean cross-entropy with respect to the weights, themselves differentiable."""
-    loss = functional.cross_entropy(model(x) / temperature, y.long())
+    # copies: batches made in inference mode have no backward pass
+    loss = functional.cross_entropy(model(x.detach().clone()) / temperature, y.long().clone())
     return list(torch.autograd.grad(loss, list(weights.values()), create_graph=temperature != 1.0))
 
 

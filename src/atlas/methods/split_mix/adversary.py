@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from atlas.nn import attacks
 
@@ -74,14 +73,14 @@ class PGD:
         f : callable
             From inputs to logits; one row of logits per entry of ``y``.
         x, y : Tensor
-            Inputs in the box, and class indices.
+            Inputs in the box, floating-point numbers, and class indices.
         delta0 : Tensor, optional
             Where to start, as a change of ``x``.
 
         Raises
         ------
-        ValueError
-            Inputs are outside the box.
+        TypeError, ValueError
+            As :class:`atlas.nn.attacks.PGD`: inputs are no floating-point numbers or outside the box, or labels are no classes.
         """
         attack = attacks.PGD(
             self.eps,
@@ -89,31 +88,15 @@ class PGD:
             max(1, self.steps),
             random_start=self.random_start,
             bounds=(self.lo, self.hi),
-            loss=_summed_cross_entropy if self.steps else _flat,
+            loss=attacks.summed_cross_entropy if self.steps else _flat,
         )
-        model = f if isinstance(f, nn.Module) else _Function(f)
-        return attack(model, x, y, delta0=delta0, generator=generator)
+        return attack(f, x, y, delta0=delta0, generator=generator)
 
 
 PGD3, PGD4 = PGD(4 * PIXEL, 3), PGD(4 * PIXEL, 4)
 PGD20, PGD100 = PGD(steps=20), PGD(steps=100)
 
 
-def _summed_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, y, reduction="sum")
-
-
 def _flat(logits: Tensor, y: Tensor) -> Tensor:
     """Nothing to ascend: a step along its gradient stays where the attack starts."""
     return 0 * logits.sum()
-
-
-class _Function(nn.Module):
-    """A function where a module is expected."""
-
-    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.f = f
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(x)

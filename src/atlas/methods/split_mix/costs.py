@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd
 
-from atlas.methods.split_mix.grouped import GroupedConv2d, GroupedLinear
+from atlas.methods.split_mix.grouped import GroupedConv2d, GroupedNorm
 from atlas.methods.split_mix.norms import BatchNorm
+from atlas.nn.counts import forward_macs, parameter_count
+
+CONVOLUTIONS = (_ConvNd, GroupedConv2d)
+NORMS = (_BatchNorm, BatchNorm, GroupedNorm)
 
 
 @dataclass(frozen=True)
@@ -34,19 +42,20 @@ class Complexity:
         return 3 * self.macs
 
 
-@torch.no_grad()
 def complexity(model: nn.Module, input_shape: Sequence[int], *, style: Literal["mac", "thop"] = "mac") -> Complexity:
     """Count a network's cost by running it once on zeros, in evaluation mode.
 
     Parameters
     ----------
     model : nn.Module
-        Its mode is put back.
+        Modes of its modules are put back.
     input_shape : sequence of int
         Shape of one input, without the batch.
     style : {"mac", "thop"}
-        Convolutions and linear layers only; or, as the thop package counts, besides one per output for a bias and two per
-        element for batch norm.
+        Products of convolutions, linear layers and matrices only, whatever module takes them. Or, as the package thop counts,
+        with which the authors measured, besides: one operation per output for the bias of a convolution (none for that of a
+        linear layer), two per element for batch norm, and per output of an adaptive average pool the entries of its window,
+        ⌊input size / output size⌋ per dimension, and a division. Like thop this sees pools that are layers, and not functions.
 
     Raises
     ------
@@ -55,31 +64,28 @@ def complexity(model: nn.Module, input_shape: Sequence[int], *, style: Literal["
     """
     if style not in ("mac", "thop"):
         raise ValueError(f"style must be mac or thop, not {style!r}")
-    total = 0.0
     batch = 2  # batch statistics need two
+    extras: list[int] = []
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        total += _macs(module, inputs[0], output, style) / batch
+        extras.append(_besides_products(module, inputs[0], output))
 
-    counted = (nn.Conv2d, nn.Linear, GroupedConv2d, GroupedLinear, BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d)
+    counted = (*CONVOLUTIONS, *NORMS, _AdaptiveAvgPoolNd) if style == "thop" else ()
     handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, counted)]
-    was_training = model.training
     some = next(model.parameters())
     try:
-        model.eval()
-        model(torch.zeros(batch, *input_shape, device=some.device, dtype=some.dtype))
+        macs = forward_macs(model, torch.zeros(batch, *input_shape, device=some.device, dtype=some.dtype))
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
-    return Complexity(round(total), sum(parameter.numel() for parameter in model.parameters()))
+    return Complexity(round(macs + sum(extras) / batch), parameter_count(model))
 
 
-def _macs(module: Any, x: Tensor, out: Tensor, style: str) -> float:
-    if isinstance(module, BatchNorm | nn.BatchNorm1d | nn.BatchNorm2d):
-        return 2 * x.numel() if style == "thop" else 0
-    weight = module.weight
-    one = weight[0, 0] if isinstance(module, GroupedConv2d | GroupedLinear) else weight[0]
-    bias = out.numel() if style == "thop" and module.bias is not None else 0
-    return out.numel() * one.numel() + bias
+def _besides_products(module: Any, x: Tensor, out: Tensor) -> int:
+    """What thop counts of a layer besides multiply–accumulates."""
+    if isinstance(module, CONVOLUTIONS):
+        return 0 if module.bias is None else out.numel()
+    if isinstance(module, NORMS):
+        return 2 * x.numel()
+    window = prod(before // after for before, after in zip(x.shape[2:], out.shape[2:], strict=True))
+    return (window + 1) * out.numel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.split_mix.adversary import PGD
-from atlas.methods.split_mix.local import Augmentation, ClientBatches, LocalOptions, LossName, as_images, batch_sizes, seeded
+from atlas.methods.split_mix.local import (
+    Augmentation,
+    ClientBatches,
+    LocalOptions,
+    LossName,
+    as_images,
+    batch_sizes,
+    check_samples,
+    checked_sizes,
+    seeded,
+)
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.networks import WidthFactory
 from atlas.methods.split_mix.norms import NormSpec
@@ -32,7 +43,7 @@ class Client:
     Attributes
     ----------
     inputs, labels : Tensor
-        (n, …) in [0, 1], or bytes; and (n,) class indices.
+        (n, …) in [0, 1], or bytes, of one shape and type in a whole federation; and (n,) class indices of any whole type.
     budget : float
         Width R in (0, 1].
     """
@@ -133,9 +144,10 @@ class FedTrainer:
     widths : tuple of float
         Widths that Slimmable HeteroFL's clients train, up to their budgets; duplicates count once.
     rescale_init, rescale_layer : bool
-        See :class:`SplitMix`; the latter also scales prefixes in training. Off for FedAvg.
+        See :class:`SplitMix`. The former is of Split-Mix alone; the latter also divides the hidden layers of prefixes, and of
+        FedAvg's network, by their width in training, and leaves classifiers alone.
     clients_per_round : int, optional
-        Sampled uniformly without replacement; all of them if left out.
+        Sampled uniformly without replacement, at most as many as there are; all of them if left out.
     weigh_by_widths : bool
         The authors' code uploads a Slimmable client once per width that it trained; this does so too, to compare with it.
     execution, stack_limit
@@ -178,39 +190,55 @@ class FedTrainer:
         """Refuse impossible values."""
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("rounds", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("rounds", "epochs", "batch_size", "clients_per_round", "stack_limit"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number, not {value}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if isinstance(self.schedule, str) and self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be constant, cosine or a list of rounds, not {self.schedule!r}")
         self._pending: dict[str, Any] | None = None
 
+    @torch.inference_mode(False)
     def start(self, clients: Sequence[Client]) -> FedTrainer:
         """Meet the clients and initialise the global weights, or go on from a state that was loaded before.
 
         Raises
         ------
+        TypeError
+            A client's inputs or labels are no tensors.
         ValueError
-            A client has no samples, labels that the network does not have, or a budget that holds no network.
+            There are no clients, or fewer than take part in a round. Or, naming the client: it has no samples, too few for a
+            minibatch, inputs that are not finite, outside the box of the attack or unlike those of other clients, labels that the
+            network does not have, or a budget that holds no network. Or the network cannot train on such inputs.
         """
-        self.clients = [
-            replace(client, inputs=client.inputs.to(self.device), labels=client.labels.to(self.device)) for client in clients
-        ]
-        if not self.clients:
+        met = list(clients)
+        if not met:
             raise ValueError("a federation needs clients")
+        if self.clients_per_round is not None and self.clients_per_round > len(met):
+            raise ValueError(f"clients_per_round is {self.clients_per_round}, and the federation has {len(met)} clients")
+        for index, client in enumerate(met):
+            self._check(index, client, met[0])
+        self.clients = [replace(one, inputs=one.inputs.to(self.device), labels=one.labels.to(self.device).long()) for one in met]
         sizes = np.array([len(client.labels) for client in self.clients], dtype=np.float64)
-        for index, client in enumerate(self.clients):
-            self._check(index, client)
         self.weights = sizes / sizes.sum()
         self.server = self._server()
-        self._check_labels()
+        self._check_labels(self._classes())
         if self._pending is not None:
             self._restore(self._pending)
         return self
 
-    def _check(self, index: int, client: Client) -> None:
-        if not len(client.labels) or len(client.inputs) != len(client.labels):
-            raise ValueError(f"client {index} has {len(client.inputs)} inputs and {len(client.labels)} labels")
+    def _check(self, index: int, client: Client, first: Client) -> None:
+        check_samples(index, client.inputs, client.labels, first.inputs)
+        checked_sizes(index, len(client.labels), self.batch_size, self.drop_last)
+        low, high = (float(as_images(value)) for value in client.inputs.detach().aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"client {index} has inputs that are not finite numbers")
+        attack = self.adversary
+        if attack is not None and not attack.lo <= low <= high <= attack.hi:
+            box = f"[{attack.lo:g}, {attack.hi:g}]"
+            raise ValueError(f"client {index} has inputs in [{low:g}, {high:g}], outside the box {box} of the attack")
         if not 0 < client.budget <= 1:
             raise ValueError(f"client {index} has the budget {client.budget}, outside (0, 1]")
         if self.method == "split-mix" and base_count(client.budget, self.atom) < 1:
@@ -218,11 +246,25 @@ class FedTrainer:
         if self.method in ("heterofl", "sheterofl") and client.budget < min(self.widths):
             raise ValueError(f"client {index} cannot host the width {min(self.widths):g}: its budget is {client.budget:g}")
 
-    def _check_labels(self) -> None:
+    def _classes(self) -> int:
+        """Number of classes of the network, which a pass over the smallest minibatch of all clients tells."""
         width = self.atom if self.method == "split-mix" else self.server.model().width
-        probe = self.factory(width, norm=self.norm).eval().to(self.device)
-        with torch.no_grad():
-            classes = probe(as_images(self.clients[0].inputs[[0, 0]])).shape[1]
+        inputs = self.clients[0].inputs
+        count = min(min(batch_sizes(len(one.labels), self.batch_size, self.drop_last)) for one in self.clients)
+        probe = as_images(inputs[: min(count, 2)])  # batch norm tells one from more
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                logits = self.factory(width, norm=self.norm).to(self.device).train()(probe)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            what = f"{count} input{'s' if count > 1 else ''} of the shape {tuple(inputs.shape[1:])} and {probe.dtype}"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"the network cannot train on minibatches of {what}: {reason}") from error
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probe):
+            found = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(f"the network returns {found} for {len(probe)} inputs, and not logits (batch, classes)")
+        return logits.shape[1]
+
+    def _check_labels(self, classes: int) -> None:
         for index, client in enumerate(self.clients):
             low, high = int(client.labels.min()), int(client.labels.max())
             if low < 0 or high >= classes:
@@ -244,11 +286,12 @@ class FedTrainer:
     def participants(self, index: int) -> list[int]:
         """Clients of a round, ascending."""
         count = len(self.clients)
-        if self.clients_per_round is None or self.clients_per_round >= count:
+        if self.clients_per_round is None or self.clients_per_round == count:
             return list(range(count))
         rng = np.random.default_rng([self.seed, 1, index])
         return sorted(int(client) for client in rng.choice(count, self.clients_per_round, replace=False))
 
+    @torch.inference_mode(False)
     def round(self) -> dict[str, float]:
         """Run the next round; returns its loss and learning rate."""
         index = self.completed
@@ -297,6 +340,7 @@ class FedTrainer:
         else:
             self._pending = state
 
+    @torch.inference_mode(False)
     def _restore(self, state: dict[str, Any]) -> None:
         self.completed = int(state["completed"])
         self.history = [dict(row) for row in state["history"]]

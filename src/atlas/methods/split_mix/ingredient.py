@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from atlas.errors import UserError
 from atlas.methods.split_mix.adversary import PGD
 from atlas.methods.split_mix.costs import complexity
 from atlas.methods.split_mix.entry import FederatedSettings
@@ -50,7 +51,13 @@ class TrainedFederation(Federation):
         self.single = method == "fedavg" or settings.atom == 1
 
     def start(self, data: FederatedData, protocol: Protocol, device: torch.device, seed: int) -> None:
-        """Meet the clients."""
+        """Meet the clients.
+
+        Raises
+        ------
+        UserError
+            The protocol leaves a client without a minibatch, or asks for what cannot be trained; see :class:`FedTrainer`.
+        """
         self.data, self.protocol, settings = data, protocol, self.settings
         self.factory = factory_of(protocol, data)
         stats = settings.statistics if settings.statistics != "post" else "batch"
@@ -82,7 +89,10 @@ class TrainedFederation(Federation):
         # one network of full width, trained by all whatever their budgets, where the atom is the whole network
         budgets = [1.0 if self.settings.atom == 1 else member.budget for member in data.members]
         pairs = zip(data.members, budgets, strict=True)
-        self.trainer.start([Client(member.train.images, member.train.labels, budget) for member, budget in pairs])
+        try:
+            self.trainer.start([Client(member.train.images, member.train.labels, budget) for member, budget in pairs])
+        except ValueError as error:
+            raise UserError(f"protocol: {error}") from None
 
     def _schedule(self) -> str | Sequence[int]:
         if self.protocol.schedule != "milestones":

@@ -42,6 +42,64 @@ def batch_sizes(n: int, batch_size: int, drop_last: bool = False) -> tuple[int, 
     return (batch_size,) * whole + ((rest,) if rest > 1 and not drop_last else ())
 
 
+def check_samples(client: int, inputs: Tensor, labels: Tensor, first: Tensor) -> None:
+    """Refuse samples that no client can have, or not beside those of another client.
+
+    Parameters
+    ----------
+    client : int
+        Whose they are: the message names it.
+    first : Tensor
+        Inputs of client 0, for their shape and type.
+
+    Raises
+    ------
+    TypeError
+        Inputs or labels are no tensors.
+    ValueError
+        There are none, or not as many of one as of the other; labels are no class indices (n,), inputs neither bytes nor floats,
+        or unlike client 0's.
+    """
+    for name, value in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"client {client} has {name} of the type {type(value).__name__}: tensors are needed")
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"client {client} has labels of {labels.dtype} and the shape {tuple(labels.shape)}; "
+            "class indices are whole numbers of the shape (n,)"
+        )
+    count = inputs.shape[0] if inputs.dim() else 0
+    if not len(labels) or count != len(labels):
+        raise ValueError(f"client {client} has {count} inputs and {len(labels)} labels")
+    if not inputs.numel():
+        raise ValueError(f"client {client} has inputs without entries, of the shape {tuple(inputs.shape[1:])}")
+    if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
+        raise ValueError(f"client {client} has inputs of {inputs.dtype}; bytes or floating-point numbers are needed")
+    if inputs.shape[1:] != first.shape[1:]:
+        raise ValueError(
+            f"client {client} has inputs of the shape {tuple(inputs.shape[1:])}, client 0 of {tuple(first.shape[1:])}: "
+            "one network cannot take both"
+        )
+    if inputs.dtype != first.dtype:
+        raise ValueError(f"client {client} has inputs of {inputs.dtype}, client 0 of {first.dtype}: all must be of one type")
+
+
+def checked_sizes(client: int, n: int, batch_size: int, drop_last: bool) -> tuple[int, ...]:
+    """:func:`batch_sizes` of a client that has at least one minibatch.
+
+    Raises
+    ------
+    ValueError
+        It has none; names the client.
+    """
+    sizes = batch_sizes(n, batch_size, drop_last)
+    if not sizes:
+        samples = "1 sample, which makes" if n == 1 else f"{n} samples, which make"
+        why = f" of {batch_size} with drop_last" if drop_last else ": batch statistics need at least 2"
+        raise ValueError(f"client {client} has {samples} no minibatch{why}")
+    return sizes
+
+
 @dataclass(frozen=True)
 class ClientBatches:
     """Minibatches of K clients whose batches have the same sizes.
@@ -68,13 +126,15 @@ class ClientBatches:
 
     def __post_init__(self) -> None:
         """Refuse clients that cannot be batched together."""
-        for client, labels in enumerate(self.labels):
-            if not len(labels):
-                raise ValueError(f"client {client} has no samples")
-        if len({self.sizes(client) for client in range(len(self.labels))}) != 1:
+        if not len(self.inputs) == len(self.labels) == len(self.seeds) >= 1:
+            found = f"{len(self.labels)} and {len(self.seeds)}"
+            raise ValueError(f"{len(self.inputs)} clients' inputs need as many labels and seeds, not {found}")
+        sizes = set()
+        for client, (inputs, labels) in enumerate(zip(self.inputs, self.labels, strict=True)):
+            check_samples(client, inputs, labels, self.inputs[0])
+            sizes.add(checked_sizes(client, len(labels), self.batch_size, self.drop_last))
+        if len(sizes) != 1:
             raise ValueError("clients of one group must have minibatches of the same sizes")
-        if not self.sizes(0):
-            raise ValueError(f"{len(self.labels[0])} samples make no minibatch of {self.batch_size}")
 
     def sizes(self, client: int) -> tuple[int, ...]:
         """Minibatch sizes of a client."""
@@ -95,7 +155,7 @@ class ClientBatches:
             used = sum(self.sizes(0))
             order = torch.stack([torch.randperm(len(own), generator=one)[:used] for own, one in pairs]).to(labels.device)
             for place in order.split(self.sizes(0), dim=1):
-                yield self._changed(as_images(images[rows, place]), generators), labels[rows, place]
+                yield self._changed(as_images(images[rows, place]), generators), labels[rows, place].long()
 
     def _changed(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         if self.augment is None:
@@ -170,10 +230,14 @@ class Pass:
     networks: slice = field(default_factory=lambda: slice(None))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_passes(
     stack: ParamStack, passes: Sequence[Pass], data: ClientBatches, options: LocalOptions
 ) -> tuple[ParamStack, float]:
     """Train a stack: at each step the losses of all passes are added up, and one optimiser step follows.
+
+    Gradients are taken whether or not the caller is under ``torch.no_grad`` or ``torch.inference_mode``.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atlas.methods.split_mix.export import Ensemble, Form, merge_bases
 from atlas.methods.split_mix.networks import TOLERANCE, WidthFactory
 from atlas.methods.split_mix.norms import NormSpec, dual_norms, set_robustness
-from atlas.methods.split_mix.stacks import ParamStack
+from atlas.methods.split_mix.stacks import ParamStack, require_batch_statistics
 from atlas.methods.split_mix.widths import Role, Slicer, base_count, checked_width, layer_roles, rescale_as_slice
 
 
@@ -79,8 +79,8 @@ class SplitMix(nn.Module):
             raise ValueError(f"atom must be in (0, 1], not {atom}")
         if not atom - TOLERANCE <= max_width <= 1:
             raise ValueError(f"max_width must be in [{atom:g}, 1], not {max_width}")
-        if rescale_layer and norm.tracked:
-            raise ValueError(f"rescale_layer needs batch statistics: with {norm.stats} ones training and testing would differ")
+        if rescale_layer:
+            require_batch_statistics(norm)
         self.atom, self.max_width, self.norm, self.rescale_layer = float(atom), float(max_width), norm, rescale_layer
         self.n_base = base_count(max_width, atom)
         bases = [_drawn(factory, atom, norm, _seed_of(seed, index)) for index in range(self.n_base)]

@@ -201,6 +201,7 @@ class AlexNet(nn.Module):
         pairs = zip([channels, *sizes], sizes, kernels, strict=False)
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, k, stride=s, padding=p) for a, b, (k, s, p) in pairs)
         self.norms = nn.ModuleList(norm.layer(size) for size in sizes)
+        self.pool = nn.AdaptiveAvgPool2d(6)
         self.linears = nn.ModuleList((nn.Linear(sizes[-1] * 36, dense), nn.Linear(dense, dense)))
         self.linear_norms = nn.ModuleList((norm.layer(dense), norm.layer(dense)))
         self.classifier = nn.Linear(dense, classes)
@@ -212,7 +213,7 @@ class AlexNet(nn.Module):
             x = functional.relu(norm(convolution(x)))
             if index in (0, 1, 4):
                 x = functional.max_pool2d(x, 3, stride=2)
-        x = functional.adaptive_avg_pool2d(x, 6).flatten(1)
+        x = self.pool(x).flatten(1)
         for linear, norm in zip(self.linears, self.linear_norms, strict=True):
             x = functional.relu(norm(linear(x)))
         return self.classifier(x)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atlas.nn.attacks import mode_of
+
 Mode = Literal["clean", "noise", "mix"]
 KNOWN_STATISTICS = ("running_mean", "running_var")
 
@@ -160,15 +162,13 @@ def set_norm_mode(model: nn.Module, mode: Literal["clean", "noise"]) -> int:
 
 @contextmanager
 def norm_mode(model: nn.Module, mode: Literal["clean", "noise"], training: bool) -> Iterator[None]:
-    """Within the block the model is in a dual-norm mode and a training mode; both are as before afterwards."""
+    """Within the block the model is in a dual-norm mode and a training mode; afterwards every module has its own again."""
     before = [(norm, norm.mode) for norm in dual_norms(model)]
-    was_training = model.training
     set_norm_mode(model, mode)
-    model.train(training)
     try:
-        yield
+        with mode_of(model, "train" if training else "eval"):
+            yield
     finally:
-        model.train(was_training)
         for norm, old in before:
             norm.mode = old
 

@@ -15,8 +15,8 @@ from atlas.methods.split_mix.average import average_stack, prefix_average
 from atlas.methods.split_mix.local import LocalOptions, Pass, train_passes, train_stack
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.scheduler import BaseScheduler
-from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict
-from atlas.methods.split_mix.widths import base_count, layer_roles
+from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict, require_batch_statistics
+from atlas.methods.split_mix.widths import Role, base_count, layer_roles
 
 if TYPE_CHECKING:
     from atlas.methods.split_mix.federation import Batches, FedTrainer
@@ -117,6 +117,7 @@ class PrefixServer:
         self.width = max(self.budgets)
         if trainer.norm.tracked and not single:
             raise ValueError(f"prefixes of several widths share norms: their statistics must be batch, not {trainer.norm.stats}")
+        self.roles = self._roles() if trainer.rescale_layer else {}
         self.skeleton = PrefixModel(trainer.factory, width=self.width, norm=trainer.norm, seed=trainer.seed).to(trainer.device)
         self.slicer = self.skeleton.slicer(min(self.options))
         self.state = {name: tensor.clone() for name, tensor in self.skeleton.net.state_dict().items()}
@@ -124,6 +125,12 @@ class PrefixServer:
         if trainer.norm.stats == "local":
             names = ParamStack.of([self.skeleton.net]).norm_names
             self.local = {name: self.state[name].expand(len(self.budgets), *self.state[name].shape).clone() for name in names}
+
+    def _roles(self) -> dict[str, Role]:
+        """Which layers ``rescale_layer`` leaves alone; told beside the network of width 1, whatever widths are trained."""
+        require_batch_statistics(self.trainer.norm)
+        narrow = min(self.options)
+        return layer_roles(self._net(narrow), self._net(1.0)) if narrow < 1 else {}
 
     def trained_widths(self, client: int) -> list[float]:
         """Widths that a client trains at every step, ascending."""
@@ -160,16 +167,15 @@ class PrefixServer:
         prefix = self.slicer.prefix(self.state, widest / self.width)
         tensors = {name: tensor.expand(len(group), *tensor.shape).clone() for name, tensor in prefix.items()}
         tensors.update({name: tensor[list(group)].clone() for name, tensor in self.local.items()})
-        roles = layer_roles(self._net(min(self.options)), self._net(self.width)) if len(self.options) > 1 else {}
         passes = []
         for width in sorted({width for client in group for width in self.trained_widths(client)}):
             places = [place for place, client in enumerate(group) if width in self.trained_widths(client)]
             networks = slice(places[0], places[-1] + 1)
             scale = width if self.trainer.rescale_layer else 1.0
-            shape = ParamStack(self._net(width), tensors, roles, scale)
+            shape = ParamStack(self._net(width), tensors, self.roles, scale)
             runner = Runner(shape, len(places), len(places), self.trainer.execution)
             passes.append(Pass(runner, partial(self._view, width=width, networks=networks), networks))
-        return ParamStack(self._net(widest), tensors, roles), passes
+        return ParamStack(self._net(widest), tensors), passes
 
     def _net(self, width: float) -> torch.nn.Module:
         return self.trainer.factory(width, norm=self.trainer.norm).to(self.trainer.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from atlas.methods.split_mix.grouped import GroupedConv2d, GroupedLinear, GroupedNet
-from atlas.methods.split_mix.norms import KNOWN_STATISTICS, BatchNorm, dual_norms
+from atlas.methods.split_mix.norms import KNOWN_STATISTICS, BatchNorm, NormSpec, dual_norms
 from atlas.methods.split_mix.widths import Execution, Role
 
 TensorDict = dict[str, Tensor]
@@ -102,6 +102,18 @@ class TrainScale:
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Divide; nothing in evaluation."""
         return output / self.width if module.training else None
+
+
+def require_batch_statistics(norm: NormSpec) -> None:
+    """Refuse ``rescale_layer`` beside running statistics.
+
+    Raises
+    ------
+    ValueError
+        The norms keep running statistics, of the divided outputs in training, and are asked to normalise undivided ones.
+    """
+    if norm.tracked:
+        raise ValueError(f"rescale_layer needs batch statistics: with {norm.stats} ones training and testing would differ")
 
 
 def scale_in_training(model: nn.Module, width: float, classifiers: set[str]) -> nn.Module:

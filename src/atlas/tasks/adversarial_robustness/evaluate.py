@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atlas.harness.execute import training_summary
 from atlas.harness.files import read_tensors, write_text
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.nn.attacks import PGD, margin_loss, mode_of
+from atlas.nn.attacks import PGD, attacking, margin_loss, mode_of
 from atlas.nn.counts import parameter_count
 from atlas.nn.robustness import robust_report
 from atlas.nn.sparse_costs import flops
@@ -105,7 +105,7 @@ def strong_accuracy(run: Run, model: nn.Module, data: RobustData, attack: PGD) -
             survives = [_right(model, one(model, images, labels, generator=random), labels) for one in (attack, margin)]
             left = survives[0] & survives[1]
             if settings.autoattack and bool(left.any()):
-                left[left.clone()] = _withstands_autoattack(run, model, images[left], labels[left], data.classes)
+                left[left.clone()] = withstands_autoattack(run, model, images[left], labels[left], data.classes)
             by_margin += int(survives[1].sum())
             withstood += int(left.sum())
             count += len(labels)
@@ -117,18 +117,30 @@ def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return model(images).argmax(1) == labels
 
 
-def _withstands_autoattack(run: Run, model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Whether each image is classified rightly under the standard AutoAttack; without its targeted attacks for few classes."""
+def withstands_autoattack(run: Run, model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Whether each image is classified rightly under the standard AutoAttack.
+
+    Its targeted attacks aim at the nine likeliest wrong classes, or at all where there are fewer, and are left out where they are
+    undefined. Parameters get no gradient.
+
+    Parameters
+    ----------
+    images, labels : Tensor
+        (n, channels, height, width) in [0, 1] and (n,), with n ≥ 1.
+    """
     from pyautoattack import AutoAttack
 
     options: dict[str, Any] = {"version": "standard"}
     if classes < FEWEST_CLASSES:
         print(f"{run.cell}: AutoAttack's targeted attacks need {FEWEST_CLASSES} classes, not {classes}; left out")
         options = {"version": "custom", "attacks": ["apgd-ce", "square"]}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), attacking(model):
+        images, labels = images.clone(memory_format=torch.contiguous_format), labels.clone()
         seed = derive_seed(run.seed, "autoattack") % 2**31
         attack = AutoAttack(model, eps=run.protocol["attack"]["eps"], norm="Linf", seed=seed, device=images.device, **options)
-        attacked, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
+        for targeted in (attack.apgd_targeted, attack.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+        attacked, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
     return _right(model, attacked, labels)
 
 

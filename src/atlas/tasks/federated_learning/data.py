@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from atlas.harness.study import Run
 
 BYTE = 255
+FEWEST_IMAGES = 2
+"""Of a client, to train, validate or test on: one image has no batch statistics."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ def load_data(run: Run, protocol: Protocol, device: torch.device) -> FederatedDa
     for index, share in enumerate(shares.train):
         train, validation = _held_out(share, protocol.data.validation_fraction, index, run.data)
         members.append(Member(shares.domains[index], float(capacity[index]), train.to(device), validation.to(device)))
+    for test in shares.tests:
+        if len(test.examples) < FEWEST_IMAGES:
+            found = f"{len(test.examples)} test image{'' if len(test.examples) == 1 else 's'}"
+            need = f"batch statistics need at least {FEWEST_IMAGES}"
+            raise UserError(f"{run.data}: client {test.members[0]} has {found}, too few: {need}")
     tests = tuple(TestSet(test.members, test.examples.to(device)) for test in shares.tests)
     return FederatedData(tuple(members), tests, int(str(facts["classes"])))
 
@@ -150,7 +157,7 @@ def member_budgets(protocol: Protocol, clients: int, domains: Sequence[str]) -> 
 def _held_out(share: Examples, fraction: float, index: int, dataset: str) -> tuple[Examples, Examples]:
     """The first part to train on, the rest to validate."""
     held = int(fraction * len(share))
-    if held < 2 or len(share) - held < 2:
+    if min(held, len(share) - held) < FEWEST_IMAGES:
         raise UserError(f"{dataset}: client {index} has {len(share)} samples, too few to hold out {fraction:g} of them")
     return share[: len(share) - held], share[len(share) - held :]
 
