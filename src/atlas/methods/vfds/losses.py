@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from atlas.methods.vfds.estimators import bernoulli_entropy, bernoulli_kl, logistic_noise, uniform_noise
-from atlas.methods.vfds.groups import check_cost
+from atlas.methods.vfds.estimators import bernoulli_entropy, bernoulli_kl, check_noise, logistic_noise, uniform_noise
 from atlas.methods.vfds.model import Rollout
-from atlas.nn.selection import valid_steps
+from atlas.nn.selection import check_cost
+from atlas.nn.sequences import check_labels, labelled, valid_steps
 
 if TYPE_CHECKING:
     from atlas.methods.vfds.model import SelectiveGRU
@@ -32,7 +32,7 @@ class Loss(NamedTuple):
     total : Tensor
         What to differentiate.
     task : Tensor
-        Mean cross-entropy (binary cross-entropy for several labels) over labelled steps, in nats.
+        Mean cross-entropy (binary cross-entropy for several labels) over labelled steps, in nats; 0 if there is none.
     cost_fraction : Tensor
         Cost of the acquired gates over the cost of all, in [0, 1].
     """
@@ -58,36 +58,35 @@ def check_lambda(lam: float | Tensor) -> None:
 def step_task_loss(logits: Tensor, y: Tensor, valid: Tensor | None, ignore_index: int = -1) -> Tensor:
     """Contribution of every step to the mean task loss: (…, B, T), zero where there is no label.
 
+    A batch without any label contributes nothing: chance may draw one from data with unlabelled stretches.
+
     Parameters
     ----------
     logits : Tensor
         (…, B, T, C).
     y : Tensor
-        (B, T) classes, ``ignore_index`` where unlabelled; or (B, T, C) of 0, 1 and ``ignore_index`` for several labels.
+        (B, T) classes, ``ignore_index`` where unlabelled; or (B, T, C) of 0, 1 and ``ignore_index`` for several labels. Whole
+        numbers of any type; padding may hold anything.
     valid : Tensor, optional
         (B, T) booleans, false for padding.
 
     Raises
     ------
     ValueError
-        Shapes do not fit, a class is out of range, or nothing in the batch is labelled.
+        Shapes do not fit, or a label is out of range or no whole number.
     """
-    shape, known = logits.shape[-3:], y != ignore_index
+    shape = logits.shape[-3:]
     if y.shape not in (shape, shape[:-1]):
         raise ValueError(f"y must have shape {tuple(shape[:-1])} or {tuple(shape)}, not {tuple(y.shape)}")
-    if valid is not None:
-        known = known & (valid if y.ndim == 2 else valid[..., None])
-    count = known.sum()
-    if not count:
-        raise ValueError("no step of the batch is labelled")
+    known = labelled(y, valid, ignore_index)
+    check_labels(y, known, shape[-1])
+    count = known.sum().clamp(min=1)
     if y.ndim == 3:
         target = torch.where(known, y, 0).to(logits)
         target = target.expand(logits.shape)
         each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return torch.where(known, each, 0).sum(-1) / count
     classes = torch.where(known, y, 0).long()
-    if int(classes.max()) >= shape[-1] or int(classes.min()) < 0:
-        raise ValueError(f"classes must lie from 0 to {shape[-1] - 1}")
     index = classes.expand(logits.shape[:-1]).unsqueeze(-1)
     each = logits.logsumexp(-1) - logits.gather(-1, index).squeeze(-1)
     return torch.where(known, each, 0) / count
@@ -144,7 +143,7 @@ def selection_loss(
     lam : float or Tensor
         λ ≥ 0 in nats; (M,) for M models.
     entropy_weight : float
-        η: 0 is the official objective; on a common scale with ``prior``, 1 is the evidence lower bound.
+        η ≥ 0: 0 is the official objective; on a common scale with ``prior``, 1 is the evidence lower bound.
     cost_norm : {"steady", "official"}
         See :func:`step_cost`.
     prior : {"bernoulli"}, optional
@@ -154,9 +153,11 @@ def selection_loss(
     Raises
     ------
     ValueError
-        λ is negative, shapes do not fit, or no step is labelled.
+        λ, η or a cost is negative or not finite, shapes do not fit, or a label is not one.
     """
     check_lambda(lam)
+    if not 0 <= entropy_weight < math.inf:
+        raise ValueError(f"entropy_weight must be finite and not negative, not {entropy_weight}")
     weight = torch.as_tensor(lam, dtype=rollout.logits.dtype, device=rollout.logits.device)
     task = step_task_loss(rollout.logits, y, rollout.valid, ignore_index).sum((-2, -1))
     cost = cost.to(rollout.logits)
@@ -195,7 +196,7 @@ def arm_loss(
     *,
     lam: float | Tensor,
     gamma: float = 0.0,
-    unbiased: bool = False,
+    unbiased: bool | None = None,
     cost: Tensor | None = None,
     lengths: Tensor | None = None,
     noise: Tensor | None = None,
@@ -221,8 +222,10 @@ def arm_loss(
         As for :func:`selection_loss`; ``cost`` is by default that of the model's groups.
     gamma : float
         Discount of later losses in the policy's return, in [0, 1]; 0 has the least variance.
+    unbiased : bool, optional
+        Whether to use the unbiased pair; by default as the model's relaxation says, but for ``published``.
     noise : Tensor, optional
-        (T, B, G) uniform noise, drawn from ``generator`` if left out.
+        (T, B, G) uniform noise in [0, 1], drawn from ``generator`` if left out.
     detach_policy_input : bool
         Keep the policy's gradient out of the recurrence (aligned estimator).
     published : bool
@@ -243,9 +246,14 @@ def arm_loss(
     template: SelectiveGRU = getattr(model, "template", model)
     if template.policy not in ("dynamic", "static"):
         raise ValueError(f"arm_loss trains dynamic and static policies, not {template.policy}")
+    if unbiased is None:
+        unbiased = template.relaxation == "arm-unbiased"
+    template.check_input(x, "sample", lengths)
     cost = (template.groups.cost if cost is None else cost).to(x)
+    shape = template.noise_shape(x)
     if noise is None:
-        noise = uniform_noise(x.shape[1], x.shape[0], len(cost), generator=generator, like=x)
+        noise = uniform_noise(*shape, generator=generator, like=x)
+    check_noise(noise, shape)
     pair = _Pair.run(model, x, y, cost, lam, lengths, noise, ignore_index)
     if published:
         return pair.published(model, torch.as_tensor(lam).to(x), kappa, cost_path)
@@ -277,9 +285,8 @@ class _Pair(NamedTuple):
         ignore_index: int,
     ) -> _Pair:
         template = getattr(model, "template", model)
-        twice = None if lengths is None else torch.cat([lengths, lengths])
         offset = torch.cat([logistic_noise(1 - noise), logistic_noise(noise)], 1)
-        rollout = model(torch.cat([x, x]), lengths=twice, gates="sample", offset=offset)
+        rollout = model(x, lengths=lengths, gates="sample", offset=offset)
         batch = len(x)
         parts = [
             torch.stack(part.split(batch, -3)) for part in (rollout.logits, rollout.gate_logits, rollout.gates, rollout.hidden)
