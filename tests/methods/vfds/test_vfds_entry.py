@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from atlas.harness.files import read_tensors, write_json
 from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
 from atlas.harness.study import Run, Study
+from atlas.methods.vfds import SelectiveGRU, Sweep, arm_loss
 from atlas.methods.vfds.baselines import bayes_filter, target_count, top
 from atlas.tasks.feature_acquisition.protocol import Protocol, Stream
 from atlas.tasks.feature_acquisition.streams import synthetic_sequences
@@ -44,6 +47,41 @@ def test_paper_protocol_is_the_official_one() -> None:
     assert run.settings["vfds"]["temperature"] == 0.05
     opportunity = Study.read("paper", ROOT).find(f"{TASK}/opportunity/vfds/seed0").protocol_model()
     assert (opportunity.layers, opportunity.hidden, opportunity.optimizer, opportunity.steps) == (2, 256, "adam", 5000)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "scale", "kappa", "cost_path"),
+    [("uci-har", 5.0, 1.0, True), ("opportunity", 1.0, "lambda", False), ("extrasensory", 5.0, 1.0, False)],
+)
+def test_published_arm_is_that_of_its_data_set(dataset: str, scale: float, kappa: Any, cost_path: bool) -> None:
+    study = Study.read("paper", ROOT)
+    run = study.find(f"{TASK}/{dataset}/vfds-arm-published/seed0")
+    settings = run.settings["vfds-arm-published"]
+    assert (settings["logit_scale"], settings["kappa"], settings["cost_path"]) == (scale, kappa, cost_path)
+    # rows of one data set differ in the estimator alone
+    for row in ("vfds-arm", "vfds-arm-unbiased"):
+        assert study.find(f"{TASK}/{dataset}/{row}/seed0").settings[row]["logit_scale"] == scale
+
+    learner = run.build()[0]
+    torch.manual_seed(0)
+    x, y, noise = torch.randn(3, 5, 4), torch.randint(2, (3, 5)), torch.rand(5, 3, 4)
+    cost, lam = torch.tensor([1.0, 3.0, 1.0, 1.0]), torch.tensor([0.1, 0.7])
+    sweep = Sweep([SelectiveGRU(4, 6, 2, relaxation="arm", logit_scale=scale) for _ in range(2)])
+    options = {"published": True, "kappa": kappa, "cost_path": cost_path}
+    losses = [
+        learner.estimate(sweep, x, y, cost, lam, noise),
+        arm_loss(sweep, x, y, lam=lam, cost=cost, noise=noise, **options),
+        arm_loss(sweep, x, y, lam=lam, cost=cost, noise=noise, **{**options, "cost_path": not cost_path}),
+    ]
+    row, same, other = ([*torch.autograd.grad(loss.total.sum(), list(sweep.parameters()))] for loss in losses)
+    assert all(torch.equal(*pair) for pair in zip(row, same, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(row, other, strict=True))
+
+
+@pytest.mark.parametrize("kappa", ["mu", -1.0, math.nan, math.inf, [1.0, 2.0]])
+def test_settings_refuse_a_weight_that_is_none(kappa: Any) -> None:
+    with pytest.raises(UserError, match=r"test\.kappa = .*: must be a finite number of at least 0, or lambda$"):
+        validate_settings(load().method(TASK, "vfds-arm-published").settings, {"kappa": kappa}, "test", "vfds-arm-published")
 
 
 @pytest.mark.parametrize(
