@@ -230,8 +230,8 @@ def arm_loss(
     detach_policy_input : bool
         Keep the policy's gradient out of the recurrence (aligned estimator).
     published : bool
-        The official estimator. Its code differs between data sets; UCI HAR: ``logit_scale=5`` in the model, ``kappa=1`` and
-        ``cost_path=True``, which are the defaults; ExtraSensory: the same, but ``cost_path=False``; Opportunity: ``logit_scale=1``,
+        The official estimator. Its code differs between data sets. UCI HAR: a model with ``logit_scale=5``, ``kappa=1`` and
+        ``cost_path=True``, the defaults here; ExtraSensory: the same, but ``cost_path=False``; Opportunity: ``logit_scale=1``,
         ``kappa="lambda"`` and ``cost_path=False``.
     kappa : float, Tensor or "lambda"
         κ ≥ 0: what an open gate weighs in the policy's difference, where a step's task loss weighs 1. A number for all gates, a
