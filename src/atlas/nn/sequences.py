@@ -102,8 +102,8 @@ def check_labels(y: Tensor, known: Tensor, classes: int) -> None:
     if bool(wrong.any()):
         place = first_place(wrong)
         raise ValueError(
-            f"{wanted}, and −1 where there is no label; y holds {int(wrong.sum())} other, the first is {y[place].item()} at "
-            f"{list(place)}"
+            f"{wanted}, with −1 (or ignore_index) where there is no label; y holds {int(wrong.sum())} other, "
+            f"the first is {y[place].item()} at {list(place)}"
         )
 
 

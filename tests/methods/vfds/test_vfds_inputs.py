@@ -163,6 +163,23 @@ def test_noise_lies_between_zero_and_one() -> None:
         arm_loss(make(relaxation="arm"), x, y, lam=0.5, noise=torch.rand(T, 2 * N, D))
 
 
+def test_offsets_and_empty_batches() -> None:
+    x, _ = data()
+    model = make()
+    for shape in ((T, N + 1, D), (T, N, D + 1), (T + 1, N, D), (T, N)):
+        with pytest.raises(ValueError, match=rf"offset must have shape \({T}, {N}, {D}\)"):
+            model(x, gates="sample", offset=torch.zeros(shape))
+    lengths = torch.arange(N) % T + 1
+    offset = torch.randn(T, 2 * N, D, generator=torch.Generator().manual_seed(2))
+    twice = model(x, lengths=lengths, gates="sample", offset=offset)
+    for copy, part in enumerate(offset.split(N, 1)):
+        once = model(x, lengths=lengths, gates="sample", offset=part)
+        assert torch.allclose(once.logits, twice.logits[copy * N : (copy + 1) * N], atol=1e-6)
+        assert torch.equal(once.gates, twice.gates[copy * N : (copy + 1) * N])
+    assert torch.equal(twice.lengths, lengths.repeat(2))
+    assert model(x[:0], gates="threshold").logits.shape == (0, T, C)
+
+
 def test_measures_refuse_gaps() -> None:
     gates = torch.ones(2, 4, 3)
     gates[1, 3, 0] = math.nan
@@ -230,6 +247,10 @@ def test_fit_refuses_data_that_does_not_belong_together() -> None:
     uneven: Any = [(x[0], y[0]), (x[1, :3], y[1, :3])]
     with pytest.raises(ValueError, match=r"lengths"):
         fit(make(), uneven, lam=0.5, steps=1)
+    triples: Any = [(x[0], y[0], torch.tensor(T))] * 3
+    for dataset in (triples, (x, y, torch.full((N,), T)), torch.utils.data.TensorDataset(x, y, torch.full((N,), T))):
+        with pytest.raises(ValueError, match=r"pairs \(x, y\); lengths"):
+            fit(make(), dataset, lam=0.5, steps=1)
     two: Any = [(x[0], y[0]), (x[1], y[1])]
     assert len(fit(make(), two, lam=0.5, steps=1)) == 1
 

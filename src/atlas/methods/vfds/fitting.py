@@ -169,6 +169,8 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     if isinstance(dataset, tuple | list) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) == 3:
         return torch.as_tensor(dataset[0]), torch.as_tensor(dataset[1])
     pairs = [dataset[index] for index in range(len(dataset))]
+    if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+        raise ValueError("a dataset must be made of pairs (x, y); lengths of padded sequences are an argument of their own")
     xs, ys = ([torch.as_tensor(pair[part]) for pair in pairs] for part in range(2))
     for name, found in (("x", xs), ("y", ys)):
         shapes = {tuple(one.shape) for one in found}

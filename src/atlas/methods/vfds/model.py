@@ -319,9 +319,10 @@ class SelectiveGRU(nn.Module):
     def _copies(self, offset: Tensor, x: Tensor) -> int:
         """How many trajectories of every sequence an offset asks for."""
         steps, batch, gates = self.noise_shape(x)
-        if offset.ndim != 3 or (offset.shape[0], offset.shape[2]) != (steps, gates) or offset.shape[1] % batch:
+        copies = max(1, offset.shape[1] // batch) if batch and offset.ndim == 3 else 1
+        if offset.shape != (steps, copies * batch, gates):
             raise ValueError(f"offset must have shape {(steps, batch, gates)} (steps, batch, gates), not {tuple(offset.shape)}")
-        return offset.shape[1] // batch
+        return copies
 
     def _refuse_gaps(self, x: Tensor, valid: Tensor | None, opened: Tensor, gating: Gating) -> None:
         """Refuse NaN and infinity in x (B, T, D) at valid steps (k · B, T, 1) where gates (T, [M,] k · B, G) read it."""
