@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from atlas.datasets import get_dataset
+from atlas.datasets.activity import BANK, write_recordings
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.files import read_tensors
 from atlas.harness.planning import merge, validate_settings
 from atlas.harness.study import Run, Study
 from atlas.tasks.feature_acquisition.learner import Learner, Prediction
@@ -24,9 +26,12 @@ from atlas.tasks.feature_acquisition.streams import (
     Layout,
     Recordings,
     Sequences,
+    Streams,
     consecutive,
     load_streams,
+    recorded,
     session,
+    sessions,
     synthetic_layout,
     synthetic_sequences,
 )
@@ -133,6 +138,90 @@ def test_consecutive_segments_count_every_label_once() -> None:
     assert len(found) == 4
     assert int((found.y >= 0).sum()) == 28
     assert found.y[2, :4].tolist() == [-1] * 4
+
+
+def recorded_streams(folder: Path, change: Any, several: bool = False) -> Streams:
+    """Three recordings of two features, one per split, after ``change(arrays)``; two classes, or two labels per step."""
+    draw = np.random.default_rng(0)
+    shape = (12, 2) if several else (12,)
+    parts = [(f"person {k}", draw.normal(size=(12, 2)).astype(np.float32), draw.integers(2, size=shape)) for k in range(3)]
+    change(parts)
+    splits = {"train": [0], "validation": [1], "test": [2]}
+    write_recordings(folder, parts, splits, classes=["still", "moving"], features=["a", "b"], several=several)
+    return recorded(folder, Stream(steps=6, long_steps=12), seed=0)
+
+
+def test_readings_that_are_not_finite_are_missing(tmp_path: Path) -> None:
+    """One infinite reading must not cost its feature; what is missing is the mean."""
+
+    def gap(value: float) -> Any:
+        def change(parts: list[Any]) -> None:
+            for _, x, _ in parts:
+                x[3, 0] = value
+
+        return change
+
+    found = [recorded_streams(tmp_path, gap(value)) for value in (np.nan, np.inf, -np.inf)]
+    for streams in found:
+        x, _ = streams.train.recordings[0]
+        assert x.isfinite().all()
+        assert float(x[3, 0]) == 0
+        assert float(x[:, 0].abs().min(dim=0).values) == 0
+        assert float(x[torch.arange(12) != 3, 0].std(correction=0)) == pytest.approx(1, abs=1e-5)
+        assert torch.equal(x, found[0].train.recordings[0][0])
+        assert torch.equal(streams.splits["test"].x, found[0].splits["test"].x)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, "label no step"),
+        (2, r"classes must lie from 0 to 1.*the first is 2 at "),
+        (-3, r"the first is -3 at "),
+        (0.5, r"the first is 0\.5 at "),
+        (np.nan, r"the first is nan at "),
+    ],
+)
+def test_streams_refuse_labels_that_say_nothing(tmp_path: Path, split: str, value: float, message: str) -> None:
+    def change(parts: list[Any]) -> None:
+        index = ["train", "validation", "test"].index(split)
+        name, x, y = parts[index]
+        y = y.astype(np.float64) if isinstance(value, float) else y
+        y[slice(None) if value == -1 else 4] = value
+        parts[index] = (name, x, y)
+
+    where = f"the {split} recordings" if value == -1 else f"recording person {['train', 'validation', 'test'].index(split)}: "
+    with pytest.raises(UserError, match=rf"^{where}.*{message}") as error:
+        recorded_streams(tmp_path, change)
+    assert "\n" not in str(error.value)
+
+
+def test_streams_of_several_labels(tmp_path: Path) -> None:
+    def unlabelled(parts: list[Any]) -> None:
+        parts[0][2][1:] = -1
+
+    assert int((recorded_streams(tmp_path, unlabelled, several=True).train.recordings[0][1] >= 0).sum()) == 2
+    with pytest.raises(UserError, match=r"^recording person 0: several labels must be 0 or 1.*the first is 3 at \[0, 2, 1\]"):
+        recorded_streams(tmp_path, lambda parts: parts[0][2].__setitem__((2, 1), 3), several=True)
+
+
+def test_labels_may_come_in_any_type(tmp_path: Path) -> None:
+    def floats(parts: list[Any]) -> None:
+        parts[:] = [(name, x, y.astype(np.float32)) for name, x, y in parts]
+
+    plain, found = recorded_streams(tmp_path, lambda parts: None), recorded_streams(tmp_path, floats)
+    assert torch.equal(plain.splits["test"].y, found.splits["test"].y)
+    assert found.splits["test"].y.dtype == torch.int64
+
+
+def test_features_of_composed_streams_must_be_finite(workspace: Path) -> None:
+    run = demo(workspace, "basic-motions/vfds")
+    arrays = read_tensors(run.data_folder / BANK)
+    arrays["test_bank"] = arrays["test_bank"].clone()
+    arrays["test_bank"][:, :, 3] = torch.nan
+    with pytest.raises(UserError, match=r"^bank\.safetensors: test_bank must hold no NaN or infinity.*the first at \[0, 0, 3\]"):
+        sessions(arrays, run.protocol_model().stream, seed=1)
 
 
 @pytest.mark.parametrize("kind", ["adam", "rmsprop"])

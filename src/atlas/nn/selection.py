@@ -10,10 +10,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from atlas.nn.sequences import check_complete, check_lengths, first_place, valid_steps
 
-def valid_steps(lengths: Tensor | None, steps: int) -> Tensor | None:
-    """(B, T) booleans of the steps before each length, or ``None`` without lengths."""
-    return None if lengths is None else torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+def check_cost(cost: Tensor) -> None:
+    """Refuse costs (G,) that are negative, not finite, or all zero.
+
+    Raises
+    ------
+    ValueError
+        They are.
+    """
+    wrong = ~(cost.isfinite() & (cost >= 0))
+    if bool(wrong.any()):
+        (place,) = first_place(wrong)
+        raise ValueError(f"costs must be finite and not negative; cost[{place}] is {cost[place].item()}")
+    if not bool((cost > 0).any()):
+        raise ValueError("all costs are zero; at least one must be positive")
 
 
 class Fractions(NamedTuple):
@@ -35,21 +48,25 @@ class Fractions(NamedTuple):
 
 
 def fractions(gates: Tensor, cost: Tensor | None = None, lengths: Tensor | None = None) -> Fractions:
-    """Count what gates (B, T, G) acquired, weighted by cost (G,), over valid steps.
+    """Count what gates (B, T, G) acquired, weighted by cost (G,), over valid steps. Gates may carry a gradient; counts do not.
 
     Raises
     ------
     ValueError
-        Shapes do not fit.
+        Shapes do not fit; a cost is negative or not finite, or all are zero; lengths (B,) are not from 1 to T; or a gate at a
+        valid step is not finite.
     """
     if gates.ndim != 3:
         raise ValueError(f"gates must have shape (batch, steps, gates), not {tuple(gates.shape)}")
-    weight = torch.ones(gates.shape[-1]) if cost is None else cost
+    weight = torch.ones(gates.shape[-1]) if cost is None else cost.detach()
     if weight.shape != gates.shape[-1:]:
         raise ValueError(f"there are {gates.shape[-1]} gates, but costs of shape {tuple(weight.shape)}")
-    spent = gates.double() @ (weight / weight.sum()).to(gates.device).double()  # (B, T)
+    check_cost(weight)
+    check_lengths(lengths, *gates.shape[:2])
     valid = valid_steps(lengths, gates.shape[1])
-    valid = torch.ones_like(spent, dtype=torch.bool) if valid is None else valid
+    valid = torch.ones(gates.shape[:2], dtype=torch.bool, device=gates.device) if valid is None else valid
+    check_complete("gates", gates, valid[..., None])
+    spent = gates.detach().double() @ (weight / weight.sum()).to(gates.device).double()  # (B, T)
     spent = torch.where(valid, spent, 0)
     later, count = spent[:, 1:].sum(), valid.sum()
     decided = valid[:, 1:].sum().clamp(min=1)
@@ -76,10 +93,11 @@ def activity_profile(gates: Tensor, labels: Tensor, n_classes: int, skip_first: 
     Raises
     ------
     ValueError
-        Shapes do not fit, or a class is out of range.
+        Shapes do not fit, a class is out of range, or a gate is not finite.
     """
     if gates.ndim != 3 or labels.shape[:2] != gates.shape[:2]:
         raise ValueError(f"gates {tuple(gates.shape)} and labels {tuple(labels.shape)} do not fit")
+    check_complete("gates", gates)
     if labels.ndim == 2:
         if int(labels.max()) >= n_classes:
             raise ValueError(f"labels go up to {int(labels.max())}, but there are {n_classes} classes")
@@ -98,7 +116,7 @@ def context_drift(profile: Tensor) -> float:
 
     ``profile``: (C, G) of :func:`activity_profile`; classes that do not occur are left out.
     """
-    seen = profile[~profile.isnan().any(-1)].double()
+    seen = profile.detach()[~profile.isnan().any(-1)].double()
     if not len(seen):
         return 0.0
     centred = seen - seen[:1]  # exactly zero, without rounding, where all classes agree

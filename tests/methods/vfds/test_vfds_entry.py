@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from atlas.datasets.activity import write_recordings
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors, write_json
 from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
 from atlas.harness.study import Run, Study
+from atlas.methods.vfds import SelectiveGRU, Sweep, arm_loss, baselines
 from atlas.methods.vfds.baselines import bayes_filter, target_count, top
 from atlas.tasks.feature_acquisition.protocol import Protocol, Stream
 from atlas.tasks.feature_acquisition.streams import synthetic_sequences
@@ -44,6 +50,41 @@ def test_paper_protocol_is_the_official_one() -> None:
     assert run.settings["vfds"]["temperature"] == 0.05
     opportunity = Study.read("paper", ROOT).find(f"{TASK}/opportunity/vfds/seed0").protocol_model()
     assert (opportunity.layers, opportunity.hidden, opportunity.optimizer, opportunity.steps) == (2, 256, "adam", 5000)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "scale", "kappa", "cost_path"),
+    [("uci-har", 5.0, 1.0, True), ("opportunity", 1.0, "lambda", False), ("extrasensory", 5.0, 1.0, False)],
+)
+def test_published_arm_is_that_of_its_data_set(dataset: str, scale: float, kappa: Any, cost_path: bool) -> None:
+    study = Study.read("paper", ROOT)
+    run = study.find(f"{TASK}/{dataset}/vfds-arm-published/seed0")
+    settings = run.settings["vfds-arm-published"]
+    assert (settings["logit_scale"], settings["kappa"], settings["cost_path"]) == (scale, kappa, cost_path)
+    # rows of one data set differ in the estimator alone
+    for row in ("vfds-arm", "vfds-arm-unbiased"):
+        assert study.find(f"{TASK}/{dataset}/{row}/seed0").settings[row]["logit_scale"] == scale
+
+    learner = run.build()[0]
+    torch.manual_seed(0)
+    x, y, noise = torch.randn(3, 5, 4), torch.randint(2, (3, 5)), torch.rand(5, 3, 4)
+    cost, lam = torch.tensor([1.0, 3.0, 1.0, 1.0]), torch.tensor([0.1, 0.7])
+    sweep = Sweep([SelectiveGRU(4, 6, 2, relaxation="arm", logit_scale=scale) for _ in range(2)])
+    options = {"published": True, "kappa": kappa, "cost_path": cost_path}
+    losses = [
+        learner.estimate(sweep, x, y, cost, lam, noise),
+        arm_loss(sweep, x, y, lam=lam, cost=cost, noise=noise, **options),
+        arm_loss(sweep, x, y, lam=lam, cost=cost, noise=noise, **{**options, "cost_path": not cost_path}),
+    ]
+    row, same, other = ([*torch.autograd.grad(loss.total.sum(), list(sweep.parameters()))] for loss in losses)
+    assert all(torch.equal(*pair) for pair in zip(row, same, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(row, other, strict=True))
+
+
+@pytest.mark.parametrize("kappa", ["mu", -1.0, math.nan, math.inf, [1.0, 2.0]])
+def test_settings_refuse_a_weight_that_is_none(kappa: Any) -> None:
+    with pytest.raises(UserError, match=r"test\.kappa = .*: must be a finite number of at least 0, or lambda$"):
+        validate_settings(load().method(TASK, "vfds-arm-published").settings, {"kappa": kappa}, "test", "vfds-arm-published")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +132,51 @@ def test_baselines_keep_to_the_cost_of_vfds(workspace: Path) -> None:
     assert metrics["context_drift"] == 0
     train_run(rows["random"], force=True)
     assert evaluate_run(rows["random"])["metrics"]["frac_steady"] == pytest.approx(0.31, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "row", ["vanilla", "vfds", "vfds-arm", "vfds-arm-unbiased", "vfds-arm-published", "static", "mi-top-k", "group-lasso"]
+)
+def test_rows_train_through_unlabelled_stretches(row: str, tmp_path: Path) -> None:
+    """Four steps of one training recording are labelled, so that most batches hold no label at all."""
+    run = shrink(Study.read("lab", ROOT).matching(TASK, "uci-har-subset", row)[0], tmp_path)
+    run.data_folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    recordings = [(f"person {k}", draw.normal(size=(30, 3)), np.full(30, -1)) for k in range(8)]
+    recordings = [(name, x.astype(np.float32), y) for name, x, y in recordings]
+    for index in (0, 6, 7):
+        recordings[index][2][10:14] = (0, 1, 0, 1)
+    splits = {"train": [0, 1, 2, 3, 4, 5], "validation": [6], "test": [7]}
+    write_recordings(run.data_folder, recordings, splits, classes=["still", "moving"], features=["a", "b", "c"])
+    (run.data_folder / "manifest.json").write_text('{"sha256": "made up"}')
+    for needed in (*run.needs.values(), run):
+        train_run(needed)
+    assert all(tensor.isfinite().all() for tensor in read_tensors(run.weights).values())
+    metrics = evaluate_run(run)["metrics"]
+    assert 0 <= metrics["accuracy"] <= 1
+    assert math.isfinite(metrics["nll"])
+
+
+def test_mutual_information_waits_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of a thousand steps are labelled, by feature 1; what stands beside the others says nothing."""
+    draw = torch.Generator().manual_seed(0)
+
+    def batch(size: int, step: int, phase: str) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = torch.randn(size, 250, 3, generator=draw), torch.full((size, 250), -1)
+        if step:
+            y[0, :2] = torch.tensor([step % 2, 1 - step % 2])
+            x[0, :2, 1] = 3.0 * y[0, :2]
+        return x, y
+
+    layout = SimpleNamespace(several=False, groups=torch.arange(3))
+    bench: Any = SimpleNamespace(
+        streams=SimpleNamespace(batch=batch, layout=layout), protocol=SimpleNamespace(batch_size=4), run=SimpleNamespace(seed=1)
+    )
+    monkeypatch.setattr(baselines, "target_count", lambda run, gates: 1)
+    values, labels = baselines.MutualInformation().labelled_steps(bench)
+    assert values.shape == (78, 3)
+    assert labels.unique().tolist() == [0, 1]
+    assert baselines.MutualInformation().choose(bench).tolist() == [False, True, False]
 
 
 def test_oracle_is_exact_on_the_synthetic_stream() -> None:

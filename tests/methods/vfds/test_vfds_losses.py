@@ -154,13 +154,27 @@ def test_aligned_arm_by_hand_and_detached() -> None:
     first = model(x, noise=noise, gates="sample")
     plain = selection_loss(first, y, cost=torch.ones(2), lam=0.4)
     assert float(loss.total.detach()) == pytest.approx(float(plain.total.detach()))
-    assert float(loss.cost_fraction) == pytest.approx(float(plain.cost_fraction))
+    assert float(loss.cost_fraction.detach()) == pytest.approx(float(plain.cost_fraction.detach()))
     detached, x, y = toy("arm")
     arm_loss(detached, x, y, lam=0.4, noise=noise, detach_policy_input=True).total.backward()
     assert torch.allclose(detached.selector.weight.grad, model.selector.weight.grad, atol=1e-12)
     expected = torch.autograd.grad(plain.total, model.weight_hh_l0)[0]
     assert torch.allclose(detached.weight_hh_l0.grad, expected, atol=1e-12)
     assert not torch.allclose(model.weight_hh_l0.grad, expected)
+
+
+@pytest.mark.parametrize(("relaxation", "expected"), [("arm", False), ("arm-unbiased", True)])
+def test_arm_loss_reads_its_estimator_from_the_model(relaxation: Any, expected: bool) -> None:
+    noise = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+
+    def gradient(**options: Any) -> Tensor:
+        model, x, y = toy(relaxation)
+        arm_loss(model, x, y, lam=0.4, noise=noise, **options).total.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    assert torch.equal(gradient(), gradient(unbiased=expected))
+    assert not torch.allclose(gradient(), gradient(unbiased=not expected))
+    assert torch.equal(gradient(published=True), gradient(published=True, unbiased=False))
 
 
 def test_static_arm_matches_its_formula() -> None:
@@ -245,7 +259,6 @@ def test_several_labels_and_missing_ones() -> None:
         ({"lam": math.nan}, "λ must be"),
         ({"cost": torch.ones(3)}, "costs of shape"),
         ({"cost_norm": "mean"}, "no cost norm"),
-        ({"y": torch.full((2, 5), -1)}, "no step of the batch is labelled"),
         ({"y": torch.full((2, 5), 3)}, "classes must lie"),
         ({"y": torch.zeros(2, 4, dtype=torch.long)}, "y must have shape"),
     ],
@@ -256,13 +269,22 @@ def test_losses_refuse(change: dict[str, Any], message: str) -> None:
         selection_loss(rollout_of(torch.ones(2, 5, 2)), options.pop("y"), **options)
 
 
+def test_a_batch_without_a_label_costs_what_its_gates_cost() -> None:
+    gates = torch.rand(2, 5, 2)
+    loss = selection_loss(rollout_of(gates), torch.full((2, 5), -1), cost=COST, lam=2.0)
+    assert float(loss.task) == 0
+    assert float(loss.total) == pytest.approx(2 * fractions(gates, COST).steady)
+    assert float(arm_loss(*toy()[:2], torch.full((2, 3), -1), lam=0.5).task.detach()) == 0
+
+
 def test_arm_loss_refuses() -> None:
     model, x, y = toy()
     for options, message in (
         ({"gamma": 1.1}, "γ"),
         ({"lam": -1.0}, "λ"),
         ({"unbiased": True, "published": True}, "choose one"),
-        ({"y": torch.full((2, 3), -1)}, "labelled"),
+        ({"y": torch.full((2, 3), 2)}, "classes must lie"),
+        ({"noise": torch.rand(3, 4, 2)}, r"noise must have shape \(3, 2, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             arm_loss(model, x, options.pop("y", y), **{"lam": 1.0, **options})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from atlas.methods.vfds import (
     averaged_prediction,
     context_drift,
     drift_null,
+    fractions,
     reaction,
     recovery_f1,
     sensor_on,
@@ -77,3 +80,22 @@ def test_sensors_and_unions() -> None:
     assert union.mean() > one.mean()
     with pytest.raises(ValueError):
         averaged_prediction(model, x, 0)
+
+
+def test_measures_take_gates_that_carry_a_gradient() -> None:
+    """Gates of training do: counting them must not warn, nor change the count."""
+    torch.manual_seed(0)
+    gates = SelectiveGRU(3, 4, 2)(torch.randn(2, 5, 3)).gates
+    assert gates.requires_grad
+    cost = torch.ones(3, requires_grad=True)
+    labels = torch.tensor([[0, 0, 1, 1, 0], [1, 0, 0, 1, 1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fractions(gates, cost) == fractions(gates.detach())
+        drift = context_drift(activity_profile(gates, labels, 2))
+        assert drift == context_drift(activity_profile(gates.detach(), labels, 2))
+        assert torch.equal(drift_null(gates, labels, 2, draws=3), drift_null(gates.detach(), labels, 2, draws=3))
+        truth = torch.eye(3)[:2]
+        assert recovery_f1(activity_profile(gates, labels, 2), truth) >= 0
+        sensor_on(gates, FeatureGroups.per_feature(3), torch.tensor([0, 0, 1]))
+        reaction(gates, labels, truth, 2)

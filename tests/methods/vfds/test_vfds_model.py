@@ -248,8 +248,11 @@ def test_padding_equals_truncation() -> None:
         whole = selection_loss(model(padded, lengths=lengths, noise=noise), y, cost=model.groups.cost, lam=1.0, cost_norm=norm)
         for name in ("total", "task", "cost_fraction"):
             assert float(getattr(cut, name)) == pytest.approx(float(getattr(whole, name)), abs=1e-6)
-    rollout = model(padded, lengths=torch.tensor([4, 7, 1]), noise=noise, gates="sample")
+    lengths = torch.tensor([4, 7, 1])
+    padded = torch.where(torch.arange(T)[:, None] < lengths[:, None, None], x, math.nan)
+    rollout = model(padded, lengths=lengths, noise=noise, gates="sample")
     assert rollout.gates[0, 4:].sum() == 0
+    assert rollout.logits.isfinite().all()
     with pytest.raises(ValueError, match="lengths"):
         model(x, lengths=torch.tensor([0, 1, 2]))
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MI_ROWS = 2000
 """Steps on which mutual information is estimated; the nearest-neighbour estimate costs n log n per feature."""
+MI_LOOKED = 20 * MI_ROWS
+"""Steps that are looked at for labelled ones before fewer than :data:`MI_ROWS` must do."""
 MI_NEIGHBOURS = 3
 
 
@@ -116,17 +118,25 @@ class MutualInformation(Masked):
         layout = bench.streams.layout
         if layout.several:
             raise UserError(f"{bench.run.cell}: mutual information needs one label per step, and this stream has several")
-        x, y = bench.streams.batch(bench.protocol.batch_size, 0, "mutual-information")
-        parts = [(x, y)]
-        while sum(one.numel() for _, one in parts) < MI_ROWS:
-            parts.append(bench.streams.batch(bench.protocol.batch_size, len(parts), "mutual-information"))
-        values = torch.cat([x.flatten(0, 1) for x, _ in parts])[:MI_ROWS].cpu().numpy()
-        labels = torch.cat([y.flatten() for _, y in parts])[:MI_ROWS].cpu().numpy()
-        known = labels >= 0
+        values, labels = self.labelled_steps(bench)
         state = derive_seed(bench.run.seed, "mutual-information") % 2**32
-        each = torch.from_numpy(mutual_info_classif(values[known], labels[known], n_neighbors=MI_NEIGHBOURS, random_state=state))
+        each = torch.from_numpy(
+            mutual_info_classif(values.numpy(), labels.numpy(), n_neighbors=MI_NEIGHBOURS, random_state=state)
+        )
         gates = largest(each, layout.groups)
         return top(gates, target_count(bench.run, len(gates)))
+
+    def labelled_steps(self, bench: Bench) -> tuple[Tensor, Tensor]:
+        """Features (n, D) and labels (n,) of training steps with a label: :data:`MI_ROWS`, or fewer where labels are rare."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        found = looked = 0
+        while found < MI_ROWS and (looked < MI_LOOKED or found <= MI_NEIGHBOURS):
+            x, y = bench.streams.batch(bench.protocol.batch_size, len(parts), "mutual-information")
+            known = y >= 0
+            parts.append((x[known].cpu(), y[known].cpu()))
+            found, looked = found + int(known.sum()), looked + y.numel()
+        values, labels = (torch.cat(one)[:MI_ROWS] for one in zip(*parts, strict=True))
+        return values, labels
 
 
 class GroupLasso(Masked):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import model_validator
+from pydantic import FiniteFloat, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from atlas.harness.registry import Amount, Metric, Settings, method, paper
 from atlas.harness.study import Run
@@ -26,11 +26,22 @@ Lambda = Annotated[float, Ge(0)]
 Relaxation = Literal["concrete", "st", "st-concrete", "arm", "arm-unbiased"]
 
 
+def _kappa(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """One line for both kinds of κ, where each would complain for itself."""
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("must be a finite number of at least 0, or lambda") from None
+
+
+Kappa = Annotated[Annotated[FiniteFloat, Ge(0)] | Literal["lambda"], WrapValidator(_kappa)]
+
+
 class SelectionSettings(Settings):
     """A sweep over λ with one gradient estimator; the row shows ``lam``.
 
     ``gamma`` discounts later losses in the return of ARM's policy. ``published`` is the official ARM gradient, in which ``kappa``
-    weighs every open gate (1 on UCI HAR and ExtraSensory). ``cost_norm: official`` divides by all steps, the first included.
+    weighs every open gate: a number, or ``lambda`` for λ. ``cost_norm: official`` divides by all steps, the first included.
     """
 
     lams: Annotated[tuple[Lambda, ...], MinLen(1)] = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -42,7 +53,7 @@ class SelectionSettings(Settings):
     entropy_weight: Annotated[float, Ge(0)] = 0.0
     cost_norm: Literal["steady", "official"] = "steady"
     published: bool = False
-    kappa: Annotated[float, Ge(0)] = 1.0
+    kappa: Kappa = 1.0
 
     @model_validator(mode="after")
     def _consistent(self) -> SelectionSettings:
@@ -51,6 +62,10 @@ class SelectionSettings(Settings):
         if self.published and self.relaxation != "arm":
             raise ValueError(f"published is a form of arm, not of {self.relaxation}")
         return self
+
+    def arm_options(self) -> dict[str, Any]:
+        """Options of :func:`.losses.arm_loss`."""
+        return {"gamma": self.gamma, "published": self.published, "kappa": self.kappa}
 
 
 class StraightThroughSettings(SelectionSettings):
@@ -73,9 +88,18 @@ class UnbiasedSettings(ArmSettings):
 
 
 class PublishedSettings(ArmSettings):
-    """ARM with the gradient of the official code."""
+    """ARM with the gradient of the official code, as it is on UCI HAR.
+
+    On ExtraSensory ``cost_path``, the cost's gradient through σ(α) into the recurrence, is false; on Opportunity too, and there
+    ``kappa`` is ``lambda`` and ``logit_scale`` 1.
+    """
 
     published: bool = True
+    cost_path: bool = True
+
+    def arm_options(self) -> dict[str, Any]:
+        """Options of :func:`.losses.arm_loss`."""
+        return {**super().arm_options(), "cost_path": self.cost_path}
 
 
 class AttentionSettings(Settings):

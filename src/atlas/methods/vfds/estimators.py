@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from atlas.nn.sequences import first_place
+
 EPSILON = 1e-20
 """Keeps the logistic noise finite at u = 0 and u = 1: ∓46.05."""
 
@@ -27,6 +29,21 @@ def check_temperature(temperature: float) -> None:
     """
     if not temperature > 0 or not math.isfinite(temperature):
         raise ValueError(f"the temperature must be positive and finite, not {temperature}")
+
+
+def check_noise(noise: Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuse uniform noise that does not have the shape (steps, batch, gates), or leaves [0, 1].
+
+    Raises
+    ------
+    ValueError
+        It does.
+    """
+    if noise.shape != shape:
+        raise ValueError(f"noise must have shape {shape} (steps, batch, gates), not {tuple(noise.shape)}")
+    wrong = ~((noise >= 0) & (noise <= 1))
+    if bool(wrong.any()):
+        raise ValueError(f"noise must lie in [0, 1]; {int(wrong.sum())} do not, the first at {list(first_place(wrong))}")
 
 
 def logistic_noise(u: Tensor) -> Tensor:

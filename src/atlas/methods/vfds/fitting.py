@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.vfds.losses import Loss, arm_loss, check_lambda, lambda_at, selection_loss
-from atlas.methods.vfds.model import SelectiveGRU
+from atlas.methods.vfds.model import FILL, SelectiveGRU
+from atlas.nn.sequences import check_complete, check_labels, labelled, valid_steps
 
 LEARNING_RATE = 3e-3
 LOGIT_LEARNING_RATE = 0.05
@@ -34,16 +36,16 @@ def training_loss(
     y: Tensor,
     *,
     lam: float | Tensor,
+    cost: Tensor | None = None,
     lengths: Tensor | None = None,
     noise: Tensor | None = None,
     **options: Any,
 ) -> Loss:
     """Loss of the model's own kind: of the relaxation, or of a pair of trajectories for ARM; ``options`` are theirs."""
+    cost = (model.groups.cost if cost is None else cost).to(x)
     if model.arm:
-        unbiased = model.relaxation == "arm-unbiased"
-        return arm_loss(model, x, y, lam=lam, unbiased=unbiased, lengths=lengths, noise=noise, **options)
+        return arm_loss(model, x, y, lam=lam, cost=cost, lengths=lengths, noise=noise, **options)
     rollout = model(x, lengths=lengths, noise=noise, gates="relaxed")
-    cost = model.groups.cost.to(x)
     if model.policy not in ("dynamic", "static"):
         lam = 0.0  # nothing to learn about cost: the gates are given, or (attention) the paper's code asks nothing for them
     return selection_loss(rollout, y, cost=cost, lam=lam, **options)
@@ -60,6 +62,8 @@ def fit(
     seed: int = 0,
     batch_size: int = 32,
     clip_norm: float | None = 1.0,
+    lengths: Tensor | None = None,
+    ignore_index: int = -1,
     **options: Any,
 ) -> list[dict[str, float]]:
     """Train a model in place.
@@ -67,7 +71,8 @@ def fit(
     Parameters
     ----------
     dataset : pair of Tensor, or Dataset
-        x (N, T, D) and y (N, T[, C]); or a dataset of such pairs of one length.
+        x (N, T, D) and y (N, T[, C]); or a dataset of such pairs of one length. Every value that may be read must be finite.
+        Stretches and whole sequences may be unlabelled: a batch of such alone adds nothing to the task's part of the loss.
     lam : float
         λ, in nats; 0 asks nothing for acquisition.
     steps : int
@@ -80,6 +85,10 @@ def fit(
         Of the order of the data and, apart from it, of the gates' noise.
     clip_norm : float, optional
         Largest norm of the gradient: a relaxed gate's slope reaches 1 / 4τ.
+    lengths : LongTensor, optional
+        (N,) valid steps of padded sequences, from 1 to T; they go with their sequences into every batch.
+    ignore_index : int
+        Label of unlabelled steps.
     options
         Of :func:`.losses.selection_loss` or :func:`.losses.arm_loss`.
 
@@ -91,12 +100,20 @@ def fit(
     Raises
     ------
     ValueError
-        λ is negative, ``steps`` or ``batch_size`` is less than 1, or ``warmup`` is outside [0, 1].
+        λ is negative, ``steps`` or ``batch_size`` is less than 1, ``warmup`` is outside [0, 1], or ``clip_norm`` is not positive;
+        x holds NaN or infinity where it may be read; a label is out of range or no whole number; nothing is labelled; or the
+        shapes of x, y and lengths do not fit.
+    FloatingPointError
+        The loss or its gradient is no longer finite: the learning rate is too large.
     """
     check_lambda(lam)
     if steps < 1 or batch_size < 1 or not 0 <= warmup <= 1:
         raise ValueError(f"steps {steps} and batch_size {batch_size} must be positive, warmup {warmup} in [0, 1]")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive, not {clip_norm}")
     x, y = _tensors(dataset)
+    lengths = None if lengths is None else torch.as_tensor(lengths, device=x.device)
+    check_data(model, x, y, lengths, ignore_index)
     groups = parameter_groups(model)
     optimiser = torch.optim.Adam(groups) if optimizer is None else optimizer(groups)
     order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 2**32)
@@ -104,21 +121,64 @@ def fit(
     for step in range(steps):
         chosen = torch.randint(len(x), (min(batch_size, len(x)),), generator=order).to(x.device)
         drawn = torch.rand(x.shape[1], len(chosen), model.groups.n_groups, generator=noise).clamp(1e-6, 1 - 1e-6)
-        loss = training_loss(model, x[chosen], y[chosen], lam=lambda_at(step, steps, lam, warmup), noise=drawn.to(x), **options)
+        loss = training_loss(
+            model,
+            x[chosen],
+            y[chosen],
+            lam=lambda_at(step, steps, lam, warmup),
+            lengths=None if lengths is None else lengths[chosen],
+            noise=drawn.to(x),
+            ignore_index=ignore_index,
+            **options,
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.total.backward()
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if clip_norm is None else clip_norm)
+        if not bool(torch.isfinite(loss.total.detach()) & torch.isfinite(norm)):
+            found = f"the loss is {float(loss.total.detach())} and its gradient's norm {float(norm)}"
+            raise FloatingPointError(f"{found} at step {step + 1}; a smaller learning rate may help")
         optimiser.step()
         curve.append({name: float(value.detach()) for name, value in loss._asdict().items()})
     return curve
 
 
+def check_data(model: SelectiveGRU, x: Tensor, y: Tensor, lengths: Tensor | None, ignore_index: int) -> None:
+    """Refuse data (N, T, D) that a model cannot learn from, before any of it is spent.
+
+    Raises
+    ------
+    ValueError
+        As :func:`fit` says.
+    """
+    if not len(x):
+        raise ValueError("x holds no sequence")
+    model.check_input(x, "sample", lengths)
+    if y.shape[:2] != x.shape[:2] or y.shape[2:] not in ((), (model.n_outputs,)):
+        wanted = f"{tuple(x.shape[:2])} or {(*x.shape[:2], model.n_outputs)}"
+        raise ValueError(f"y must have shape {wanted}, not {tuple(y.shape)}")
+    valid = valid_steps(lengths, x.shape[1])
+    read = model.readable(x.shape[1]).to(x.device)
+    check_complete("x", x, read if valid is None else read & valid[..., None], remedy=FILL)
+    known = labelled(y, valid, ignore_index)
+    check_labels(y, known, model.n_outputs)
+    if not bool(known.any()):
+        raise ValueError(f"y labels no step: every entry is {ignore_index}" + (" or padding" if lengths is not None else ""))
+
+
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(dataset, tuple | list) and len(dataset) == 2 and dataset[0].ndim == 3:
-        return dataset[0], dataset[1]
+    if isinstance(dataset, tuple | list) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) == 3:
+        return torch.as_tensor(dataset[0]), torch.as_tensor(dataset[1])
     pairs = [dataset[index] for index in range(len(dataset))]
-    return torch.stack([torch.as_tensor(x) for x, _ in pairs]), torch.stack([torch.as_tensor(y) for _, y in pairs])
+    if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+        raise ValueError("a dataset must be made of pairs (x, y); lengths of padded sequences are an argument of their own")
+    xs, ys = ([torch.as_tensor(pair[part]) for pair in pairs] for part in range(2))
+    for name, found in (("x", xs), ("y", ys)):
+        shapes = {tuple(one.shape) for one in found}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the dataset's {name} have different shapes {sorted(shapes)}: pad the sequences and give their lengths"
+            )
+    return torch.stack(xs), torch.stack(ys)
 
 
 @dataclass(frozen=True)
@@ -183,10 +243,15 @@ def pareto(model_fn: Callable[[float, int], tuple[float, float]], lams: Sequence
     Raises
     ------
     ValueError
-        There is no λ or no seed, or a λ is negative.
+        There is no λ or no seed, a λ is negative, or a result is not finite.
     """
     if not lams or not seeds:
         raise ValueError("a front needs at least one λ and one seed")
     for lam in lams:
         check_lambda(lam)
-    return Front(tuple(Point(lam, seed, *model_fn(lam, seed)) for lam in lams for seed in seeds))
+    points = [Point(lam, seed, *model_fn(lam, seed)) for lam in lams for seed in seeds]
+    for point in points:
+        if not (math.isfinite(point.fraction) and math.isfinite(point.accuracy)):
+            found = f"cost fraction {point.fraction} and accuracy {point.accuracy}"
+            raise ValueError(f"the model of λ = {point.lam} and seed {point.seed} has {found}; both must be finite")
+    return Front(tuple(points))

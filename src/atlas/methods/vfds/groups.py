@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from atlas.nn.selection import check_cost
+
 
 class FeatureGroups:
     """Features that one gate acquires together (a sensor, a channel), and the cost of each gate.
@@ -68,17 +70,3 @@ class FeatureGroups:
     def expand(self, gates: Tensor) -> Tensor:
         """Gates (…, G) to features (…, D)."""
         return gates if self.trivial else gates[..., self.groups.to(gates.device)]
-
-
-def check_cost(cost: Tensor) -> None:
-    """Refuse costs that are negative, not finite, or all zero.
-
-    Raises
-    ------
-    ValueError
-        They are.
-    """
-    if not bool(torch.isfinite(cost).all()) or bool((cost < 0).any()):
-        raise ValueError("costs must be finite and not negative")
-    if not bool((cost > 0).any()):
-        raise ValueError("all costs are zero; at least one must be positive")

@@ -132,20 +132,7 @@ class Selecting(SweepLearner):
             rollout = sweep(x, noise=noise)
             norm, weight = settings.cost_norm, settings.entropy_weight
             return Losses(*selection_loss(rollout, y, cost=cost, lam=lam, cost_norm=norm, entropy_weight=weight))
-        unbiased = settings.relaxation == "arm-unbiased"
-        loss = arm_loss(
-            sweep,
-            x,
-            y,
-            lam=lam,
-            gamma=settings.gamma,
-            unbiased=unbiased,
-            cost=cost,
-            noise=noise,
-            published=settings.published,
-            kappa=settings.kappa,
-        )
-        return Losses(*loss)
+        return Losses(*arm_loss(sweep, x, y, lam=lam, cost=cost, noise=noise, **settings.arm_options()))
 
     def extra(self, evaluation: Evaluation) -> dict[str, float]:
         """VFDS at its own cost: what static selection is compared with."""

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from atlas.methods.vfds.estimators import bernoulli_entropy, bernoulli_kl, logistic_noise, uniform_noise
-from atlas.methods.vfds.groups import check_cost
+from atlas.methods.vfds.estimators import bernoulli_entropy, bernoulli_kl, check_noise, logistic_noise, uniform_noise
 from atlas.methods.vfds.model import Rollout
-from atlas.nn.selection import valid_steps
+from atlas.nn.selection import check_cost
+from atlas.nn.sequences import check_labels, first_place, labelled, valid_steps
 
 if TYPE_CHECKING:
     from atlas.methods.vfds.model import SelectiveGRU
 
 CostNorm = Literal["steady", "official"]
+Kappa = float | Tensor | Literal["lambda"]
 
 
 class Loss(NamedTuple):
@@ -32,7 +33,7 @@ class Loss(NamedTuple):
     total : Tensor
         What to differentiate.
     task : Tensor
-        Mean cross-entropy (binary cross-entropy for several labels) over labelled steps, in nats.
+        Mean cross-entropy (binary cross-entropy for several labels) over labelled steps, in nats; 0 if there is none.
     cost_fraction : Tensor
         Cost of the acquired gates over the cost of all, in [0, 1].
     """
@@ -58,36 +59,35 @@ def check_lambda(lam: float | Tensor) -> None:
 def step_task_loss(logits: Tensor, y: Tensor, valid: Tensor | None, ignore_index: int = -1) -> Tensor:
     """Contribution of every step to the mean task loss: (…, B, T), zero where there is no label.
 
+    A batch without any label contributes nothing: chance may draw one from data with unlabelled stretches.
+
     Parameters
     ----------
     logits : Tensor
         (…, B, T, C).
     y : Tensor
-        (B, T) classes, ``ignore_index`` where unlabelled; or (B, T, C) of 0, 1 and ``ignore_index`` for several labels.
+        (B, T) classes, ``ignore_index`` where unlabelled; or (B, T, C) of 0, 1 and ``ignore_index`` for several labels. Whole
+        numbers of any type; padding may hold anything.
     valid : Tensor, optional
         (B, T) booleans, false for padding.
 
     Raises
     ------
     ValueError
-        Shapes do not fit, a class is out of range, or nothing in the batch is labelled.
+        Shapes do not fit, or a label is out of range or no whole number.
     """
-    shape, known = logits.shape[-3:], y != ignore_index
+    shape = logits.shape[-3:]
     if y.shape not in (shape, shape[:-1]):
         raise ValueError(f"y must have shape {tuple(shape[:-1])} or {tuple(shape)}, not {tuple(y.shape)}")
-    if valid is not None:
-        known = known & (valid if y.ndim == 2 else valid[..., None])
-    count = known.sum()
-    if not count:
-        raise ValueError("no step of the batch is labelled")
+    known = labelled(y, valid, ignore_index)
+    check_labels(y, known, shape[-1])
+    count = known.sum().clamp(min=1)
     if y.ndim == 3:
         target = torch.where(known, y, 0).to(logits)
         target = target.expand(logits.shape)
         each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return torch.where(known, each, 0).sum(-1) / count
     classes = torch.where(known, y, 0).long()
-    if int(classes.max()) >= shape[-1] or int(classes.min()) < 0:
-        raise ValueError(f"classes must lie from 0 to {shape[-1] - 1}")
     index = classes.expand(logits.shape[:-1]).unsqueeze(-1)
     each = logits.logsumexp(-1) - logits.gather(-1, index).squeeze(-1)
     return torch.where(known, each, 0) / count
@@ -144,7 +144,7 @@ def selection_loss(
     lam : float or Tensor
         λ ≥ 0 in nats; (M,) for M models.
     entropy_weight : float
-        η: 0 is the official objective; on a common scale with ``prior``, 1 is the evidence lower bound.
+        η ≥ 0: 0 is the official objective; on a common scale with ``prior``, 1 is the evidence lower bound.
     cost_norm : {"steady", "official"}
         See :func:`step_cost`.
     prior : {"bernoulli"}, optional
@@ -154,9 +154,11 @@ def selection_loss(
     Raises
     ------
     ValueError
-        λ is negative, shapes do not fit, or no step is labelled.
+        λ, η or a cost is negative or not finite, shapes do not fit, or a label is not one.
     """
     check_lambda(lam)
+    if not 0 <= entropy_weight < math.inf:
+        raise ValueError(f"entropy_weight must be finite and not negative, not {entropy_weight}")
     weight = torch.as_tensor(lam, dtype=rollout.logits.dtype, device=rollout.logits.device)
     task = step_task_loss(rollout.logits, y, rollout.valid, ignore_index).sum((-2, -1))
     cost = cost.to(rollout.logits)
@@ -195,14 +197,14 @@ def arm_loss(
     *,
     lam: float | Tensor,
     gamma: float = 0.0,
-    unbiased: bool = False,
+    unbiased: bool | None = None,
     cost: Tensor | None = None,
     lengths: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     detach_policy_input: bool = False,
     published: bool = False,
-    kappa: float = 1.0,
+    kappa: Kappa = 1.0,
     cost_path: bool = True,
     ignore_index: int = -1,
 ) -> Loss:
@@ -221,19 +223,29 @@ def arm_loss(
         As for :func:`selection_loss`; ``cost`` is by default that of the model's groups.
     gamma : float
         Discount of later losses in the policy's return, in [0, 1]; 0 has the least variance.
+    unbiased : bool, optional
+        Whether to use the unbiased pair; by default as the model's relaxation says, but for ``published``.
     noise : Tensor, optional
-        (T, B, G) uniform noise, drawn from ``generator`` if left out.
+        (T, B, G) uniform noise in [0, 1], drawn from ``generator`` if left out.
     detach_policy_input : bool
         Keep the policy's gradient out of the recurrence (aligned estimator).
     published : bool
-        The official estimator; ``kappa`` weighs a gate inside the policy's difference (official: 1 on UCI HAR and ExtraSensory,
-        λ on Opportunity), and ``cost_path`` lets the cost's gradient through σ(α) into the recurrence (UCI HAR).
+        The official estimator. Its code differs between data sets. UCI HAR: a model with ``logit_scale=5``, ``kappa=1`` and
+        ``cost_path=True``, the defaults here; ExtraSensory: the same, but ``cost_path=False``; Opportunity: ``logit_scale=1``,
+        ``kappa="lambda"`` and ``cost_path=False``.
+    kappa : float, Tensor or "lambda"
+        κ ≥ 0: what an open gate weighs in the policy's difference, where a step's task loss weighs 1. A number for all gates, a
+        tensor (G,) with a number for each, or λ. It is multiplied by the gate's cost over the mean cost of all gates, which is 1
+        in the official code, where all gates cost the same.
+    cost_path : bool
+        Whether the cost's gradient goes through σ(α), weighted by cost, into the recurrence.
 
     Raises
     ------
     ValueError
-        γ is outside [0, 1], λ is negative, both ``unbiased`` and ``published`` are asked for, the policy is neither dynamic nor
-        static, or shapes do not fit.
+        γ is outside [0, 1]; λ, κ or a cost is negative or not finite; κ is neither one number nor one per gate; both
+        ``unbiased`` and ``published`` are asked for; the policy is neither dynamic nor static; or x, y, lengths or noise are
+        what :meth:`.model.SelectiveGRU.forward` and :func:`selection_loss` refuse.
     """
     check_lambda(lam)
     if not 0 <= gamma <= 1:
@@ -243,13 +255,60 @@ def arm_loss(
     template: SelectiveGRU = getattr(model, "template", model)
     if template.policy not in ("dynamic", "static"):
         raise ValueError(f"arm_loss trains dynamic and static policies, not {template.policy}")
+    if unbiased is None:
+        unbiased = template.relaxation == "arm-unbiased"
+    template.check_input(x, "sample", lengths)
     cost = (template.groups.cost if cost is None else cost).to(x)
+    shape = template.noise_shape(x)
     if noise is None:
-        noise = uniform_noise(x.shape[1], x.shape[0], len(cost), generator=generator, like=x)
+        noise = uniform_noise(*shape, generator=generator, like=x)
+    check_noise(noise, shape)
+    weight = torch.as_tensor(lam).to(x)
+    price = gate_price(kappa, weight, cost)
     pair = _Pair.run(model, x, y, cost, lam, lengths, noise, ignore_index)
     if published:
-        return pair.published(model, torch.as_tensor(lam).to(x), kappa, cost_path)
+        return pair.published(model, weight, price, cost_path)
     return pair.unbiased(gamma) if unbiased else pair.aligned(gamma, model if detach_policy_input else None)
+
+
+def gate_price(kappa: Kappa, lam: Tensor, cost: Tensor) -> Tensor:
+    """What an open gate weighs in the published estimator's difference: κ times its cost over the mean cost.
+
+    Parameters
+    ----------
+    kappa : float, Tensor or "lambda"
+        One number, or (G,) with one per gate, or λ.
+    lam : Tensor
+        λ, or (M,) for M models.
+    cost : Tensor
+        (G,) cost of every gate, in any unit.
+
+    Returns
+    -------
+    Tensor
+        (G,), or (M, 1, 1, G).
+
+    Raises
+    ------
+    ValueError
+        κ has another shape or is another word, or holds something negative or not finite.
+    """
+    gates = len(cost)
+    wanted = f'kappa must be one number, one per gate ({gates},), or "lambda"'
+    relative = cost * gates / cost.sum()
+    if isinstance(kappa, str):
+        if kappa != "lambda":
+            raise ValueError(f"{wanted}; not {kappa!r}")
+        return lam[..., None, None, None] * relative
+    found = torch.as_tensor(kappa).to(cost)
+    if found.shape not in ((), (gates,)):
+        raise ValueError(f"{wanted}; not of shape {tuple(found.shape)}")
+    wrong = ~(found.isfinite() & (found >= 0))
+    if bool(wrong.any()):
+        place = first_place(wrong)
+        where = f" at {list(place)}" if place else ""
+        raise ValueError(f"kappa must be finite and not negative, not {found[place].item()}{where}")
+    return found * relative
 
 
 class _Pair(NamedTuple):
@@ -262,7 +321,8 @@ class _Pair(NamedTuple):
     gates: Tensor  # (2, …, B, T, G)
     hidden: Tensor  # (2, …, B, T, H)
     noise: Tensor  # (B, T, G), ½ where the policy decides nothing
-    decided: Tensor  # (B, T) steps that the policy decides
+    cost: Tensor  # (G,)
+    lengths: Tensor | None  # (B,)
 
     @classmethod
     def run(
@@ -277,9 +337,8 @@ class _Pair(NamedTuple):
         ignore_index: int,
     ) -> _Pair:
         template = getattr(model, "template", model)
-        twice = None if lengths is None else torch.cat([lengths, lengths])
         offset = torch.cat([logistic_noise(1 - noise), logistic_noise(noise)], 1)
-        rollout = model(torch.cat([x, x]), lengths=twice, gates="sample", offset=offset)
+        rollout = model(x, lengths=lengths, gates="sample", offset=offset)
         batch = len(x)
         parts = [
             torch.stack(part.split(batch, -3)) for part in (rollout.logits, rollout.gate_logits, rollout.gates, rollout.hidden)
@@ -293,7 +352,8 @@ class _Pair(NamedTuple):
         if template.first is not None:
             decided[:, 0] = False
         centred = torch.where(decided[..., None], noise.transpose(0, 1), 0.5)
-        return cls(task, spent, task + weight[..., None, None] * spent, logits, gates, hidden, centred, decided)
+        each = task + weight[..., None, None] * spent
+        return cls(task, spent, each, logits, gates, hidden, centred, cost, lengths)
 
     def loss(self, total: Tensor, policy: Tensor) -> Loss:
         """The total with the policy's gradient, whose value is left out; of the first trajectory."""
@@ -317,21 +377,27 @@ class _Pair(NamedTuple):
         policy = (returns[..., None] * sign * (1 - 2 * self.noise) * self.logits).sum((-3, -2, -1))
         return self.loss(self.each.sum((-2, -1)).mean(0), 0.5 * policy.sum(0))
 
-    def published(self, model: Any, lam: Tensor, kappa: float, cost_path: bool) -> Loss:
-        """Official code: sums over the batch, immediate losses, cost per gate, and logits of the state after the step."""
-        each = self.task * (self.task.shape[-1] * self.task.shape[-2]) + kappa * self.gates.sum(-1)
+    def published(self, model: Any, lam: Tensor, price: Tensor, cost_path: bool) -> Loss:
+        """Official code: sums over the batch, immediate losses, ``price`` per open gate, and logits of the state after the step.
+
+        A labelled step's loss weighs steps / labels, so that batches with few labels pull as hard. Padding is no step.
+        """
+        batch, steps = self.task.shape[-2:]
+        count = batch * steps if self.lengths is None else self.lengths.sum()
+        each = self.task * count + (self.gates * price).sum(-1)
         difference = (each[1] - each[0]).detach()[..., None] * (self.noise - 0.5)
         policy = (difference * self._logits(model, shift=False)).sum((-3, -2, -1))
-        steps = self.gates.shape[-2]
-        factor = (steps - 1) / steps if steps > 1 else 1.0  # the official norm counts the first step
-        fraction = self.spent[0].sum((-2, -1)) * factor
+        fraction = self._fraction(self.gates[0])
         if cost_path and not self._static(model):
-            soft = torch.sigmoid(self._logits(model, shift=True, frozen=True))
-            soft = torch.where(self.decided[..., None], soft, 0).mean((-3, -2, -1))
+            soft = self._fraction(torch.sigmoid(self._logits(model, shift=True, frozen=True)))
             fraction = fraction.detach() + (soft - soft.detach())
         task = self.task[0].sum((-2, -1))
         total = task + lam * fraction + policy - policy.detach()
         return Loss(total, task, fraction)
+
+    def _fraction(self, gates: Tensor) -> Tensor:
+        """Cost fraction as the official code counts it, which divides by all steps, the first included."""
+        return step_cost(gates, self.cost, self.lengths, "official").sum((-2, -1))
 
     @staticmethod
     def _static(model: Any) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.vfds.estimators import check_temperature, logistic_noise, uniform_noise
+from atlas.methods.vfds.estimators import check_noise, check_temperature, logistic_noise, uniform_noise
 from atlas.methods.vfds.groups import FeatureGroups
 from atlas.methods.vfds.recurrence import gated_rollout, ungated_rollout
-from atlas.methods.vfds.rollout import Gating, Layer, admit, gate, plain_rollout, project
-from atlas.nn.selection import valid_steps
+from atlas.methods.vfds.rollout import Gating, Layer, admit, gate, plain_rollout, project, spread
+from atlas.nn.sequences import check_complete, check_lengths, first_place, valid_steps
 
 if TYPE_CHECKING:
     from atlas.methods.vfds.streaming import StreamingPolicy
@@ -23,6 +23,8 @@ Mode = Literal["relaxed", "sample", "threshold"]
 RELAXATIONS = ("concrete", "st", "st-concrete", "arm", "arm-unbiased")
 MODES = ("relaxed", "sample", "threshold")
 POLICIES = ("dynamic", "static", "attention", "none")
+FILL = ": fill gaps with the mean, which is 0 in standardised data"
+"""What to do about missing values that are read."""
 STATIC_STD = 0.1
 """Standard deviation of the initial logits of the static policy (official code: variance 0.1² of a normal)."""
 
@@ -72,6 +74,23 @@ class Rollout:
     def valid(self) -> Tensor | None:
         """(B, T) booleans: steps that are not padding; ``None`` if all are valid."""
         return valid_steps(self.lengths, self.gates.shape[1])
+
+
+def as_mask(name: str, mask: Tensor, count: int) -> Tensor:
+    """Booleans (G,) of a mask of booleans or zeros and ones.
+
+    Raises
+    ------
+    ValueError
+        It has another shape, or holds something else.
+    """
+    if mask.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), not {tuple(mask.shape)}")
+    wrong = (mask != 0) & (mask != 1)
+    if bool(wrong.any()):
+        place = first_place(wrong)
+        raise ValueError(f"{name} must hold booleans, or 0 and 1, not {mask[place].item()} at {list(place)}")
+    return mask.bool()
 
 
 class SelectiveGRU(nn.Module):
@@ -161,10 +180,7 @@ class SelectiveGRU(nn.Module):
         count = self.groups.n_groups
         self.policy = policy
         if isinstance(policy, FixedMask):
-            mask = torch.as_tensor(policy.mask)
-            if mask.shape != (count,):
-                raise ValueError(f"the mask of a fixed policy must have shape ({count},), not {tuple(mask.shape)}")
-            self.register_buffer("mask", mask.bool())
+            self.register_buffer("mask", as_mask("the mask of a fixed policy", torch.as_tensor(policy.mask), count))
         elif isinstance(policy, Random):
             if not 0 <= policy.probability <= 1:
                 raise ValueError(f"a probability must lie in [0, 1], not {policy.probability}")
@@ -179,9 +195,7 @@ class SelectiveGRU(nn.Module):
         count = self.groups.n_groups
         first: Tensor | None
         if isinstance(first_step, Tensor):
-            if first_step.shape != (count,):
-                raise ValueError(f"first_step must have shape ({count},), not {tuple(first_step.shape)}")
-            first = first_step.bool()
+            first = as_mask("first_step", first_step, count)
         elif first_step in ("all", "none"):
             first = torch.full((count,), first_step == "all")
         elif first_step == "policy":
@@ -239,40 +253,55 @@ class SelectiveGRU(nn.Module):
         Parameters
         ----------
         x : Tensor
-            (B, T, D), standardised so that 0 is the mean. With hard gates, what is not acquired may be NaN.
+            (B, T, D), standardised so that 0 is the mean. Padding may hold anything. What is not acquired may be NaN or infinite
+            where gates are hard and do not learn (samples, thresholds, fixed and random gates); gates that learn by their own
+            slope, which are all relaxed ones but ARM's, read every value, since its gradient is theirs.
         lengths : LongTensor, optional
-            (B,) valid steps of padded sequences, at least 1.
+            (B,) valid steps of padded sequences, from 1 to T.
         noise : Tensor, optional
             (T, B, G) uniform noise in [0, 1]; drawn from ``generator`` if left out. A given first step leaves its noise unused.
         gates : {"relaxed", "sample", "threshold"}
             Training gates of the relaxation; Bernoulli samples; or 1[α > 0].
         offset : Tensor, optional
-            (T, B, G) noise in logit space, added to α, in place of ``noise``.
+            Noise in logit space, added to α, in place of ``noise``: (T, k · B, G) for k trajectories of each of the sequences,
+            one after another, which make the rollout's batch.
 
         Raises
         ------
         ValueError
-            Shapes do not fit, the mode is unknown, or ARM is asked for relaxed gates, which it does not have.
+            Shapes do not fit; lengths are not from 1 to T; noise leaves [0, 1]; a value that is read is NaN or infinite; the mode
+            is unknown; or ARM is asked for relaxed gates, which it does not have.
         """
-        self._check(x, gates, lengths)
-        valid = None if lengths is None else cast(Tensor, valid_steps(lengths, x.shape[1]))[..., None]
-        if valid is not None:
-            x = torch.where(valid, x, 0)
+        self.check_input(x, gates, lengths)
         if offset is None:
             offset = self.offset(self._noise(noise, x, gates, generator), x)
-        self._check_noise(offset, x)
-        values = x.transpose(0, 1)
+        copies = self._copies(offset, x)
+        lengths = None if lengths is None else lengths.repeat(copies)
+        values = (x if copies == 1 else x.repeat(copies, 1, 1)).transpose(0, 1)
+        valid = valid_steps(lengths, x.shape[1])
+        if valid is not None:
+            valid = valid[..., None]
+            values = torch.where(valid.transpose(0, 1), values, 0)
         if self.stacked:
             values, offset = values.unsqueeze(1), offset.unsqueeze(1)
         run = self._adaptive if self.adaptive else self._blind
-        states, *decided = run(values, offset, self.gating(gates))
+        gating = self.gating(gates)
+        states, *decided = run(values, offset, gating)
+        self._refuse_gaps(x, valid, decided[0], gating)
         outputs = project(states, self.output.weight, self.output.bias)
         hidden, scores, opened, logits = (part.movedim(0, -2) for part in (states, outputs, *decided))
         if valid is not None:
             opened = torch.where(valid, opened, 0)
         return Rollout(scores, opened, logits, hidden, lengths)
 
-    def _check(self, x: Tensor, gates: str, lengths: Tensor | None) -> None:
+    def check_input(self, x: Tensor, gates: str, lengths: Tensor | None) -> None:
+        """Refuse what :meth:`forward` cannot run on, but for gaps, which may lie where nothing is read.
+
+        Raises
+        ------
+        ValueError
+            As there.
+        """
         if x.ndim != 3 or x.shape[-1] != self.n_features:
             raise ValueError(f"x must have shape (batch, steps, {self.n_features}), not {tuple(x.shape)}")
         if x.shape[1] < 1:
@@ -281,24 +310,48 @@ class SelectiveGRU(nn.Module):
             raise ValueError(f"there are no {gates} gates; choose from {', '.join(MODES)}")
         if gates == "relaxed" and self.arm:
             raise ValueError(f"{self.relaxation} has no relaxed gates: train it with arm_loss, run it with sample or threshold")
-        if lengths is not None and (
-            lengths.shape != x.shape[:1] or bool((lengths < 1).any()) or bool((lengths > x.shape[1]).any())
-        ):
-            raise ValueError(f"lengths must be {x.shape[0]} numbers from 1 to {x.shape[1]}, not {lengths.tolist()}")
+        check_lengths(lengths, *x.shape[:2])
 
-    def _check_noise(self, noise: Tensor, x: Tensor) -> None:
-        shape = (x.shape[1], x.shape[0], self.groups.n_groups)
-        if tuple(noise.shape) != shape:
-            raise ValueError(f"noise must have shape {shape} (steps, batch, gates), not {tuple(noise.shape)}")
+    def noise_shape(self, x: Tensor) -> tuple[int, int, int]:
+        """(T, B, G) of the noise for x: (B, T, D)."""
+        return (x.shape[1], x.shape[0], self.groups.n_groups)
+
+    def _copies(self, offset: Tensor, x: Tensor) -> int:
+        """How many trajectories of every sequence an offset asks for."""
+        steps, batch, gates = self.noise_shape(x)
+        copies = max(1, offset.shape[1] // batch) if batch and offset.ndim == 3 else 1
+        if offset.shape != (steps, copies * batch, gates):
+            raise ValueError(f"offset must have shape {(steps, batch, gates)} (steps, batch, gates), not {tuple(offset.shape)}")
+        return copies
+
+    def _refuse_gaps(self, x: Tensor, valid: Tensor | None, opened: Tensor, gating: Gating) -> None:
+        """Refuse NaN and infinity in x (B, T, D) at valid steps (k · B, T, 1) where gates (T, [M,] k · B, G) read it."""
+        if bool(x.isfinite().all()):
+            return
+        read = x.new_ones(opened.shape[-2], x.shape[1], 1, dtype=torch.bool) if valid is None else valid
+        if gating.opaque:
+            seen = spread(opened, gating) > 0
+            read = read & (seen.any(1) if seen.ndim > 3 else seen).transpose(0, 1)
+        check_complete("x", x, read.unflatten(0, (-1, len(x))).any(0), remedy=FILL)
+
+    def readable(self, steps: int) -> Tensor:
+        """What training may ever read: (T, D) booleans; all, but for what a given first step or a fixed mask never opens."""
+        gating = self.gating("sample" if self.arm else "relaxed")
+        opened = torch.ones(steps, self.groups.n_groups, dtype=torch.bool, device=self.output.weight.device)
+        if isinstance(self.policy, FixedMask):
+            opened &= self.mask
+        if gating.opaque and gating.first is not None:
+            opened[0] = gating.first > 0
+        return spread(opened, gating)
 
     def _noise(self, noise: Tensor | None, x: Tensor, gates: str, generator: torch.Generator | None) -> Tensor | None:
         if noise is not None:
-            self._check_noise(noise, x)
+            check_noise(noise, self.noise_shape(x))
         if not isinstance(self.policy, Random) and (gates == "threshold" or self.policy not in ("dynamic", "static")):
             return None  # nothing is left to chance
         if noise is not None:
             return noise.to(x)
-        return uniform_noise(x.shape[1], x.shape[0], self.groups.n_groups, generator=generator, like=x)
+        return uniform_noise(*self.noise_shape(x), generator=generator, like=x)
 
     def gating(self, gates: Mode) -> Gating:
         """How gates follow from logits in a mode."""
@@ -336,7 +389,7 @@ class SelectiveGRU(nn.Module):
         """As :meth:`_adaptive`, for policies that do not read the state: all gates at once, then one recurrence."""
         opened, logits = self._blind_gates(offset, gating)
         features = opened if self.feature_index is None else opened[..., self.feature_index]
-        inputs = admit(x, features, gating.hard and gating.slope == "none")
+        inputs = admit(x, features, gating.opaque)
         if self.append_mask:
             inputs = torch.cat([inputs, features], -1)
         return ungated_rollout(inputs, self.layers), opened, logits

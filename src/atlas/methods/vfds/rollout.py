@@ -62,6 +62,11 @@ class Gating:
     first: Tensor | None = None
     append: bool = False
 
+    @property
+    def opaque(self) -> bool:
+        """Whether closed gates keep values out entirely: hard gates whose gradient, which needs the values, nobody asks for."""
+        return self.hard and self.slope == "none"
+
 
 def spread(gates: Tensor, gating: Gating) -> Tensor:
     """Gates (…, G) to features (…, D)."""
@@ -87,7 +92,7 @@ def plain_rollout(
         else:
             z, gain = gate(alpha, offset[step], gating), gating.gain
         opened = spread(z, gating)
-        below = gain * admit(values, opened, gating.hard and gating.slope == "none")
+        below = gain * admit(values, opened, gating.opaque)
         below = torch.cat([below, opened], -1) if gating.append else below
         for index, layer in enumerate(layers):
             states[index] = below = gru_cell(below, states[index], layer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atlas.methods.vfds.rollout import Layer, gate
+from atlas.nn.sequences import first_place
 
 if TYPE_CHECKING:
     from atlas.methods.vfds.model import SelectiveGRU
@@ -80,7 +81,7 @@ class StreamingPolicy:
         Parameters
         ----------
         values : Tensor
-            (B, D) standardised features; those that were not requested are not looked at and may be NaN.
+            (B, D) standardised features; those that were not requested are not looked at and may be NaN or infinite.
 
         Returns
         -------
@@ -92,15 +93,17 @@ class StreamingPolicy:
         RuntimeError
             Nothing was requested for this step.
         ValueError
-            A requested value is NaN, or shapes do not fit.
+            A requested value is NaN or infinite, or shapes do not fit.
         """
         if self._asked is None:
             raise RuntimeError("observe() before request(): ask what to acquire first")
         if values.shape != (self.batch, self.model.n_features):
             raise ValueError(f"values must have shape {(self.batch, self.model.n_features)}, not {tuple(values.shape)}")
         opened = self.model.groups.expand(self._asked)
-        if bool((opened & values.isnan()).any()):
-            raise ValueError("a requested value is NaN")
+        wrong = opened & ~values.isfinite()
+        if bool(wrong.any()):
+            place = list(first_place(wrong))
+            raise ValueError(f"a requested value is NaN or infinite; there are {int(wrong.sum())}, the first at {place}")
         gain = 1.0 if self._steps == 0 and self.model.first is not None else self._gating.gain
         below = self._from_input(values.to(self._columns), opened, gain)
         self._states[0] = below = _advance(below, self._states[0], self._first)

@@ -16,6 +16,7 @@ from atlas.datasets.activity import BANK, CHANNELS, DESCRIPTION, MOTIONS, RECORD
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import derive_seed
+from atlas.nn.sequences import check_complete, check_labels, labelled
 from atlas.tasks.feature_acquisition.protocol import Stream
 
 if TYPE_CHECKING:
@@ -211,7 +212,18 @@ class _Banks:
 
     @classmethod
     def split(cls, arrays: dict[str, Tensor], held: int) -> _Banks:
-        """Hold ``held`` series per class out of the training series, by a fixed choice: the last ones."""
+        """Hold ``held`` series per class out of the training series, by a fixed choice: the last ones.
+
+        Raises
+        ------
+        UserError
+            The windows hold NaN or infinity, which the mean and deviation of a feature would spread over all its windows.
+        """
+        for name in ("train_bank", "test_bank"):
+            try:
+                check_complete(name, arrays[name])
+            except ValueError as error:
+                raise UserError(f"{BANK}: {error}") from None
         labels = arrays["train_labels"].numpy()
         validation = np.concatenate([np.flatnonzero(labels == one)[-held:] for one in np.unique(labels)])
         train = np.setdiff1d(np.arange(len(labels)), validation)
@@ -372,22 +384,51 @@ def consecutive(recordings: list[tuple[Tensor, Tensor]], steps: int) -> Sequence
 
 
 def recorded(folder: Path, stream: Stream, seed: int) -> Streams:
-    """Streams of a dataset of recordings; standardised on the training recordings, missing values are the mean."""
+    """Streams of a dataset of recordings, standardised on the training recordings. What is missing, or infinite, is the mean.
+
+    Raises
+    ------
+    UserError
+        A label is not one, a part has no label, or no recording is long enough.
+    """
     description = json.loads((folder / DESCRIPTION).read_text())
+    layout = _recorded_layout(description, stream)
     arrays = read_tensors(folder / RECORDINGS)
+    arrays |= {name: torch.where(one.isfinite(), one, torch.nan) for name, one in arrays.items() if name.startswith("x")}
     mean, std = _statistics([arrays[f"x{index}"] for index in description["splits"]["train"]])
 
     def recordings(split: str) -> list[tuple[Tensor, Tensor]]:
         found = []
         for index in description["splits"][split]:
             x = ((arrays[f"x{index}"] - mean) / std).nan_to_num(0.0)
-            found.append((x if stream.clip is None else x.clamp(-stream.clip, stream.clip), arrays[f"y{index}"]))
+            y = _labels(arrays[f"y{index}"], len(x), layout, f"recording {description['names'][index]}")
+            found.append((x if stream.clip is None else x.clamp(-stream.clip, stream.clip), y))
         return found
 
     splits = {name: consecutive(recordings(name), stream.steps) for name in ("validation", "test")}
     longest = max(len(x) for x, _ in recordings("test"))
     splits["long"] = consecutive(recordings("test"), min(stream.long_steps, longest))
-    return Streams(_recorded_layout(description, stream), splits, Recordings(recordings("train"), stream.steps), seed)
+    train = Recordings(recordings("train"), stream.steps)
+    for part, labels in {
+        "train": [y for _, y in train.recordings],
+        "validation": [splits["validation"].y],
+        "test": [splits["test"].y],
+    }.items():
+        if not any(bool((y >= 0).any()) for y in labels):
+            raise UserError(f"the {part} recordings of {stream.steps} steps or more label no step: all labels are −1")
+    return Streams(layout, splits, train, seed)
+
+
+def _labels(y: Tensor, steps: int, layout: Layout, where: str) -> Tensor:
+    """Labels of one recording as int64, (steps,) or (steps, labels)."""
+    wanted = (steps, len(layout.classes)) if layout.several else (steps,)
+    if y.shape != wanted:
+        raise UserError(f"{where}: y must have shape {wanted}, not {tuple(y.shape)}")
+    try:
+        check_labels(y[None], labelled(y[None], None), len(layout.classes))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return y.long()
 
 
 def _statistics(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
