@@ -15,15 +15,22 @@ from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from atlas.datasets.base import Dataset, DatasetError, Source, get_dataset
-from atlas.datasets.looks import MANIFEST, Look, look_at, recall, remember
+from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source, get_dataset
+from atlas.datasets.damage import told_as
+from atlas.datasets.looks import MANIFEST, Look, is_stray, look_at, recall, remember
 from atlas.datasets.manifest import Manifest, describe, describe_together, parse_manifest, read_manifest
+from atlas.errors import refusal
 
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5
 TIMEOUT_SECONDS = 30
 CONTENTS_LIMIT = 10 * 2**30
 """Bytes of a user-supplied set above which the ends of its files are hashed, and not their contents: 10 GiB take a minute."""
+ZIP = b"PK"
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+"""How gzip, bzip2 and xz files begin."""
+ENCRYPTED = 0x1
+"""The flag of a zip archive's member that is protected by a password."""
 STAND_IN = "stand-in"
 """What stands for the hash of random data."""
 
@@ -62,7 +69,8 @@ def acquire(name: str, root: Path | str = Path("data"), mirror: str | Path | Non
     with _workplace(root, name) as (downloads, staging):
         archives = [_fetch(source, downloads, mirror) for source in dataset.sources]
         assert dataset.prepare is not None
-        dataset.prepare(archives, staging)
+        with told_as(f"{name}: {', '.join(path.name for path in archives) or 'what its library bundles'} cannot be prepared"):
+            dataset.prepare(archives, staging)
         look = look_at(staging.parent, staging.name)
         manifest = describe(name, _sources(dataset, archives), look)
         (staging / MANIFEST).write_text(manifest.text)
@@ -144,7 +152,7 @@ def _workplace(root: Path, name: str) -> Iterator[tuple[Path, Path]]:
         (folder / "staging").mkdir()
         yield folder / "downloads", folder / "staging"
     except OSError as error:
-        raise DatasetError(f"{name}: cannot write {error.filename or root}: {error.strerror or error}") from error
+        raise DatasetError(f"{name}: {refusal(error) or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -212,30 +220,70 @@ def _verify(source: Source, path: Path, origin: str) -> None:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack a tar or zip archive; refuses members that would land outside ``folder``, links out of it and devices.
+    """Unpack a tar or zip archive but for strays.
+
+    Members that would land outside ``folder``, links out of it and devices are refused.
 
     Raises
     ------
     DatasetError
-        The archive is damaged, or holds an unsafe member.
+        The file is no archive, is damaged or protected by a password, or holds an unsafe member.
     """
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as bundle:
-                for member in bundle.namelist():
-                    parts = PurePosixPath(member.replace("\\", "/"))
-                    if parts.is_absolute() or ".." in parts.parts or ":" in member.split("/")[0]:
-                        raise DatasetError(f"{archive.name} is unsafe: its member {member} would land outside the folder")
-                bundle.extractall(folder)
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-    except tarfile.FilterError as error:
-        raise DatasetError(f"{archive.name} is unsafe: {error}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DatasetError(f"{archive.name} is damaged or incomplete: {error}") from None
+    with archive.open("rb") as stream:
+        head = stream.read(16)
+    if not head:
+        raise DatasetError(f"{archive.name} is empty")
+    if head.startswith(ZIP):
+        with opened_zip(archive) as bundle:
+            for member in bundle.infolist():
+                _unzip(bundle, member, folder)
+    else:
+        _untar(archive, head, folder)
+
+
+def opened_zip(archive: Path) -> zipfile.ZipFile:
+    """Open a zip archive to read its members.
+
+    Raises
+    ------
+    DatasetError
+        The archive is damaged, or some member is protected by a password.
+    """
+    with told_as(f"{archive.name} is damaged or incomplete"):
+        bundle = zipfile.ZipFile(archive)
+    protected = next((member.filename for member in bundle.infolist() if member.flag_bits & ENCRYPTED), None)
+    if protected is not None:
+        bundle.close()
+        raise DatasetError(f"{archive.name} is protected by a password: its member {protected} cannot be read")
+    return bundle
+
+
+def _unzip(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    archive = Path(bundle.filename or "").name
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in member.filename.split("/")[0]:
+        raise DatasetError(f"{archive} is unsafe: its member {member.filename} would land outside the folder")
+    if not any(is_stray(part) for part in path.parts):
+        with told_as(f"{archive} is damaged or incomplete: {member.filename}"):
+            bundle.extract(member, folder)
+
+
+def _untar(archive: Path, head: bytes, folder: Path) -> None:
+    if not head.startswith(COMPRESSED) and not tarfile.is_tarfile(archive):
+        raise DatasetError(f"{archive.name} is neither a zip nor a tar archive: it begins with {head!r}")
+    with told_as(f"{archive.name} is damaged or incomplete"), tarfile.open(archive) as tar:
+        try:
+            tar.extractall(folder, filter=_kept)
+        except tarfile.FilterError as error:
+            raise DatasetError(f"{archive.name} is unsafe: {error}") from None
+        assert tar.fileobj is not None
+        while tar.fileobj.read(2**20):  # to the end, where a compressed file keeps its checksum
+            pass
+
+
+def _kept(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Leave strays out, and judge every other member as the data filter does."""
+    return None if any(is_stray(part) for part in PurePosixPath(member.name).parts) else tarfile.data_filter(member, folder)
 
 
 def _sources(dataset: Dataset, archives: list[Path]) -> list[dict[str, Any]]:
@@ -248,7 +296,8 @@ def _sources(dataset: Dataset, archives: list[Path]) -> list[dict[str, Any]]:
 def _adopt(dataset: Dataset, root: Path) -> Manifest:
     """Check a user-supplied folder, and write a manifest of what it holds."""
     assert dataset.check is not None
-    dataset.check(root / dataset.name)
+    with told_as(f"{dataset.name}: {root / dataset.name} is not as expected", DatasetLayoutError):
+        dataset.check(root / dataset.name)
     look = look_at(root, dataset.name, CONTENTS_LIMIT)
     manifest = describe_together(dataset.name, look)
     _keep(manifest, root, look)

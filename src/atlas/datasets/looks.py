@@ -54,7 +54,7 @@ class Tree(NamedTuple):
 
 def is_stray(name: str) -> bool:
     """Whether a file's or folder's name is one that file managers and other tools leave behind: hidden ones and ``__MACOSX``."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
 
 
 def walk(folder: Path) -> Tree:
