@@ -52,7 +52,7 @@ def test_listings(folder: Path, what: str, expected: str) -> None:
         (["train", RUN, "--set", "depth=["], "--set depth is not YAML: "),
         (
             ["train", RUN, "--set", "protocol={epochs: 1, epochs: 2}"],
-            "--set protocol: epochs stands twice, in line 1 and in line 1",
+            "--set protocol: epochs stands twice, in line 1",
         ),
         (["list", "runs", "--tier", "../demo"], "--tier '../demo' cannot name a folder: it holds '/'"),
         (["table", "image-classification/digit"], "did you mean image-classification/digits?"),

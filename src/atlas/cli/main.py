@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas.errors import EXIT_FAILURE, AtlasError, Interrupted, UserError
+from atlas.errors import EXIT_FAILURE, AtlasError, Interrupted, UserError, refusal
 
 if TYPE_CHECKING:
     from atlas.study import Run, Study
@@ -229,6 +229,8 @@ def _each(runs: list[Run], act: Callable[[Run], None]) -> list[str]:
         except (Interrupted, KeyboardInterrupt, UserError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and refusal(error) is not None:
+                raise  # the other runs would fare no better
             if "--debug" in sys.argv or not isinstance(error, AtlasError):
                 traceback.print_exc()
             failures.append(f"{run.cell}: {error}")
@@ -257,4 +259,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
+        sys.exit(EXIT_FAILURE)
+    except OSError as error:
+        if error.errno is None or "--debug" in sys.argv:
+            raise
+        print(f"error: {refusal(error) or f'{error.filename}: {error.strerror}'}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
