@@ -66,7 +66,7 @@ def acquire(
         typer.Option(envvar="ATLAS_DATA_MIRROR", help="Folder or URL that holds the archives, instead of their origins."),
     ] = None,
 ) -> None:
-    """Download, verify and unpack datasets into data/<dataset>/; one that is there already is only checked."""
+    """Download, verify and unpack datasets into data/<dataset>/; what is there already is looked at again."""
     from atlas.datasets import acquire as fetch
 
     for dataset in datasets:

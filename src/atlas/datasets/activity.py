@@ -186,7 +186,7 @@ def _table(path: Path, columns: int, dtype: type = float) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # what NumPy says of an empty table
-            table = np.loadtxt(path, dtype, comments=None, ndmin=2)
+            table: np.ndarray | None = np.loadtxt(path, dtype, comments=None, ndmin=2)
     except (ValueError, UserWarning):
         table = None
     if table is None or table.shape[1] != columns:

@@ -86,24 +86,20 @@ def _read_digit_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
     images, labels = _arrays(path)
-    images = np.asarray(images, dtype=np.uint8)
+    with told_as(f"digits5: {path} holds other things than images and labels", DatasetLayoutError):
+        images, labels = np.asarray(images, dtype=np.uint8), np.asarray(labels, dtype=np.int64).ravel()
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(np.ravel(labels)):
-        raise DatasetLayoutError(f"digits5: {path} holds images of the shape {images.shape} and {len(np.ravel(labels))} labels")
-    pixels = np.stack([resized(image, DIGIT_SIZE) for image in images])
-    return pixels, np.asarray(labels, dtype=np.int64).ravel()
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(labels):
+        raise DatasetLayoutError(f"digits5: {path} holds images of the shape {images.shape} and {len(labels)} labels")
+    return np.stack([resized(image, DIGIT_SIZE) for image in images]), labels
 
 
 def _arrays(path: Path) -> tuple[Any, Any]:
     from atlas.datasets.images import _ArraysOnly
 
-    try:
+    with told_as(f"digits5: {path} is not a pickle of (images, labels)", DatasetLayoutError):
         images, labels = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetLayoutError(f"digits5: {path} is not a pickle of (images, labels): {error}") from None
     return images, labels
 
 

@@ -94,6 +94,10 @@ class StudyFile:
                 raise self.fail(where, f"has a key that YAML reads as {key!r}; if it is a name, put it in quotes")
         return {str(key): item for key, item in value.items()}
 
+    def part(self, values: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+        """A mapping inside another one; nothing where there is none."""
+        return self.mapping(values.get(key), f"{where}.{key}")
+
     def check_names(self, names: Iterable[str], where: str) -> None:
         """Refuse names of benchmarks or rows that cannot be folders side by side."""
         names = list(names)
@@ -140,8 +144,8 @@ class StudyFile:
             where = f"{task.name}.datasets.{dataset}"
             options = self.mapping(options, where)
             self.known_keys(options, DATASET_WORDS, where)
-            protocol = merge(body.get("protocol"), options.get("protocol"))
-            asked = merge(resources, body.get("resources"), options.get("resources"))
+            protocol = merge(self.part(body, "protocol", task.name), self.part(options, "protocol", where))
+            asked = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
             rows = self.rows(task, body, options, dataset)
             self.check_names(rows, f"{where}.methods")
             yield from _Benchmark(self, task, dataset, self.data(dataset, options, where), protocol, asked, rows).runs(seeds)
@@ -156,7 +160,7 @@ class StudyFile:
         hint = did_you_mean(str(name), dataset_names())
         if "data" in options:
             raise self.fail(f"{where}.data", f"= {name!r} is not a data set; {hint}")
-        raise self.fail(where, f"is not a data set; {hint} A benchmark of another name says data: NAME, or data: null")
+        raise self.fail(where, f"is not a data set, and a benchmark of another name needs data: NAME (or null); {hint}")
 
     def rows(
         self, task: Task, body: dict[str, Any], options: dict[str, Any], dataset: str
@@ -214,12 +218,15 @@ class _Benchmark:
         shown = self.reader.shown
         protocol = validate_settings(
             self.task.protocol,
-            merge(self.protocol, body.get("protocol")),
+            merge(self.protocol, self.reader.part(body, "protocol", where)),
             f"{shown}: {where}.protocol",
             f"the protocol of {self.task.name}",
         )
         resources = validate_settings(
-            Resources, merge(self.resources, body.get("resources")), f"{shown}: {where}.resources", "resources"
+            Resources,
+            merge(self.resources, self.reader.part(body, "resources", where)),
+            f"{shown}: {where}.resources",
+            "resources",
         )
         self.made[row, seed] = Run(
             tier=self.reader.tier,
