@@ -313,6 +313,18 @@ def test_damaged_prepared_data_are_made_again(prepared: Path, damage: Callable[[
     assert stale_data("numbers", prepared) is None
 
 
+def test_damage_that_cannot_be_mended_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(archives: object, folder: Path) -> None:
+        raise DatasetError("the library is gone")
+
+    monkeypatch.setitem(base.all_datasets(), "numbers", replace(get_dataset("numbers"), prepare=fail))
+    for damage, what in ((flipped, "numbers.bin has other contents"), (cut, "numbers.bin has 50 bytes, not 100")):
+        damage(prepared / "numbers")
+        with pytest.raises(DatasetError) as caught:
+            acquire("numbers", prepared)
+        assert str(caught.value) == f"{prepared}/numbers is damaged ({what}) and cannot be made again: the library is gone"
+
+
 def test_prepared_data_are_not_read_again(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "_digest", lambda path, reading: pytest.fail(f"{path} was read"))
     acquire("numbers", prepared)

@@ -61,22 +61,17 @@ def acquire(name: str, root: Path | str = Path("data"), mirror: str | Path | Non
         Files that the user supplies are missing or not as expected.
     """
     dataset, root = get_dataset(name), Path(root)
-    present = _verified(dataset, root)
-    if present is not None:
-        return present
+    manifest, damage = _prepared(dataset, root)
+    if manifest is not None and damage is None:
+        return manifest
     if dataset.kind == "user-supplied":
         return _adopt(dataset, root)
-    with _workplace(root, name) as (downloads, staging):
-        archives = [_fetch(source, downloads, mirror) for source in dataset.sources]
-        assert dataset.prepare is not None
-        with told_as(f"{name}: {', '.join(path.name for path in archives) or 'what its library bundles'} cannot be prepared"):
-            dataset.prepare(archives, staging)
-        look = look_at(staging.parent, staging.name)
-        manifest = describe(name, _sources(dataset, archives), look)
-        (staging / MANIFEST).write_text(manifest.text)
-        _move_into_place(staging, root / name)
-    remember(root, name, look, asdict(manifest))
-    return manifest
+    try:
+        return _make(dataset, root, mirror)
+    except DatasetError as error:
+        if damage is None:
+            raise
+        raise DatasetError(f"{root / name} is damaged ({damage}) and cannot be made again: {error}") from error
 
 
 def stand_in(name: str, root: Path | str) -> Manifest:
@@ -100,8 +95,24 @@ def stand_in(name: str, root: Path | str) -> Manifest:
     return manifest
 
 
-def _verified(dataset: Dataset, root: Path) -> Manifest | None:
-    """The manifest of prepared data if every file is there with the contents that it names.
+def _make(dataset: Dataset, root: Path, mirror: str | Path | None) -> Manifest:
+    """Download and prepare a set, and put it in the place of what is there."""
+    name = dataset.name
+    with _workplace(root, name) as (downloads, staging):
+        archives = [_fetch(source, downloads, mirror) for source in dataset.sources]
+        assert dataset.prepare is not None
+        with told_as(f"{name}: {', '.join(path.name for path in archives) or 'what its library bundles'} cannot be prepared"):
+            dataset.prepare(archives, staging)
+        look = look_at(staging.parent, staging.name)
+        manifest = describe(name, _sources(dataset, archives), look)
+        (staging / MANIFEST).write_text(manifest.text)
+        _move_into_place(staging, root / name)
+    remember(root, name, look, asdict(manifest))
+    return manifest
+
+
+def _prepared(dataset: Dataset, root: Path) -> tuple[Manifest | None, str | None]:
+    """The manifest of prepared data, if there are any, and the first file that is not as it says.
 
     A manifest that is gone is written again where this machine remembers it: workflow tools remove what a job is to make before
     they start the job, and nothing else needs to be made again.
@@ -115,16 +126,17 @@ def _verified(dataset: Dataset, root: Path) -> Manifest | None:
     known = recall(root, name, files=False)
     manifest = read_manifest(root, name) or (parse_manifest(known.manifest) if known else None)
     if manifest is None or manifest.together or not (root / name).is_dir():
-        return None
+        return None, None
     look = look_at(root, name)
     expected = {file["path"]: file.get("sha256") for file in manifest.files}
     foreign = next((path for path in look.files if path not in expected), None)
     if foreign is not None and dataset.kind != "user-supplied":
         raise DatasetError(f"{root / name / foreign} does not belong to {name}: move it out of the folder, and acquire again")
-    if {path: digest for path, (_, digest) in look.files.items()} != expected:
-        return None
-    _keep(manifest, root, look)
-    return manifest
+    other = (path for path, digest in expected.items() if path in look.files and look.files[path][1] != digest)
+    damage = manifest.difference(look.sizes) or next((f"{path} has other contents" for path in other), None)
+    if damage is None:
+        _keep(manifest, root, look)
+    return manifest, damage
 
 
 def _keep(manifest: Manifest, root: Path, look: Look) -> None:

@@ -131,6 +131,11 @@ class Look:
     files: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """File to its size in bytes."""
+        return {path: stamp.size for path, (stamp, _) in self.files.items()}
+
     def known(self, path: str, stamp: Stamp, reading: Reading) -> str | None:
         """Hash of a file that is as it was, or ``None`` where it must be read.
 

@@ -68,7 +68,7 @@ def describe(name: str, sources: list[dict[str, Any]], look: Look) -> Manifest:
 
 def describe_together(name: str, look: Look) -> Manifest:
     """A manifest that has one entry for all files of a look."""
-    sizes = {path: stamp.size for path, (stamp, _) in look.files.items()}
+    sizes = look.sizes
     whole = {"path": WHOLE, "count": len(sizes), "size": sum(sizes.values()), "listing": _listing(sizes)}
     return Manifest(name, [], [whole], _total(_entries(look)))
 
@@ -117,10 +117,8 @@ def stale_data(name: str, root: Path | str = Path("data")) -> str | None:
     sizes = {path: stamp.size for path, stamp in found.items()}
     if look is None:
         return manifest.difference(sizes)
-    before = {path: stamp for path, (stamp, _) in look.files.items()}
-    named = first_difference({path: stamp.size for path, stamp in before.items()}, sizes)
-    touched = (path for path in found if path in before and not found[path].as_read(before[path]))
-    return named or next((f"{path} was modified" for path in touched), None)
+    touched = (path for path in found if path in look.files and not found[path].as_read(look.files[path][0]))
+    return first_difference(look.sizes, sizes) or next((f"{path} was modified" for path in touched), None)
 
 
 def first_difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
