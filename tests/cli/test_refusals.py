@@ -82,8 +82,8 @@ def test_a_file_where_a_folder_should_be(
     (folder / "results").write_text("a file")
     assert atlas(monkeypatch, "claims") == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: results/demo")
-    assert line.endswith(": Not a directory")
+    assert "Not a directory" in line
+    assert "results/demo" in line
 
 
 def test_what_a_refusal_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,5 +263,5 @@ def main() -> None:
     except OSError as error:
         if error.errno is None or "--debug" in sys.argv:
             raise
-        print(f"error: {refusal(error) or f'{error.filename}: {error.strerror}'}", file=sys.stderr)
+        print(f"error: {refusal(error) or error}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
