@@ -49,6 +49,12 @@ def test_listings(folder: Path, what: str, expected: str) -> None:
         (["evaluate", RUN], f"{RUN} has not been trained; run: atlas train --tier demo {RUN}"),
         (["train", RUN, "--set", "depht=9"], "--set.depht is not a setting of random-stack; did you mean depth?"),
         (["train", RUN, "--set", "depth"], "write key=value"),
+        (["train", RUN, "--set", "depth=["], "--set depth is not YAML: "),
+        (
+            ["train", RUN, "--set", "protocol={epochs: 1, epochs: 2}"],
+            "--set protocol: epochs stands twice, in line 1",
+        ),
+        (["list", "runs", "--tier", "../demo"], "--tier '../demo' cannot name a folder: it holds '/'"),
         (["table", "image-classification/digit"], "did you mean image-classification/digits?"),
         (["acquire", "digit"], "did you mean digits?"),
         (["list", "runs", "--tier", "dem"], "did you mean demo?"),

@@ -57,6 +57,9 @@ def test_pickles_run_no_code(tmp_path: Path) -> None:
     path.write_bytes(b"no pickle")
     with pytest.raises(DatasetLayoutError, match="is not a pickle of"):
         read_domains("digits5", tmp_path / "digits5")
+    path.write_bytes(pickle.dumps((["one", "two"], [1, 2])))
+    with pytest.raises(DatasetLayoutError, match=r"test.pkl holds other things than images and labels: invalid literal"):
+        read_domains("digits5", tmp_path / "digits5")
     path.write_bytes(pickle.dumps((np.zeros((3, 28, 28), np.uint8), np.zeros(2))))
     with pytest.raises(DatasetLayoutError, match="images of the shape"):
         read_domains("digits5", tmp_path / "digits5")

@@ -54,7 +54,7 @@ def test_damaged_layouts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DatasetError, match="no file val/val_annotations.txt"):
         prepare_tiny_imagenet([archive(tmp_path / "a.zip", None)], tmp_path / "out")
-    with pytest.raises(DatasetError, match="names the class n09"):
+    with pytest.raises(DatasetError, match="names the class 'n09'"):
         prepare_tiny_imagenet([archive(tmp_path / "b.zip", "val_0.JPEG\tn09\n")], tmp_path / "out")
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as target:
         target.writestr("other.txt", "")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import UserError
+from atlas.harness import planning
+from atlas.harness.names import ignores_case
 from atlas.harness.planning import merge
 from atlas.harness.study import Study
 
@@ -110,6 +112,25 @@ def test_fingerprint_covers_what_determines_the_numbers(tmp_path: Path) -> None:
         ("{featscale: {gain: 2}}", "{gain: 2}", r"gain is not known here"),
         ("seeds:", "seeds: [", r"is not YAML"),
         ("deit: {}", "deit: 3", r"deit must be a mapping, not 3"),
+        ("deit: {}", "deit: [a, b]", r"deit must be a mapping, not a list"),
+        ("{epochs: 9, warmup_epochs: 1}", "3", r"image-classification\.protocol must be a mapping, not 3"),
+        ("{epochs: 4}", "[1]", r"datasets\.again\.protocol must be a mapping, not a list"),
+        ("{backbone: {depth: 24}}", "x", r"methods\.deep\.protocol must be a mapping, not 'x'"),
+        ("{gpus: 1}", "2", r"methods\.deep\.resources must be a mapping, not 2"),
+        ("{minutes: 7}", "7", r"resources must be a mapping, not 7"),
+        ("seeds: [3, 4]", "seeds: [3, -4]", r"seeds must be a list of whole numbers from 0"),
+        ("seeds: [3, 4]", "seeds: [true]", r"seeds must be a list of whole numbers from 0"),
+        ("seeds: [3, 4]", "seeds: [18446744073709551616]", r"seeds must be a list of whole numbers from 0"),
+        ("seeds: [3, 4]", "seeds: [3]\nbatch_seeds: 'no'", r"batch_seeds must be true or false, not 'no'"),
+        ("data: digits", "data: digit", r"again\.data = 'digit' is not a data set; did you mean digits\?"),
+        ("data: digits", "data: [digits]", r"again\.data = \['digits'\] is not a data set"),
+        ("data: digits", "data: ''", r"again\.data = '' is not a data set"),
+        (
+            "    digits:",
+            "    digts:",
+            r"datasets\.digts is not a data set, and a benchmark .*; did you mean digits\?",
+        ),
+        ("deit: {}", "no: {method: deit}", r"has a key that YAML reads as False; if it is a name, put it in quotes"),
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -118,6 +139,100 @@ def test_mistakes_get_one_clear_line(tmp_path: Path, old: str, new: str, message
         read(tmp_path, GOOD.replace(old, new, 1))
     assert str(caught.value).startswith("config/mine.yaml: ") or "is not YAML" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "config/mine.yaml: is empty; a study names at least its seeds and one task"),
+        ("# nothing but this\n", "config/mine.yaml: is empty"),
+        ("- a\n- b\n", "config/mine.yaml: must be a mapping, not a list"),
+        ("seeds", "config/mine.yaml: must be a mapping, not 'seeds'"),
+        ("seeds:\n\t- 1\n", "config/mine.yaml is not YAML: "),
+    ],
+)
+def test_files_that_hold_no_study_get_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "lines"),
+    [
+        ("        deep: {", "        attnscale: {", "digits.methods.attnscale", (11, 12)),
+        ("    again:", "    digits:", "image-classification.datasets.digits", (9, 14)),
+        ("resources: {minutes: 7}", "resources: {minutes: 7, minutes: 8}", "resources.minutes", (3, 3)),
+        ("gain: 2", "gain: 2, 'gain': 3", "attnscale+featscale.featscale.gain", (13, 13)),
+        ("deit: false", "deit: false, deit: {}", "stacks.methods.deit", (17, 17)),
+        ("depth: 24", "<<: {depth: 24}, <<: {depth: 12}", "protocol.backbone.<<", (12, 12)),
+        ("seeds: [3, 4]", "1: a\n'1': b", "1", (2, 3)),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_both_lines(
+    tmp_path: Path, old: str, new: str, place: str, lines: tuple[int, int]
+) -> None:
+    assert old in GOOD
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, GOOD.replace(old, new, 1))
+    message = str(caught.value)
+    assert message.startswith("config/mine.yaml: ")
+    assert message.endswith(f"{place} stands twice, in line {lines[0]} and in line {lines[1]}; keep one of them")
+
+
+def test_a_merged_key_may_be_given_again(tmp_path: Path) -> None:
+    merged = GOOD.replace("deit: {}", "deit: &own {protocol: {epochs: 2}}").replace("deep: {", "deep: {<<: *own, ")
+    assert read(tmp_path, merged).find("image-classification/digits/deep/seed3").protocol["epochs"] == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("a/b", "it holds '/'"),
+        ("..", "it begins with a dot"),
+        (".", "it begins with a dot"),
+        (".hidden", "it begins with a dot"),
+        ("", "it is empty"),
+        ("deit ", "it begins or ends with a space"),
+        ("de\\0it", r"it holds '\x00'"),
+        ("de\\nit", r"it holds '\n'"),
+        ("{seed}", "it holds '{'"),
+        ("é" * 128, "it has 256 bytes, and 200 is the most"),
+    ],
+)
+def test_a_name_that_can_be_no_folder_is_refused(tmp_path: Path, name: str, fault: str) -> None:
+    row = GOOD.replace("deep: {", f'"{name}": {{')
+    benchmark = GOOD.replace("again: {data", f'"{name}": {{data')
+    for text, where in ((row, "image-classification.datasets.digits.methods: "), (benchmark, "image-classification.datasets: ")):
+        with pytest.raises(UserError) as caught:
+            read(tmp_path, text)
+        message = str(caught.value)
+        assert message.startswith(f"config/mine.yaml: {where}'")
+        assert message.endswith(f"cannot name a folder: {fault}")
+        assert "\n" not in message
+    with pytest.raises(UserError, match="^--tier '.* cannot name a folder: it "):
+        Study.read(name.replace("\\0", "\0").replace("\\n", "\n"), tmp_path)
+
+
+def test_names_that_differ_in_case_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GOOD.replace("deep: {", "Deit: {")
+    write(tmp_path, text)
+    monkeypatch.setattr(planning, "ignores_case", lambda path: False)
+    assert {run.method for run in Study.read("mine", tmp_path).runs} >= {"deit", "Deit"}
+    monkeypatch.setattr(planning, "ignores_case", lambda path: True)
+    with pytest.raises(UserError, match="methods: deit and Deit would share a folder, since this file system ignores case"):
+        Study.read("mine", tmp_path)
+
+
+def test_whether_the_file_system_ignores_case(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").touch()
+    assert not ignores_case(tmp_path / "mine.yaml") or (tmp_path / "MINE.YAML").is_file()
+    (tmp_path / "both.yaml").touch()
+    (tmp_path / "BOTH.YAML").unlink(missing_ok=True)
+    (tmp_path / "both.yaml").touch()
+    (tmp_path / "BOTH.YAML").hardlink_to(tmp_path / "both.yaml")
+    assert ignores_case(tmp_path / "both.yaml"), "one file under both names is what such a file system shows"
 
 
 def test_missing_study_and_run_suggest_a_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas.errors import EXIT_FAILURE, AtlasError, Interrupted, UserError
+from atlas.errors import EXIT_FAILURE, AtlasError, Interrupted, UserError, refusal
 
 if TYPE_CHECKING:
     from atlas.study import Run, Study
@@ -74,7 +74,7 @@ def acquire(
         typer.Option(envvar="ATLAS_DATA_MIRROR", help="Folder or URL that holds the archives, instead of their origins."),
     ] = None,
 ) -> None:
-    """Download, verify and unpack datasets into data/<dataset>/; one that is there already is only checked."""
+    """Download, verify and unpack datasets into data/<dataset>/; what is there already is looked at again."""
     from atlas.datasets import acquire as fetch
 
     for dataset in datasets:
@@ -275,6 +275,8 @@ def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:
         except (Interrupted, KeyboardInterrupt, UserError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and refusal(error) is not None:
+                raise  # the other runs would fare no better
             if "--debug" in sys.argv or not isinstance(error, AtlasError):
                 traceback.print_exc()
             failures.append(f"{run.cell}: {error}")
@@ -301,4 +303,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
+        sys.exit(EXIT_FAILURE)
+    except OSError as error:
+        if error.errno is None or "--debug" in sys.argv:
+            raise
+        print(f"error: {refusal(error) or error}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)

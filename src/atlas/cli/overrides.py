@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
 from atlas.errors import UserError
 from atlas.harness.planning import merge, validate_settings
 from atlas.harness.study import Resources, Run
+from atlas.harness.yaml_file import parse_yaml
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise UserError(f"--set {text}: write key=value, for example protocol.epochs=2")
-        nested: Any = yaml.safe_load(value)
+        nested: Any = parse_yaml(value, f"--set {key}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         values = merge(values, nested)

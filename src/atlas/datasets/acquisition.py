@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 import sys
 import tarfile
@@ -13,53 +11,35 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source, get_dataset
+from atlas.datasets.damage import told_as
+from atlas.datasets.looks import MANIFEST, Look, is_stray, look_at, recall, remember
+from atlas.datasets.manifest import Manifest, describe, describe_together, parse_manifest, read_manifest
+from atlas.errors import refusal
 
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5
 TIMEOUT_SECONDS = 30
-MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What lies under ``data/<name>/``; equal data give equal manifests, byte for byte.
-
-    Attributes
-    ----------
-    sources : list of dict
-        file, size in bytes, sha256 and url of every download.
-    files : list of dict
-        path, size and sha256 of every prepared file.
-    sha256 : str
-        One hash over all prepared files.
-    """
-
-    dataset: str
-    sources: list[dict[str, Any]]
-    files: list[dict[str, Any]]
-    sha256: str
-
-    @property
-    def text(self) -> str:
-        """The manifest as written."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-
-def read_manifest(root: Path, name: str) -> Manifest | None:
-    """Return the manifest of an acquired dataset, or ``None``."""
-    try:
-        return Manifest(**json.loads((Path(root) / name / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+CONTENTS_LIMIT = 10 * 2**30
+"""Bytes of a user-supplied set above which the ends of its files are hashed, and not their contents: 10 GiB take a minute."""
+ZIP = b"PK"
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+"""How gzip, bzip2 and xz files begin."""
+ENCRYPTED = 0x1
+"""The flag of a zip archive's member that is protected by a password."""
+STAND_IN = "stand-in"
+"""What stands for the hash of random data."""
 
 
 def acquire(name: str, root: Path | str = Path("data"), mirror: str | Path | None = None) -> Manifest:
-    """Make ``<root>/<name>/`` hold the dataset; one that is there already is checked and left alone.
+    """Make ``<root>/<name>/`` hold the dataset; what is there already is looked at, and made again where it is damaged.
+
+    Contents are compared, not names; a file that this machine has read before, and that has not been changed since, is not
+    read again. User-supplied data are described as they are: other contents give another hash.
 
     Parameters
     ----------
@@ -75,25 +55,23 @@ def acquire(name: str, root: Path | str = Path("data"), mirror: str | Path | Non
     UserError
         There is no such dataset.
     DatasetError
-        A download fails or is not what it should be, an archive is damaged or unsafe, or the folder cannot be written.
-        Nothing half-written is left in place.
+        A download fails or is not what it should be, an archive is damaged or unsafe, the folder holds a file that does not
+        belong to it, or it cannot be written. Nothing half-written is left in place.
     DatasetLayoutError
         Files that the user supplies are missing or not as expected.
     """
     dataset, root = get_dataset(name), Path(root)
-    present = read_manifest(root, name)
-    if present is not None and _intact(present, root / name):
-        return present
+    manifest, damage = _prepared(dataset, root)
+    if manifest is not None and damage is None:
+        return manifest
     if dataset.kind == "user-supplied":
-        return _adopt(dataset, root / name)
-    with _workplace(root, name) as (downloads, staging):
-        archives = [_fetch(source, downloads, mirror) for source in dataset.sources]
-        assert dataset.prepare is not None
-        dataset.prepare(archives, staging)
-        manifest = _describe(dataset, archives, staging)
-        (staging / MANIFEST).write_text(manifest.text)
-        _move_into_place(staging, root / name)
-    return manifest
+        return _adopt(dataset, root)
+    try:
+        return _make(dataset, root, mirror)
+    except DatasetError as error:
+        if damage is None:
+            raise
+        raise DatasetError(f"{root / name} is damaged ({damage}) and cannot be made again: {error}") from error
 
 
 def stand_in(name: str, root: Path | str) -> Manifest:
@@ -106,14 +84,71 @@ def stand_in(name: str, root: Path | str) -> Manifest:
     DatasetError
         The dataset has no stand-in.
     """
-    dataset, folder = get_dataset(name), Path(root) / name
+    dataset, root = get_dataset(name), Path(root)
+    folder = root / name
     if dataset.stand_in is None:
         raise DatasetError(f"{name} has no stand-in: nothing can rehearse on it")
     folder.mkdir(parents=True)
     dataset.stand_in(folder)
-    manifest = replace(_describe(dataset, [], folder), sha256="stand-in")
+    manifest = replace(describe(name, [], look_at(root, name)), sha256=STAND_IN)
     (folder / MANIFEST).write_text(manifest.text)
     return manifest
+
+
+def _make(dataset: Dataset, root: Path, mirror: str | Path | None) -> Manifest:
+    """Download and prepare a set, and put it in the place of what is there."""
+    name = dataset.name
+    with _workplace(root, name) as (downloads, staging):
+        archives = [_fetch(source, downloads, mirror) for source in dataset.sources]
+        assert dataset.prepare is not None
+        with told_as(f"{name}: {', '.join(path.name for path in archives) or 'what its library bundles'} cannot be prepared"):
+            dataset.prepare(archives, staging)
+        look = look_at(staging.parent, staging.name)
+        manifest = describe(name, _sources(dataset, archives), look)
+        (staging / MANIFEST).write_text(manifest.text)
+        _move_into_place(staging, root / name)
+    remember(root, name, look, asdict(manifest))
+    return manifest
+
+
+def _prepared(dataset: Dataset, root: Path) -> tuple[Manifest | None, str | None]:
+    """The manifest of prepared data, if there are any, and the first file that is not as it says.
+
+    A manifest that is gone is written again where this machine remembers it: workflow tools remove what a job is to make before
+    they start the job, and nothing else needs to be made again.
+
+    Raises
+    ------
+    DatasetError
+        There is a file that the manifest does not name. Making the data again would delete it.
+    """
+    name = dataset.name
+    known = recall(root, name, files=False)
+    manifest = read_manifest(root, name) or (parse_manifest(known.manifest) if known else None)
+    if manifest is None or manifest.together or not (root / name).is_dir():
+        return None, None
+    look = look_at(root, name)
+    expected = {file["path"]: file.get("sha256") for file in manifest.files}
+    foreign = next((path for path in look.files if path not in expected), None)
+    if foreign is not None and dataset.kind != "user-supplied":
+        raise DatasetError(f"{root / name / foreign} does not belong to {name}: move it out of the folder, and acquire again")
+    other = (path for path, digest in expected.items() if path in look.files and look.files[path][1] != digest)
+    damage = manifest.difference(look.sizes) or next((f"{path} has other contents" for path in other), None)
+    if damage is None:
+        _keep(manifest, root, look)
+    return manifest, damage
+
+
+def _keep(manifest: Manifest, root: Path, look: Look) -> None:
+    """Write a manifest where it is not there already, and remember what was looked at."""
+    place = root / manifest.dataset / MANIFEST
+    if read_manifest(root, manifest.dataset) != manifest:
+        try:
+            place.write_text(manifest.text)
+        except OSError as error:
+            linked = "; make it a folder of your own with links to its parts" if place.parent.is_symlink() else ""
+            raise DatasetError(f"{manifest.dataset}: cannot write {place}: {error.strerror}{linked}") from None
+    remember(root, manifest.dataset, look, asdict(manifest))
 
 
 @contextmanager
@@ -129,7 +164,7 @@ def _workplace(root: Path, name: str) -> Iterator[tuple[Path, Path]]:
         (folder / "staging").mkdir()
         yield folder / "downloads", folder / "staging"
     except OSError as error:
-        raise DatasetError(f"{name}: cannot write {error.filename or root}: {error.strerror or error}") from error
+        raise DatasetError(f"{name}: {refusal(error) or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -197,74 +232,88 @@ def _verify(source: Source, path: Path, origin: str) -> None:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack a tar or zip archive; refuses members that would land outside ``folder``, links out of it and devices.
+    """Unpack a tar or zip archive but for strays.
+
+    Members that would land outside ``folder``, links out of it and devices are refused.
 
     Raises
     ------
     DatasetError
-        The archive is damaged, or holds an unsafe member.
+        The file is no archive, is damaged or protected by a password, or holds an unsafe member.
     """
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as bundle:
-                for member in bundle.namelist():
-                    parts = PurePosixPath(member.replace("\\", "/"))
-                    if parts.is_absolute() or ".." in parts.parts or ":" in member.split("/")[0]:
-                        raise DatasetError(f"{archive.name} is unsafe: its member {member} would land outside the folder")
-                bundle.extractall(folder)
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-    except tarfile.FilterError as error:
-        raise DatasetError(f"{archive.name} is unsafe: {error}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DatasetError(f"{archive.name} is damaged or incomplete: {error}") from None
+    with archive.open("rb") as stream:
+        head = stream.read(16)
+    if not head:
+        raise DatasetError(f"{archive.name} is empty")
+    if head.startswith(ZIP):
+        with opened_zip(archive) as bundle:
+            for member in bundle.infolist():
+                _unzip(bundle, member, folder)
+    else:
+        _untar(archive, head, folder)
 
 
-def _describe(dataset: Dataset, archives: list[Path], folder: Path) -> Manifest:
-    sources = [
+def opened_zip(archive: Path) -> zipfile.ZipFile:
+    """Open a zip archive to read its members.
+
+    Raises
+    ------
+    DatasetError
+        The archive is damaged, or some member is protected by a password.
+    """
+    with told_as(f"{archive.name} is damaged or incomplete"):
+        bundle = zipfile.ZipFile(archive)
+    protected = next((member.filename for member in bundle.infolist() if member.flag_bits & ENCRYPTED), None)
+    if protected is not None:
+        bundle.close()
+        raise DatasetError(f"{archive.name} is protected by a password: its member {protected} cannot be read")
+    return bundle
+
+
+def _unzip(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    archive = Path(bundle.filename or "").name
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in member.filename.split("/")[0]:
+        raise DatasetError(f"{archive} is unsafe: its member {member.filename} would land outside the folder")
+    if not any(is_stray(part) for part in path.parts):
+        with told_as(f"{archive} is damaged or incomplete: {member.filename}"):
+            bundle.extract(member, folder)
+
+
+def _untar(archive: Path, head: bytes, folder: Path) -> None:
+    if not head.startswith(COMPRESSED) and not tarfile.is_tarfile(archive):
+        raise DatasetError(f"{archive.name} is neither a zip nor a tar archive: it begins with {head!r}")
+    with told_as(f"{archive.name} is damaged or incomplete"), tarfile.open(archive) as tar:
+        try:
+            tar.extractall(folder, filter=_kept)
+        except tarfile.FilterError as error:
+            raise DatasetError(f"{archive.name} is unsafe: {error}") from None
+        assert tar.fileobj is not None
+        while tar.fileobj.read(2**20):  # to the end, where a compressed file keeps its checksum
+            pass
+
+
+def _kept(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Leave strays out, and judge every other member as the data filter does."""
+    return None if any(is_stray(part) for part in PurePosixPath(member.name).parts) else tarfile.data_filter(member, folder)
+
+
+def _sources(dataset: Dataset, archives: list[Path]) -> list[dict[str, Any]]:
+    return [
         {"file": source.file, "url": source.url, "size": path.stat().st_size, "sha256": _sha256(path)}
-        for source, path in zip(dataset.sources, archives, strict=bool(archives))
+        for source, path in zip(dataset.sources, archives, strict=True)
     ]
-    files = [
-        {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    return Manifest(dataset.name, sources, files, _total(files))
 
 
-def _adopt(dataset: Dataset, folder: Path) -> Manifest:
-    """Check a user-supplied folder, and write a manifest of its names and sizes (contents would take hours to hash)."""
+def _adopt(dataset: Dataset, root: Path) -> Manifest:
+    """Check a user-supplied folder, and write a manifest of what it holds."""
     assert dataset.check is not None
-    dataset.check(folder)
-    files = []
-    for place, _, names in sorted(os.walk(folder, followlinks=True)):
-        for name in sorted(names):
-            path = Path(place) / name
-            if name != MANIFEST:
-                files.append({"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size})
-    manifest = Manifest(dataset.name, [], [{"path": ".", "size": sum(file["size"] for file in files)}], _total(files))
-    try:
-        (folder / MANIFEST).write_text(manifest.text)
-    except OSError as error:
-        raise DatasetLayoutError(f"{dataset.name}: cannot write {folder / MANIFEST}: {error.strerror}") from None
+    with told_as(f"{dataset.name}: {root / dataset.name} is not as expected", DatasetLayoutError):
+        dataset.check(root / dataset.name)
+    look = look_at(root, dataset.name, CONTENTS_LIMIT)
+    manifest = describe_together(dataset.name, look)
+    _keep(manifest, root, look)
     return manifest
-
-
-def _intact(manifest: Manifest, folder: Path) -> bool:
-    """Whether every file of a manifest is there with its size; contents were verified when it was written."""
-    for file in manifest.files:
-        path = folder / file["path"]
-        if not path.exists() or (path.is_file() and path.stat().st_size != file["size"]):
-            return False
-    return True
-
-
-def _total(files: list[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

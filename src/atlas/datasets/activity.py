@@ -13,6 +13,7 @@ import io
 import json
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.datasets.acquisition import extract
 from atlas.datasets.base import Dataset, DatasetError, Source
+from atlas.datasets.damage import told_as
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +38,8 @@ MOTIONS = ("Standing", "Running", "Walking", "Badminton")
 
 HAR_SIGNALS = tuple(f"{kind}_{axis}" for kind in ("body_acc", "body_gyro", "total_acc") for axis in "xyz")
 HAR_ACTIVITIES = ("walking", "upstairs", "downstairs", "sitting", "standing", "lying")
+HAR_SUBJECTS = 30
+HAR_STEPS = 128
 HAR_RATE = 50.0
 HAR_BANDS = ((0.3, 2.0), (2.0, 5.0), (5.0, 10.0), (10.0, 25.0))
 HAR_TIME = ("mean", "std", "min", "max", "iqr", "rms", "lag1", "crossings")
@@ -45,6 +49,7 @@ HAR_VALIDATION_SUBJECTS = 3
 
 OPPORTUNITY_FEATURES = slice(1, 243)
 OPPORTUNITY_LABELS = slice(243, 250)
+OPPORTUNITY_LEAST = 3
 SHUFFLE_SEED = 42
 
 
@@ -62,7 +67,7 @@ def read_ts(text: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
     series, labels = [], []
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line[0] in "#@%":
             continue
         *channels, label = line.strip().split(":")
@@ -70,7 +75,7 @@ def read_ts(text: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
             series.append([[float(value) for value in channel.split(",")] for channel in channels])
             labels.append(classes.index(label))
         except ValueError as error:
-            raise DatasetError(f"a line of the series is damaged: {error}") from None
+            raise DatasetError(f"line {number} of the series is damaged: {error}") from None
     try:
         values = np.asarray(series, dtype=np.float32)
     except ValueError:
@@ -162,19 +167,74 @@ def _unpacked(archive: Path, folder: Path, inner: str = "") -> Iterator[Path]:
 
 
 def _find(root: Path, pattern: str, archive: Path) -> Path:
-    found = sorted(path for path in root.rglob(pattern) if "__MACOSX" not in path.parts)
+    found = sorted(root.rglob(pattern))
     if not found:
         raise DatasetError(f"{archive.name} holds no {pattern}")
     return found[0]
 
 
-def _table(path: Path) -> np.ndarray:
+def _table(path: Path, columns: int, dtype: type = float) -> np.ndarray:
+    """Read a table of numbers: (rows, columns).
+
+    Raises
+    ------
+    DatasetError
+        The table is empty, or a line of it has another number of columns or something that is no number.
+    """
     import numpy as np
 
     try:
-        return np.loadtxt(path, ndmin=2)
-    except ValueError as error:
-        raise DatasetError(f"{path.name} is damaged: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # what NumPy says of an empty table
+            table: np.ndarray | None = np.loadtxt(path, dtype, comments=None, ndmin=2)
+    except (ValueError, UserWarning):
+        table = None
+    if table is None or table.shape[1] != columns:
+        raise DatasetError(f"{path.name} is damaged: {_first_fault(path, columns)}")
+    return table
+
+
+def _first_fault(path: Path, columns: int) -> str:
+    """The first line that is no row of a table of numbers; NumPy counts rows, from 0 or from 1, and no empty lines."""
+    with path.open(errors="replace") as stream:
+        for number, line in enumerate(stream, 1):
+            words = line.split()
+            if words and len(words) != columns:
+                return f"line {number} has {len(words)} columns, not {columns}"
+            wrong = next((word for word in words if not _is_number(word)), None)
+            if wrong is not None:
+                return f"line {number} holds {wrong[:40]!r}, which is not a number"
+    return f"it holds no table of {columns} columns"
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole_numbers(path: Path, lowest: int, highest: int) -> np.ndarray:
+    """Read a column of whole numbers in a range: (rows,) int64."""
+    import numpy as np
+
+    values = _table(path, 1)[:, 0]
+    wrong = np.flatnonzero((values != np.round(values)) | ~((values >= lowest) & (values <= highest)))
+    if len(wrong):
+        reason = f"row {wrong[0] + 1} is {values[wrong[0]]:g}, not a whole number from {lowest} to {highest}"
+        raise DatasetError(f"{path.name} is damaged: {reason}")
+    return values.astype(np.int64)
+
+
+def _feature_names(path: Path) -> list[str]:
+    """Names from lines of a number and a name."""
+    with told_as(f"{path.name} is damaged"):
+        lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    short = next((number for number, words in enumerate(lines or [[]], 1) if len(words) < 2), None)
+    if short is not None:
+        raise DatasetError(f"{path.name} is damaged: row {short} names no feature")
+    return [words[1] for words in lines]
 
 
 def prepare_uci_har(downloads: Sequence[Path], folder: Path) -> None:
@@ -184,15 +244,14 @@ def prepare_uci_har(downloads: Sequence[Path], folder: Path) -> None:
     recordings: list[tuple[str, np.ndarray, np.ndarray]] = []
     splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     with _unpacked(downloads[0], folder, "UCI HAR Dataset.zip") as place:
-        names = [
-            line.split(maxsplit=1)[1] for line in _find(place, "features.txt", downloads[0]).read_text().splitlines() if line
-        ]
+        names = _feature_names(_find(place, "features.txt", downloads[0]))
         for part in ("train", "test"):
-            x = _table(_find(place, f"X_{part}.txt", downloads[0])).astype(np.float32)
-            y = _table(_find(place, f"y_{part}.txt", downloads[0])).astype(np.int64).ravel() - 1
-            subject = _table(_find(place, f"subject_{part}.txt", downloads[0])).astype(np.int64).ravel()
-            if not len(x) == len(y) == len(subject) or x.shape[1] != len(names):
-                raise DatasetError(f"{downloads[0].name}: features, labels and subjects of the {part} part do not fit")
+            x = _table(_find(place, f"X_{part}.txt", downloads[0]), len(names)).astype(np.float32)
+            y = _whole_numbers(_find(place, f"y_{part}.txt", downloads[0]), 1, len(HAR_ACTIVITIES)) - 1
+            subject = _whole_numbers(_find(place, f"subject_{part}.txt", downloads[0]), 1, HAR_SUBJECTS)
+            if not len(x) == len(y) == len(subject):
+                counts = f"{len(x)} rows of features, {len(y)} labels and {len(subject)} subjects"
+                raise DatasetError(f"{downloads[0].name}: the {part} part has {counts}")
             held = np.unique(subject)[-HAR_VALIDATION_SUBJECTS:]
             for one in np.unique(subject):
                 split = "validation" if part == "train" and one in held else part
@@ -212,10 +271,13 @@ def prepare_uci_har_subset(downloads: Sequence[Path], folder: Path) -> None:
     with _unpacked(downloads[0], folder) as place:
         for part in ("train", "test"):
             files = [_find(place, f"{signal}_{part}.txt", downloads[0]) for signal in HAR_SIGNALS]
-            windows = np.stack([_table(path) for path in files], 1)  # (n, channels, 128)
-            y = _table(_find(place, f"y_{part}.txt", downloads[0])).astype(np.int64).ravel() - 1
-            if len(windows) != len(y):
-                raise DatasetError(f"{downloads[0].name}: {len(windows)} windows but {len(y)} labels in the {part} part")
+            y = _whole_numbers(_find(place, f"y_{part}.txt", downloads[0]), 1, len(HAR_ACTIVITIES)) - 1
+            signals = [_table(path, HAR_STEPS) for path in files]
+            for path, signal in zip(files, signals, strict=True):
+                if len(signal) != len(y):
+                    counts = f"{len(signal)} windows, and there are {len(y)} labels"
+                    raise DatasetError(f"{path.name} of {downloads[0].name} has {counts}")
+            windows = np.stack(signals, 1)  # (n, channels, 128)
             x = har_features(windows)
             rounds = har_rounds(y)
             for index in range(int(rounds.max()) + 1):
@@ -319,12 +381,16 @@ def prepare_opportunity(downloads: Sequence[Path], folder: Path) -> None:
     import numpy as np
 
     with _unpacked(downloads[0], folder) as place:
-        files = sorted(path for path in place.rglob("S[1-4]-*.dat") if "__MACOSX" not in path.parts)
+        files = sorted(place.rglob("S[1-4]-*.dat"))
         if not files:
             raise DatasetError(f"{downloads[0].name} holds no recording S1-ADL1.dat")
-        tables = {path.stem: np.loadtxt(path, dtype=np.float32, ndmin=2) for path in files}
-    if any(table.shape[1] != OPPORTUNITY_LABELS.stop for table in tables.values()):
-        raise DatasetError(f"{downloads[0].name}: a recording has not {OPPORTUNITY_LABELS.stop} columns")
+        tables = {path.stem: _table(path, OPPORTUNITY_LABELS.stop, np.float32) for path in files}
+    if len(tables) < OPPORTUNITY_LEAST:
+        raise DatasetError(f"{downloads[0].name} holds {len(tables)} recordings: three splits need at least {OPPORTUNITY_LEAST}")
+    for name, table in tables.items():
+        if not np.isfinite(table[:, OPPORTUNITY_LABELS]).all():
+            row = int(np.flatnonzero(~np.isfinite(table[:, OPPORTUNITY_LABELS]).all(1))[0]) + 1
+            raise DatasetError(f"{name}.dat is damaged: a label is missing in row {row}")
     cut = {name: _annotated(table) for name, table in tables.items()}
     values = np.unique(np.concatenate([table[:, OPPORTUNITY_LABELS.stop - 1] for table in cut.values()])).astype(np.int64)
     order = list(cut)
@@ -355,19 +421,19 @@ def _annotated(table: np.ndarray) -> np.ndarray:
 def prepare_extrasensory(downloads: Sequence[Path], folder: Path) -> None:
     """One recording per user, features per minute and 51 labels that may be missing; users by name, shuffled, 70/10/20."""
     recordings: list[tuple[str, np.ndarray, np.ndarray]] = []
-    features: list[str] = []
-    classes: list[str] = []
+    columns: list[str] = []
     with _unpacked(downloads[0], folder) as place:
         files = sorted(place.rglob("*.features_labels.csv.gz"))
         if not files:
             raise DatasetError(f"{downloads[0].name} holds no <user>.features_labels.csv.gz")
         for path in files:
             names, x, y = read_extrasensory_user(path)
-            columns = [name for name in names if not name.startswith("label:")]
-            if features and columns != features:
+            if columns and names != columns:
                 raise DatasetError(f"{path.name} has other columns than the users before it")
-            features, classes = columns, [name.removeprefix("label:") for name in names if name.startswith("label:")]
+            columns = names
             recordings.append((path.name.split(".")[0], x, y))
+    features = [name for name in columns if not name.startswith("label:")]
+    classes = [name.removeprefix("label:") for name in columns if name.startswith("label:")]
     random.Random(SHUFFLE_SEED).shuffle(recordings)
     count = len(recordings)
     first, second = round(0.7 * count), round(0.8 * count)
@@ -380,13 +446,19 @@ def read_extrasensory_user(path: Path) -> tuple[list[str], np.ndarray, np.ndarra
     """Read one user's file: names of columns, features (n, D) with NaN where missing, labels (n, L) in {−1, 0, 1}."""
     import numpy as np
 
-    with gzip.open(path, "rt", newline="") as stream:
+    with told_as(f"{path.name} is damaged"), gzip.open(path, "rt", newline="") as stream:
         rows = list(csv.reader(io.StringIO(stream.read())))
-    if len(rows) < 2 or rows[0][0] != "timestamp":
+    if len(rows) < 2 or rows[0][:1] != ["timestamp"]:
         raise DatasetError(f"{path.name} has no header of features and labels")
     kept = [index for index, name in enumerate(rows[0]) if name not in ("timestamp", "label_source")]
     names = [rows[0][index] for index in kept]
-    values = np.asarray([[float(row[index] or "nan") for index in kept] for row in rows[1:]], dtype=np.float32)
+    numbers = []
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(rows[0]):
+            raise DatasetError(f"{path.name} is damaged: line {number} has {len(row)} columns, not {len(rows[0])}")
+        with told_as(f"{path.name} is damaged: line {number}"):
+            numbers.append([float(row[index] or "nan") for index in kept])
+    values = np.asarray(numbers, dtype=np.float32)
     is_label = np.asarray([name.startswith("label:") for name in names])
     labels = np.where(np.isnan(values[:, is_label]), -1, values[:, is_label]).astype(np.int64)
     return names, values[:, ~is_label], labels

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from atlas.datasets.acquisition import opened_zip
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source
+from atlas.datasets.damage import told_as
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,24 +86,20 @@ def _read_digit_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
     images, labels = _arrays(path)
-    images = np.asarray(images, dtype=np.uint8)
+    with told_as(f"digits5: {path} holds other things than images and labels", DatasetLayoutError):
+        images, labels = np.asarray(images, dtype=np.uint8), np.asarray(labels, dtype=np.int64).ravel()
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(np.ravel(labels)):
-        raise DatasetLayoutError(f"digits5: {path} holds images of the shape {images.shape} and {len(np.ravel(labels))} labels")
-    pixels = np.stack([resized(image, DIGIT_SIZE) for image in images])
-    return pixels, np.asarray(labels, dtype=np.int64).ravel()
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(labels):
+        raise DatasetLayoutError(f"digits5: {path} holds images of the shape {images.shape} and {len(labels)} labels")
+    return np.stack([resized(image, DIGIT_SIZE) for image in images]), labels
 
 
 def _arrays(path: Path) -> tuple[Any, Any]:
     from atlas.datasets.images import _ArraysOnly
 
-    try:
+    with told_as(f"digits5: {path} is not a pickle of (images, labels)", DatasetLayoutError):
         images, labels = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetLayoutError(f"digits5: {path} is not a pickle of (images, labels): {error}") from None
     return images, labels
 
 
@@ -154,7 +152,7 @@ def prepare_domainnet(downloads: Sequence[Path], folder: Path) -> None:
     by_name = {path.name: path for path in downloads}
     tensors = {}
     for domain in DOMAINNET_DOMAINS:
-        with _opened(by_name[f"{domain}.zip"]) as archive:
+        with opened_zip(by_name[f"{domain}.zip"]) as archive:
             for split in SPLITS:
                 wanted = listed(by_name[f"{domain}_{split}.txt"])
                 pixels = [_pixels(archive, path) for path, _ in wanted]
@@ -166,7 +164,9 @@ def prepare_domainnet(downloads: Sequence[Path], folder: Path) -> None:
 def listed(path: Path) -> list[tuple[str, int]]:
     """Images of the ten classes in one of DomainNet's lists: (path in the archive, index among the ten), in its order."""
     found = []
-    for line in path.read_text().splitlines():
+    with told_as(f"{path.name} is no list of images"):
+        lines = path.read_text().splitlines()
+    for line in lines:
         name = line.rpartition(" ")[0] or line
         parts = PurePosixPath(name).parts
         if len(parts) >= 3 and parts[-2] in DOMAINNET_CLASSES:
@@ -176,22 +176,12 @@ def listed(path: Path) -> list[tuple[str, int]]:
     return found
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise DatasetError(f"{path.name} is damaged or incomplete: {error}") from None
-
-
 def _pixels(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    try:
-        with archive.open(name) as stream:
-            return resized(np.asarray(Image.open(stream).convert("RGB")), DOMAINNET_SIZE)
-    except (KeyError, OSError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{Path(archive.filename or '').name}: {name} cannot be read ({error})") from None
+    with told_as(f"{Path(archive.filename or '').name}: {name} cannot be read"), archive.open(name) as stream:
+        return resized(np.asarray(Image.open(stream).convert("RGB")), DOMAINNET_SIZE)
 
 
 def stand_in_domainnet(folder: Path) -> None:

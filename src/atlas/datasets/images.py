@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.datasets.acquisition import extract
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source
+from atlas.datasets.damage import told_as
+from atlas.datasets.looks import is_stray
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,12 +66,13 @@ def read_cifar_batch(path: Path, label: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Read one batch of CIFAR's Python version without running code: images (n, 3, 32, 32) uint8 and labels (n,) int64."""
     import numpy as np
 
-    try:
+    with told_as(f"{path.name} is not a batch of CIFAR's Python version"):
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         images = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        return images, np.asarray(content[label], dtype=np.int64)
-    except (pickle.UnpicklingError, KeyError, ValueError, EOFError, FileNotFoundError) as error:
-        raise DatasetError(f"{path.name} is not a batch of CIFAR's Python version: {error}") from None
+        labels = np.asarray(content[label], dtype=np.int64)
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} images and labels of the shape {labels.shape}")
+        return images, labels
 
 
 def _prepare_cifar(archive: Path, folder: Path, train: list[str], test: str, label: bytes) -> None:
@@ -80,6 +83,9 @@ def _prepare_cifar(archive: Path, folder: Path, train: list[str], test: str, lab
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         extract(archive, Path(unpacked))
         inner = next(iter(sorted(Path(unpacked).glob("cifar-*-python"))), Path(unpacked))
+        missing = next((name for name in [*train, test] if not (inner / name).is_file()), None)
+        if missing is not None:
+            raise DatasetError(f"{archive.name} has no file {missing}")
         batches = [read_cifar_batch(inner / name, label) for name in train]
         test_images, test_labels = read_cifar_batch(inner / test, label)
     write_images(
@@ -110,21 +116,59 @@ def prepare_image_folders(downloads: Sequence[Path], folder: Path) -> None:
         found = sorted(path for path in Path(unpacked).rglob("train") if path.is_dir())
         if not found:
             raise DatasetError(f"{downloads[0].name} has no folder train/<class>/")
-        train, test = read_image_folder(found[0]), read_image_folder(found[0].parent / "test")
+        folders = (found[0], found[0].parent / "test")
+        train_classes, test_classes = (set(_classes(place)) for place in folders)
+        if test_classes and train_classes != test_classes:
+            odd = min(train_classes ^ test_classes)
+            raise DatasetError(f"{downloads[0].name} has the class {odd} in only one of train/ and test/")
+        train, test = (read_image_folder(place) for place in folders)
     write_images(folder, train_images=train[0], train_labels=train[1], test_images=test[0], test_labels=test[1])
 
 
 def read_image_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Decode every image under ``folder/<class>/``: images (n, 3, height, width) uint8 of one size, labels (n,) int64."""
     import numpy as np
-    from PIL import Image
 
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    files = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
+    files = [(path, label) for label, name in enumerate(_classes(folder)) for path in sorted((folder / name).iterdir())]
     if not files:
         raise DatasetError(f"the archive has no images under {folder.name}/<class>/")
-    images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in files])
-    return images.transpose(0, 3, 1, 2), np.asarray([label for _, label in files], dtype=np.int64)
+    return read_images([path for path, _ in files]), np.asarray([label for _, label in files], dtype=np.int64)
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def read_images(paths: Sequence[Path], pixels: int | None = None) -> np.ndarray:
+    """Decode images of one size: (n, 3, height, width) uint8.
+
+    Parameters
+    ----------
+    pixels : int, optional
+        Their height and width; by default those of the first.
+
+    Raises
+    ------
+    DatasetError
+        An image is missing or damaged, or has another size; the message names it with the two folders above it.
+    """
+    import numpy as np
+    from PIL import Image
+
+    size = None if pixels is None else (pixels, pixels)
+    images = None
+    for place, path in enumerate(paths):
+        shown = "/".join(path.parts[-3:])
+        with told_as(f"{shown} is missing or damaged"), Image.open(path) as image:
+            decoded = np.asarray(image.convert("RGB"))
+        size = size or decoded.shape[:2]
+        if decoded.shape[:2] != size:
+            raise DatasetError(f"{shown} has {decoded.shape[0]} × {decoded.shape[1]} pixels, not {size[0]} × {size[1]}")
+        if images is None:
+            images = np.empty((len(paths), 3, *size), dtype=np.uint8)
+        images[place] = decoded.transpose(2, 0, 1)
+    assert images is not None
+    return images
 
 
 def stand_in_images(folder: Path, shape: tuple[int, int, int], classes: int, *, tested: bool = True) -> None:
@@ -165,14 +209,14 @@ def check_imagenet(folder: Path) -> None:
         place = folder / split
         if not place.is_dir():
             raise DatasetLayoutError(f"imagenet: {place} does not exist; {where}")
-        classes = [path for path in place.iterdir() if path.is_dir()]
+        classes = [path for path in place.iterdir() if path.is_dir() and not is_stray(path.name)]
         if len(classes) != IMAGENET_CLASSES:
             flat = " (its images are not sorted into class folders)" if not classes and any(place.iterdir()) else ""
             raise DatasetLayoutError(f"imagenet: {place} has {len(classes)} class folders, not {IMAGENET_CLASSES}{flat}; {where}")
         empty = next((path for path in sorted(classes) if not any(path.iterdir())), None)
         if empty is not None:
             raise DatasetLayoutError(f"imagenet: {empty} is empty; is the copy complete?")
-        count = sum(1 for path in classes for _ in path.iterdir())
+        count = sum(not is_stray(image.name) for path in classes for image in path.iterdir())
         if count != expected:
             raise DatasetLayoutError(f"imagenet: {place} has {count:,} images, not {expected:,}; is the copy complete?")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas.datasets.base import Dataset, DatasetError, Source
+from atlas.datasets.damage import told_as
 from atlas.datasets.images import stand_in_images, write_images
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def read_idx(path: Path) -> np.ndarray:
     """
     import numpy as np
 
-    try:
+    with told_as(f"{path.name} is not a gzipped IDX file of bytes"):
         content = gzip.decompress(path.read_bytes())
         zero, kind, axes = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
@@ -38,8 +39,6 @@ def read_idx(path: Path) -> np.ndarray:
         if zero != 0 or kind != BYTES:
             raise ValueError(f"it starts with {content[:4]!r}")
         return values.reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise DatasetError(f"{path.name} is not a gzipped IDX file of bytes: {error}") from None
 
 
 def prepare_idx(downloads: Sequence[Path], folder: Path) -> None:
@@ -48,6 +47,9 @@ def prepare_idx(downloads: Sequence[Path], folder: Path) -> None:
 
     arrays = {name: read_idx(path) for name, path in zip(FILES, downloads, strict=True)}
     images, labels, test_images, test_labels = (arrays[name] for name in FILES)
+    for path, pictures, classes in zip(downloads[::2], (images, test_images), (labels, test_labels), strict=True):
+        if pictures.ndim != 3 or classes.shape != pictures.shape[:1]:
+            raise DatasetError(f"{path.name} holds an array of the shape {pictures.shape}, its labels one of {classes.shape}")
     write_images(
         folder,
         train_images=images[:, None],

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from atlas.datasets.acquisition import extract
 from atlas.datasets.base import Dataset, DatasetError, Source
-from atlas.datasets.images import write_images
+from atlas.datasets.damage import told_as
+from atlas.datasets.images import read_images, write_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +32,12 @@ def prepare_tiny_imagenet(downloads: Sequence[Path], folder: Path) -> None:
         if not found:
             raise DatasetError(f"{downloads[0].name} has no file wnids.txt")
         root = found[0].parent
-        classes = sorted(found[0].read_text().split())
+        with told_as("wnids.txt is damaged"):
+            classes = sorted(found[0].read_text().split())
         train = [(path, label) for label, name in enumerate(classes) for path in sorted((root / "train" / name).rglob("*.JPEG"))]
+        bare = set(range(len(classes))) - {label for _, label in train}
+        if train and bare:
+            raise DatasetError(f"{downloads[0].name} has no images under train/{classes[min(bare)]}")
         test = _validation_files(root / "val", classes)
         train_images, train_labels = _decode(train, "train/<class>/images")
         test_images, test_labels = _decode(test, "val/images")
@@ -45,24 +50,25 @@ def _validation_files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, 
     if not table.is_file():
         raise DatasetError("the archive has no file val/val_annotations.txt")
     labels = {name: label for label, name in enumerate(classes)}
-    rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
-    unknown = next((name for _, name in rows if name not in labels), None)
-    if unknown is not None:
-        raise DatasetError(f"val/val_annotations.txt names the class {unknown}, which wnids.txt does not")
-    return sorted((folder / "images" / file, labels[name]) for file, name in rows)
+    with told_as("val/val_annotations.txt is damaged"):
+        lines = table.read_text().splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        file, _, rest = line.partition("\t")
+        name = rest.split("\t")[0]
+        if line and name not in labels:
+            raise DatasetError(f"val/val_annotations.txt, line {number}, names the class {name!r}, which wnids.txt does not")
+        if line:
+            rows.append((folder / "images" / file, labels[name]))
+    return sorted(rows)
 
 
 def _decode(files: Sequence[tuple[Path, int]], where: str) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
-    from PIL import Image
 
     if not files:
         raise DatasetError(f"the archive has no images under {where}")
-    images = np.empty((len(files), 3, PIXELS, PIXELS), dtype=np.uint8)
-    for place, (path, _) in enumerate(files):
-        with Image.open(path) as image:
-            images[place] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    return images, np.asarray([label for _, label in files], dtype=np.int64)
+    return read_images([path for path, _ in files], PIXELS), np.asarray([label for _, label in files], dtype=np.int64)
 
 
 def stand_in(folder: Path) -> None:

@@ -35,7 +35,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from atlas.datasets import dataset_names
@@ -43,6 +42,7 @@ from atlas.errors import UserError, did_you_mean
 from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import Paper, Settings, load
 from atlas.harness.study import Study
+from atlas.harness.yaml_file import read_yaml
 
 NEAR = 0.85  # similarity from which an unknown name is a misspelling
 
@@ -120,10 +120,7 @@ def _read(paper: Paper) -> tuple[tuple[Claim, ...], tuple[Reported, ...]]:
     if not paper.claims.is_file():
         return (), ()
     shown = f"methods/{paper.claims.parent.name}/claims.yaml"
-    try:
-        content = yaml.load(paper.claims.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{shown} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(paper.claims, shown) or {}
     _known(content, ("claims", "reported"), shown)
     claims = [_claim(item, f"{shown}: claims[{place}]", paper) for place, item in _items(content, "claims", shown)]
     numbers = [_reported(item, f"{shown}: reported[{place}]", paper) for place, item in _items(content, "reported", shown)]

@@ -201,8 +201,9 @@ def _recorded_failure(run: Run, stage: str) -> Iterator[None]:
         message = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
         tail = traceback.format_exc().replace(str(Path.cwd()) + "/", "").splitlines()[-12:]
         log = run.logs.relative_to(run.root) / f"{stage}.log"
-        run.metrics.unlink(missing_ok=True)
-        write_json(run.failure, {"stage": stage, "error": " ".join(message.split()), "log": str(log), "tail": tail})
+        with suppress(OSError):  # the first failure is the one to tell
+            run.metrics.unlink(missing_ok=True)
+            write_json(run.failure, {"stage": stage, "error": " ".join(message.split()), "log": str(log), "tail": tail})
         raise
     run.failure.unlink(missing_ok=True)
 

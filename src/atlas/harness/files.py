@@ -15,7 +15,21 @@ if TYPE_CHECKING:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` atomically: a crash leaves the old file or the new one, on disk and complete."""
+    """Replace ``path`` atomically: a crash leaves the old file or the new one, on disk and complete.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the error names ``path``, whatever step failed.
+    """
+    try:
+        _replace(path, content)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

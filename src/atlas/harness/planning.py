@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from atlas.datasets import dataset_names
 from atlas.errors import UserError, did_you_mean
+from atlas.harness.names import case_twins, ignores_case, name_fault, shown_name
 from atlas.harness.registry import RECIPE_BEFORE, Registry, Task
 from atlas.harness.study import CONFIG_FOLDER, Resources, Run, Study
+from atlas.harness.yaml_file import read_yaml
 
 PHASES = ("model", "training", "after")
 ROW_WORDS = ("method", "protocol", "resources")
@@ -71,10 +73,10 @@ class StudyFile:
         self.path, self.tier, self.root, self.registry = path, tier, root, registry
         self.shown = CONFIG_FOLDER / path.name
         self.batch_seeds = False
-        try:
-            content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.shown} is not YAML: {' '.join(str(error).split())}") from None
+        self.caseless = ignores_case(path)
+        content = read_yaml(path, self.shown)
+        if content is None:
+            raise self.fail("", "is empty; a study names at least its seeds and one task")
         self.content = self.mapping(content, "")
 
     def fail(self, where: str, message: str) -> UserError:
@@ -86,8 +88,25 @@ class StudyFile:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise self.fail(where, f"must be a mapping, not {value!r}")
+            raise self.fail(where, f"must be a mapping, not {'a list' if isinstance(value, list) else repr(value)}")
+        for key in value:
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise self.fail(where, f"has a key that YAML reads as {key!r}; if it is a name, put it in quotes")
         return {str(key): item for key, item in value.items()}
+
+    def part(self, values: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+        """A mapping inside another one; nothing where there is none."""
+        return self.mapping(values.get(key), f"{where}.{key}")
+
+    def check_names(self, names: Iterable[str], where: str) -> None:
+        """Refuse names of benchmarks or rows that cannot be folders side by side."""
+        names = list(names)
+        for name in names:
+            if fault := name_fault(name):
+                raise self.fail(f"{where}:", f"{shown_name(name)} {fault}")
+        twins = case_twins(names) if self.caseless else None
+        if twins:
+            raise self.fail(f"{where}:", f"{twins[0]} and {twins[1]} would share a folder, since this file system ignores case")
 
     def known_keys(self, values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
         """Refuse a key that means nothing here."""
@@ -99,11 +118,13 @@ class StudyFile:
         """The whole file as a study."""
         top = dict(self.content)
         seeds = top.pop("seeds", None)
-        if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-            raise self.fail("seeds", "must be a list of whole numbers, for example [0, 1, 2]")
+        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
+            raise self.fail("seeds", "must be a list of whole numbers from 0, for example [0, 1, 2]")
         if len(set(seeds)) != len(seeds):
             raise self.fail("seeds", f"names a seed twice: {seeds}")
-        self.batch_seeds = bool(top.pop("batch_seeds", False))
+        self.batch_seeds = top.pop("batch_seeds", False)
+        if not isinstance(self.batch_seeds, bool):
+            raise self.fail("batch_seeds", f"must be true or false, not {self.batch_seeds!r}")
         description = str(top.pop("description", ""))
         resources = self.mapping(top.pop("resources", None), "resources")
         runs: list[Run] = []
@@ -118,14 +139,28 @@ class StudyFile:
         datasets = self.mapping(body.get("datasets"), f"{task.name}.datasets")
         if not datasets:
             raise self.fail(f"{task.name}.datasets", "names no dataset")
+        self.check_names(datasets, f"{task.name}.datasets")
         for dataset, options in datasets.items():
             where = f"{task.name}.datasets.{dataset}"
             options = self.mapping(options, where)
             self.known_keys(options, DATASET_WORDS, where)
-            protocol = merge(body.get("protocol"), options.get("protocol"))
-            asked = merge(resources, body.get("resources"), options.get("resources"))
+            protocol = merge(self.part(body, "protocol", task.name), self.part(options, "protocol", where))
+            asked = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
             rows = self.rows(task, body, options, dataset)
-            yield from _Benchmark(self, task, dataset, options.get("data", dataset) or "", protocol, asked, rows).runs(seeds)
+            self.check_names(rows, f"{where}.methods")
+            yield from _Benchmark(self, task, dataset, self.data(dataset, options, where), protocol, asked, rows).runs(seeds)
+
+    def data(self, benchmark: str, options: Mapping[str, Any], where: str) -> str:
+        """Name of the data set that a benchmark reads; empty where its data is generated."""
+        name = options.get("data", benchmark)
+        if name is None:
+            return ""
+        if name in dataset_names():
+            return str(name)
+        hint = did_you_mean(str(name), dataset_names())
+        if "data" in options:
+            raise self.fail(f"{where}.data", f"= {name!r} is not a data set; {hint}")
+        raise self.fail(where, f"is not a data set, and a benchmark of another name needs data: NAME (or null); {hint}")
 
     def rows(
         self, task: Task, body: dict[str, Any], options: dict[str, Any], dataset: str
@@ -183,12 +218,15 @@ class _Benchmark:
         shown = self.reader.shown
         protocol = validate_settings(
             self.task.protocol,
-            merge(self.protocol, body.get("protocol")),
+            merge(self.protocol, self.reader.part(body, "protocol", where)),
             f"{shown}: {where}.protocol",
             f"the protocol of {self.task.name}",
         )
         resources = validate_settings(
-            Resources, merge(self.resources, body.get("resources")), f"{shown}: {where}.resources", "resources"
+            Resources,
+            merge(self.resources, self.reader.part(body, "resources", where)),
+            f"{shown}: {where}.resources",
+            "resources",
         )
         self.made[row, seed] = Run(
             tier=self.reader.tier,

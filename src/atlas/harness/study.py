@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import UserError, did_you_mean
+from atlas.harness.names import name_fault, shown_name
 from atlas.harness.registry import Method, Metric, Settings, Task, load
 
 CONFIG_FOLDER = Path("config")
@@ -233,6 +234,8 @@ class Study:
         UserError
             The file is missing, is not YAML, or names something that does not exist; says where and what would be right.
         """
+        if fault := name_fault(tier):
+            raise UserError(f"--tier {shown_name(tier)} {fault}")
         root = Path(root)
         if tier.endswith(TRIAL):
             study = tier.removesuffix(TRIAL)

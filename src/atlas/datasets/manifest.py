@@ -1,0 +1,158 @@
+"""The manifest of an acquired data set: what lies under ``data/<name>/``, the same on every machine that holds the same data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas.datasets.base import DatasetLayoutError
+from atlas.datasets.looks import MANIFEST, Look, recall, walk
+
+MANY_FILES = 50_000
+"""Number of files above which the plan looks at the times of folders alone."""
+WHOLE = "."
+"""Path of the one entry of a manifest that describes all files of a user-supplied set together."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What lies under ``data/<name>/``; equal data give equal manifests, byte for byte.
+
+    Attributes
+    ----------
+    sources : list of dict
+        file, size in bytes, sha256 and url of every download.
+    files : list of dict
+        path, size and sha256 of every prepared file. Of a user-supplied set, which may hold a million files, one entry: the
+        path ``.``, the number of files (count), their size together, and a SHA-256 over their names and sizes (listing).
+    sha256 : str
+        One hash over all files.
+    """
+
+    dataset: str
+    sources: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+    sha256: str
+
+    @property
+    def text(self) -> str:
+        """The manifest as written."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @property
+    def together(self) -> bool:
+        """Whether one entry describes all files together."""
+        return [file["path"] for file in self.files] == [WHOLE]
+
+    @property
+    def count(self) -> int:
+        """Number of files that it describes."""
+        return self.files[0].get("count", 0) if self.together else len(self.files)
+
+    def difference(self, sizes: Mapping[str, int]) -> str | None:
+        """What tells files, path to size in bytes, from those that it describes; ``None`` where names and sizes agree."""
+        if not self.together:
+            return first_difference({file["path"]: file["size"] for file in self.files}, sizes)
+        return None if self.files[0].get("listing") == _listing(sizes) else "names or sizes of its files changed"
+
+
+def describe(name: str, sources: list[dict[str, Any]], look: Look) -> Manifest:
+    """A manifest that names every file of a look."""
+    files = _entries(look)
+    return Manifest(name, sources, files, _total(files))
+
+
+def describe_together(name: str, look: Look) -> Manifest:
+    """A manifest that has one entry for all files of a look."""
+    sizes = look.sizes
+    whole = {"path": WHOLE, "count": len(sizes), "size": sum(sizes.values()), "listing": _listing(sizes)}
+    return Manifest(name, [], [whole], _total(_entries(look)))
+
+
+def read_manifest(root: Path, name: str) -> Manifest | None:
+    """Return the manifest of an acquired dataset, or ``None`` if there is none, or none that can be read."""
+    try:
+        return parse_manifest(json.loads((Path(root) / name / MANIFEST).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def parse_manifest(content: Any) -> Manifest | None:
+    """A manifest from its plain values, or ``None`` if they are none."""
+    try:
+        manifest = Manifest(**content)
+        entries = [(file["path"], file["size"]) for file in manifest.files]
+    except (TypeError, KeyError):
+        return None
+    sound = all(isinstance(path, str) and isinstance(size, int) for path, size in entries)
+    return manifest if sound and isinstance(manifest.sha256, str) else None
+
+
+def stale_data(name: str, root: Path | str = Path("data")) -> str | None:
+    """Why the files of a data set are no longer those that its manifest describes, judged without reading them; or ``None``.
+
+    Names and sizes are held against the manifest, and against what this machine remembers of its last look also times of
+    modification. Where nothing is remembered, as after a clone, names and sizes alone count; of a set of more than
+    :data:`MANY_FILES` files only the remembered times of its folders do. A data set that has not been acquired is not stale.
+    """
+    root = Path(root)
+    manifest = read_manifest(root, name)
+    if manifest is None:
+        return "its manifest cannot be read" if (root / name / MANIFEST).is_file() else None
+    if manifest.together and "listing" not in manifest.files[0]:
+        return "it was acquired before contents were looked at"
+    look = recall(root, name, files=manifest.count <= MANY_FILES)
+    if look is not None and look.manifest != asdict(manifest):
+        look = None
+    if manifest.count > MANY_FILES:
+        return None if look is None else _changed_folder(root / name, look)
+    try:
+        found = walk(root / name).files
+    except DatasetLayoutError as error:
+        return str(error)
+    sizes = {path: stamp.size for path, stamp in found.items()}
+    if look is None:
+        return manifest.difference(sizes)
+    touched = (path for path in found if path in look.files and not found[path].as_read(look.files[path][0]))
+    return first_difference(look.sizes, sizes) or next((f"{path} was modified" for path in touched), None)
+
+
+def first_difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
+    """The first file, by name, that is missing, new or of another size; both map a path to a size in bytes."""
+    for path in sorted(expected.keys() | found.keys()):
+        if path not in found:
+            return f"{path} is missing"
+        if path not in expected:
+            return f"{path} is new"
+        if found[path] != expected[path]:
+            return f"{path} has {found[path]:,} bytes, not {expected[path]:,}"
+    return None
+
+
+def _changed_folder(folder: Path, look: Look) -> str | None:
+    """The first folder to which something was added or from which something was removed; the set's own holds its manifest."""
+    for below, modified in look.folders.items():
+        try:
+            if below and (folder / below).stat().st_mtime_ns != modified:
+                return f"{below}/ was modified"
+        except OSError:
+            return f"{below}/ is missing"
+    return None
+
+
+def _entries(look: Look) -> list[dict[str, Any]]:
+    """Path, size and hash of every file; the hash is named after what it covers."""
+    key = "sha256" if look.reading == "contents" else "sha256_of_ends"
+    return [{"path": path, "size": stamp.size, key: digest} for path, (stamp, digest) in look.files.items()]
+
+
+def _total(files: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _listing(sizes: Mapping[str, int]) -> str:
+    return hashlib.sha256(json.dumps(sorted(sizes.items())).encode()).hexdigest()
