@@ -17,7 +17,7 @@ ROW = "runs/image-classification/digits/deit"
 
 def files(values: dict[int, float | None], verdict: str = "supported", row: str = ROW) -> dict[str, str]:
     runs = {f"{row}/seed{seed}/metrics.json": json.dumps({"metrics": {"top1": value}}) for seed, value in values.items()}
-    return {**runs, "claims.csv": f"id,statement,verdict\na.b,\"One, two\",{verdict}\n"}
+    return {**runs, "claims.csv": f'id,statement,verdict\na.b,"One, two",{verdict}\n'}
 
 
 def comparison(first: dict[str, str], second: dict[str, str]) -> Comparison:
@@ -34,7 +34,10 @@ def test_a_drift_is_told_in_standard_deviations_over_seeds() -> None:
     # both sides have a standard deviation of 1 over seeds 0, 1, 2; the pooled one is 1
     found = comparison(files({0: 1.0, 1: 2.0, 2: 3.0}), files({0: 1.5, 1: 2.5, 2: 3.5}))
     assert [one.drift for one in found.differences] == pytest.approx([0.5, 0.5, 0.5])
-    assert found.headline == "1 of 1 verdicts alike, 0 of 3 numbers alike, largest drift 0.5 sd (image-classification/digits/deit top1)"
+    assert (
+        found.headline
+        == "1 of 1 verdicts alike, 0 of 3 numbers alike, largest drift 0.5 sd (image-classification/digits/deit top1)"
+    )
 
 
 def test_without_spread_a_difference_is_shown_and_not_scaled() -> None:
@@ -66,7 +69,11 @@ def test_a_folder_and_a_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for path, text in files({0: 0.5}).items():
         (tmp_path / "results/demo" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "results/demo" / path).write_text(text)
-    for command in (["init", "--quiet"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "1"]):
+    for command in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "1"],
+    ):
         subprocess.run(["git", *command], check=True, cwd=tmp_path)
     assert not compare("HEAD", "results/demo").differences
     (tmp_path / "results/demo" / ROW / "seed0/metrics.json").write_text('{"metrics": {"top1": 0.25}}')

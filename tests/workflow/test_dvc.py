@@ -137,4 +137,8 @@ def test_shipped_lock_is_that_of_the_results(checkout: Path, tmp_path: Path) -> 
     folder = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(checkout), str(folder))
     told = dvc(folder, "status")
-    assert set(re.findall(r"^(\S.*):$", told, flags=re.MULTILINE)) <= {"data@basic-motions", "data@digits", "data@motorcycle-stereo"}
+    assert set(re.findall(r"^(\S.*):$", told, flags=re.MULTILINE)) <= {
+        "data@basic-motions",
+        "data@digits",
+        "data@motorcycle-stereo",
+    }

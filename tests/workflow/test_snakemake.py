@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from workflow_helpers import NOTHING, SMALL, copy_checkout, planned, rows, snakemake
 
+
 def test_study_runs_to_its_report_and_then_there_is_nothing_to_do(finished: Path) -> None:
     results = finished / "results" / "demo"
     assert (results / "report.html").is_file()

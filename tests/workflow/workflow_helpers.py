@@ -88,7 +88,7 @@ def clone(folder: Path, target: Path) -> Path:
 
 
 def break_code(folder: Path, cells: str) -> dict[str, str]:
-    """Make runs whose names end so fail with a bug of their method, without touching a setting; repaired by removing ``broken``."""
+    """Make runs whose names end so fail with a bug of their method, no setting touched; removing ``broken`` repairs it."""
     (folder / "broken").write_text(cells)
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(FAILS)

@@ -11,4 +11,4 @@ rule acquire:
     params:
         atlas=ATLAS,
     shell:
-        "{params.atlas} acquire {wildcards.dataset} > {log} 2>&1"
+        "{params.atlas} acquire {wildcards.dataset:q} > {log:q} 2>&1"

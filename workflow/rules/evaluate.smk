@@ -19,7 +19,7 @@ rule evaluate:
         tier=TIER,
         cells=cells,
     shell:
-        "{params.atlas} evaluate --tier {params.tier} {params.cells:q} > {log} 2>&1"
+        "{params.atlas} evaluate --tier {params.tier} {params.cells:q} > {log:q} 2>&1"
 
 
 rule metrics:
@@ -34,4 +34,4 @@ rule metrics:
     conda:
         "../envs/atlas.yaml"
     shell:
-        "test -s {output} 2> {log}"
+        "test -s {output:q} 2> {log:q}"

@@ -15,7 +15,7 @@ rule judge:
         atlas=ATLAS,
         tier=TIER,
     shell:
-        "{params.atlas} claims --tier {params.tier} > {log} 2>&1"
+        "{params.atlas} claims --tier {params.tier} > {log:q} 2>&1"
 
 
 rule report:
@@ -35,4 +35,4 @@ rule report:
         atlas=ATLAS,
         tier=TIER,
     shell:
-        "{params.atlas} report --tier {params.tier} > {log} 2>&1"
+        "{params.atlas} report --tier {params.tier} > {log:q} 2>&1"

@@ -27,4 +27,4 @@ rule tabulate:
         atlas=ATLAS,
         tier=TIER,
     shell:
-        "{params.atlas} table --tier {params.tier} {wildcards.task}/{wildcards.dataset} > {log} 2>&1"
+        "{params.atlas} table --tier {params.tier} {wildcards.task:q}/{wildcards.dataset:q} > {log:q} 2>&1"

@@ -21,4 +21,4 @@ rule train:
         # Short runs are evaluated where all is loaded.
         options=lambda wildcards: again() + " --evaluate" * STUDY.batch_seeds,
     shell:
-        "{params.atlas} train --tier {params.tier} {params.options} {params.cells:q} >> {log} 2>&1"
+        "{params.atlas} train --tier {params.tier} {params.options} {params.cells:q} >> {log:q} 2>&1"

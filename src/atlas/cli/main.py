@@ -92,22 +92,25 @@ def train(
         Again | None,
         typer.Option(help="Train again what was trained on another machine (here), or with other code (code)."),
     ] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Also evaluate what has no metrics yet, while all is loaded.")] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also evaluate what has no metrics yet, while all is loaded.")
+    ] = False,
 ) -> None:
     """Train runs; an interrupted one goes on where it was.
 
     With --set it is a trial: it goes to checkpoints/<tier>-trial/ and results/<tier>-trial/, and never enters the study.
     SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C make it save its state and stop with exit code 75.
     """
-    from atlas.harness.execute import train_run
-    from atlas.harness.stale import evaluation_gap
+    from atlas.harness.execute import evaluation_due, train_run
     from atlas.harness.startup import defer_compiler
 
     defer_compiler()
 
     def one(run: Run) -> None:
-        _say(run, train_run(run, force=force, again=again.value if again else None))
-        if evaluate and evaluation_gap(run):
+        why = again.value if again else None
+        trained = train_run(run, force=force, again=why)
+        _say(run, trained)
+        if evaluate and ((trained and run.declared_metrics) or evaluation_due(run, why)):
             _evaluate(run)
 
     _each("train", _selected(tier, runs, overrides), one)

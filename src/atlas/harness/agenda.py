@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atlas.datasets import stale_data
 from atlas.harness.code import changed_code
 from atlas.harness.files import sha256, write_json, write_text
 from atlas.harness.stale import evaluation_gap, page_gap, read_json, stale_record, table_gap, training_gap
@@ -125,22 +126,26 @@ class _Planner:
         self.follow()
         planned = {*self.training, *self.evaluation}
         tables = {
-            (task, dataset): reason
-            for task, dataset in self.study.tables
-            if (reason := self.table(task, dataset, planned))
+            (task, dataset): reason for task, dataset in self.study.tables if (reason := self.table(task, dataset, planned))
         }
         page = "its tables are written again" if tables else page_gap(self.study) or ""
         used = {run.data for run in self.study.runs if run.cell in planned and run.data}
         waiting = {name: looks[name] for name in sorted(used) if name in looks}
-        waiting |= {name: "not acquired" for name in sorted(used) if not (self.study.root / "data" / name / "manifest.json").is_file()}
+        waiting |= {
+            name: "not acquired" for name in sorted(used) if not (self.study.root / "data" / name / "manifest.json").is_file()
+        }
         if self.demands.new_code or self.demands.everything:
             old_code = {}
         training = {run.cell: self.training[run.cell] for run in self.study.runs if run.cell in self.training}
         return Agenda(self.study, waiting, training, self.evaluation, tables, page, old_code)
 
     def looks(self) -> dict[str, str]:
-        """Acquired datasets that no longer look as they were described, and why; their runs are judged when they are looked at."""
-        return {}
+        """Acquired datasets that no longer look as they were described, and why.
+
+        Whether their contents are others is known when they have been acquired again; a run that still fits then is left alone.
+        """
+        found = {name: stale_data(name, self.study.root / "data") for name in self.study.datasets}
+        return {name: reason for name, reason in found.items() if reason}
 
     def consider(self, run: Run, look: str, old_code: bool) -> None:
         """Plan what a run itself calls for."""

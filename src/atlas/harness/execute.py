@@ -6,11 +6,12 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas.datasets import stale_data
 from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
 from atlas.harness.code import code_of
@@ -18,7 +19,7 @@ from atlas.harness.files import sha256, write_json
 from atlas.harness.provenance import provenance
 from atlas.harness.resume import clear_state, elapsed_seconds
 from atlas.harness.seeds import pick_device, seed_everything
-from atlas.harness.stale import artefacts_digest, data_hash, needed_digests, read_json, training_gap
+from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, needed_digests, read_json, training_gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,13 @@ def due_again(run: Run, again: str | None) -> bool:
     return again == "code" and bool(trained_with_other_code(run))
 
 
+def evaluation_due(run: Run, again: str | None = None) -> bool:
+    """Whether a run that is trained lacks metrics that fit, or, for ``again="here"``, metrics that this machine made."""
+    if evaluation_gap(run):
+        return True
+    return again == "here" and bool(run.declared_metrics) and not made_here(run, "metrics", run.metrics)
+
+
 def evaluate_run(run: Run) -> dict[str, Any]:
     """Evaluate one trained run on the test split, write its ``metrics.json`` and return its content.
 
@@ -120,6 +128,8 @@ def _function(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
 def _require_inputs(run: Run) -> None:
     if run.data and data_hash(run) is None:
         raise UserError(f"the dataset {run.data} is not there; run: atlas acquire {run.data}")
+    if run.data and (reason := stale_data(run.data, run.root / "data")):
+        raise UserError(f"the dataset {run.data} must be looked at again ({reason}); run: atlas acquire {run.data}")
     for role, needed in run.needs.items():
         if reason := training_gap(needed):
             raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")

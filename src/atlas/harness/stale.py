@@ -69,8 +69,8 @@ def stale_record(run: Run, content: Mapping[str, Any] | None = None) -> str | No
         return None
     if reason := _mismatch(run, record):
         return reason
-    known = record.get("needs")
-    for role, digest in needed_digests(run).items() if isinstance(known, dict) else ():
+    known = _mapping(record.get("needs"))
+    for role, digest in needed_digests(run).items():
         if digest is not None and known.get(role) not in (None, digest):
             return f"its {role}, {run.needs[role].cell}, was trained again"
     return None

@@ -238,8 +238,8 @@ class Study:
             raise UserError(f"--tier {shown_name(tier)} {fault}")
         root = Path(root)
         if tier.endswith(TRIAL):
-            study = tier.removesuffix(TRIAL)
-            raise UserError(f"{tier} is where trials of the study {study} lie: name {study}, and the settings with --set")
+            real = tier.removesuffix(TRIAL)
+            raise UserError(f"{tier} is where trials of the study {real} lie: name {real}, and the settings with --set")
         path = root / CONFIG_FOLDER / f"{tier}.yaml"
         if not path.is_file():
             known = [file.stem for file in sorted((root / CONFIG_FOLDER).glob("*.yaml"))]

@@ -69,7 +69,9 @@ class Results:
                     numbers.setdefault(("/".join(parts[1:4]), metric), {})[int(parts[4][4:])] = value
         verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(io.StringIO(files.get("claims.csv", "")))}
         if not numbers and not verdicts:
-            raise UserError(f"{name} holds no results: neither runs/<task>/<dataset>/<method>/seed<k>/metrics.json nor claims.csv")
+            raise UserError(
+                f"{name} holds no results: neither runs/<task>/<dataset>/<method>/seed<k>/metrics.json nor claims.csv"
+            )
         return cls(name, numbers, verdicts, tuple(machines))
 
     @classmethod
@@ -177,7 +179,10 @@ class Comparison:
     def only(self) -> list[tuple[str, list[str]]]:
         """What one of the two lacks: its name, and the runs and claims that only it has."""
         return [
-            (mine.name, sorted(_cells(mine) - _cells(other)) + [f"claim {name}" for name in mine.verdicts if name not in other.verdicts])
+            (
+                mine.name,
+                sorted(_cells(mine) - _cells(other)) + [f"claim {name}" for name in mine.verdicts if name not in other.verdicts],
+            )
             for mine, other in ((self.first, self.second), (self.second, self.first))
         ]
 

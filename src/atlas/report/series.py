@@ -46,7 +46,11 @@ def overview(table: Table) -> dict[str, float]:
         if means and headline.better != "neither":
             numbers["best"] = (max if headline.better == "higher" else min)(means.values())
     cells = [cell for row in table.rows for cell in row.cells]
-    return {**numbers, "runs": sum(cell.state == "done" for cell in cells), "failed": sum(cell.state == "failed" for cell in cells)}
+    return {
+        **numbers,
+        "runs": sum(cell.state == "done" for cell in cells),
+        "failed": sum(cell.state == "failed" for cell in cells),
+    }
 
 
 def _mean(row: Row, metric: str) -> float:
