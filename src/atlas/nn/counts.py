@@ -28,9 +28,11 @@ def forward_flops(model: nn.Module, inputs: Tensor) -> float:
 
     was_training = model.training
     model.eval()
+    # Views of parameters ask for gradients even under no_grad, and the counter's hooks on modules that take such a view fail.
+    values = {name: parameter.detach() for name, parameter in model.named_parameters()}
     try:
         with FlopCounterMode(display=False) as counter:
-            model(inputs)
+            torch.func.functional_call(model, values, (inputs.detach(),))
     finally:
         model.train(was_training)
     return counter.get_total_flops() / len(inputs)
