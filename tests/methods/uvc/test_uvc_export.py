@@ -257,6 +257,13 @@ def test_runs_through_torch_export() -> None:
     assert torch.allclose(program.module()(images(2)), small(images(2)), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("trace", [lambda model: torch.jit.trace(model, images(2)), torch.fx.symbolic_trace, copy.deepcopy])
+def test_traces_and_copies(trace: Any) -> None:
+    small = export(apply_attnscale(vit(), init=0.3), ragged(vit()))
+    assert torch.allclose(trace(small)(images(2)), small(images(2)), atol=1e-5)
+
+
 def test_device_dtype_and_trainability_stay() -> None:
     model = vit().bfloat16()
     model.blocks[0].mlp.fc1.weight.requires_grad_(False)

@@ -62,12 +62,15 @@ class CompactAttention(Attention):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
-        narrow = self.head_dim - self.value_dim
-        if narrow and value.device.type == "cpu":
-            # the fused kernel of the CPU wants values as wide as queries: zeros cost less than leaving it
-            value = functional.pad(value, (0, narrow))
+        value = _widened(value, self.head_dim - self.value_dim)
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout, is_causal, scale=self.scale)
         return out[..., : self.value_dim]
+
+
+@torch.fx.wrap  # one node of a traced graph: the device is known only when the graph runs
+def _widened(value: Tensor, narrow: int) -> Tensor:
+    """Values as wide as queries on a CPU, whose fused kernel wants them so: zeros cost less than leaving it."""
+    return functional.pad(value, (0, narrow)) if narrow and value.device.type == "cpu" else value
 
 
 def export(model: Any, plan: CompressionPlan, v_layout: Literal["padded", "uniform"] = "padded", check: bool = True) -> nn.Module:
