@@ -341,6 +341,25 @@ def test_gram_of_other_modules_and_of_parameters_outside_layers() -> None:
         torch.testing.assert_close(found, brute_force_gram(model, model, images, params), rtol=1e-10, atol=1e-14)
 
 
+def test_gram_of_layers_that_compute_something_else_than_their_base_class() -> None:
+    """A projection that rewrites its values, and a norm over the channels of images."""
+    from timm.layers import LayerNorm2d
+    from timm.models.vision_transformer import VisionTransformer
+
+    from atlas.methods.anti_oversmoothing import apply_attnscale
+
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 3}
+    scaled = apply_attnscale(VisionTransformer(**sizes, weight_init="jax"), init=0.7)  # type: ignore[arg-type]
+    nn.init.normal_(scaled.head.weight)  # type: ignore[arg-type]
+    normed = nn.Sequential(nn.Conv2d(1, 8, 1), LayerNorm2d(8), nn.Tanh(), nn.Flatten())
+    images = torch.randn(3, 1, 8, 8, dtype=DOUBLE)
+    for model in (scaled.double().eval(), normed.double()):
+        for params in ("weights", "all"):
+            found = ntk_gram(model, images, params=params)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, brute_force_gram(model, model, images, params), rtol=1e-9, atol=1e-12)
+
+
 def test_gram_sums_the_calls_of_a_shared_layer() -> None:
     torch.manual_seed(0)
     shared = nn.Linear(4, 4).double()

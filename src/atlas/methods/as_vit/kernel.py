@@ -44,12 +44,16 @@ class _Recorder(AbstractContextManager["_Recorder"]):
 
 
 def _has_formula(module: nn.Module) -> bool:
-    """Whether gradients per image can be formed from inputs and output gradients; parametrised weights cannot."""
+    """Whether gradients per image can be formed from inputs and output gradients.
+
+    Not of parametrised weights, nor of layers with a forward pass of their own, whose output is something else.
+    """
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         return False
-    if isinstance(module, nn.Conv2d):
+    forward = type(module).forward
+    if isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear | nn.LayerNorm)
+    return forward in (nn.Linear.forward, nn.LayerNorm.forward)
 
 
 def default_feature(model: nn.Module) -> Feature:
