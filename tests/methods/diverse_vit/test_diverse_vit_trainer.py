@@ -161,6 +161,17 @@ def test_a_rewritten_backbone_trains_too() -> None:
     assert all(block.attn.qkv.omega.grad is not None for block in model.blocks)
 
 
+def test_a_compressed_backbone_trains_too() -> None:
+    from atlas.methods.uvc import CompressionPlan, ViTShape, export
+
+    plan = CompressionPlan.identity(ViTShape.from_timm(vit()))
+    plan.dims[:, :, 1:] = False
+    images, target = mixed()
+    with DiversityTrainer(export(vit(), plan), DiversityConfig(orth_exact=True)) as trainer:
+        assert [tuple(weight.shape) for weight in trainer.weights[:3]] == [(16, 16), (16, 16), (4, 16)]
+        trainer.loss(trainer(images), target)[0].backward()
+
+
 @pytest.mark.parametrize("name", ["mixing", "embedding", "attention", "weight", "deit-s-12"])
 def test_presets_have_the_terms_of_their_level(name: str) -> None:
     expected = {

@@ -18,7 +18,15 @@ from torch.nn import functional
 from atlas.methods.diverse_vit.config import DiversityConfig
 from atlas.methods.diverse_vit.mixing import MixTarget
 from atlas.methods.diverse_vit.terms import attn_cosine, cond_orth, emb_contrast, emb_cosine
-from atlas.nn.vit import at_least_float32, logit_bias, plain_attentions, refuse_masks, softmax_map, transformer_blocks
+from atlas.nn.vit import (
+    at_least_float32,
+    logit_bias,
+    plain_attentions,
+    projection_widths,
+    refuse_masks,
+    softmax_map,
+    transformer_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -249,8 +257,12 @@ class DiversityTrainer:
 
     @property
     def weights(self) -> list[Tensor]:
-        """W_q, W_k and W_v of every block, (out, in) each."""
-        return [weight for attention in self.attentions.values() for weight in attention.qkv.weight.chunk(3)]
+        """W_q, W_k and W_v of every block, (out, in) each; values of compressed models are narrower than queries."""
+        return [
+            weight
+            for attention in self.attentions.values()
+            for weight in attention.qkv.weight.split(projection_widths(attention))
+        ]
 
     def weight_term(self) -> Tensor:
         """Σ over all blocks and W_q, W_k, W_v of the condition term: a sum, so twice as strong at twice the depth."""
