@@ -98,7 +98,10 @@ def measures(rounds: int) -> None:
             without(model, lambda: plain_length(model, circle)),
             without(model, lambda: length_distortion(model.features, circle)),
         ),
-        "kernel": (lambda: plain_kernel(model, images), lambda: condition_number(ntk_gram(model, images))),
+        "kernel": (
+            lambda: plain_kernel(model, images),
+            lambda: condition_number(ntk_gram(model, images), computed_in=images.dtype),
+        ),
     }
     for name, (plain, ours) in pairs.items():
         expected, found = float(plain()), float(ours())  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
 
 from atlas.methods.anti_oversmoothing import apply_attnscale, diagnose
@@ -169,6 +170,52 @@ def test_diagnose_reports_the_effective_filter_of_attnscale(model: VisionTransfo
     table = diagnose(treated, torch.randn(2, 1, 8, 8), weights=False).set_index(["layer", "head", "metric"])["value"]
     raw, effective = table[1, 0, "attn_hf_gain"], table[1, 0, "attn_hf_gain_effective"]
     assert effective == pytest.approx(1.5 * raw)
+
+
+@pytest.mark.parametrize("name", ["vit_srelpos_small_patch16_224", "vit_relpos_small_patch16_224"])
+def test_diagnose_sees_the_biases_of_relative_positions(name: str) -> None:
+    """With a bias that ties every query to its own key, all heads have nearly the same, nearly diagonal map."""
+    sizes = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model = create_model(name, **sizes, rel_pos_type="bias", class_token=False)
+    with torch.no_grad():
+        for parameter_name, table in model.named_parameters():
+            if parameter_name.endswith("relative_position_bias_table"):
+                table[len(table) // 2] = 30.0
+    table = diagnose(model, torch.randn(2, 3, 32, 32), weights=False)
+    values = table[table["metric"].isin(["attn_head_cosine", "attn_hf_gain"])]["value"]
+    assert len(values) == 2 + 4
+    assert values.to_numpy() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "twins_svt_small", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("attention", [True, False])
+def test_diagnose_refuses_what_is_no_vision_transformer(name: str, attention: bool) -> None:
+    with pytest.raises(TypeError, match="expected a timm VisionTransformer|no plain softmax attention"):
+        diagnose(create_model(name).eval(), torch.randn(1, 3, 224, 224), attention=attention)
+
+
+def test_diagnose_refuses_other_attention_before_it_computes() -> None:
+    model = create_model("cait_xxs24_224", img_size=32, depth=2, embed_dim=32, num_heads=2)
+    model.register_forward_pre_hook(lambda module, inputs: pytest.fail("was called"))
+    with pytest.raises(TypeError, match=r"no plain softmax attention in blocks\.0\.attn \(TalkingHeadAttn\)"):
+        diagnose(model, torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("pool", ["map", "token"])
+def test_flops_of_models_that_pool_by_attention(pool: str) -> None:
+    """Their query is a view of a parameter, which asks for gradients even where none are recorded."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=3, global_pool=pool, class_token=pool == "token"
+    )
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.randn(2, 3, 8, 8))
+    model.train()
+    frozen = model.blocks[0].mlp.fc1.weight.requires_grad_(False)
+    assert forward_flops(model, torch.randn(2, 3, 8, 8, requires_grad=True)) == counter.get_total_flops() / 2
+    assert model.training
+    assert [parameter for parameter in model.parameters() if not parameter.requires_grad] == [frozen]
 
 
 def test_counts() -> None:

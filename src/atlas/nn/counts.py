@@ -28,8 +28,10 @@ def forward_flops(model: nn.Module, inputs: Tensor) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    # Views of parameters ask for gradients even under no_grad, and the counter's hooks on modules that take such a view fail.
+    values = {name: parameter.detach() for name, parameter in model.named_parameters()}
     with mode_of(model, "eval"), FlopCounterMode(display=False) as counter:
-        model(inputs)
+        torch.func.functional_call(model, values, (inputs.detach(),))
     return counter.get_total_flops() / len(inputs)
 
 

@@ -19,6 +19,7 @@ from atlas.nn.vit import (
     attention_maps,
     attention_modules,
     block_features,
+    plain_attentions,
     projection_widths,
     transformer_blocks,
 )
@@ -312,7 +313,8 @@ def diagnose(
     Raises
     ------
     TypeError
-        The model is not a timm VisionTransformer, or (with ``attention``) has blocks without plain softmax attention.
+        The model is not a timm VisionTransformer: it has no ``blocks``, or they do not pass on (batch, tokens, dim). Or, with
+        ``attention``, some block has no plain softmax attention.
     ValueError
         ``tokens`` is neither "patch" nor "all", or there is no image.
     """
@@ -322,6 +324,8 @@ def diagnose(
         raise ValueError(f"tokens must be 'patch' or 'all', not {tokens!r}")
     if not len(images):
         raise ValueError("diagnose needs at least one image")
+    if attention:
+        plain_attentions(model)  # refuses before anything is computed
     prefix = int(getattr(model, "num_prefix_tokens", 0)) if tokens == "patch" else 0
     was_training = model.training
     model.eval()

@@ -126,13 +126,13 @@ def test_spaces_of_the_larger_studies_fit_their_grids(tier: str) -> None:
             count(topology, width=settings.width, img_size=backbone.img_size, stride=settings.stride)
 
 
-def test_published_rows_have_the_published_sizes_at_full_size() -> None:
+def test_published_rows_have_the_sizes_of_the_released_code_at_full_size() -> None:
     study = Study.read("paper", ROOT)
-    for name, parameters, macs in (("small", 29.05e6, 5.13e9), ("base", 52.62e6, 8.75e9), ("large", 88.15e6, 22.36e9)):
+    for name, parameters, macs in (("small", 28_775_328, 5.13e9), ("base", 52_258_652, 8.75e9), ("large", 87_580_820, 22.36e9)):
         run = study.find(f"{TASK}/imagenet-as-vit/as-vit-{name}/seed0")
         with torch.device("meta"):
             model = HierarchicalViT(run.build()[0].design(run, 1000))
-        assert parameter_count(model) == pytest.approx(parameters, rel=2e-4)
+        assert parameter_count(model) == parameters
         assert count(model.design.topology, **model.design.options()).macs == pytest.approx(macs, rel=1e-3)
         assert model.design.drop_path == run.protocol["backbone"]["drop_path_rate"]
 

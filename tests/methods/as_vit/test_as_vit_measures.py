@@ -341,6 +341,25 @@ def test_gram_of_other_modules_and_of_parameters_outside_layers() -> None:
         torch.testing.assert_close(found, brute_force_gram(model, model, images, params), rtol=1e-10, atol=1e-14)
 
 
+def test_gram_of_layers_that_compute_something_else_than_their_base_class() -> None:
+    """A projection that rewrites its values, and a norm over the channels of images."""
+    from timm.layers import LayerNorm2d
+    from timm.models.vision_transformer import VisionTransformer
+
+    from atlas.methods.anti_oversmoothing import apply_attnscale
+
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 3}
+    scaled = apply_attnscale(VisionTransformer(**sizes, weight_init="jax"), init=0.7)  # type: ignore[arg-type]
+    nn.init.normal_(scaled.head.weight)  # type: ignore[arg-type]
+    normed = nn.Sequential(nn.Conv2d(1, 8, 1), LayerNorm2d(8), nn.Tanh(), nn.Flatten())
+    images = torch.randn(3, 1, 8, 8, dtype=DOUBLE)
+    for model in (scaled.double().eval(), normed.double()):
+        for params in ("weights", "all"):
+            found = ntk_gram(model, images, params=params)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, brute_force_gram(model, model, images, params), rtol=1e-9, atol=1e-12)
+
+
 def test_gram_sums_the_calls_of_a_shared_layer() -> None:
     torch.manual_seed(0)
     shared = nn.Linear(4, 4).double()
@@ -386,13 +405,81 @@ def test_scaling_the_features_leaves_the_condition_number() -> None:
     assert condition_number(ntk_gram(model, images, feature=lambda x: 7 * model.features(x))) == pytest.approx(plain, rel=1e-9)
 
 
-def test_equal_images_give_infinity_and_a_warning() -> None:
-    for dtype in (DOUBLE, torch.float32):
-        images = torch.randn(5, 1, 32, 32, dtype=dtype, generator=generator())
-        images[-1] = images[1]
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_equal_images_give_infinity_and_a_warning(dtype: torch.dtype) -> None:
+    images = torch.randn(5, 1, 32, 32, dtype=dtype, generator=generator())
+    images[-1] = images[1]
+    gram = ntk_gram(tiny(dtype), images)
+    for computed_in in (None, dtype):
         with pytest.warns(UserWarning, match="two images"):
-            assert condition_number(ntk_gram(tiny(dtype), images)) == math.inf
+            assert condition_number(gram, computed_in=computed_in) == math.inf
     assert condition_number(torch.full((2, 2), math.nan)) == math.inf
+
+
+def noisy_gram(vectors: torch.Tensor, relative: float, seed: int) -> torch.Tensor:
+    """The Gram matrix of vectors (n, size) as a processor gives it that rounds every component a little differently."""
+    noise = torch.randn(vectors.shape, generator=generator(seed), dtype=DOUBLE)
+    rounded = vectors * (1 + relative * noise)
+    return rounded @ rounded.T
+
+
+@pytest.mark.parametrize(("dtype", "ulps"), [(DOUBLE, 0.0), (DOUBLE, 4.0), (torch.float32, 1.0), (torch.float32, 16.0)])
+@pytest.mark.parametrize("size", [20, 3000])
+def test_equal_images_are_found_whatever_the_rounding_of_the_processor(dtype: torch.dtype, ulps: float, size: int) -> None:
+    """Equal images at different places of a batch are summed in other orders; their gradients then differ by rounding."""
+    vectors = torch.randn(6, size, generator=generator(), dtype=DOUBLE)
+    vectors[4] = vectors[2]
+    for seed in range(20):
+        gram = noisy_gram(vectors, ulps * torch.finfo(dtype).eps, seed)
+        with pytest.warns(UserWarning, match="two images"):
+            assert condition_number(gram) == math.inf
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_dependent_images_are_singular_to_the_rounding_of_the_network(dtype: torch.dtype) -> None:
+    """One image's gradient is the sum of two others': no two are equal, and the smallest eigenvalue is noise."""
+    vectors = torch.randn(6, 3000, generator=generator(), dtype=DOUBLE)
+    vectors[4] = vectors[2] + vectors[3]
+    eps = torch.finfo(dtype).eps
+    for seed in range(20):
+        noise = torch.randn(6, 6, generator=generator(seed), dtype=DOUBLE)
+        gram = vectors @ vectors.T * (1 + eps * (noise + noise.T) / 2)
+        assert condition_number(gram, computed_in=dtype) == math.inf
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(DOUBLE, 1e12), (torch.float32, 1e5)])
+def test_conditions_above_the_rounding_are_numbers(dtype: torch.dtype, largest: float) -> None:
+    basis = torch.linalg.qr(torch.randn(4, 4, generator=generator(), dtype=DOUBLE)).Q
+    for condition in (1.0, 150.0, largest):
+        gram = basis @ torch.diag(torch.tensor([1.0, 0.5, 0.3, 1 / condition], dtype=DOUBLE).clamp_max(1.0)) @ basis.T
+        expected = max(1 / 0.3, condition)
+        assert condition_number(gram, computed_in=dtype) == pytest.approx(expected, rel=1e-3)
+        assert condition_number(gram) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_matrix_in_single_precision_is_judged_by_its_own_precision() -> None:
+    gram = torch.diag(torch.tensor([1.0, 1.0, 1e-8], dtype=DOUBLE))
+    assert condition_number(gram) == pytest.approx(1e8)
+    assert condition_number(gram.float()) == condition_number(gram, computed_in=torch.float32) == math.inf
+
+
+def test_measures_judge_the_kernel_by_the_precision_of_the_images() -> None:
+    """A network whose features hardly depend on the third image: a number in double precision, noise in single precision."""
+
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.out = nn.Flatten(), nn.Linear(4, 2, bias=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.out(self.flat(images))
+
+    images = torch.diag(torch.tensor([1.0, 1.0, 1e-4, 0.0], dtype=DOUBLE))[:3].reshape(3, 1, 2, 2)
+    found = {
+        dtype: measure(Faint, MeasureSpec(repeats=1, points=3, images=images.to(dtype)), generator()).ntk
+        for dtype in (DOUBLE, torch.float32)
+    }
+    assert found == {DOUBLE: pytest.approx(1e8), torch.float32: math.inf}
 
 
 def test_kernel_refuses_bad_arguments() -> None:

@@ -161,6 +161,17 @@ def test_a_rewritten_backbone_trains_too() -> None:
     assert all(block.attn.qkv.omega.grad is not None for block in model.blocks)
 
 
+def test_a_compressed_backbone_trains_too() -> None:
+    from atlas.methods.uvc import CompressionPlan, ViTShape, export
+
+    plan = CompressionPlan.identity(ViTShape.from_timm(vit()))
+    plan.dims[:, :, 1:] = False
+    images, target = mixed()
+    with DiversityTrainer(export(vit(), plan), DiversityConfig(orth_exact=True)) as trainer:
+        assert [tuple(weight.shape) for weight in trainer.weights[:3]] == [(16, 16), (16, 16), (4, 16)]
+        trainer.loss(trainer(images), target)[0].backward()
+
+
 @pytest.mark.parametrize("name", ["mixing", "embedding", "attention", "weight", "deit-s-12"])
 def test_presets_have_the_terms_of_their_level(name: str) -> None:
     expected = {
@@ -231,6 +242,65 @@ def test_reentrant_checkpointing_is_refused() -> None:
     model.blocks.forward = lambda x: checkpoint(blocks, x, use_reentrant=True)
     with pytest.raises(RuntimeError, match="without gradient checkpointing"):
         trainer(IMAGES)
+
+
+def test_distilled_training_is_refused_and_distilled_models_train() -> None:
+    """Two heads want two targets, and this paper has no teacher for the second."""
+    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 4}
+    model: Any = create_model("deit_tiny_distilled_patch16_224", **sizes).train()
+    images, target = mixed()
+    with DiversityTrainer(model, DiversityConfig()) as trainer:
+        model.set_distilled_training(True)
+        with pytest.raises(TypeError, match=r"distilled training: .* set_distilled_training\(False\)"):
+            trainer(images.float())
+        with pytest.raises(TypeError, match="distilled training"):
+            trainer.outputs(model(images.float()))
+        model.set_distilled_training(False)
+        trainer.loss(trainer(images.float()), target)[0].backward()
+    assert model.head_dist.weight.grad is not None
+
+
+@pytest.mark.parametrize("call", [{"is_causal": True}, {"attn_mask": torch.ones(17, 17, dtype=torch.bool).tril()}])
+def test_terms_over_masked_tokens_are_refused(call: dict[str, Any]) -> None:
+    model = vit()
+    with DiversityTrainer(model, DiversityConfig()), pytest.raises(NotImplementedError, match="mask .*padding or future"):
+        model(IMAGES, **call)
+    model(IMAGES, **call)
+
+
+@pytest.mark.parametrize("kind", ["bias", "mlp"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_regularised_map_has_the_bias_of_its_own_pass(kind: str, shared: bool) -> None:
+    """In training too, where the network behind a bias drops out some of its neurons."""
+    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 4}
+    model: Any = create_model("vit_relpos_small_patch16_224", **sizes, rel_pos_type=kind, shared_rel_pos=shared).train()
+    attention = model.blocks[0].attn
+    attention.fused_attn = False
+    for name, parameter in model.named_parameters():
+        if "rel_pos" in name:
+            nn.init.normal_(parameter, std=2.0)
+    used: list[torch.Tensor] = []
+    attention.attn_drop.register_forward_hook(lambda module, inputs, output: used.append(inputs[0]))
+    torch.manual_seed(1)
+    plain = model(IMAGES.float())
+    torch.manual_seed(1)
+    with DiversityTrainer(model, DiversityConfig()) as trainer:
+        out = trainer(IMAGES.float())
+    assert torch.allclose(out.logits, plain)
+    assert out.attn is not None
+    assert torch.allclose(out.attn, used[1], atol=1e-6)
+    found = torch.autograd.grad(
+        out.attn.square().sum(), [p for name, p in model.named_parameters() if "rel_pos" in name], allow_unused=True
+    )
+    assert any(gradient is not None and bool(gradient.any()) for gradient in found)
+
+
+def test_a_model_that_cannot_be_watched_is_left_without_hooks() -> None:
+    model = vit()
+    del model.norm
+    with pytest.raises(TypeError, match="has no norm"):
+        DiversityTrainer(model, DiversityConfig())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_patch_dropout_and_bad_pixels_are_refused() -> None:

@@ -6,11 +6,26 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.uvc import ViTShape, compress, kd_loss, kd_term
+from atlas.methods.uvc import (
+    ExportError,
+    UnsupportedArchitectureError,
+    ViTShape,
+    compress,
+    export,
+    kd_loss,
+    kd_term,
+    one_shot_plan,
+    taylor_scores,
+    uniform_plan,
+    unit_scores,
+)
+from atlas.methods.uvc.compression import cosine_rate
+from atlas.methods.uvc.criteria import saliency_plan
 
 
 def vit(**options: Any) -> Any:
@@ -117,3 +132,79 @@ def test_the_teacher_is_evaluated_whatever_its_mode() -> None:
     second = compress(vit(), 0.5, loader(), teacher=noisy, epochs=(2, 1))
     assert [row["loss"] for row in first.log] == [row["loss"] for row in second.log]
     assert noisy.training
+
+
+def test_the_warm_up_starts_with_one_step_of_it() -> None:
+    """The rate of step t is (t + 1)/warm-up of the base: the first step learns, and the last of the warm-up learns fully."""
+    assert [cosine_rate(step, 10, 0.8, warmup=4) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    assert cosine_rate(7, 10, 0.8, warmup=4, floor=0.2) == pytest.approx(0.5)
+    assert cosine_rate(10, 10, 0.8, warmup=4, floor=0.2) == pytest.approx(0.2)
+    assert cosine_rate(0, 10, 0.8) == 0.8
+
+
+def distilled(*, two_heads: bool) -> Any:
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 3, "num_heads": 4, "num_classes": 5}
+    model: Any = create_model("deit_tiny_distilled_patch16_224", **sizes)
+    model.set_distilled_training(two_heads)
+    return model.train()
+
+
+def kinds(model: Any) -> tuple[type, type]:
+    """What a model returns in training and in evaluation."""
+    images = torch.randn(2, 1, 8, 8)
+    return type(model.train()(images)), type(model.eval()(images))
+
+
+@pytest.mark.parametrize(("two_heads", "expected"), [(False, (Tensor, Tensor)), (True, (tuple, Tensor))])
+def test_a_distilled_model_comes_back_in_the_mode_of_the_given_one(two_heads: bool, expected: tuple[type, type]) -> None:
+    model = distilled(two_heads=two_heads)
+    head = model.head_dist.weight.detach().clone()
+    result = compress(model, 0.5, loader(), val_loader=loader(1), epochs=(3, 1), learning_rate=1e-2)
+    assert kinds(result.model) == kinds(model) == expected
+    assert model.distilled_training == two_heads
+    assert torch.equal(model.head_dist.weight, head)
+    assert not torch.equal(result.model.head_dist.weight, head)  # the teacher taught it, whatever the given model does
+
+
+@pytest.mark.parametrize(("two_heads", "expected"), [(False, (Tensor, Tensor)), (True, (tuple, Tensor))])
+def test_baselines_and_export_of_distilled_models(two_heads: bool, expected: tuple[type, type]) -> None:
+    """Criteria that look at the loss take what the model predicts with: the mean of its two heads."""
+    model = distilled(two_heads=two_heads)
+    shape, batches = ViTShape.from_timm(model), loader(2)
+    taylor = taylor_scores(model, batches, functional.cross_entropy)
+    predicted = taylor_scores(distilled(two_heads=False), batches, functional.cross_entropy)
+    assert torch.allclose(taylor.dims, predicted.dims)
+    plans = [
+        one_shot_plan(shape, taylor, 0.5),
+        uniform_plan(shape, unit_scores(model), 0.5),
+        saliency_plan(model, *batches[0], functional.cross_entropy, 0.5),
+    ]
+    for plan in plans:
+        assert kinds(export(model.train(), plan)) == expected
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_small_resnet26d_224"])
+def test_patches_that_come_from_another_network_are_refused_before_the_search(name: str) -> None:
+    model = create_model(name, img_size=64, embed_dim=16, depth=2, num_heads=2, num_classes=5)
+    never = iter([])
+    with pytest.raises(UnsupportedArchitectureError, match="patch_embed: HybridEmbed"):
+        ViTShape.from_timm(model)
+    with pytest.raises(UnsupportedArchitectureError, match="patch_embed: HybridEmbed"):
+        compress(model, 0.5, [(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))], val_loader=never, epochs=(1, 1))
+
+
+def test_what_cannot_be_cut_exactly_is_found_before_the_search() -> None:
+    """A hook that depends on what is removed: the smaller model computes something else than the masked one."""
+    model = vit()
+
+    def centre(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0] - inputs[0].mean(-1, keepdim=True),)
+
+    for block in model.blocks:
+        block.attn.proj.register_forward_pre_hook(centre)
+    steps: list[int] = []
+    model.head.register_forward_hook(lambda module, inputs, output: steps.append(1) if module.training else None)
+    with pytest.raises(ExportError, match="differs from the masked one"):
+        compress(model, 0.5, loader(), epochs=(2, 1))
+    assert not steps

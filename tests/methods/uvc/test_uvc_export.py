@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale, apply_head_gain, scale_parameters
 from atlas.methods.uvc import (
@@ -256,6 +257,13 @@ def test_runs_through_torch_export() -> None:
     assert torch.allclose(program.module()(images(2)), small(images(2)), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("trace", [lambda model: torch.jit.trace(model, images(2)), torch.fx.symbolic_trace, copy.deepcopy])
+def test_traces_and_copies(trace: Any) -> None:
+    small = export(apply_attnscale(vit(), init=0.3), ragged(vit()))
+    assert torch.allclose(trace(small)(images(2)), small(images(2)), atol=1e-5)
+
+
 def test_device_dtype_and_trainability_stay() -> None:
     model = vit().bfloat16()
     model.blocks[0].mlp.fc1.weight.requires_grad_(False)
@@ -301,3 +309,60 @@ def gated() -> Any:
 def test_architectures_that_are_not_supported(make: Any, path: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=path):
         UVCController(make(), 0.5)
+
+
+@pytest.mark.parametrize("part", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"])
+def test_weights_that_are_computed_for_every_pass_are_refused(part: str) -> None:
+    """Shrinking them would be undone by the next pass, and cutting them would lose what computes them."""
+    refusals = {
+        "computed anew": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.3),
+        "ParametrizedLinear": parametrizations.weight_norm,
+    }
+    for why, change in refusals.items():
+        model = vit()
+        change(model.blocks[1].get_submodule(part))
+        with pytest.raises(UnsupportedArchitectureError, match=rf"blocks\.1\.{part}: .*{why}"):
+            UVCController(model, 0.5)
+    prune.remove(prune.l1_unstructured(vit().blocks[1].get_submodule(part), "weight", amount=0.3), "weight")
+
+
+def test_a_pruned_model_is_compressed_once_its_masks_are_permanent() -> None:
+    model = vit()
+    for block in model.blocks:
+        prune.l1_unstructured(block.mlp.fc2, "weight", amount=0.5)
+        prune.remove(block.mlp.fc2, "weight")
+    UVCController(model, 0.5)
+    plan = ragged(model)
+    assert torch.allclose(export(model, plan)(images()), masked(model, plan)(images()), atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"])
+def test_other_kinds_of_linear_layers_and_shared_ones_are_refused(part: str) -> None:
+    class LowRank(nn.Linear):
+        """A linear layer that adds something of its own."""
+
+    model = vit()
+    model.blocks[2].get_submodule(part).__class__ = LowRank
+    with pytest.raises(UnsupportedArchitectureError, match=rf"blocks\.2\.{part}: LowRank"):
+        UVCController(model, 0.5)
+    model = vit()
+    parent, _, name = part.rpartition(".")
+    setattr(model.blocks[2].get_submodule(parent), name, model.blocks[0].get_submodule(part))
+    with pytest.raises(UnsupportedArchitectureError, match=rf"blocks\.2\.{part} is the same module as blocks\.0\.{part}"):
+        UVCController(model, 0.5)
+
+
+def test_hooks_on_what_becomes_smaller_stay_in_force() -> None:
+    model = apply_attnscale(vit(), blocks=[0, 1])
+    seen: list[str] = []
+    for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        for layer in (0, 3):
+            path = f"blocks.{layer}.{part}"
+            model.get_submodule(path).register_forward_hook(lambda m, inputs, output, path=path: seen.append(path))
+    small: Any = export(model, ragged(model))
+    seen.clear()
+    small(images())
+    assert len(seen) == len(set(seen)) == 8
+    assert all(small.get_submodule(path.replace("blocks.3", "blocks.2")).weight.numel() for path in seen)
+    fc1 = small.blocks[0].mlp.fc1
+    assert (fc1.out_features, fc1.in_features) == tuple(fc1.weight.shape)

@@ -6,40 +6,40 @@ LayerScale is H. Touvron et al., *Going deeper with Image Transformers*, ICCV 20
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.anti_oversmoothing.scaling import chosen_blocks, narrowed_copy, require_finite, swap_proj_drop
-from atlas.nn.vit import plain_attentions, transformer_blocks
+from atlas.methods.anti_oversmoothing.rewriting import (
+    RewrittenOutput,
+    RewrittenQKV,
+    chosen_blocks,
+    move_hooks,
+    require_finite,
+    rewrite_output,
+    rewrite_qkv,
+)
+from atlas.nn.vit import transformer_blocks
 
 
-class HeadGainQKV(nn.Linear):
-    """Projection whose values are scaled head by head: control for AttnScale; ``gain`` is (heads,)."""
+class HeadGainQKV(RewrittenQKV):
+    """Scales the values head by head: control for AttnScale. Adds ``gain`` (heads,)."""
 
-    def __init__(self, qkv: nn.Linear, heads: int, init: float) -> None:
-        super().__init__(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
-        self.weight, self.bias = qkv.weight, qkv.bias
-        self.gain = nn.Parameter(qkv.weight.new_full((heads,), init))
-        self.value_dim = qkv.out_features // (3 * heads)
+    scale = "gain"
+    if TYPE_CHECKING:
+        gain: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width."""
+        """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width; V becomes (1 + g) V."""
         projected = functional.linear(x, self.weight, self.bias)
         width = self.gain.numel() * self.value_dim
         gain = self.gain.repeat_interleave(self.value_dim).to(projected.dtype)
         return torch.cat((projected[..., :-width], projected[..., -width:] * (1 + gain)), -1)
 
-    def narrowed(self, weight: Tensor, bias: Tensor | None, heads: Tensor, value_dim: int) -> HeadGainQKV:
-        """The same scaling for some of the heads, with a projection and a width of values of their own."""
-        small: HeadGainQKV = narrowed_copy(self, weight, bias, value_dim)
-        small.gain = nn.Parameter(self.gain.detach()[heads.to(self.gain.device)], self.gain.requires_grad)
-        return small
 
-
-class OutputGain(nn.Dropout):
+class OutputGain(RewrittenOutput):
     """Dropout, then a gain per channel: FeatScale with s tied to t; ``gain`` is (dim,)."""
 
     def __init__(self, p: float, like: Tensor, init: float) -> None:
@@ -48,25 +48,19 @@ class OutputGain(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale (…, tokens, dim)."""
-        return super().forward(x) * (1 + self.gain.to(x.dtype))
+        return functional.dropout(x, self.p, self.training) * (1 + self.gain.to(x.dtype))
 
 
 def apply_head_gain(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int] | None = None) -> nn.Module:
     """Scale every head's output by 1 + g, in place: AttnScale's control. Errors as ``apply_attnscale``."""
-    require_finite(init=init)
-    attentions = plain_attentions(model, chosen_blocks(model, blocks))
-    for path, attention in attentions:
-        if type(attention.qkv) is not nn.Linear:
-            raise ValueError(f"{path}.qkv is a {type(attention.qkv).__name__}: its values are already rewritten")
-    for _, attention in attentions:
-        attention.qkv = HeadGainQKV(attention.qkv, attention.num_heads, init)
+    rewrite_qkv(model, blocks, HeadGainQKV, init)
     return model
 
 
 def apply_output_gain(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int] | None = None) -> nn.Module:
     """Scale every channel of the attention output by 1 + g, in place: FeatScale's control. Errors as ``apply_featscale``."""
     require_finite(init=init)
-    swap_proj_drop(plain_attentions(model, chosen_blocks(model, blocks)), lambda p, like: OutputGain(p, like, init))
+    rewrite_output(model, blocks, lambda p, like: OutputGain(p, like, init))
     return model
 
 
@@ -89,6 +83,7 @@ def apply_layerscale(model: nn.Module, *, init: float = 0.1, blocks: Sequence[in
 
     require_finite(init=init)
     chosen = chosen_blocks(model, blocks)
+    replacements: list[tuple[Any, str, nn.Module]] = []
     block: Any
     for index, block in enumerate(transformer_blocks(model)):
         if chosen is not None and index not in chosen:
@@ -96,8 +91,13 @@ def apply_layerscale(model: nn.Module, *, init: float = 0.1, blocks: Sequence[in
         for name in ("ls1", "ls2"):
             if not hasattr(block, name):
                 raise TypeError(f"blocks.{index} ({type(block).__name__}) has no {name}: expected a timm ViT block")
-            if not isinstance(getattr(block, name), nn.Identity):
-                raise ValueError(f"blocks.{index}.{name} is a {type(getattr(block, name)).__name__} already")
-            width = block.norm1.weight.shape[0]
-            setattr(block, name, LayerScale(width, init_values=init).to(block.norm1.weight))
+            plain = getattr(block, name)
+            if not isinstance(plain, nn.Identity):
+                raise ValueError(f"blocks.{index}.{name} is a {type(plain).__name__} already")
+            weight = block.attn.proj.weight
+            replacement = LayerScale(weight.shape[0], init_values=init).to(weight).train(plain.training)
+            move_hooks(plain, replacement)
+            replacements.append((block, name, replacement))
+    for block, name, layer in replacements:
+        setattr(block, name, layer)
     return model

@@ -21,6 +21,9 @@ from torch.nn import functional
 from atlas.methods.as_vit.geometry import require_independent_points
 
 MIN_IMAGES = 2
+EQUAL_DISTANCE = 1e-10
+"""Squared distance of the gradients of two images, relative to their squares, below which they count as equal."""
+
 Feature = Callable[[Tensor], Tensor]
 
 
@@ -41,12 +44,16 @@ class _Recorder(AbstractContextManager["_Recorder"]):
 
 
 def _has_formula(module: nn.Module) -> bool:
-    """Whether gradients per image can be formed from inputs and output gradients; parametrised weights cannot."""
+    """Whether gradients per image can be formed from inputs and output gradients.
+
+    Not of parametrised weights, nor of layers with a forward pass of their own, whose output is something else.
+    """
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         return False
-    if isinstance(module, nn.Conv2d):
+    forward = type(module).forward
+    if isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear | nn.LayerNorm)
+    return forward in (nn.Linear.forward, nn.LayerNorm.forward)
 
 
 def default_feature(model: nn.Module) -> Feature:
@@ -186,34 +193,43 @@ def _gram_by_backward(targets: Tensor, parameters: list[nn.Parameter]) -> Tensor
     return stacked @ stacked.T
 
 
-def condition_number(gram: Tensor) -> float:
+def condition_number(gram: Tensor, *, computed_in: torch.dtype | None = None) -> float:
     """Largest over smallest eigenvalue of a kernel matrix.
 
     Parameters
     ----------
     gram : Tensor
         (n, n), symmetric positive semi-definite.
+    computed_in : torch.dtype, optional
+        Precision of the network that the matrix comes from, whose rounding is in its entries however wide these are; by default
+        that of the matrix itself. :func:`ntk_gram` sums in float64 what a network gives in its own precision.
 
     Returns
     -------
     float
-        At least 1; ``inf`` where the matrix is singular to rounding (two equal images, with a warning) or not finite.
+        At least 1; ``inf`` where the matrix is not finite, where two images have the same gradients (with a warning), or where it
+        is singular to rounding: its smallest eigenvalue is at most n · ε · the largest, ε the precision of ``computed_in``.
     """
     matrix = gram.double()
     if not bool(matrix.isfinite().all()):
         return math.inf
+    if _has_equal_images(matrix):
+        warnings.warn("two images of the batch have the same gradients: the kernel is singular", stacklevel=2)
+        return math.inf
     values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     smallest, largest = float(values[0]), float(values[-1])
-    if smallest <= len(matrix) * torch.finfo(torch.float64).eps * largest:
-        if _has_equal_images(matrix):
-            warnings.warn("two images of the batch have the same gradients: the kernel is singular", stacklevel=2)
+    if smallest <= len(matrix) * torch.finfo(computed_in or gram.dtype).eps * largest:
         return math.inf
     return max(1.0, largest / smallest)
 
 
 def _has_equal_images(matrix: Tensor) -> bool:
-    """Whether two rows of a Gram matrix belong to the same vector."""
+    """Whether two rows of a Gram matrix belong to vectors that differ by no more than the rounding of single precision.
+
+    Equal images are computed at different places of a batch, where a processor may sum in another order. A network in float32
+    then gives vectors whose squared distance is about (n ε)² of their squares, far below that of different images.
+    """
     squares = matrix.diagonal()
     distances = squares[:, None] + squares[None, :] - 2 * matrix
-    equal = distances <= 1e-10 * squares.max()
+    equal = distances <= EQUAL_DISTANCE * torch.maximum(squares[:, None], squares[None, :])
     return bool(equal.sum() > len(matrix))

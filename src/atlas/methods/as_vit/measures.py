@@ -116,7 +116,8 @@ def measure(make_model: Callable[[], nn.Module], spec: MeasureSpec, generator: t
             stem = stem or _convolutions(model)
             model.load_state_dict(stem, strict=False)
         model = model.to(spec.images.device, spec.images.dtype).eval()
-        found.append((length_of(model, circle), condition_number(ntk_gram(model, spec.images))))
+        gram = ntk_gram(model, spec.images)
+        found.append((length_of(model, circle), condition_number(gram, computed_in=spec.images.dtype)))
     lengths, kernels = zip(*found, strict=True)
     reduce = statistics.median if spec.average == "median" else statistics.fmean
     return Measures(reduce(lengths), reduce(kernels), tuple(found))

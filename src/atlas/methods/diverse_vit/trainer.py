@@ -18,7 +18,15 @@ from torch.nn import functional
 from atlas.methods.diverse_vit.config import DiversityConfig
 from atlas.methods.diverse_vit.mixing import MixTarget
 from atlas.methods.diverse_vit.terms import attn_cosine, cond_orth, emb_contrast, emb_cosine
-from atlas.nn.vit import at_least_float32, plain_attentions, softmax_map, transformer_blocks
+from atlas.nn.vit import (
+    at_least_float32,
+    logit_bias,
+    plain_attentions,
+    projection_widths,
+    refuse_masks,
+    softmax_map,
+    transformer_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,12 @@ class DiversityTrainer:
     Raises
     ------
     TypeError
-        A block has no plain attention with a fused ``qkv``; they are named.
+        A block has no plain attention with a fused ``qkv`` (they are named), or no norm follows the blocks.
     ValueError
         ``attn_block`` is out of range.
+
+    While it watches, a call with an attention mask or of causal attention raises a ``NotImplementedError``: the terms average
+    over all tokens.
     """
 
     def __init__(self, model: nn.Module, config: DiversityConfig, *, generator: torch.Generator | None = None) -> None:
@@ -72,20 +83,37 @@ class DiversityTrainer:
         self.attentions = dict(plain_attentions(model))
         if config.attn_block >= len(blocks):
             raise ValueError(f"attn_block must be one of 0 … {len(blocks) - 1}, not {config.attn_block}")
+        norm = getattr(model, "norm", None)
+        if not isinstance(norm, nn.Module):
+            raise TypeError(f"{type(model).__name__} has no norm after its blocks: expected a timm VisionTransformer")
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
         self._tapped = next(module for path, module in self.attentions.items() if path.startswith(f"blocks.{config.attn_block}."))
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[str, Any] = {}
         self._always = False
         self._handles = [
             blocks[0].register_forward_pre_hook(lambda module, inputs: self._keep("h_first", inputs[0])),
             blocks[-1].register_forward_hook(lambda module, inputs, output: self._keep("h_last", output)),
-            model.get_submodule("norm").register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
+            norm.register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
+            *(
+                attention.register_forward_pre_hook(self._refuse_masks, with_kwargs=True)
+                for attention in self.attentions.values()
+            ),
         ]
         if config.attn_cos:
-            tap = self._tapped.qkv.register_forward_hook(lambda module, inputs, output: self._keep("qkv", output))
-            self._handles.append(tap)
+            self._handles += [
+                self._tapped.register_forward_pre_hook(self._keep_bias, with_kwargs=True),
+                self._tapped.qkv.register_forward_hook(lambda module, inputs, output: self._keep("qkv", output)),
+            ]
 
-    def _keep(self, name: str, value: Tensor) -> None:
+    @staticmethod
+    def _refuse_masks(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        refuse_masks(attention, inputs, options)
+
+    def _keep_bias(self, attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if self._always or torch.is_grad_enabled():
+            self._seen["bias"] = logit_bias(attention, inputs, options)
+
+    def _keep(self, name: str, value: Any) -> None:
         """Remember a tensor of a training pass; evaluation between steps leaves nothing behind."""
         if self._always or torch.is_grad_enabled():
             self._seen[name] = value
@@ -103,7 +131,7 @@ class DiversityTrainer:
         self._seen.clear()
 
     def forward(self, images: Tensor) -> DiversityOutputs:
-        """Run the model on (batch, channels, height, width) and collect what the loss needs."""
+        """Run the model on (batch, channels, height, width) and collect what the loss needs. Errors as :meth:`outputs`."""
         self._seen.clear()
         self._always = True
         try:
@@ -121,11 +149,18 @@ class DiversityTrainer:
 
         Raises
         ------
+        TypeError
+            The model is in distilled training and gives logits of two heads, where the loss needs one.
         RuntimeError
             The hooks did not fire, or saw tensors without gradients: reentrant gradient checkpointing, another forward
             pass than the model's, or one without gradients.
         """
         seen, self._seen = self._seen, {}
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"{type(self.model).__name__} gives a {type(logits).__name__} instead of logits, as in distilled training: "
+                "Diverse-ViT has no teacher for a second head; call set_distilled_training(False)"
+            )
         if not self._differentiable(logits, seen):
             raise RuntimeError(
                 "the hooks on the blocks saw nothing to differentiate: run the model itself before each loss, with gradients "
@@ -133,12 +168,12 @@ class DiversityTrainer:
             )
         model = self.model
         tokens = model.head(model.head_drop(model.fc_norm(seen["normed"]))) if self.config.mix_weight else None
-        attention = softmax_map(self._tapped, seen["qkv"]) if self.config.attn_cos else None
+        attention = softmax_map(self._tapped, seen["qkv"], seen["bias"]) if self.config.attn_cos else None
         return DiversityOutputs(logits, tokens, seen["h_first"], seen["h_last"], attention)
 
-    def _differentiable(self, logits: Tensor, seen: Mapping[str, Tensor]) -> bool:
+    def _differentiable(self, logits: Tensor, seen: Mapping[str, Any]) -> bool:
         """Whether the hooks fired and, if the logits have a gradient, what they saw has one too."""
-        expected = {"h_first", "h_last", "normed"} | ({"qkv"} if self.config.attn_cos else set())
+        expected = {"h_first", "h_last", "normed"} | ({"qkv", "bias"} if self.config.attn_cos else set())
         if not expected <= seen.keys():
             return False
         if not logits.requires_grad:
@@ -222,8 +257,12 @@ class DiversityTrainer:
 
     @property
     def weights(self) -> list[Tensor]:
-        """W_q, W_k and W_v of every block, (out, in) each."""
-        return [weight for attention in self.attentions.values() for weight in attention.qkv.weight.chunk(3)]
+        """W_q, W_k and W_v of every block, (out, in) each; values of compressed models are narrower than queries."""
+        return [
+            weight
+            for attention in self.attentions.values()
+            for weight in attention.qkv.weight.split(projection_widths(attention))
+        ]
 
     def weight_term(self) -> Tensor:
         """Σ over all blocks and W_q, W_k, W_v of the condition term: a sum, so twice as strong at twice the depth."""

@@ -23,17 +23,32 @@ def require_supported(model: Any) -> list[Any]:
     Raises
     ------
     UnsupportedArchitectureError
-        It is none, or some part would make pruning inexact: fused or parallel blocks, gated or normalised attention, gated
-        or normalised MLPs, values that another module rewrites. Names the path.
+        It is none, or some part would make pruning inexact: patches that come from another network (hybrids), fused or parallel
+        blocks, gated or normalised attention, gated or normalised MLPs, values that another module rewrites, layers that are
+        wrapped or shared, weights that are computed anew for every pass (pruning masks, weight norm). Names the path.
     """
+    from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(model, VisionTransformer):
         raise UnsupportedArchitectureError(f"{type(model).__name__} is not a timm VisionTransformer")
+    if not isinstance(model.patch_embed, PatchEmbed) or not isinstance(model.patch_embed.proj, nn.Conv2d):
+        kind = type(model.patch_embed).__name__
+        raise UnsupportedArchitectureError(f"patch_embed: {kind} is not timm's PatchEmbed: what it costs is not known")
     blocks = [plain_block(block) for block in model.blocks]
+    paths: dict[int, str] = {}
     for index, block in enumerate(blocks):
         _require_block(block, f"blocks.{index}")
+        for part, layer in _pruned_layers(block).items():
+            first = paths.setdefault(id(layer), f"blocks.{index}.{part}")
+            if first != f"blocks.{index}.{part}":
+                raise UnsupportedArchitectureError(f"blocks.{index}.{part} is the same module as {first}: blocks share it")
     return blocks
+
+
+def _pruned_layers(block: Any) -> dict[str, Any]:
+    """The layers of a block that become smaller, by their path in it."""
+    return {"attn.qkv": block.attn.qkv, "attn.proj": block.attn.proj, "mlp.fc1": block.mlp.fc1, "mlp.fc2": block.mlp.fc2}
 
 
 def _require_block(block: Any, path: str) -> None:
@@ -53,12 +68,18 @@ def _require_block(block: Any, path: str) -> None:
         raise refuse(".attn.gate", "the gate of gated attention ties its output to dims that would be removed")
     if not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity):
         raise refuse(".attn.norm", "scale_norm normalises over dims that would be removed")
-    if not isinstance(attention.qkv, nn.Linear):
-        raise refuse(".attn.qkv", f"{type(attention.qkv).__name__} is not a linear projection")
-    if type(attention.qkv) is not nn.Linear and not hasattr(attention.qkv, "narrowed"):
-        raise refuse(".attn.qkv", f"{type(attention.qkv).__name__} cannot be narrowed to some heads")
     if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear) or not isinstance(mlp.fc2, nn.Linear):
         raise refuse(".mlp", f"{type(mlp).__name__} is not timm's plain Mlp of two linear layers")
+    for part, layer in _pruned_layers(block).items():
+        narrows = part == "attn.qkv" and hasattr(layer, "narrowed") and isinstance(layer, nn.Linear)
+        if "parametrizations" in getattr(layer, "_modules", {}) or not (type(layer) is nn.Linear or narrows):
+            raise refuse(
+                f".{part}", f"{type(layer).__name__} is not a plain nn.Linear, and cannot be cut to some heads or neurons"
+            )
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+            raise refuse(
+                f".{part}", "its weight is computed anew for every pass (pruning mask, weight norm): make it permanent first"
+            )
     if not isinstance(getattr(mlp, "norm", nn.Identity()), nn.Identity):
         raise refuse(".mlp.norm", "an inner norm normalises over neurons that would be removed")
     if mlp.fc1.out_features != mlp.fc2.in_features:

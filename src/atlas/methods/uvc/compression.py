@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.uvc.controller import UVCController
+from atlas.methods.uvc.costs import ViTShape
 from atlas.methods.uvc.distillation import Norm, kd_loss
 from atlas.methods.uvc.exporting import export
 from atlas.methods.uvc.gates import apply_gates, remove_gates
@@ -30,7 +31,8 @@ class CompressionResult:
     Attributes
     ----------
     model : nn.Module
-        The smaller model, fine-tuned, in evaluation mode.
+        The smaller model, fine-tuned, in evaluation mode. In training mode it returns what the given model returns: of one with
+        a distillation token, two heads' logits only if distilled training was on there.
     plan : CompressionPlan
         What it keeps.
     log : list of dict
@@ -50,7 +52,7 @@ class CompressionResult:
 
 
 def cosine_rate(step: int, total: int, base: float, warmup: int = 0, floor: float = 0.0) -> float:
-    """Learning rate of a step: linear from 0 over ``warmup`` steps, then half a cosine down to ``floor``."""
+    """Learning rate of a step, counted from 0: 1/warmup, 2/warmup … 1 of ``base``, then half a cosine down to ``floor``."""
     if step < warmup:
         return base * (step + 1) / warmup
     return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
@@ -83,6 +85,14 @@ def settle(controller: UVCController, budget: float) -> CompressionPlan:
     return fit_blocks(controller.plan(), controller.shape, controller.preferences(), budget)
 
 
+def smallest_cut(shape: ViTShape) -> CompressionPlan:
+    """Everything but a dim of every head and a neuron of every block, where there are more: to try whether a model can be cut."""
+    plan = CompressionPlan.identity(shape)
+    plan.dims[..., 0] &= ~plan.dims[..., 1:].any(-1)
+    plan.neurons[..., 0] &= ~plan.neurons[..., 1:].any(-1)
+    return plan
+
+
 def compress(
     model: Any,
     budget: float,
@@ -110,7 +120,7 @@ def compress(
     Parameters
     ----------
     model : nn.Module
-        The dense model; not changed.
+        The dense model; not changed. One with a distillation token learns by both of its heads here.
     budget : float
         Multiply-accumulates left, in (0, 1].
     train_loader, val_loader : iterable of (images, targets)
@@ -141,13 +151,16 @@ def compress(
         The budget is not in (0, 1], a loader is empty, or the teacher has other classes.
     InfeasibleBudgetError, UnsupportedArchitectureError, FloatingPointError
         See :class:`.controller.UVCController`.
+    ExportError
+        The model cannot be made smaller exactly; tried before the search.
     """
     place = torch.device(device) if device is not None else next(model.parameters()).device
     if isinstance(train_loader, Sized) and not len(train_loader):
         raise ValueError("train_loader is empty")
     student = copy.deepcopy(model).to(place)
     guide = copy.deepcopy(model if teacher is None else teacher).to(place).eval().requires_grad_(False)
-    if hasattr(student, "set_distilled_training"):
+    distills = getattr(student, "distilled_training", None)
+    if distills is not None:
         student.set_distilled_training(True)
     stages = _Stages(student, guide, train_loader, place, alpha, temperature, kd_norm)
     batches = stages.count_batches()
@@ -162,15 +175,18 @@ def compress(
         generator=torch.Generator().manual_seed(seed),
         anneal_steps=int(ANNEALED * (epochs[0] - warmup) * batches),
     )
+    export(student, smallest_cut(controller.shape), v_layout)
     stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
     plan = settle(controller, budget)
     if v_layout == "uniform":
         plan = uniform_widths(plan, controller.shape, controller.scores())
-    small = export(student, plan, v_layout)
+    small: Any = export(student, plan, v_layout)
     before = None if val_loader is None else accuracy(small, val_loader, place)
     stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
     after = None if val_loader is None else accuracy(small, val_loader, place)
     small.eval()
+    if distills is not None:
+        small.set_distilled_training(distills)
     return CompressionResult(small, plan, stages.log, plan.r_phys(controller.shape), before, after)
 
 

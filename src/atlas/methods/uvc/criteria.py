@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.distillation import class_logits
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fit_blocks, fit_to_budget
 from atlas.methods.uvc.scores import Ranked, UnitScores, stacked
@@ -120,7 +121,7 @@ def taylor_scores(
     batches : iterable of (images, targets)
         At least one.
     loss : callable
-        ``loss(logits, targets)``.
+        ``loss(logits, targets)``; of a model in distilled training, the logits are the mean of its two heads.
     """
     from atlas.methods.uvc.architecture import scored_weights
 
@@ -130,7 +131,7 @@ def taylor_scores(
     count = 0
     for images, targets in batches:
         flat = [w for kind in weights for w in kind]
-        gradients = torch.autograd.grad(loss(model(images), targets), flat)
+        gradients = torch.autograd.grad(loss(class_logits(model(images)), targets), flat)
         for total, weight, gradient in zip([t for kind in sums for t in kind], flat, gradients, strict=True):
             total += (gradient * weight.detach()).sum(0).abs().float()
         count += 1
@@ -147,7 +148,8 @@ def saliency_plan(
     """The one-shot baseline of the authors' repository (after S²ViTE): the same fraction of heads and of neurons per layer.
 
     Heads by mean_b |Σ ∂L/∂o · o| of their output o before the projection, neurons by the l1 norms of the gradients of their
-    row of fc1 and column of fc2; the largest fraction that meets the budget, then :func:`.repair.fit_to_budget`.
+    row of fc1 and column of fc2; the largest fraction that meets the budget, then :func:`.repair.fit_to_budget`. ``loss`` is
+    given the logits, of a model in distilled training the mean of its two heads, and the targets.
     """
     shape = ViTShape.from_timm(model)
     heads, neurons = _saliencies(model, images, targets, loss, shape)
@@ -168,7 +170,7 @@ def _saliencies(
         block.attn.proj.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0])) for block in model.blocks
     ]
     try:
-        value = loss(model(images), targets)
+        value = loss(class_logits(model(images)), targets)
     finally:
         for handle in handles:
             handle.remove()

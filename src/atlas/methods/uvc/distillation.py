@@ -10,6 +10,11 @@ from torch.nn import functional
 Norm = Literal["batch", "elements"]
 
 
+def class_logits(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """What a model predicts with, (batch, classes): of the two heads of a model in distilled training, their mean."""
+    return output if isinstance(output, Tensor) else (output[0] + output[1]) / 2
+
+
 def kd_term(student: Tensor, teacher: Tensor, T: float = 1.0, norm: Norm = "batch", hard: bool = False) -> Tensor:
     """T² Σ p_t (log p_t − log p_s) / norm with p = softmax(logits / T); or, ``hard``, cross-entropy with the teacher's class.
 

@@ -62,12 +62,15 @@ class CompactAttention(Attention):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
-        narrow = self.head_dim - self.value_dim
-        if narrow and value.device.type == "cpu":
-            # the fused kernel of the CPU wants values as wide as queries: zeros cost less than leaving it
-            value = functional.pad(value, (0, narrow))
+        value = _widened(value, self.head_dim - self.value_dim)
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout, is_causal, scale=self.scale)
         return out[..., : self.value_dim]
+
+
+@torch.fx.wrap  # one node of a traced graph: the device is known only when the graph runs
+def _widened(value: Tensor, narrow: int) -> Tensor:
+    """Values as wide as queries on a CPU, whose fused kernel wants them so: zeros cost less than leaving it."""
+    return functional.pad(value, (0, narrow)) if narrow and value.device.type == "cpu" else value
 
 
 def export(model: Any, plan: CompressionPlan, v_layout: Literal["padded", "uniform"] = "padded", check: bool = True) -> nn.Module:
@@ -177,10 +180,10 @@ def _narrow_attention(attention: Any, dims: Tensor) -> None:
     qkv = attention.qkv
     weight, bias = _picked(qkv.weight, index, 0), None if qkv.bias is None else _picked(qkv.bias, index, 0)
     if type(qkv) is nn.Linear:
-        attention.qkv = _linear(qkv, weight, bias)
+        _resize(qkv, weight, bias)
     else:
         attention.qkv = qkv.narrowed(weight, bias, heads, value_dim)
-    attention.proj = _linear(attention.proj, _picked(attention.proj.weight, columns, 1), attention.proj.bias)
+    _resize(attention.proj, _picked(attention.proj.weight, columns, 1), attention.proj.bias)
     attention.num_heads = len(heads)
     if hasattr(attention, "attn_dim"):
         attention.attn_dim = len(heads) * width
@@ -191,8 +194,8 @@ def _narrow_attention(attention: Any, dims: Tensor) -> None:
 def _narrow_mlp(mlp: Any, neurons: Tensor) -> None:
     kept = neurons[: mlp.fc2.in_features].nonzero().flatten()
     bias = None if mlp.fc1.bias is None else _picked(mlp.fc1.bias, kept, 0)
-    mlp.fc1 = _linear(mlp.fc1, _picked(mlp.fc1.weight, kept, 0), bias)
-    mlp.fc2 = _linear(mlp.fc2, _picked(mlp.fc2.weight, kept, 1), mlp.fc2.bias)
+    _resize(mlp.fc1, _picked(mlp.fc1.weight, kept, 0), bias)
+    _resize(mlp.fc2, _picked(mlp.fc2.weight, kept, 1), mlp.fc2.bias)
 
 
 def _picked(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -205,10 +208,9 @@ def _picked(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     return chosen
 
 
-def _linear(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer of these weights, in the mode and with the trainability of another."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=like.weight.requires_grad)
-    if bias is not None and like.bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=like.bias.requires_grad)
-    return layer.train(like.training)
+def _resize(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a copied linear layer other weights, in place: its hooks, its mode and what of it is trainable stay."""
+    layer.out_features, layer.in_features = weight.shape
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+    if bias is not None and layer.bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=layer.bias.requires_grad)
