@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from math import prod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from atlas.nn.work import ONCE, work
+
+_counting: ContextVar[bool] = ContextVar("counting", default=False)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -11,11 +22,64 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def convolution_backward_flops(
+    grad_shape: Sequence[int],
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: Sequence[bool],
+    **others: Any,
+) -> int:
+    """Floating-point operations of a convolution's gradients: that of the input and that of the weight each cost a forward pass.
+
+    Every weight meets every example once at each place of the output (of the input, where the convolution is transposed). That
+    holds with groups too, because the weight has the channels of one group only; torch's own formula charges the gradient of
+    the weight once per group.
+
+    Parameters
+    ----------
+    grad_shape, input_shape : sequence of int
+        (batch, channels, …) of the output's gradient and of the input.
+    weight_shape : sequence of int
+        (channels, channels of one group, …).
+    wanted : (bool, bool, bool)
+        Whether the gradient of the input, of the weight and of the bias is asked for; the last costs nothing here.
+    """
+    places = (input_shape if transposed else grad_shape)[2:]
+    return 2 * input_shape[0] * prod(places) * prod(weight_shape) * sum(map(bool, wanted[:2]))
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Count floating-point operations in a ``with`` block, by torch's counter with our formula for grouped convolutions.
+
+    Matrix products, convolutions and attention count, forward and backward, with two operations per multiply-accumulate.
+    """
+    formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    token = _counting.set(True)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            yield counter
+    finally:
+        _counting.reset(token)
+
+
+def are_flops_counted() -> bool:
+    """Whether operations are being counted: then a module does not pad, where it would do so only to be faster."""
+    return _counting.get()
+
+
 @torch.no_grad()
 def forward_flops(model: nn.Module, inputs: Tensor) -> float:
-    """Floating-point operations of one forward pass per sample, by torch's counter.
+    """Floating-point operations of one forward pass per sample; see :func:`counted_flops`.
 
-    Counts matrix products, convolutions and attention; two per multiply-accumulate. Leaves the model's mode as it was.
+    Leaves the model's mode as it was.
 
     Parameters
     ----------
@@ -24,12 +88,10 @@ def forward_flops(model: nn.Module, inputs: Tensor) -> float:
     inputs : Tensor
         (batch, …); the count is divided by the batch.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     was_training = model.training
     model.eval()
     try:
-        with FlopCounterMode(display=False) as counter:
+        with work(ONCE), counted_flops() as counter:
             model(inputs)
     finally:
         model.train(was_training)

