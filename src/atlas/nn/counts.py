@@ -55,16 +55,31 @@ def convolution_backward_flops(
     return 2 * input_shape[0] * prod(places) * prod(weight_shape) * sum(map(bool, wanted[:2]))
 
 
+def product_flops(sum_shape: Sequence[int], left_shape: Sequence[int], right_shape: Sequence[int], **others: Any) -> int:
+    """Floating-point operations of a matrix product that is added to a tensor in place; ([batch,] m, k) by ([batch,] k, n).
+
+    torch has formulas for the products that return a new tensor only.
+    """
+    return 2 * prod(left_shape) * right_shape[-1]
+
+
+FORMULAS = {
+    torch.ops.aten.convolution_backward: convolution_backward_flops,
+    torch.ops.aten.addmm_: product_flops,
+    torch.ops.aten.baddbmm_: product_flops,
+}
+"""Formulas in place of torch's, or beside them: from the shapes of an operation's arguments to what it costs."""
+
+
 @contextmanager
 def counted_flops() -> Iterator[FlopCounterMode]:
-    """Count floating-point operations in a ``with`` block, by torch's counter with our formula for grouped convolutions.
+    """Count floating-point operations in a ``with`` block, by torch's counter and :data:`FORMULAS`.
 
     Matrix products, convolutions and attention count, forward and backward, with two operations per multiply-accumulate.
     """
-    formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     token = _counting.set(True)
     try:
-        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             yield counter
     finally:
         _counting.reset(token)
