@@ -248,6 +248,6 @@ DATASETS = [
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
         check=check_imagenet,
         stand_in=stand_in_imagenet,
-        facts={"classes": 1000, "shape": (3, 224, 224), "top": 255, "train": IMAGENET_TRAIN},
+        facts={"classes": 1000, "shape": (3, 224, 224), "top": 255, "train": IMAGENET_TRAIN, "test": IMAGENET_VALIDATION},
     ),
 ]

@@ -19,6 +19,8 @@ TRAIN = "train"
 """A step of the training loop."""
 VALIDATION = "validation"
 """Looking at how good the model is, while training goes on."""
+AVERAGING = "averaging"
+"""Combining what clients of a federation have trained, whatever the number of their images."""
 
 
 @dataclass

@@ -295,6 +295,7 @@ def mi_top_k(run: Run, settings: Settings) -> Any:
     settings=LassoSettings,
     needs={"target": "vfds"},
     smallest={"penalties": (0.3, 3.0)},
+    amounts=_lasso_amounts,
     **_options(),
 )
 def group_lasso(run: Run, settings: LassoSettings) -> Any:

@@ -59,11 +59,13 @@ def training_amounts(run: Run) -> Amounts:
     from atlas.datasets import get_dataset
 
     protocol: Protocol = run.protocol_model()
-    facts = get_dataset(run.data).facts if run.data else {}
-    data, epochs = protocol.data, protocol.epochs
-    images = data.train_size or cast(float, facts.get("train", math.nan)) - data.validation_size
+    if not run.data:
+        return {}
+    dataset, data, epochs = get_dataset(run.data), protocol.data, protocol.epochs
+    images = data.train_size or dataset.training_examples(data.test_fraction) - data.validation_size
     watched = min(data.validation_size, protocol.monitor_images or math.inf)
-    tested = min(cast(float, facts.get("test", math.nan)), protocol.test_images or math.inf) if protocol.test_every else 0
+    held_out = cast(float, dataset.facts.get("test", math.nan))
+    tested = min(held_out, protocol.test_images or math.inf) if protocol.test_every else 0
     passes = 2 * protocol.attack.monitor_steps + 2
     tests = len(protocol.tested_epochs())
     return {

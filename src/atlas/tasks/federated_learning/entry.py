@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from atlas.harness.registry import Amount, Amounts, Metric, Task, task
 from atlas.harness.study import Run
-from atlas.nn.work import TRAIN, VALIDATION
+from atlas.nn.work import AVERAGING, TRAIN, VALIDATION
 from atlas.tasks.federated_learning.protocol import WIDTHS, Protocol
 
 NAME = "federated-learning"
@@ -63,19 +63,21 @@ def _evaluate(run: Run) -> Mapping[str, float]:
 def _amounts(run: Run) -> Amounts:
     """Training: minibatches of a client over all rounds, images of all clients in each, and of those whose networks are stacked.
 
-    Validation: how often, images of all clients, and those of a batch. Where the size of a dataset is not known before it is
-    there, only what is in memory at once is.
+    Validation: how often, images of all clients, and those of a batch. Averaging: rounds, and clients in each. Where the size of
+    a dataset is not known before it is there, only what is in memory at once is.
     """
     from atlas.datasets import get_dataset
 
     protocol: Protocol = run.protocol_model()
     if protocol.data.fewest:
         return _rehearsed_amounts(run, protocol)
-    data, facts = protocol.data, get_dataset(run.data).facts if run.data else {}
+    if not run.data:
+        return {}
+    data, dataset = protocol.data, get_dataset(run.data)
     clients = protocol.clients_per_round or data.clients
     at_once = min(clients, protocol.stack_limit or clients) * protocol.batch_size
-    parts = data.train_parts / 10 if "domains" in facts else 1
-    share = parts * data.train_fraction * cast(float, facts.get("train", math.nan)) / data.clients
+    parts = data.train_parts / 10 if "domains" in dataset.facts else 1
+    share = parts * data.train_fraction * dataset.training_examples(data.test_fraction) / data.clients
     held = data.validation_fraction * share
     images = protocol.trained(share - held)
     minibatches = max(1, -(-images // protocol.batch_size))
@@ -83,6 +85,7 @@ def _amounts(run: Run) -> Amounts:
     return {
         TRAIN: Amount(protocol.rounds * protocol.epochs * minibatches, clients * images / minibatches, at_once),
         VALIDATION: Amount(looks, data.clients * held, min(held, protocol.test_batch_size)),
+        AVERAGING: Amount(protocol.rounds, clients, min(clients, protocol.stack_limit or clients)),
     }
 
 
@@ -91,9 +94,13 @@ def _rehearsed_amounts(run: Run, protocol: Protocol) -> Amounts:
     from atlas.harness.execute import training_summary
 
     counted = training_summary(run)
-    images, held = (counted.get(name, math.nan) for name in ("images", "validation_images"))
-    at_once = min(images, (protocol.stack_limit or images) * protocol.batch_size)
-    return {TRAIN: Amount(1, images, at_once), VALIDATION: Amount(1, held, protocol.test_batch_size)}
+    images, held, clients = (counted.get(name, math.nan) for name in ("images", "validation_images", "clients"))
+    together = protocol.stack_limit or clients
+    return {
+        TRAIN: Amount(1, images, min(images, together * protocol.batch_size)),
+        VALIDATION: Amount(1, held, protocol.test_batch_size),
+        AVERAGING: Amount(1, clients, min(clients, together)),
+    }
 
 
 task(

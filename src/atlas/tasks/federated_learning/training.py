@@ -91,8 +91,8 @@ def train(run: Run) -> dict[str, float]:
     Returns
     -------
     dict
-        The validation score of the kept round, that round, the convergence of the validation curve, and how many images all
-        clients train on and hold out.
+        The validation score of the kept round, that round, the convergence of the validation curve, how many clients there are, and how
+        many images all of them train on and hold out.
     """
     protocol: Protocol = run.protocol_model()
     device = pick_device(run.resources.device)
@@ -116,6 +116,7 @@ def train(run: Run) -> dict[str, float]:
     write_tensors(run.weights, best.tensors)
     curve = [(row["step"], row["validation_accuracy"]) for row in loop.history.rows if "validation_accuracy" in row]
     counted = {
+        "clients": len(data.members),
         "images": sum(protocol.trained(len(member.train)) for member in data.members),
         "validation_images": sum(len(member.validation) for member in data.members),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
 from atlas.harness.study import Run
@@ -44,7 +44,7 @@ def training_amount(run: Run, epochs: int) -> Amount:
     from atlas.datasets import get_dataset
 
     protocol = run.protocol_model()
-    images = cast(int, get_dataset(run.data).facts["train"]) if run.data else protocol.batch_size
+    images = get_dataset(run.data).training_examples(protocol.data.test_fraction) if run.data else protocol.batch_size
     kept = 1 - protocol.data.validation_fraction
     steps = epochs * max(1.0, kept * images // protocol.batch_size)
     return Amount(steps, protocol.batch_size, min(protocol.micro_batch or protocol.batch_size, protocol.batch_size))
