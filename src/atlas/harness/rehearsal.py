@@ -91,8 +91,9 @@ class Cost:
 
     @property
     def main(self) -> str:
-        """The kind of work that training is about: its loop, or whatever else took most operations."""
-        return TRAIN if TRAIN in self.spent else max(self.spent, key=lambda kind: self.spent[kind].flops)
+        """The kind of work that training is about: its loop, or whatever else is done over and over and took most operations."""
+        repeated = self.spent.keys() - {TRAIN, ONCE}
+        return TRAIN if TRAIN in self.spent else max(sorted(repeated), key=lambda kind: self.spent[kind].flops, default=ONCE)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ def train(run: Run) -> dict[str, float]:
     Returns
     -------
     dict
-        The validation score of the kept round, that round, the convergence of the validation curve, how many clients there are, and how
-        many images all of them train on and hold out.
+        The validation score of the kept round, that round, the convergence of the validation curve, how many clients there are,
+        and how many images all of them train on and hold out.
     """
     protocol: Protocol = run.protocol_model()
     device = pick_device(run.resources.device)
