@@ -27,7 +27,7 @@ from atlas.errors import AtlasError
 from atlas.harness.claims import load_reported
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.planning import merge, validate_settings
-from atlas.harness.registry import Amount, Amounts
+from atlas.harness.registry import Amount, Amounts, Method, Task
 from atlas.harness.study import Run, Study
 from atlas.nn.work import ONCE, TRAIN, Spent
 
@@ -362,7 +362,8 @@ def _prepare(run: Run) -> None:
 
 def _amounts(run: Run) -> Amounts:
     """Steps and examples of a run, by the first of its methods that knows, else by its task."""
-    known = [entry.amounts for entry in (*run.method_entries, run.task_entry) if entry.amounts is not None]
+    entries: list[Method | Task] = [*run.method_entries, run.task_entry]
+    known = [entry.amounts for entry in entries if entry.amounts is not None]
     return known[0](run) if known else {}
 
 

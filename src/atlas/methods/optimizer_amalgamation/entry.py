@@ -330,7 +330,7 @@ _PLAIN: dict[str, Any] = {
     "role": "baseline",
     "extra_metrics": (),
     "smallest": {"meta": {"windows": 4, "depth": 2, "unroll": 2}},
-    "rehearsal": {"meta": {"windows": 1, "unroll": 1}},
+    "rehearsal": {"meta": {"windows": 1}},
 }
 
 

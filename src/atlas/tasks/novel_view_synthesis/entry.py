@@ -47,7 +47,11 @@ def ray_amount(run: Run, steps: int, rays: int) -> Amount:
 
 
 def _amounts(run: Run) -> Amounts:
-    """Steps of the schedule, and the rays of a row that has all terms."""
+    """Steps of the schedule, and the rays of a row that has all terms.
+
+    A rehearsal takes the first step of the first stage: what a row does in some steps only (DietNeRF's unseen views, every tenth
+    step), or in another stage only (SinNeRF's discriminator), it counts for all steps or for none.
+    """
     protocol = run.protocol_model()
     rays = protocol.rays.reference + protocol.rays.warped + 2 * protocol.rays.patch[0] * protocol.rays.patch[1]
     return {TRAIN: ray_amount(run, sum(stage.steps for stage in protocol.stages), rays)}
