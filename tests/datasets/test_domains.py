@@ -32,7 +32,7 @@ def test_digits5_is_checked_and_read(tmp_path: Path) -> None:
     found = read_domains("digits5", tmp_path / "made" / "digits5", parts=3)
     assert list(found) == list(DIGIT_DOMAINS)
     for arrays in found.values():
-        assert arrays["train_images"].shape == (12, 3, 28, 28)
+        assert arrays["train_images"].shape == (18, 3, 28, 28)
         assert arrays["train_images"].dtype == np.uint8
         assert arrays["test_labels"].dtype == np.int64
     missing = tmp_path / "made" / "digits5" / "USPS" / "partitions" / "train_part7.pkl"

@@ -14,8 +14,9 @@ from atlas.cli.rehearse import rehearse_study
 from atlas.datasets import DatasetError, get_dataset, read_manifest, stand_in
 from atlas.errors import AtlasError, UserError
 from atlas.harness.registry import Amount
-from atlas.harness.rehearsal import GPUS, Cost, Count, Rehearsal, _ended, _Group, cut, rehearse
+from atlas.harness.rehearsal import GPUS, LAUNCH_SECONDS, Cost, Count, Rehearsal, _ended, _Group, cut, rehearse
 from atlas.harness.study import Run, Study
+from atlas.nn.work import Spent
 
 STUDY = """
 seeds: [0, 1]
@@ -51,11 +52,12 @@ def test_every_row_steps_once_and_a_failure_does_not_stop_the_rest(study: Study,
     assert attnscale.metrics["parameters"] == deit.metrics["parameters"] + 2 * 2  # type: ignore[operator]
     assert deit.seeds == 2
     assert deit.cost is not None
-    # three passes of two images, and the pass of one image by which training counts its own operations
-    assert deit.cost.flops == pytest.approx((3 * 2 + 1) * deit.metrics["forward_flops"], rel=0.05)  # type: ignore[operator]
-    # 1,797 images in batches of 64, over 20 epochs
-    assert deit.whole == Amount(20 * (1797 // 64), 64, 64)
-    assert deit.rehearsed.batch == 2
+    # three passes of two images in a step; and once the pass of one image by which training counts its own operations
+    assert deit.cost.spent["train"].flops == pytest.approx(3 * 2 * deit.metrics["forward_flops"], rel=0.05)  # type: ignore[operator]
+    assert deit.cost.spent["once"].flops == pytest.approx(deit.metrics["forward_flops"], rel=0.05)
+    # 1,258 images that are not for the test, in batches of 64, over 20 epochs
+    assert deit.whole == {"train": Amount(20 * (1258 // 64), 64, 64)}
+    assert deit.rehearsed == {"train": Amount(1, 2, 2)}
     assert list((tmp_path / "stage").iterdir()) == []
     assert not (study.root / "checkpoints").exists()
     assert not (study.root / "data").exists()
@@ -84,19 +86,35 @@ def test_a_run_is_cut_without_changing_its_model(study: Study, tmp_path: Path) -
 
 
 def test_hours_and_memory_scale_with_steps_and_batch(study: Study) -> None:
-    gpu, two = GPUS["A100-80GB"], Amount(1, 2, 2)
-    cost = Cost(flops=6e12, launches=100, weight_bytes=2**30, activation_bytes=2**29)
-    result = Rehearsal(study.runs[0], 1, 0.0, cost=cost, whole=Amount(1000, 64, 64), rehearsed=two)
+    gpu, two = GPUS["A100-80GB"], {"train": Amount(1, 2, 2)}
+    cost = Cost({"train": Spent(flops=6e12, launches=100)}, weight_bytes=2**30, activation_bytes=2**29)
+    result = Rehearsal(study.runs[0], 1, 0.0, cost=cost, whole={"train": Amount(1000, 64, 64)}, rehearsed=two)
     assert result.hours(gpu) == pytest.approx(1000 * 6e12 * 32 / (0.3 * 312e12) / 3600)
     assert result.memory_gibibytes == pytest.approx(1 + 16)
     # fewer images at once: less memory, the same arithmetic
-    split = replace(result, whole=Amount(1000, 64, 16))
+    split = replace(result, whole={"train": Amount(1000, 64, 16)})
     assert split.hours(gpu) == result.hours(gpu)
     assert split.memory_gibibytes == pytest.approx(1 + 4)
     # small steps cost their launches
-    small = Rehearsal(study.runs[0], 1, 0.0, cost=Cost(1.0, 100, 0, 0), whole=Amount(3600, 2, 2), rehearsed=two)
+    few = Cost({"train": Spent(1.0, 100)}, 0, 0)
+    small = Rehearsal(study.runs[0], 1, 0.0, cost=few, whole={"train": Amount(3600, 2, 2)}, rehearsed=two)
     assert small.hours(gpu) == pytest.approx(100 * 10e-6)
     assert math.isnan(Rehearsal(study.runs[0], 1, 0.0).hours(gpu))
+
+
+def test_every_kind_of_work_is_scaled_by_itself(study: Study) -> None:
+    gpu = GPUS["A100-80GB"]
+    rehearsed = {"train": Amount(1, 2, 2), "validation": Amount(1, 3, 1)}
+    spent = {"once": Spent(7e9, 10), "train": Spent(2e9, 1), "validation": Spent(3e9, 30)}
+    whole = {"train": Amount(100, 64, 32), "validation": Amount(5, 30, 15)}
+    result = Rehearsal(study.runs[0], 1, 0.0, cost=Cost(spent, 0, 0), whole=whole, rehearsed=rehearsed)
+    once, train, validation = 7e9, 2e9 * 100 * 32, 3e9 * 5 * 10
+    assert result.flops == once + train + validation
+    assert result.step_flops == train / 100
+    # a validation of three passes launches 30 kernels, and 5 whole ones have two passes each; the other work is arithmetic
+    launches = 30 / 3 * 2 * 5 * LAUNCH_SECONDS
+    arithmetic = [max(flops / (0.3 * 312e12), least) for flops, least in ((once, 1e-4), (train, 0), (validation, launches))]
+    assert result.hours(gpu) == pytest.approx(sum(arithmetic) / 3600)
 
 
 @pytest.mark.parametrize(

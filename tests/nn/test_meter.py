@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import nn
 
-from atlas.nn.meter import LiveMemory
+from atlas.nn.counts import forward_flops
+from atlas.nn.meter import LiveMemory, Meter
+from atlas.nn.work import ONCE, work
 
 WIDTH = 50
 FLOAT = 4
@@ -58,3 +62,33 @@ def test_works_inside_functional_transforms() -> None:
         gradient = torch.func.vmap(torch.func.grad(lambda w: (w**2).sum()))(torch.ones(3, 7))
     assert gradient.shape == (3, 7)
     assert memory.operations > 0
+
+
+def test_each_kind_of_work_is_counted_apart_and_the_innermost_counts() -> None:
+    layer, once = nn.Linear(WIDTH, WIDTH, bias=False), 2 * WIDTH**2
+    with Meter() as meter:
+        layer(torch.ones(1, WIDTH))
+        for _ in range(3):
+            with work("train"):
+                layer(torch.ones(2, WIDTH))
+                with work("validation"):
+                    layer(torch.ones(5, WIDTH))
+                forward_flops(layer, torch.ones(1, WIDTH))
+    flops = {kind: spent.flops for kind, spent in meter.spent.items()}
+    assert flops == {ONCE: (1 + 3) * once, "train": 3 * 2 * once, "validation": 3 * 5 * once}
+    assert meter.spent["train"].launches > 0
+    assert sum(spent.launches for spent in meter.spent.values()) == meter.memory.operations
+
+
+def test_work_goes_on_where_nobody_counts() -> None:
+    with work("train"), work("validation"):
+        assert nn.Linear(1, 1)(torch.ones(1, 1)).shape == (1, 1)
+
+
+def test_a_failure_ends_its_kind_of_work() -> None:
+    layer = nn.Linear(WIDTH, WIDTH, bias=False)
+    with Meter() as meter:
+        with suppress(ValueError), work("train"):
+            raise ValueError
+        layer(torch.ones(1, WIDTH))
+    assert meter.spent[ONCE].flops == 2 * WIDTH**2

@@ -23,6 +23,7 @@ COLUMNS = (
     "steps",
     "batch",
     "step_flops",
+    "flops",
     "memory_gibibytes",
     "gpu_hours",
     "published_counts",
@@ -115,7 +116,8 @@ def table(done: list[Rehearsal], gpu: GPU) -> str:
         counts = "; ".join(
             f"{count.metric} {count.ours:.6g} published {count.published:.6g} {count.verdict}" for count in result.counts
         )
-        numbers = (result.whole.steps, result.whole.batch, result.step_flops, result.memory_gibibytes, result.hours(gpu))
+        costs = (result.step_flops, result.flops, result.memory_gibibytes, result.hours(gpu))
+        numbers = (result.main.steps, result.main.batch, *costs)
         status = "failed" if result.error else "stepped"
         parameters = result.metrics.get("parameters")
         start = (result.run.cell.rpartition("/")[0], result.seeds, status, f"{result.seconds:.1f}", _number(parameters))
@@ -138,20 +140,21 @@ def markdown(study: Study, done: list[Rehearsal], gpu: GPU) -> str:
         "checkpoint written and loaded, an evaluation. The runs of a row differ in their seed alone, so one of them was carried "
         f"out. Hours and memory are estimates for one {gpu.name}: counted operations at {UTILISATION:.0%} of its peak, or "
         f"{LAUNCH_SECONDS * 1e6:.0f} µs for every kernel where that is more; activations in full precision, without "
-        "recomputation. They are blank where a loop's length depends on data that are not there, and for rows that train "
-        "nothing; memory is an upper bound where a row holds copies of its network (clients, values of λ, replicates), which are "
-        f"scaled as activations are. All runs together: about {hours:,.0f} GPU hours.",
+        "recomputation. They are those of training, with the validations in it; reading data and the evaluation at the end come "
+        "on top. They are blank where a loop's length depends on data that are not there; memory is an upper bound where a row "
+        "holds copies of its network (clients, values of λ, replicates), which are scaled as activations are. "
+        f"All runs together: about {hours:,.0f} GPU hours.",
         "",
-        "| row | runs | status | parameters | steps | batch | FLOPs / step | GiB | hours / run |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| row | runs | status | parameters | steps | batch | FLOPs / step | FLOPs / run | GiB | hours / run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in done:
         cells = (
             result.run.cell.rpartition("/")[0],
             str(result.seeds),
             f"failed: {result.error}".replace("|", "\\|") if result.error else "stepped",
-            *(_short(value) for value in (result.metrics.get("parameters"), result.whole.steps, result.whole.batch)),
-            *(_short(value) for value in (result.step_flops, result.memory_gibibytes, result.hours(gpu))),
+            *(_short(value) for value in (result.metrics.get("parameters"), result.main.steps, result.main.batch)),
+            *(_short(value) for value in (result.step_flops, result.flops, result.memory_gibibytes, result.hours(gpu))),
         )
         lines.append(f"| {' | '.join(cells)} |")
     counts = [(result, count) for result in done for count in result.counts]

@@ -7,12 +7,13 @@ receives the verified downloads and an empty folder, and writes what loaders rea
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from atlas.errors import AtlasError, UserError, did_you_mean
 
@@ -72,6 +73,15 @@ class Dataset:
     stand_in: Callable[[Path], None] | None = None
     sources: tuple[Source, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
+
+    def training_examples(self, test_fraction: float) -> float:
+        """Examples that a task can train or validate on; NaN where that is not known before the data are there.
+
+        ``test_fraction`` of a dataset without an official test split are held out.
+        """
+        known = cast(float, self.facts.get("train", math.nan))
+        official = "test" in self.facts or "domains" in self.facts
+        return known if official else (1 - test_fraction) * known
 
 
 @cache

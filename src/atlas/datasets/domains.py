@@ -138,7 +138,7 @@ def stand_in_digits5(folder: Path) -> None:
     for inner in DIGIT_DOMAINS.values():
         (folder / inner / "partitions").mkdir(parents=True)
         names = [f"partitions/train_part{part}.pkl" for part in range(DIGIT_PARTS)]
-        for name, count in [*((name, 4) for name in names), ("test.pkl", 4)]:
+        for name, count in [*((name, 6) for name in names), ("test.pkl", 8)]:
             images = random.integers(0, 256, (count, 16, 16, 1), dtype=np.uint8)
             labels = random.permutation(np.arange(count) % 10).astype(np.int64)
             (folder / inner / name).write_bytes(pickle.dumps((images, labels)))
@@ -192,7 +192,7 @@ def stand_in_domainnet(folder: Path) -> None:
     random = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {}
     for domain in DOMAINNET_DOMAINS:
-        for split, count in (("train", 4), ("test", 4)):
+        for split, count in (("train", 8), ("test", 4)):
             shape = (count, 3, DOMAINNET_SIZE, DOMAINNET_SIZE)
             tensors[f"{domain}.{split}_images"] = random.integers(0, 256, shape, dtype=np.uint8)
             tensors[f"{domain}.{split}_labels"] = random.permutation(np.arange(count) % 10).astype(np.int64)

@@ -248,7 +248,7 @@ DATASETS = [
                 "md5:c58f30108f718f92721af3b95e74349a",
             ),
         ),
-        facts={"classes": 10, "shape": (3, 32, 32), "top": 255, "train": 50_000},
+        facts={"classes": 10, "shape": (3, 32, 32), "top": 255, "train": 50_000, "test": 10_000},
     ),
     Dataset(
         name="cifar100",
@@ -265,7 +265,7 @@ DATASETS = [
                 "md5:eb9058c3a382ffc7106e4002c42a8d85",
             ),
         ),
-        facts={"classes": 100, "shape": (3, 32, 32), "top": 255, "train": 50_000},
+        facts={"classes": 100, "shape": (3, 32, 32), "top": 255, "train": 50_000, "test": 10_000},
     ),
     Dataset(
         name="cifar10-jpeg",
@@ -282,7 +282,7 @@ DATASETS = [
                 "sha256:ff937e22f2e42c12741508e6351cd54497a0e81afe873c5dc0592ff3b9aa0d70",
             ),
         ),
-        facts={"classes": 10, "shape": (3, 32, 32), "top": 255, "train": 50_000},
+        facts={"classes": 10, "shape": (3, 32, 32), "top": 255, "train": 50_000, "test": 10_000},
     ),
     Dataset(
         name="imagenet",
@@ -292,6 +292,6 @@ DATASETS = [
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
         check=check_imagenet,
         stand_in=stand_in_imagenet,
-        facts={"classes": 1000, "shape": (3, 224, 224), "top": 255, "train": IMAGENET_TRAIN},
+        facts={"classes": 1000, "shape": (3, 224, 224), "top": 255, "train": IMAGENET_TRAIN, "test": IMAGENET_VALIDATION},
     ),
 ]

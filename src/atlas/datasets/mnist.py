@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 BYTES = 0x08
 """The IDX code of unsigned bytes."""
-FACTS = {"classes": 10, "shape": (1, 28, 28), "top": 255, "train": 60_000}
+FACTS = {"classes": 10, "shape": (1, 28, 28), "top": 255, "train": 60_000, "test": 10_000}
 
 
 def read_idx(path: Path) -> np.ndarray:

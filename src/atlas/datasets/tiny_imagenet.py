@@ -98,6 +98,6 @@ DATASETS = [
                 "md5:90528d7ca1a48142e341f4ef8d21d0de",
             ),
         ),
-        facts={"classes": CLASSES, "shape": (3, PIXELS, PIXELS), "top": 255, "train": 100_000},
+        facts={"classes": CLASSES, "shape": (3, PIXELS, PIXELS), "top": 255, "train": 100_000, "test": 10_000},
     ),
 ]

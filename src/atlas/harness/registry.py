@@ -81,11 +81,18 @@ class Metric:
 
 
 class Amount(NamedTuple):
-    """How much a whole training computes: steps, examples in each, and how many of those are in memory at once."""
+    """How much work of one kind a whole training does: steps, examples in each, and how many of those are in memory at once.
+
+    What counts as an example is up to the kind, as long as the cost of a step is proportional to their number.
+    """
 
     steps: float
     batch: float
     at_once: float
+
+
+Amounts = Mapping[str, Amount]
+"""By kind of work (:mod:`atlas.nn.work`): the phase of a loop (``train``), ``validation``, and what else the code names."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,10 @@ class Task:
     rehearsal : mapping
         Protocol overrides that cut a run to one step (or round, window, iteration) of every phase and leave models, data
         shapes and losses at full size; batches may be as small as is valid.
-    amount : callable, optional
-        ``amount(run) -> Amount``: how many training steps a run takes and how many examples each sees, from its settings
-        alone. A rehearsal scales the cost of the step that it took by these.
+    amounts : callable, optional
+        ``amounts(run) -> {kind: Amount}``: for every kind of work (:mod:`atlas.nn.work`) how many steps a run takes and how many
+        examples each sees, from its settings alone; NaN where they do not tell. A rehearsal takes one step of every kind, and
+        scales its cost by these.
     baseline : str
         Row that the others are compared with in the table.
     """
@@ -132,7 +140,7 @@ class Task:
     recipes: bool = False
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
-    amount: Callable[[Run], Amount] | None = None
+    amounts: Callable[[Run], Amounts] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ class Method:
         for a task.
     build : callable
         ``build(run, settings)``: the object that the task's training loop works with.
-    train, evaluate, amount : callable, optional
+    train, evaluate, amounts : callable, optional
         Replace the task's own functions, for stages and studies that do not train in the task's loop.
     """
 
@@ -188,7 +196,7 @@ class Method:
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[[Run], Mapping[str, Any] | None] | None = None
     evaluate: Callable[[Run], Mapping[str, float]] | None = None
-    amount: Callable[[Run], Amount] | None = None
+    amounts: Callable[[Run], Amounts] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The dress rehearsal of a run: everything at full size, on stand-in data, for one step of every training loop.
 
 A run is carried out as the workflow would: data are read, models are built, every loop takes a step, a checkpoint is
-written and loaded again, and the evaluation returns its metrics. Only the batch is small. What the step costs, counted in
-floating-point operations, kernel launches and bytes of live tensors, is scaled by the task's :attr:`~.registry.Task.amount` to
-what the whole run would cost on a named GPU.
+written and loaded again, and the evaluation returns its metrics. Only the batch is small. What training costs, counted in
+floating-point operations and kernel launches for each kind of work by itself (:mod:`atlas.nn.work`: a step of a loop, a
+validation, what is done once), is scaled by the task's :attr:`~.registry.Task.amounts` to what the whole training would cost on a
+named GPU; bytes of live tensors are scaled to the examples that are in memory at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,13 +27,14 @@ from atlas.errors import AtlasError
 from atlas.harness.claims import load_reported
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.planning import merge, validate_settings
-from atlas.harness.registry import Amount
+from atlas.harness.registry import Amount, Amounts, Method, Task
 from atlas.harness.study import Run, Study
+from atlas.nn.work import ONCE, TRAIN, Spent
 
 TOLERANCE = 0.01  # relative difference from a published count up to which the two agree
 LAUNCH_SECONDS = 10e-6  # what one operation takes at least on a GPU that is fed from Python
 UTILISATION = 0.3  # share of a GPU's peak that such training reaches; a planning figure
-UNKNOWN = Amount(math.nan, math.nan, math.nan)
+NOTES_FORMAT = 2  # of the lines that an interrupted rehearsal leaves; lines of another format are not read
 COUNTS = ("parameters", "flops", "macs")
 
 
@@ -82,12 +83,17 @@ class Count:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a rehearsed training cost: operations, kernel launches, and the most bytes of weights and of activations at once."""
+    """What a rehearsed training cost: operations by kind of work, and the most bytes of weights and of activations at once."""
 
-    flops: float
-    launches: int
+    spent: Mapping[str, Spent]
     weight_bytes: int
     activation_bytes: int
+
+    @property
+    def main(self) -> str:
+        """The kind of work that training is about: its loop, or whatever else is done over and over and took most operations."""
+        repeated = self.spent.keys() - {TRAIN, ONCE}
+        return TRAIN if TRAIN in self.spent else max(sorted(repeated), key=lambda kind: self.spent[kind].flops, default=ONCE)
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,8 @@ class Rehearsal:
         What the evaluation returned: counts are those of the full-size model, the rest means nothing.
     error : str
         Why it failed; empty if it went through.
-    whole, rehearsed : Amount
-        Steps and examples of the whole training, and of what was carried out; NaN where the task does not say.
+    whole, rehearsed : mapping
+        For every kind of work the steps and examples of the whole training, and of what was carried out.
     """
 
     run: Run
@@ -115,28 +121,54 @@ class Rehearsal:
     counts: tuple[Count, ...] = ()
     error: str = ""
     cost: Cost | None = None
-    whole: Amount = UNKNOWN
-    rehearsed: Amount = UNKNOWN
+    whole: Amounts = field(default_factory=dict)
+    rehearsed: Amounts = field(default_factory=dict)
+
+    @property
+    def main(self) -> Amount:
+        """Steps and examples of the training loop; NaN where there is none, or where the task does not say."""
+        kind = ONCE if self.cost is None else self.cost.main
+        return self.whole.get(kind, Amount(math.nan, math.nan, math.nan))
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the whole training."""
+        return math.nan if self.cost is None else sum(self._scaled(kind).flops for kind in self.cost.spent)
 
     @property
     def step_flops(self) -> float:
-        """Floating-point operations of one step of the whole training."""
-        return math.nan if self.cost is None else self.cost.flops * self.whole.batch / self.rehearsed.batch
+        """Floating-point operations of one step of the training loop."""
+        return math.nan if self.cost is None else self._scaled(self.cost.main).flops / self.main.steps
 
     def hours(self, gpu: GPU) -> float:
-        """GPU hours of one run: the larger of arithmetic at the usual utilisation and of launching kernels one by one."""
+        """GPU hours of one training: the larger of arithmetic at the usual utilisation and of launching kernels one by one.
+
+        That is asked of each kind of work by itself.
+        """
         if self.cost is None:
             return math.nan
-        arithmetic = self.step_flops / (gpu.peak * UTILISATION)
-        passes = self.whole.batch / self.whole.at_once
-        return self.whole.steps * max(arithmetic, passes * self.cost.launches * LAUNCH_SECONDS) / 3600
+        parts = [self._scaled(kind) for kind in self.cost.spent]
+        return sum(max(part.flops / (gpu.peak * UTILISATION), part.launches * LAUNCH_SECONDS) for part in parts) / 3600
 
     @property
     def memory_gibibytes(self) -> float:
         """Memory of one run in full precision: weights, gradients, states, and activations of the examples in memory at once."""
         if self.cost is None:
             return math.nan
-        return (self.cost.weight_bytes + self.cost.activation_bytes * self.whole.at_once / self.rehearsed.at_once) / 2**30
+        kind = self.cost.main
+        more = self.whole[kind].at_once / self.rehearsed[kind].at_once if kind != ONCE else 1
+        return (self.cost.weight_bytes + self.cost.activation_bytes * more) / 2**30
+
+    def _scaled(self, kind: str) -> Spent:
+        """What work of a kind takes in the whole training."""
+        assert self.cost is not None
+        spent = self.cost.spent[kind]
+        if kind == ONCE:
+            return spent
+        whole, rehearsed = self.whole[kind], self.rehearsed[kind]
+        steps = whole.steps / rehearsed.steps
+        passes = whole.batch / whole.at_once / (rehearsed.batch / rehearsed.at_once)
+        return Spent(spent.flops * steps * whole.batch / rehearsed.batch, spent.launches * steps * passes)
 
 
 def cut(run: Run, root: Path, threads: int | None = None) -> Run:
@@ -179,7 +211,8 @@ class Notes:
 
     def add(self, result: Rehearsal) -> None:
         """Note what came of a row."""
-        content = {**asdict(replace(result, run=None)), "cell": result.run.cell, "fingerprint": result.run.fingerprint}  # type: ignore[arg-type]
+        known = asdict(replace(result, run=None))  # type: ignore[arg-type]
+        content = {**known, "cell": result.run.cell, "fingerprint": result.run.fingerprint, "format": NOTES_FORMAT}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(content) + "\n")
@@ -187,7 +220,7 @@ class Notes:
     def of(self, rows: list[list[Run]]) -> dict[str, Rehearsal]:
         """What is known of rows, by the cell of their first run."""
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        noted = {content["cell"]: content for content in map(json.loads, lines)}
+        noted = {content["cell"]: content for content in map(json.loads, lines) if content.get("format") == NOTES_FORMAT}
         found = {}
         for run, *_ in rows:
             content = noted.get(run.cell)
@@ -204,10 +237,15 @@ def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
         content["metrics"],
         tuple(Count(**count) for count in content["counts"]),
         content["error"],
-        Cost(**content["cost"]) if content["cost"] else None,
-        Amount(*content["whole"]),
-        Amount(*content["rehearsed"]),
+        _restored_cost(content["cost"]) if content["cost"] else None,
+        {kind: Amount(*amount) for kind, amount in content["whole"].items()},
+        {kind: Amount(*amount) for kind, amount in content["rehearsed"].items()},
     )
+
+
+def _restored_cost(content: dict[str, Any]) -> Cost:
+    spent = {kind: Spent(**own) for kind, own in content["spent"].items()}
+    return Cost(spent, content["weight_bytes"], content["activation_bytes"])
 
 
 def rehearse(study: Study, rows: list[list[Run]], folder: Path, workers: int = 1) -> Iterator[Rehearsal]:
@@ -290,20 +328,26 @@ def _rehearse_group(tier: str, root: Path, cells: list[tuple[str, int]], folder:
 
 
 def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
+    from atlas.nn.meter import Meter
+
     small = cut(run, folder, threads)
     _prepare(small)
-    with _Meter() as meter:
+    with Meter() as meter:
         train_run(small)
     content = evaluate_run(small) if small.declared_metrics else {"metrics": {}}
+    whole, rehearsed = _amounts(run), {kind: amount._replace(steps=1) for kind, amount in _amounts(small).items()}
+    unknown = meter.spent.keys() - whole.keys() - {ONCE}
+    if unknown:
+        raise AtlasError(f"its amounts do not say how much of the work {', '.join(sorted(unknown))} a training does")
     return Rehearsal(
         run,
         seeds,
         0.0,
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),
-        cost=meter.cost(),
-        whole=_amount(run),
-        rehearsed=_amount(small),
+        cost=Cost(dict(meter.spent), meter.memory.weight_bytes, meter.memory.activation_bytes),
+        whole=whole,
+        rehearsed=rehearsed,
     )
 
 
@@ -316,11 +360,11 @@ def _prepare(run: Run) -> None:
         train_run(needed)
 
 
-def _amount(run: Run) -> Amount:
-    """Steps and batch of a run, by the first of its methods that knows, else by its task."""
-    own = [entry.amount for entry in run.method_entries if entry.amount is not None]
-    amount = own[0] if own else run.task_entry.amount
-    return amount(run) if amount is not None else UNKNOWN
+def _amounts(run: Run) -> Amounts:
+    """Steps and examples of a run, by the first of its methods that knows, else by its task."""
+    entries: list[Method | Task] = [*run.method_entries, run.task_entry]
+    known = [entry.amounts for entry in entries if entry.amounts is not None]
+    return known[0](run) if known else {}
 
 
 def _counts(run: Run, metrics: Mapping[str, float | None]) -> Iterator[Count]:
@@ -329,26 +373,3 @@ def _counts(run: Run, metrics: Mapping[str, float | None]) -> Iterator[Count]:
         ours = metrics.get(number.metric)
         if number.row == run.method and number.metric.endswith(COUNTS) and ours is not None:
             yield Count(number.metric, number.value, ours, number.source, number.note)
-
-
-class _Meter:
-    """Counts what torch does in a ``with`` block: floating-point operations, launches and live bytes."""
-
-    def __enter__(self) -> _Meter:
-        from torch.utils.flop_counter import FlopCounterMode
-
-        from atlas.nn.meter import LiveMemory
-
-        self._memory, self._flops = LiveMemory(), FlopCounterMode(display=False)
-        self._modes = ExitStack()
-        self._modes.enter_context(self._memory)
-        self._modes.enter_context(self._flops)
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._modes.close()
-
-    def cost(self) -> Cost:
-        """What the block cost, once it is over."""
-        memory = self._memory
-        return Cost(float(self._flops.get_total_flops()), memory.operations, memory.weight_bytes, memory.activation_bytes)

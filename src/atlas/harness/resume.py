@@ -28,6 +28,7 @@ from atlas.errors import Interrupted
 from atlas.harness.files import write_bytes, write_json
 from atlas.harness.history import History
 from atlas.harness.progress import Progress
+from atlas.nn.work import work
 
 if TYPE_CHECKING:
     from atlas.harness.study import Run
@@ -156,13 +157,17 @@ class TrainingLoop:
         self._progress.describe(values)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the steps that are left, saving the state at intervals and on a stop signal."""
+        """Yield the steps that are left, saving the state at intervals and on a stop signal.
+
+        What is done in a step is work of the kind that the phase is called after.
+        """
         with stop_requests() as request, Progress(self.run.cell, self.phase, self.total, self.start) as self._progress:
             began = saved = time.monotonic()
             before = self.seconds
             for step in range(self.start, self.total):
                 self._step = step
-                yield step
+                with work(self.phase):
+                    yield step
                 self._progress.advance()
                 now = time.monotonic()
                 self.seconds = before + now - began

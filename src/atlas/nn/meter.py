@@ -1,13 +1,18 @@
-"""What a stretch of torch code costs: operations that were dispatched, and bytes of tensors that were alive."""
+"""What a stretch of torch code costs: operations of each kind of work, and bytes of tensors that were alive."""
 
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from atlas.nn.counts import counted_flops
+from atlas.nn.work import ONCE, Spent, listening
 
 
 class LiveMemory(TorchDispatchMode):
@@ -81,3 +86,42 @@ class LiveMemory(TorchDispatchMode):
         size, shape = self._alive.pop(key, (0, torch.Size()))
         if self._kept is None:
             self._events.append((-size, shape))
+
+
+class Meter:
+    """Counts what torch does in a ``with`` block, apart for each kind of :func:`~atlas.nn.work.work`.
+
+    Attributes
+    ----------
+    spent : dict
+        Kind of work to what it took.
+    memory : LiveMemory
+        Bytes that were alive, of all kinds together.
+    """
+
+    def __init__(self) -> None:
+        self.spent: dict[str, Spent] = defaultdict(Spent)
+        self.memory = LiveMemory()
+        self._kind = ONCE
+        self._seen = Spent()
+        self._block = ExitStack()
+
+    def __enter__(self) -> Meter:
+        self._block.enter_context(self.memory)
+        self._counter = self._block.enter_context(counted_flops())
+        self._block.enter_context(listening(self))
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self.change(ONCE)
+        self._block.close()
+
+    def change(self, kind: str) -> str:
+        """Credit what was done since the last call to the kind of work that it was, and go on with another kind."""
+        now = Spent(float(self._counter.get_total_flops()), self.memory.operations)
+        own = self.spent[self._kind]
+        own.flops += now.flops - self._seen.flops
+        own.launches += now.launches - self._seen.launches
+        self._seen = now
+        before, self._kind = self._kind, kind
+        return before

@@ -27,6 +27,7 @@ from atlas.methods.uvc import (
     uniform_widths,
     unit_scores,
 )
+from atlas.nn.counts import forward_flops
 from atlas.nn.diagnostics import diagnose
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -115,6 +116,25 @@ def test_identity_plan_is_the_dense_model() -> None:
     assert {name: value.shape for name, value in small.state_dict().items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("layout", ["padded", "uniform"])
+def test_counted_operations_are_those_of_the_exported_layers(layout: Any) -> None:
+    model = vit()
+    shape, plan = ViTShape.from_timm(model), ragged(model)
+    small: Any = export(model, plan, layout)
+    tokens, dim, classes = 5, 16, 5
+    macs = shape.embed_macs + dim * classes
+    for block in small.blocks:
+        heads, width = block.attn.num_heads, 4
+        value = block.attn.proj.in_features // heads  # narrower than queries and keys in two of three blocks
+        macs += tokens * dim * heads * (2 * width + 2 * value) + tokens**2 * heads * (width + value)
+        macs += 2 * tokens * dim * block.mlp.fc1.out_features
+    assert small.blocks[0].attn.value_dim < 4
+    assert forward_flops(small, images(1)) == 2 * macs
+    if layout == "uniform":  # else heads are padded to the widest of their block, which the plan's own count leaves out
+        kept = uniform_widths(plan, shape, unit_scores(model))
+        assert macs == kept.macs(shape) + dim * classes
 
 
 def test_without_narrow_values_it_is_timms_own_attention() -> None:

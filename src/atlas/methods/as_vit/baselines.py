@@ -17,7 +17,7 @@ from atlas.errors import UserError
 from atlas.harness.files import read_tensors, write_tensors, write_text
 from atlas.harness.resume import training
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.methods.as_vit.entry import PROXIES, RankingSettings
+from atlas.methods.as_vit.entry import PROXIES, RankingSettings, topology_phase
 from atlas.methods.as_vit.geometry import great_circle
 from atlas.methods.as_vit.ingredient import Candidates, shapes_of, write_artefact
 from atlas.methods.as_vit.layout import count
@@ -68,7 +68,7 @@ def _trained(bench: Training, candidates: Candidates, index: int) -> dict[str, f
     scaler = torch.amp.GradScaler(bench.device.type, enabled=scaled)
     last = _Last()
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "last": last}
-    loop = training(run, bench.total_steps, parts, phase=f"topology{index:03d}")
+    loop = training(run, bench.total_steps, parts, phase=topology_phase(index))
     batches: Batches = iter(())
     for step in loop:
         bench.step = step

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
 
-from atlas.harness.registry import Amount, Metric, Settings, method, paper
+from atlas.harness.registry import Amount, Amounts, Metric, Settings, method, paper
 from atlas.harness.study import Run
-from atlas.tasks.image_classification.entry import METRICS
+from atlas.nn.work import TRAIN
+from atlas.tasks.image_classification.entry import METRICS, training_amount
 
 if TYPE_CHECKING:
     from atlas.methods.as_vit.ingredient import Network, Retokenize
@@ -201,24 +202,42 @@ REHEARSED = 4
 """Topologies of a rehearsed ranking study."""
 
 
-def _search_amount(run: Run) -> Amount:
-    """In what a rehearsal measures: one trial of either search, and the three topologies that are compared."""
+REINFORCE, RANDOM_SEARCH, CHECK, GROWTH = "reinforce", "random-search", "check", "growth"
+"""Loops of the stages, and the comparison of what was found."""
+
+
+def topology_phase(index: int) -> str:
+    """Name of the loop that trains a topology of the ranking study."""
+    return f"topology{index:03d}"
+
+
+def _search_amounts(run: Run) -> Amounts:
+    """Trials of either search, and the three topologies that are compared; draws of the weights in each."""
     settings: SearchSettings = run.settings_model("as-vit-search")
-    return Amount((2 * settings.steps * settings.repeats + 3 * settings.check_repeats) / 5, settings.images, settings.images)
+    trials = Amount(settings.steps, settings.repeats, 1)
+    return {REINFORCE: trials, RANDOM_SEARCH: trials, CHECK: Amount(1, settings.check_repeats, 1)}
 
 
-def _growth_amount(run: Run) -> Amount:
-    """In what a rehearsal measures, the candidates of one step; a family has about ten steps."""
+def _growth_amounts(run: Run) -> Amounts:
+    """Steps of growth and draws of the weights in each; a family has about ten steps."""
     settings: GrowthSettings = run.settings_model("as-vit-growth")
-    return Amount(min(10, settings.max_steps) * settings.repeats, settings.images, settings.images)
+    return {GROWTH: Amount(min(10, settings.max_steps), settings.repeats, 1)}
 
 
-def _ranking_amount(run: Run) -> Amount:
-    """In what a rehearsal trains, a step of each of its topologies; measures cost little beside it."""
-    assert run.task_entry.amount is not None
-    one = run.task_entry.amount(run)
+def _ranking_amounts(run: Run) -> Amounts:
+    """A training of each topology that a rehearsal has, as if all the others cost the same; measures cost little beside it."""
     settings: RankingSettings = run.settings_model("as-vit-ranking")
-    return one._replace(steps=one.steps * settings.topologies / REHEARSED)
+    one = training_amount(run, run.protocol_model().epochs)
+    share = one._replace(steps=one.steps * settings.topologies / REHEARSED)
+    return {topology_phase(index): share for index in range(REHEARSED)}
+
+
+def _retokenized_amounts(run: Run) -> Amounts:
+    """A rehearsal trains at the finest tokenisation alone: its images are counted in images of the mean cost of all phases."""
+    from atlas.methods.as_vit.ingredient import mean_share
+
+    amount = training_amount(run, run.protocol_model().epochs)
+    return {TRAIN: amount if run.limit is None else amount._replace(batch=amount.batch / mean_share(run))}
 
 
 @method(
@@ -231,8 +250,8 @@ def _ranking_amount(run: Run) -> Amount:
     settings=SearchSettings,
     metrics=SEARCH_METRICS,
     smallest={**SMALL_MEASURES, "steps": 3, "check_repeats": 1},
-    rehearsal={"repeats": 1, "images": 2, "check_repeats": 1},
-    amount=_search_amount,
+    rehearsal={"repeats": 1, "check_repeats": 1},
+    amounts=_search_amounts,
     train=_train("stages", "search_topology"),
     evaluate=_summary(SEARCH_METRICS),
 )
@@ -252,8 +271,8 @@ def as_vit_search(run: Run, settings: SearchSettings) -> SearchSettings:
     needs={"search": "as-vit-search"},
     metrics=GROWTH_METRICS,
     smallest={**SMALL_MEASURES, "max_steps": 2},
-    rehearsal={"repeats": 1, "images": 2},
-    amount=_growth_amount,
+    rehearsal={"repeats": 1},
+    amounts=_growth_amounts,
     train=_train("stages", "grow_family"),
     evaluate=_summary(GROWTH_METRICS),
 )
@@ -273,7 +292,7 @@ def as_vit_growth(run: Run, settings: GrowthSettings) -> GrowthSettings:
     metrics=RANKING_METRICS,
     smallest={**SMALL_MEASURES, "topologies": 4, "proxy_images": 4, "draws": 20, "law_topologies": 4, "law_size": 32},
     rehearsal={"repeats": 1, "images": 2, "proxy_images": 2, "topologies": REHEARSED, "law_topologies": 3, "draws": 20},
-    amount=_ranking_amount,
+    amounts=_ranking_amounts,
     train=_train("baselines", "rank_topologies"),
     evaluate=_evaluate_ranking,
 )
@@ -370,6 +389,7 @@ for _name, _title, _text, _role in PUBLISHED:
     settings=RetokenizeSettings,
     phase="training",
     conflicts=OTHERS,
+    amounts=_retokenized_amounts,
 )
 def retokenize(run: Run, settings: RetokenizeSettings) -> Retokenize:
     """Stands behind a network of this paper: ``as-vit+retokenize``."""

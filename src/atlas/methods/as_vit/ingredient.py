@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from atlas.datasets import get_dataset
 from atlas.errors import UserError
 from atlas.harness.seeds import generator, pick_device
 from atlas.methods.as_vit.entry import RankingSettings
@@ -124,9 +125,10 @@ class Retokenize(Ingredient):
         self.tokenizer: ProgressiveTokenizer | None = None
 
     def start(self, training: Training) -> None:
-        """Check the phases against the network."""
+        """Check the phases against the network; a rehearsal, of one step, takes it at the finest and most expensive one."""
+        phases = self.phases if training.run.limit is None else [(0.0, self.phases[-1][1])]
         try:
-            self.tokenizer = ProgressiveTokenizer(hierarchical(training.model, training.run), self.phases)
+            self.tokenizer = ProgressiveTokenizer(hierarchical(training.model, training.run), phases)
         except ValueError as error:
             raise UserError(f"{training.run.cell}: retokenize: {error}") from None
 
@@ -154,6 +156,16 @@ class Retokenize(Ingredient):
         if self.tokenizer is not None:
             self.tokenizer.step(1.0)
         return training.model
+
+
+def mean_share(run: Run) -> float:
+    """What an image costs on average over the phases of a recipe's re-tokenisation, relative to one at the finest of them."""
+    ingredients = run.build()
+    (network,) = (one for one in ingredients if isinstance(one, Network))
+    (schedule,) = (one for one in ingredients if isinstance(one, Retokenize))
+    model = network.backbone(run, int(str(get_dataset(run.data).facts["classes"])))
+    tokenizer = ProgressiveTokenizer(model, schedule.phases)
+    return tokenizer.average_macs() / tokenizer.macs(1.0)
 
 
 class Candidates(Ingredient):

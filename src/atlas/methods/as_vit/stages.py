@@ -13,13 +13,22 @@ from torch import Tensor
 from atlas.errors import UserError
 from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.methods.as_vit.entry import GrowthSettings, MeasureSettings, SearchSettings
+from atlas.methods.as_vit.entry import (
+    CHECK,
+    GROWTH,
+    RANDOM_SEARCH,
+    REINFORCE,
+    GrowthSettings,
+    MeasureSettings,
+    SearchSettings,
+)
 from atlas.methods.as_vit.growth import Growth, GrowthPlan, GrowthStep, matched, swin_like, uniform_scaling, width_for
 from atlas.methods.as_vit.ingredient import FAMILY, SEARCH, read_artefact, shapes_of, space_with, write_artefact
 from atlas.methods.as_vit.layout import count, layout, total_width
 from atlas.methods.as_vit.measures import Measures, MeasureSpec, Scorer
 from atlas.methods.as_vit.search import RandomSearch, Reinforce, RewardTracker
 from atlas.methods.as_vit.topology import STAGES, Quadruple, SearchSpace, Topology
+from atlas.nn.work import work
 from atlas.tasks.image_classification.data import load_data
 
 if TYPE_CHECKING:
@@ -62,13 +71,14 @@ def search_topology(run: Run) -> dict[str, float]:
         tracker=RewardTracker(settings.window, settings.momentum, settings.relative),
     )
     random = RandomSearch(space, score, generator=generator(run.seed, "random-search"))
-    loops = [training(run, settings.steps, {"search": reinforce}, phase="reinforce")]
+    loops = [training(run, settings.steps, {"search": reinforce}, phase=REINFORCE)]
     _follow(loops[0], reinforce)
-    loops.append(training(run, settings.steps, {"search": random}, phase="random-search"))
+    loops.append(training(run, settings.steps, {"search": random}, phase=RANDOM_SEARCH))
     _follow(loops[1], random)
     found = {"topology": reinforce.best(), "random_search": random.best(), "largest_merges": space.largest_merges()}
     check = Scorer(spec_of(run, settings, data, settings.check_repeats), derive_seed(run.seed, "check"), settings.width, options)
-    measured = {name: check(topology) for name, topology in found.items()}
+    with work(CHECK):
+        measured = {name: check(topology) for name, topology in found.items()}
     write_artefact(run, SEARCH, _search_record(settings, space, reinforce, found, measured))
     return {
         "merge_product": found["topology"].merge_product,
@@ -183,7 +193,7 @@ def grow_family(run: Run) -> dict[str, float]:
     plan = GrowthPlan(topology, *sizes, options=counted)
     score = Scorer(spec_of(run, settings, data), derive_seed(run.seed, "growth-weights"), settings.width0, shape)
     family = Family(Growth(plan, score, generator=generator(run.seed, "growth")))
-    loop = training(run, settings.max_steps, {"family": family}, phase="growth")
+    loop = training(run, settings.max_steps, {"family": family}, phase=GROWTH)
     for _ in loop:
         added = family.step()
         if added is not None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import model_validator
 
-from atlas.harness.registry import Amount, Metric, Settings, method, paper
+from atlas.harness.registry import Amounts, Metric, Settings, method, paper
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
+from atlas.tasks.learned_optimization.entry import window_amount
 
 if TYPE_CHECKING:
     from atlas.tasks.learned_optimization.competitors import Competitor
@@ -178,16 +180,15 @@ SMALLEST = {"schedule": SHORT_SCHEDULE, "meta": {"longest": 2}, "replicates": 2}
 REHEARSAL = {"schedule": ONE_WINDOW, "replicates": 1}
 
 
-def meta_training_amount(run: Run) -> Amount:
-    """Inner updates of the schedule, if nothing is repeated, and optimizees side by side over replicates."""
+def meta_training_amounts(run: Run) -> Amounts:
+    """Windows of the schedule, if nothing is repeated, and optimizees side by side over replicates."""
     settings = run.settings_model(run.recipe[0])
     if isinstance(settings, DMSettings | ScaleSettings):
-        return Amount(settings.meta.windows * settings.meta.unroll, settings.meta.instances, settings.meta.instances)
+        return {TRAIN: window_amount(settings.meta.windows, settings.meta.unroll, settings.meta.instances)}
     rules = settings.schedule
     periods = 1 if rules.fixed else rules.min_periods + 1
     windows = periods * sum(resets * depth for resets, depth in zip(rules.resets, rules.depth, strict=True))
-    together = settings.meta.instances * settings.replicates
-    return Amount(windows * rules.unroll, together, together)
+    return {TRAIN: window_amount(windows, rules.unroll, settings.meta.instances * settings.replicates)}
 
 
 def _learned(name: str, title: str, summary: str, settings: type[Settings], **options: Any) -> Any:
@@ -203,7 +204,7 @@ def _learned(name: str, title: str, summary: str, settings: type[Settings], **op
             "extra_metrics": REPLICATE_METRICS,
             "smallest": SMALLEST,
             "rehearsal": REHEARSAL,
-            "amount": meta_training_amount,
+            "amounts": meta_training_amounts,
             **options,
         },
     )
@@ -329,7 +330,7 @@ _PLAIN: dict[str, Any] = {
     "role": "baseline",
     "extra_metrics": (),
     "smallest": {"meta": {"windows": 4, "depth": 2, "unroll": 2}},
-    "rehearsal": {"meta": {"windows": 1, "unroll": 1}},
+    "rehearsal": {"meta": {"windows": 1}},
 }
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from atlas.harness.registry import Settings, method, paper
+from atlas.harness.registry import Amount, Amounts, Settings, method, paper
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
+from atlas.tasks.novel_view_synthesis.entry import ray_amount
 
 if TYPE_CHECKING:
     from atlas.methods.sinnerf.baselines import DepthImageRendering
@@ -88,6 +90,27 @@ def _field(run: Run, settings: FieldMethod) -> FieldReconstruction:
     return FieldReconstruction(run.protocol_model(), settings, run.seed, encoder)
 
 
+TEACHER = "teacher"
+"""Loop of the field that renders the depth of the reference."""
+
+
+def _teacher_amounts(run: Run) -> Amounts:
+    """The teacher's steps; like the row of all views it draws single rays only."""
+    protocol = run.protocol_model()
+    return {TEACHER: ray_amount(run, protocol.teacher_steps, protocol.rays.reference + protocol.rays.warped)}
+
+
+def _all_views_amounts(run: Run) -> Amounts:
+    protocol = run.protocol_model()
+    steps = sum(stage.steps for stage in protocol.stages)
+    return {TRAIN: ray_amount(run, steps, protocol.rays.reference + protocol.rays.warped)}
+
+
+def _encoder_amounts(run: Run) -> Amounts:
+    """Steps of the distillation, if there is one."""
+    return {TRAIN: Amount(run.settings_model("encoder").steps, 1, 1)}
+
+
 def _make_scene(run: Run) -> Mapping[str, Any]:
     from atlas.methods.sinnerf.stages import make_scene
 
@@ -102,6 +125,7 @@ def _make_scene(run: Run) -> Mapping[str, Any]:
     summary="Images, poses and the reference's depth; where there is none, a field trained on the other views renders it.",
     role="stage",
     metrics=(),
+    amounts=_teacher_amounts,
     train=_make_scene,
 )
 def scene(run: Run, settings: Settings) -> Settings:
@@ -127,6 +151,7 @@ def _make_encoder(run: Run) -> Mapping[str, Any]:
     train=_make_encoder,
     smallest={"steps": 2},
     rehearsal={"pretrained": False},
+    amounts=_encoder_amounts,
 )
 def encoder(run: Run, settings: EncoderSettings) -> EncoderSettings:
     """The settings are all there is."""
@@ -202,6 +227,7 @@ def dibr(run: Run, settings: Settings) -> DepthImageRendering:
     summary="The same field on every view that is not held out: an upper bound.",
     role="baseline",
     settings=FieldMethod,
+    amounts=_all_views_amounts,
     needs=SCENE,
 )
 def all_views(run: Run, settings: FieldMethod) -> AllViews:

@@ -13,6 +13,7 @@ from atlas.harness.files import read_tensors, write_json, write_tensors
 from atlas.harness.resume import training
 from atlas.harness.seeds import derive_seed, generator, pick_device
 from atlas.methods.sinnerf.encoders import Descriptor, SemanticEncoder, TimmDino
+from atlas.methods.sinnerf.entry import TEACHER
 from atlas.methods.sinnerf.ingredients import AllViews, camera_of, view_of
 from atlas.methods.sinnerf.model import RenderResult
 from atlas.methods.sinnerf.tiny_dino import SelfDistiller, TinyDino, TinyViT, nearest_neighbour_accuracy
@@ -79,7 +80,7 @@ def _teach(run: Run, scene: Scene) -> dict[str, Any]:
     first = protocol.stages[0].model_copy(update={"steps": protocol.teacher_steps})
     teacher = AllViews(protocol.model_copy(update={"stages": (first,)}), FieldMethod(), derive_seed(run.seed, "teacher"))
     teacher.start(scene, pick_device(run.resources.device))
-    loop = training(run, teacher.total, teacher.parts(), phase="teacher")
+    loop = training(run, teacher.total, teacher.parts(), phase=TEACHER)
     for index in loop:
         try:
             terms = teacher.step(index)

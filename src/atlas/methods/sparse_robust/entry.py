@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from atlas.harness.registry import Metric, Settings, method, paper
+from atlas.harness.registry import Amounts, Metric, Settings, method, paper
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
+from atlas.tasks.adversarial_robustness.entry import training_amounts
 
 if TYPE_CHECKING:
     from atlas.tasks.adversarial_robustness.topology import Topology
@@ -86,6 +88,14 @@ SMALL_BIRD = {"max_epochs": 3, "queue": 2, "threshold": 0.5, "stage_milestones":
 SMALL_FLIGHT = {"interval": 1, "late_interval": 1}
 REHEARSED_BIRD = {"max_epochs": 1}
 REHEARSED_FLIGHT = {"interval": 1, "late_interval": 1}
+EARLY_BIRD = "early-bird"
+"""Loop of Robust Bird's first stage."""
+
+
+def _bird_amounts(run: Run) -> Amounts:
+    """The first stage ends when its masks have settled, and nothing is known of that beforehand: it is left out."""
+    amounts = training_amounts(run)
+    return {**amounts, EARLY_BIRD: amounts[TRAIN]._replace(steps=0)}
 
 
 @method(
@@ -97,6 +107,7 @@ REHEARSED_FLIGHT = {"interval": 1, "late_interval": 1}
     settings=RobustBirdSettings,
     smallest=SMALL_BIRD,
     rehearsal=REHEARSED_BIRD,
+    amounts=_bird_amounts,
 )
 def robust_bird(run: Run, settings: RobustBirdSettings) -> Topology:
     """Early robust tickets."""

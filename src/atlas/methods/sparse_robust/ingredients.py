@@ -13,6 +13,7 @@ from torch.nn import functional
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import generator
 from atlas.methods.sparse_robust.early_bird import EarlyBird
+from atlas.methods.sparse_robust.entry import EARLY_BIRD
 from atlas.methods.sparse_robust.flying_bird import FlyingBird, FlyingBirdPlus, two_stage_interval
 from atlas.methods.sparse_robust.masks import Masks, random_masks
 from atlas.methods.sparse_robust.regularisers import WeightAverage
@@ -101,7 +102,7 @@ class RobustBird(Topology):
         optimizer = training.optimizer()
         progress = _progress(training)
         parts = {"model": training.model, "optimizer": optimizer, "bird": bird, "ledger": training.ledger, "progress": progress}
-        loop = training.phase("early-bird", settings.max_epochs * per_epoch, parts)
+        loop = training.phase(EARLY_BIRD, settings.max_epochs * per_epoch, parts)
         cost = training.forward_flops({})
         for step in loop:
             epoch, index = divmod(step, per_epoch)

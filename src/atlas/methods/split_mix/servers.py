@@ -17,6 +17,7 @@ from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.scheduler import BaseScheduler
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict, require_batch_statistics
 from atlas.methods.split_mix.widths import Role, base_count, layer_roles
+from atlas.nn.work import AVERAGING, work
 
 if TYPE_CHECKING:
     from atlas.methods.split_mix.federation import Batches, FedTrainer
@@ -65,7 +66,8 @@ class SplitMixServer:
             losses.append((loss, len(bases)))
         tensors = {name: torch.cat([part[name] for _, _, part in sent]) for name in sent[0][2]}
         bases, weights = [b for part in sent for b in part[0]], [w for part in sent for w in part[1]]
-        self.stack = average_stack(self.stack, bases, weights, tensors)
+        with work(AVERAGING):
+            self.stack = average_stack(self.stack, bases, weights, tensors)
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def _groups(self, participants: Sequence[int], batches: Batches) -> list[list[int]]:
@@ -146,10 +148,12 @@ class PrefixServer:
             trained, loss = train_passes(stack, passes, batches.of(group, ()), options)
             for name, tensor in self.local.items():
                 tensor[group] = trained.tensors[name]
-            uploads += self._uploads(group, trained.tensors)
+            with work(AVERAGING):
+                uploads += self._uploads(group, trained.tensors)
             losses.append((loss, sum(one.runner.groups for one in passes)))
         kept = {name: tensor for name, tensor in self.state.items() if name not in self.local}
-        self.state = {**self.state, **prefix_average(kept, uploads, self.slicer)}
+        with work(AVERAGING):
+            self.state = {**self.state, **prefix_average(kept, uploads, self.slicer)}
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def _groups(self, participants: Sequence[int], batches: Batches) -> list[list[int]]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from atlas.harness.registry import Metric, Settings, method, paper
+from atlas.harness.registry import Amount, Amounts, Metric, Settings, method, paper
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
+from atlas.tasks.learned_optimization.entry import window_amount
 
 if TYPE_CHECKING:
     from atlas.tasks.image_classification.ingredients import Ingredient
@@ -150,6 +152,22 @@ def _stage(name: str, kind: str, title: str, summary: str, settings: type[Settin
     _row(name, kind, title, summary, settings, role="stage", metrics=(), train=_learned, **options)
 
 
+RECORDING = "recording"
+"""Letting the teacher train, to see what it does."""
+
+
+def _meta_amounts(run: Run) -> Amounts:
+    """Windows of the meta-training."""
+    meta = run.settings_model(run.recipe[0]).meta
+    return {TRAIN: window_amount(meta.windows, meta.unroll, meta.instances)}
+
+
+def _recording_amounts(run: Run) -> Amounts:
+    """Steps of the recorded runs, one after the other."""
+    settings = run.settings_model(run.recipe[0])
+    return {RECORDING: Amount(1, settings.runs * settings.steps, 1)}
+
+
 _row(
     "rp-small",
     "Teacher",
@@ -159,6 +177,7 @@ _row(
     role="baseline",
     smallest={"meta": TINY_META},
     rehearsal={"meta": {"windows": 1}},
+    amounts=_meta_amounts,
 )
 _row(
     "rp",
@@ -169,6 +188,7 @@ _row(
     role="baseline",
     smallest={"meta": TINY_META},
     rehearsal={"meta": {"windows": 1}},
+    amounts=_meta_amounts,
 )
 
 for _teacher, _symbolic, _title in (
@@ -185,6 +205,7 @@ for _teacher, _symbolic, _title in (
         needs={"teacher": _teacher},
         smallest={"lags": 3, "runs": 2, "steps": 20, "coordinates": 4},
         rehearsal={"lags": 3, "runs": 2, "steps": 16},
+        amounts=_recording_amounts,
     )
     _stage(
         f"{_teacher}-equation",
@@ -227,6 +248,7 @@ _row(
     extra_metrics=(FIDELITY[2],),
     smallest={"meta": TINY_META},
     rehearsal={"meta": {"windows": 1}},
+    amounts=_meta_amounts,
 )
 _row(
     "momentum-cosine",

@@ -20,12 +20,13 @@ from atlas.harness.seeds import derive_seed, generator
 from atlas.l2o import ANALYTIC, Layout, MetaConfig, MetaTrainer, Momentum, Policy, State, rnnprop
 from atlas.l2o.recurrent import L2ODM, RNNprop
 from atlas.methods.symbolic_l2o.distillation import Distillation, distill_records
-from atlas.methods.symbolic_l2o.entry import EquationSettings
+from atlas.methods.symbolic_l2o.entry import RECORDING, EquationSettings
 from atlas.methods.symbolic_l2o.expressions import parse
 from atlas.methods.symbolic_l2o.interpretability import mapping_complexity, network_field, r_squared
 from atlas.methods.symbolic_l2o.recording import Records, features_of, record, trace, windows
 from atlas.methods.symbolic_l2o.regression import DEFAULT_OPERATORS, PAPER_OPERATORS, SRConfig
 from atlas.methods.symbolic_l2o.rules import ExpressionRule, SymbolicPolicy, TanhTemplate, column_names
+from atlas.nn.work import work
 from atlas.tasks.learned_optimization.competitors import (
     Competitor,
     Learned,
@@ -70,13 +71,14 @@ class Recorder(Competitor):
     def train(self, arena: Arena) -> Mapping[str, Any]:
         """Let the teacher train, and keep what it sees and does."""
         teacher = teacher_of(self.run).to(arena.device)
-        found = record(
-            teacher,
-            arena.train,
-            features=inputs_of(teacher),
-            seed=derive_seed(self.run.seed, "records"),
-            **self.settings.model_dump(),
-        )
+        with work(RECORDING):
+            found = record(
+                teacher,
+                arena.train,
+                features=inputs_of(teacher),
+                seed=derive_seed(self.run.seed, "records"),
+                **self.settings.model_dump(),
+            )
         buffer = io.BytesIO()
         found.save(buffer)
         write_bytes(self.run.checkpoint / ROWS, buffer.getvalue())

@@ -22,10 +22,11 @@ from atlas.methods.uvc.criteria import (
     uniform_plan,
     weight_masks,
 )
-from atlas.methods.uvc.entry import BlindSettings, StructuredSettings, UnstructuredSettings
+from atlas.methods.uvc.entry import SEARCH_PHASE, BlindSettings, StructuredSettings, UnstructuredSettings
 from atlas.methods.uvc.exporting import zero_removed
 from atlas.methods.uvc.ingredient import Distilled, Trainer, scores_of
 from atlas.methods.uvc.plan import CompressionPlan
+from atlas.nn.work import TRAIN
 from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.models import build_model
 
@@ -96,14 +97,11 @@ class Gradual(Distilled):
 
     settings: StructuredSettings
 
-    def train_epochs(self) -> int:
-        """Epochs of the ramp, at least one."""
-        return max(1, round(self.settings.ramp * self.settings.epochs))
-
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
         """Train, in the phase ``search``, with what is removed held at 0."""
         shape = ViTShape.from_timm(training.model)
-        total = self.train_epochs() * training.data.steps_per_epoch
+        epochs = self.settings.stages[0]
+        total = epochs * training.data.steps_per_epoch
         interval = max(1, total // (self.settings.jumps + 1))
         held = _Held(CompressionPlan.identity(shape))
 
@@ -116,15 +114,15 @@ class Gradual(Distilled):
             return {"resource": held.plan.r_phys(shape)} if trainer.logs(step, total) else {}
 
         parts = {"plan": held}
-        trainer.fit("search", training.model, self.train_epochs(), 0, self.rate(training), parts=parts, after=after)
+        trainer.fit(SEARCH_PHASE, training.model, epochs, 0, self.rate(training), parts=parts, after=after)
         return one_shot_plan(shape, scores_of(training)[1], self.budget)
 
     def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
         """The rest of the epochs, further down the same schedule of the learning rate."""
-        first = self.train_epochs()
-        done = first * training.data.steps_per_epoch
+        before, after = self.settings.stages
+        done = before * training.data.steps_per_epoch
         rate = self.rate(training)
-        trainer.fit("train", small, max(1, self.settings.epochs - first), first, lambda step: rate(done + step))
+        trainer.fit(TRAIN, small, after, before, lambda step: rate(done + step))
 
 
 class _Held:
@@ -181,7 +179,7 @@ class Unstructured(Distilled):
             return {}
 
         rate: Callable[[int], float] = self.rate(training)
-        trainer.fit("train", small, settings.epochs, 0, rate, parts={"masks": held}, after=after)
+        trainer.fit(TRAIN, small, settings.epochs, 0, rate, parts={"masks": held}, after=after)
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
         """The metrics of every row, and the share of weights that are not 0."""

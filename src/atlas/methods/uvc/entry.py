@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import model_validator
 
-from atlas.harness.registry import RECIPE_BEFORE, Metric, Settings, method, paper
+from atlas.harness.registry import RECIPE_BEFORE, Amounts, Metric, Settings, method, paper
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
+from atlas.tasks.image_classification.entry import training_amount
 
 if TYPE_CHECKING:
     from atlas.tasks.image_classification.ingredients import Ingredient
@@ -64,6 +66,11 @@ class DistillSettings(Settings):
     kd_norm: Literal["batch", "elements"] = "batch"
     hard: bool = False
 
+    @property
+    def stages(self) -> tuple[int, int]:
+        """Epochs before the export, and after it."""
+        return 0, self.epochs
+
 
 class BudgetSettings(DistillSettings):
     """``budget`` is the share of multiply-accumulates left. ``v_layout``: see ``atlas.methods.uvc.export``."""
@@ -93,6 +100,11 @@ class SearchSettings(BudgetSettings):
             )
         return self
 
+    @property
+    def stages(self) -> tuple[int, int]:
+        """The search, and the second stage."""
+        return self.search_epochs, self.epochs
+
 
 class StructuredSettings(BudgetSettings):
     """``criterion``: one-shot magnitude, Taylor, gradual magnitude, or the S²ViTE-like saliency, one share for every layer.
@@ -105,6 +117,14 @@ class StructuredSettings(BudgetSettings):
     batches: Annotated[int, Ge(1)] = 10
     jumps: Annotated[int, Ge(1)] = 20
     ramp: Annotated[float, Gt(0), Lt(1)] = 0.4
+
+    @property
+    def stages(self) -> tuple[int, int]:
+        """The ramp of gradual pruning, at least an epoch, and the rest; other criteria decide at once."""
+        if self.criterion != "gradual":
+            return super().stages
+        first = max(1, round(self.ramp * self.epochs))
+        return first, max(1, self.epochs - first)
 
 
 class BlindSettings(BudgetSettings):
@@ -130,10 +150,19 @@ class UnstructuredSettings(DistillSettings):
     ramp: Annotated[float, Gt(0), Lt(1)] = 0.4
 
 
+SEARCH_PHASE = "search"
+"""Loop before the export."""
 SHORT = {"epochs": 2, "warmup_epochs": 0}
 SHORT_SEARCH = {**SHORT, "search_epochs": 3, "search_warmup_epochs": 1}
 ONE_STEP = {"epochs": 1, "warmup_epochs": 0}
 ONE_SEARCH = {**ONE_STEP, "search_epochs": 1, "search_warmup_epochs": 0}
+
+
+def _amounts(run: Run) -> Amounts:
+    """Epochs before and after the export; every image of a batch is in memory at once, whatever the protocol's micro-batch."""
+    (settings,) = (one for one in map(run.settings_model, run.recipe) if isinstance(one, DistillSettings))
+    before, after = (training_amount(run, epochs) for epochs in settings.stages)
+    return {name: amount._replace(at_once=amount.batch) for name, amount in ((SEARCH_PHASE, before), (TRAIN, after))}
 
 
 def _options(short: Mapping[str, Any] = SHORT, rehearsal: Mapping[str, Any] = ONE_STEP) -> dict[str, Any]:
@@ -146,6 +175,7 @@ def _options(short: Mapping[str, Any] = SHORT, rehearsal: Mapping[str, Any] = ON
         "extra_metrics": METRICS,
         "smallest": short,
         "rehearsal": rehearsal,
+        "amounts": _amounts,
     }
 
 

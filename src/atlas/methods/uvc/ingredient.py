@@ -25,13 +25,14 @@ from atlas.methods.uvc.compression import ANNEALED, cosine_rate, settle, weight_
 from atlas.methods.uvc.controller import UVCController
 from atlas.methods.uvc.costs import ViTShape
 from atlas.methods.uvc.distillation import kd_term
-from atlas.methods.uvc.entry import BudgetSettings, DistillSettings, SearchSettings
+from atlas.methods.uvc.entry import SEARCH_PHASE, BudgetSettings, DistillSettings, SearchSettings
 from atlas.methods.uvc.exporting import export
 from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import uniform_widths
 from atlas.methods.uvc.scores import unit_scores
 from atlas.nn.counts import forward_flops
+from atlas.nn.work import TRAIN
 from atlas.tasks.image_classification.evaluate import Evaluation, predict
 from atlas.tasks.image_classification.ingredients import Batch, Ingredient
 from atlas.tasks.image_classification.models import parameter_groups
@@ -69,13 +70,10 @@ class Distilled(Ingredient):
         """Decide what to keep; may train ``training.model``."""
         raise NotImplementedError
 
-    def train_epochs(self) -> int:
-        """Epochs before the export."""
-        return 0
-
     def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
         """Train the exported model."""
-        trainer.fit("train", small, self.settings.epochs, self.train_epochs(), self.rate(training))
+        before, after = self.settings.stages
+        trainer.fit(TRAIN, small, after, before, self.rate(training))
 
     def rate(self, training: Training) -> Callable[[int], float]:
         """Learning rate of a fine-tuning step."""
@@ -135,10 +133,6 @@ class Searched(Distilled):
         super().__init__(settings)
         self.prune, self.skip = prune, skip
 
-    def train_epochs(self) -> int:
-        """Epochs of the search."""
-        return self.settings.search_epochs
-
     def controller(self, training: Training) -> UVCController:
         """The controller of the run's model."""
         settings, per_epoch = self.settings, training.data.steps_per_epoch
@@ -172,7 +166,7 @@ class Searched(Distilled):
 
         apply_gates(training.model, controller)
         seconds = trainer.fit(
-            "search",
+            SEARCH_PHASE,
             training.model,
             settings.search_epochs,
             0,

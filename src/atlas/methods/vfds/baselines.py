@@ -12,6 +12,7 @@ from atlas.errors import UserError
 from atlas.harness.execute import training_summary
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import derive_seed
+from atlas.methods.vfds.entry import SHRINK
 from atlas.methods.vfds.ingredient import SweepLearner
 from atlas.methods.vfds.losses import selection_loss
 from atlas.methods.vfds.model import FixedMask, Random
@@ -169,7 +170,7 @@ class GroupLasso(Masked):
         def loss(x: Tensor, y: Tensor, step: int) -> Losses:
             return Losses(*selection_loss(sweep(x), y, cost=sweep.template.groups.cost.to(x), lam=0.0))
 
-        yield Phase("shrink", sweep, loss, after_step=shrink, keep_best=False)
+        yield Phase(SHRINK, sweep, loss, after_step=shrink, keep_best=False)
         self.mask = self.remaining(bench, sweep)
         yield from super().phases(bench)
 

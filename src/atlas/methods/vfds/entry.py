@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import FiniteFloat, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from atlas.harness.registry import Amount, Metric, Settings, method, paper
+from atlas.harness.registry import Amount, Amounts, Metric, Settings, method, paper
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
+from atlas.tasks.feature_acquisition.entry import training_amounts
 
 PAPER = paper(
     "vfds",
@@ -118,14 +120,24 @@ def _options(**more: Any) -> dict[str, Any]:
     return {"paper": PAPER, "task": TASK, **more}
 
 
-def _amount(run: Run) -> Amount:
+SHRINK = "shrink"
+"""Loop in which the group lasso finds its mask."""
+
+
+def _sweep_amounts(run: Run) -> Amounts:
     """Every λ of a sweep sees every sequence; a rehearsal takes one λ, and its cost is scaled by their number."""
     protocol, settings = run.protocol_model(), next(iter(run.settings.values()))
     batch = protocol.batch_size * len(settings["lams"])
-    return Amount(protocol.steps, batch, batch)
+    return {TRAIN: Amount(protocol.steps, batch, batch)}
 
 
-SWEEP: dict[str, Any] = {"amount": _amount, "rehearsal": {"lams": (1.0,), "lam": 1.0}, "extra_metrics": MATCHED}
+def _lasso_amounts(run: Run) -> Amounts:
+    """The task's loop, twice: under the penalties, all of which a rehearsal takes, and on what they leave."""
+    amounts = training_amounts(run)
+    return {**amounts, SHRINK: amounts[TRAIN]}
+
+
+SWEEP: dict[str, Any] = {"amounts": _sweep_amounts, "rehearsal": {"lams": (1.0,), "lam": 1.0}, "extra_metrics": MATCHED}
 """What all rows with a sweep over λ share."""
 
 
@@ -307,6 +319,7 @@ def mi_top_k(run: Run, settings: Settings) -> Any:
     settings=LassoSettings,
     needs={"target": "vfds"},
     smallest={"penalties": (0.3, 3.0)},
+    amounts=_lasso_amounts,
     **_options(),
 )
 def group_lasso(run: Run, settings: LassoSettings) -> Any:

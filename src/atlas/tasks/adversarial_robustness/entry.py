@@ -8,8 +8,9 @@ from typing import Annotated, Any, cast
 
 from annotated_types import Gt
 
-from atlas.harness.registry import Amount, Metric, Settings, Task, method, task
+from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN, VALIDATION
 from atlas.tasks.adversarial_robustness.protocol import Protocol
 
 NAME = "adversarial-robustness"
@@ -50,15 +51,27 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
-def _amount(run: Run) -> Amount:
-    """Training steps and images in each; Robust Bird's first stage is not known beforehand, and left out."""
+def training_amounts(run: Run) -> Amounts:
+    """Training steps and images in each; and passes of images over the network when validation and test images are attacked.
+
+    An attack of K steps is 2K passes, two more measure.
+    """
     from atlas.datasets import get_dataset
 
     protocol: Protocol = run.protocol_model()
     if not run.data:
-        return Amount(1, 1, 1)
-    images = protocol.data.train_size or cast(int, get_dataset(run.data).facts["train"]) - protocol.data.validation_size
-    return Amount(protocol.epochs * math.ceil(images / protocol.batch_size), protocol.batch_size, protocol.batch_size)
+        return {}
+    dataset, data, epochs = get_dataset(run.data), protocol.data, protocol.epochs
+    images = data.train_size or dataset.training_examples(data.test_fraction) - data.validation_size
+    watched = min(data.validation_size, protocol.monitor_images or math.inf)
+    held_out = cast(float, dataset.facts.get("test", math.nan))
+    tested = min(held_out, protocol.test_images or math.inf) if protocol.test_every else 0
+    passes = 2 * protocol.attack.monitor_steps + 2
+    tests = len(protocol.tested_epochs())
+    return {
+        TRAIN: Amount(epochs * -(-images // protocol.batch_size), protocol.batch_size, protocol.batch_size),
+        VALIDATION: Amount(epochs, passes * (watched + tested * tests / epochs), protocol.evaluation_batch_size),
+    }
 
 
 task(
@@ -94,7 +107,7 @@ task(
             "test_every": 0,
             "test_images": 1,
         },
-        amount=_amount,
+        amounts=training_amounts,
     )
 )
 

@@ -113,6 +113,11 @@ class Protocol(Settings):
     test_images: Natural | None = None
     evaluation_batch_size: Natural = 500
 
+    def tested_epochs(self) -> list[int]:
+        """Epochs (from 0) after which the test images are attacked: the first, every so-manieth, and the last."""
+        every = self.test_every
+        return [epoch for epoch in range(self.epochs) if every and ((epoch + 1) % every == 0 or epoch in (0, self.epochs - 1))]
+
     @model_validator(mode="after")
     def _ascending(self) -> Protocol:
         if sorted(set(self.milestones)) != list(self.milestones):

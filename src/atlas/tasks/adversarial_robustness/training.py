@@ -19,6 +19,7 @@ from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import generator, pick_device
 from atlas.nn.attacks import PGD, mode_of
 from atlas.nn.sparse_costs import EpochCost, flops, training_flops
+from atlas.nn.work import VALIDATION, work
 from atlas.tasks.adversarial_robustness.data import RobustData
 from atlas.tasks.adversarial_robustness.networks import build_network
 from atlas.tasks.adversarial_robustness.protocol import Protocol, learning_rate_at
@@ -263,15 +264,14 @@ class Training:
         self.topology.end_epoch(self, epoch)
         values = {"epoch": epoch + 1, "loss": loss, "train_ra": train_ra, "val_ra": val["ra"], "val_sa": val["sa"]}
         values |= {"val_loss": val["loss"], "density": density(masks), "learning_rate": self.learning_rate(epoch)}
-        every, last = self.protocol.test_every, epoch + 1 == self.protocol.epochs
-        if every and ((epoch + 1) % every == 0 or last or not epoch):
+        if epoch in self.protocol.tested_epochs():
             test = self.measure("test", epoch, self.protocol.test_images)
             values |= {"test_ra": test["ra"], "test_sa": test["sa"]}
         loop.log(**values)
 
     def measure(self, split: str, epoch: int, limit: int | None = None) -> dict[str, float]:
         """Measure the network as it is now on a split; see :func:`measure`."""
-        with self.autocast():
+        with work(VALIDATION), self.autocast():
             return measure(self.model, self.data.batches(split, limit), self.monitor, self.random("monitor", split, epoch))
 
     def keep(self, progress: Progress) -> None:

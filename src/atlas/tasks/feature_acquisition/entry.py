@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atlas.harness.registry import Amount, Metric, Task, task
+from atlas.harness.registry import Amount, Amounts, Metric, Task, task
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
 from atlas.tasks.feature_acquisition.protocol import Protocol
 
 NAME = "feature-acquisition"
@@ -43,9 +44,10 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
-def _amount(run: Run) -> Amount:
+def training_amounts(run: Run) -> Amounts:
+    """Steps and sequences in each; a rehearsal does not validate, since only the data tell on how many sequences."""
     protocol = run.protocol_model()
-    return Amount(protocol.steps, protocol.batch_size, protocol.batch_size)
+    return {TRAIN: Amount(protocol.steps, protocol.batch_size, protocol.batch_size)}
 
 
 task(
@@ -58,7 +60,7 @@ task(
         train=_train,
         evaluate=_evaluate,
         baseline="vanilla",
-        amount=_amount,
+        amounts=training_amounts,
         smallest={
             "steps": 4,
             "batch_size": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -123,11 +124,12 @@ def load_data(run: Run, protocol: Protocol, device: torch.device) -> FederatedDa
 
 
 def with_fewest(data: Data, facts: Mapping[str, object]) -> Data:
-    """The same with as few clients as the partition allows: one per domain, or enough to cover all classes."""
+    """The same with as few clients as the partition allows and budgets are drawn evenly for: whole rounds of the domains, or
+    enough to cover all classes."""
     own = facts.get("domains")
     domains = len(own) if isinstance(own, tuple) else len(data.domains)
     covering = int(str(facts["classes"])) // data.classes_per_client + 1 if data.partition == "class" else 1
-    clients = max(domains, 1) if data.partition == "feature" else max(FEWEST_CLIENTS, covering)
+    clients = math.lcm(max(domains, 1), FEWEST_CLIENTS) if data.partition == "feature" else max(FEWEST_CLIENTS, covering)
     return data.model_copy(update={"clients": clients})
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-from atlas.harness.registry import Amount, Metric, Task, task
+from atlas.harness.registry import Amount, Amounts, Metric, Task, task
 from atlas.harness.study import Run
+from atlas.nn.work import AVERAGING, TRAIN, VALIDATION
 from atlas.tasks.federated_learning.protocol import WIDTHS, Protocol
 
 NAME = "federated-learning"
@@ -59,29 +60,47 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
-def _amount(run: Run) -> Amount:
-    """Minibatches of a client over all rounds, images of all clients in each, and of those whose networks are stacked at once.
+def _amounts(run: Run) -> Amounts:
+    """Training: minibatches of a client over all rounds, images of all clients in each, and of those whose networks are stacked.
 
-    A loop's step is a round; where the size of a dataset is not known before it is there, nothing is. A rehearsal has trained one
-    round on images that it has counted.
+    Validation: how often, images of all clients, and those of a batch. Averaging: rounds, and clients in each. Where the size of
+    a dataset is not known before it is there, only what is in memory at once is.
     """
     from atlas.datasets import get_dataset
+
+    protocol: Protocol = run.protocol_model()
+    if protocol.data.fewest:
+        return _rehearsed_amounts(run, protocol)
+    if not run.data:
+        return {}
+    data, dataset = protocol.data, get_dataset(run.data)
+    clients = protocol.clients_per_round or data.clients
+    at_once = min(clients, protocol.stack_limit or clients) * protocol.batch_size
+    parts = data.train_parts / 10 if "domains" in dataset.facts else 1
+    share = parts * data.train_fraction * dataset.training_examples(data.test_fraction) / data.clients
+    held = data.validation_fraction * share
+    images = protocol.trained(share - held)
+    minibatches = max(1, -(-images // protocol.batch_size))
+    looks = math.ceil(protocol.rounds / protocol.validate_every)
+    return {
+        TRAIN: Amount(protocol.rounds * protocol.epochs * minibatches, clients * images / minibatches, at_once),
+        VALIDATION: Amount(looks, data.clients * held, min(held, protocol.test_batch_size)),
+        AVERAGING: Amount(protocol.rounds, clients, min(clients, protocol.stack_limit or clients)),
+    }
+
+
+def _rehearsed_amounts(run: Run, protocol: Protocol) -> Amounts:
+    """The one round of a rehearsal, which has counted its images."""
     from atlas.harness.execute import training_summary
 
-    protocol = run.protocol_model()
-    facts = get_dataset(run.data).facts if run.data else {}
-    if protocol.data.fewest:
-        images = training_summary(run).get("images", math.nan)
-        return Amount(1, images, min(images, (protocol.stack_limit or images) * protocol.batch_size))
-    if "train" not in facts:
-        return Amount(math.nan, math.nan, math.nan)
-    clients = protocol.clients_per_round or protocol.data.clients
-    known = protocol.data.train_fraction * cast(int, facts["train"])
-    share = known * (protocol.data.train_parts / 10 if "domains" in facts else 1) / protocol.data.clients
-    steps = max(1.0, share * (1 - protocol.data.validation_fraction) // protocol.batch_size)
-    batch = clients * protocol.batch_size
-    stacked = min(clients, protocol.stack_limit or clients)
-    return Amount(protocol.rounds * protocol.epochs * steps, batch, stacked * protocol.batch_size)
+    counted = training_summary(run)
+    images, held, clients = (counted.get(name, math.nan) for name in ("images", "validation_images", "clients"))
+    together = protocol.stack_limit or clients
+    return {
+        TRAIN: Amount(1, images, min(images, together * protocol.batch_size)),
+        VALIDATION: Amount(1, held, protocol.test_batch_size),
+        AVERAGING: Amount(1, clients, min(clients, together)),
+    }
 
 
 task(
@@ -103,6 +122,6 @@ task(
             "stack_limit": 2,
             "data": {"fewest": True, "train_fraction": 1, "validation_fraction": 0.5, "min_per_share": 1},
         },
-        amount=_amount,
+        amounts=_amounts,
     )
 )

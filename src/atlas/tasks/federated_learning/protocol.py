@@ -20,7 +20,7 @@ Natural = Annotated[int, Gt(0)]
 Positive = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 FEWEST_CLIENTS = 4
-"""So that the budgets 8-4-2-1 are all there."""
+"""So that the budgets 8-4-2-1 are all there, and each as often."""
 DomainName = Literal["identity", "inverted", "blended", "noisy-transpose", "blurred", "tinted"]
 
 
@@ -101,6 +101,11 @@ class Protocol(Settings):
     validate_every: Natural = 5
     test_batch_size: Annotated[int, Ge(2)] = 128
     stack_limit: Natural | None = None
+
+    def trained(self, images: float) -> float:
+        """How many of a client's images make minibatches: a remainder of one has no batch statistics, and is left out."""
+        rest = images % self.batch_size
+        return images - rest if self.drop_last or rest <= 1 else images
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:

@@ -11,6 +11,7 @@ from atlas.harness.files import write_tensors
 from atlas.harness.resume import training
 from atlas.harness.seeds import generator, pick_device
 from atlas.nn.attacks import PGD
+from atlas.nn.work import VALIDATION, work
 from atlas.tasks.federated_learning.data import Examples, FederatedData, load_data
 from atlas.tasks.federated_learning.federation import Federation
 from atlas.tasks.federated_learning.protocol import Attack, Protocol
@@ -90,8 +91,8 @@ def train(run: Run) -> dict[str, float]:
     Returns
     -------
     dict
-        The validation score of the kept round, that round, the convergence of the validation curve, and how many images all
-        clients train on.
+        The validation score of the kept round, that round, the convergence of the validation curve, how many clients there are,
+        and how many images all of them train on and hold out.
     """
     protocol: Protocol = run.protocol_model()
     device = pick_device(run.resources.device)
@@ -104,7 +105,8 @@ def train(run: Run) -> dict[str, float]:
         values = method.round()
         last = index + 1 == loop.total
         if last or (index + 1) % protocol.validate_every == 0:
-            found = validation(method, data, protocol, run.seed)
+            with work(VALIDATION):
+                found = validation(method, data, protocol, run.seed)
             values |= found
             weight = method.robust_weight
             score = (1 - weight) * found["validation_accuracy"] + weight * found.get("validation_robust", 0.0)
@@ -113,8 +115,12 @@ def train(run: Run) -> dict[str, float]:
         loop.log(**values)
     write_tensors(run.weights, best.tensors)
     curve = [(row["step"], row["validation_accuracy"]) for row in loop.history.rows if "validation_accuracy" in row]
-    images = sum(len(member.train) for member in data.members)
-    return {"validation_score": best.score, "kept_round": best.round, "images": images, **convergence(curve)}
+    counted = {
+        "clients": len(data.members),
+        "images": sum(protocol.trained(len(member.train)) for member in data.members),
+        "validation_images": sum(len(member.validation) for member in data.members),
+    }
+    return {"validation_score": best.score, "kept_round": best.round, **counted, **convergence(curve)}
 
 
 def convergence(curve: list[tuple[float, float]]) -> dict[str, float]:

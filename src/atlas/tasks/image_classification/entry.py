@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-from atlas.harness.registry import Amount, Metric, Settings, Task, method, task
+from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
 from atlas.tasks.image_classification.protocol import Protocol
 
 NAME = "image-classification"
@@ -38,15 +39,19 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
-def _amount(run: Run) -> Amount:
-    """Training steps, images in each, and images in a forward pass."""
+def training_amount(run: Run, epochs: int) -> Amount:
+    """Training steps of some epochs, images in each, and images in a forward pass."""
     from atlas.datasets import get_dataset
 
     protocol = run.protocol_model()
-    images = cast(int, get_dataset(run.data).facts["train"]) if run.data else protocol.batch_size
+    images = get_dataset(run.data).training_examples(protocol.data.test_fraction) if run.data else protocol.batch_size
     kept = 1 - protocol.data.validation_fraction
-    steps = protocol.epochs * max(1.0, kept * images // protocol.batch_size)
+    steps = epochs * max(1.0, kept * images // protocol.batch_size)
     return Amount(steps, protocol.batch_size, min(protocol.micro_batch or protocol.batch_size, protocol.batch_size))
+
+
+def _amounts(run: Run) -> Amounts:
+    return {TRAIN: training_amount(run, run.protocol_model().epochs)}
 
 
 task(
@@ -61,7 +66,7 @@ task(
         baseline="deit",
         recipes=True,
         rehearsal={"batch_size": 2, "evaluation_batch_size": 2, "data": {"workers": 0, "validation_fraction": 0}},
-        amount=_amount,
+        amounts=_amounts,
         smallest={"epochs": 2, "warmup_epochs": 1, "batch_size": 640, "log_every": 1, "backbone": {"depth": 3}},
     )
 )

@@ -15,7 +15,9 @@ from atlas.harness.files import read_tensors, write_tensors, write_text
 from atlas.harness.resume import training
 from atlas.harness.seeds import generator
 from atlas.l2o import ANALYTIC, MetaConfig, MetaTrainer, Policy, TunedLR, analytic, tune
+from atlas.nn.work import work
 from atlas.tasks.learned_optimization.data import Arena
+from atlas.tasks.learned_optimization.entry import TUNING
 
 if TYPE_CHECKING:
     from atlas.harness.study import Run
@@ -77,16 +79,18 @@ def tune_on(run: Run, arena: Arena, name: str, options: Mapping[str, Any], facto
     """Find the step size of an optimizer on the meta-training problem, as the protocol says."""
     settings = arena.protocol.tuning
     every = arena.steps_per_epoch()
-    return tune(
-        lambda lr: factories[name](lr, **options),
-        arena.train,
-        settings.grid,
-        steps=settings.epochs * every,
-        every=every,
-        seeds=settings.seeds,
-        gen=generator(run.seed, "tuning"),
-        criterion=settings.criterion,
-    )
+    with work(TUNING):
+        return tune(
+            lambda lr: factories[name](lr, **options),
+            arena.train,
+            settings.grid,
+            steps=settings.epochs * every,
+            every=every,
+            seeds=settings.seeds,
+            gen=generator(run.seed, "tuning"),
+            criterion=settings.criterion,
+            extend=run.limit is None,
+        )
 
 
 def write_table(run: Run, found: TunedLR, name: str = "tuning.csv") -> None:

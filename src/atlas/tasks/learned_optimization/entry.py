@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from annotated_types import Ge, Gt, Lt
 
-from atlas.harness.registry import Amount, Metric, Settings, Task, method, task
+from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
 from atlas.harness.study import Run
 from atlas.tasks.learned_optimization.protocol import Protocol
 
@@ -53,7 +53,11 @@ def train_outside_the_loop(run: Run) -> Mapping[str, Any]:
     return _train(run)
 
 
-def tuning_amount(run: Run) -> Amount:
+TUNING = "tuning"
+"""Looking for a step size."""
+
+
+def tuning_amounts(run: Run) -> Amounts:
     """Updates while a step size is tuned, and optimizees side by side: the grid times the seeds."""
     from atlas.datasets import get_dataset
 
@@ -62,7 +66,12 @@ def tuning_amount(run: Run) -> Amount:
     share = 1.0 if protocol.data.shared else protocol.data.meta_fraction
     epoch = max(1.0, share * (1 - protocol.data.validation_fraction) * images // protocol.train.batch_size)
     together = len(protocol.tuning.grid) * protocol.tuning.seeds
-    return Amount(protocol.tuning.epochs * min(epoch, protocol.epoch_steps or epoch), together, together)
+    return {TUNING: Amount(protocol.tuning.epochs * min(epoch, protocol.epoch_steps or epoch), together, together)}
+
+
+def window_amount(windows: int, unroll: int, together: int) -> Amount:
+    """Windows of a meta-training, and updates in each of all optimizees side by side, one update after the other."""
+    return Amount(windows, unroll * together, together)
 
 
 SMALLEST = {"epochs": 2, "epoch_steps": 2, "inits": 2, "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01, 0.02, 0.05]}}
@@ -87,7 +96,7 @@ task(
         baseline="adam",
         smallest=SMALLEST,
         rehearsal=ONE_STEP,
-        amount=tuning_amount,
+        amounts=tuning_amounts,
     )
 )
 

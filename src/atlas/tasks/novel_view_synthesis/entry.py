@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atlas.harness.registry import Amount, Metric, Task, task
+from atlas.harness.registry import Amount, Amounts, Metric, Task, task
 from atlas.harness.study import Run
+from atlas.nn.work import TRAIN
 from atlas.tasks.novel_view_synthesis.protocol import Protocol
 
 NAME = "novel-view-synthesis"
@@ -38,13 +39,22 @@ def _evaluate(run: Run) -> Mapping[str, float]:
     return evaluate(run)
 
 
-def _amount(run: Run) -> Amount:
+def ray_amount(run: Run, steps: int, rays: int) -> Amount:
     """Steps, and samples along all rays of each, the coarse ones twice if there are fine ones; all are in memory at once."""
+    sampler = run.protocol_model().sampler
+    batch = rays * (2 * sampler.coarse + sampler.fine if sampler.fine else sampler.coarse)
+    return Amount(steps, batch, batch)
+
+
+def _amounts(run: Run) -> Amounts:
+    """Steps of the schedule, and the rays of a row that has all terms.
+
+    A rehearsal takes the first step of the first stage: what a row does in some steps only (DietNeRF's unseen views, every tenth
+    step), or in another stage only (SinNeRF's discriminator), it counts for all steps or for none.
+    """
     protocol = run.protocol_model()
-    rays, sampler = protocol.rays, protocol.sampler
-    samples = 2 * sampler.coarse + sampler.fine if sampler.fine else sampler.coarse
-    batch = samples * (rays.reference + rays.warped + 2 * rays.patch[0] * rays.patch[1])
-    return Amount(sum(stage.steps for stage in protocol.stages), batch, batch)
+    rays = protocol.rays.reference + protocol.rays.warped + 2 * protocol.rays.patch[0] * protocol.rays.patch[1]
+    return {TRAIN: ray_amount(run, sum(stage.steps for stage in protocol.stages), rays)}
 
 
 task(
@@ -72,6 +82,6 @@ task(
             "teacher_stride": 24,
             "log_every": 1,
         },
-        amount=_amount,
+        amounts=_amounts,
     )
 )
