@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from atlas.errors import Interrupted
+from atlas.harness import resume
 from atlas.harness.resume import SLOTS, StateStore, elapsed_seconds, training
 from atlas.harness.study import Resources, Run
 
@@ -81,6 +82,59 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, number: int) -> None:
     assert torch.equal(resumed.position, whole.position)
     assert run.history.read_bytes() == make_run(tmp_path / "whole").history.read_bytes()
     assert elapsed_seconds(run) > 0
+
+
+class Clock:
+    """Takes the place of the module ``time``; stands still until it is told how long something took."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(resume, "time", found)
+    return found
+
+
+def test_time_adds_up_over_interruptions(tmp_path: Path, clock: Clock) -> None:
+    run = make_run(tmp_path)
+
+    def work(stop_at: int | None = None) -> float:
+        loop = training(run, 12, {"walk": Walk()})
+        for step in loop:
+            clock.now += 10
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return loop.seconds
+
+    for stop, seconds in ((3, 40), (8, 90)):
+        with pytest.raises(Interrupted):
+            work(stop_at=stop)
+        assert elapsed_seconds(run) == seconds
+        clock.now += 5000  # waiting for the next start is no training
+    assert work() == 120
+    assert elapsed_seconds(run) == 120
+    assert work() == 120  # a finished phase takes no time, and remembers what it took
+    loop = training(run, 3, {"walk": Walk()}, phase="second")
+    for _ in loop:
+        clock.now += 1
+    assert loop.seconds == 3
+    assert elapsed_seconds(run) == 123
+
+
+def test_state_is_saved_every_so_many_minutes(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    original = StateStore.save
+    monkeypatch.setattr(StateStore, "save", lambda store, step, content: (saved.append(step), original(store, step, content)))
+    for step in training(make_run(tmp_path, save_minutes=2.0), 10, {"walk": Walk()}):
+        clock.now += 50 if step < 6 else 130 if step < 8 else 1
+    # 120 s have passed after 3 and after 6 steps of 50 s, then after each step of 130 s; what ends is saved in any case
+    assert saved == [3, 6, 7, 8, 10]
 
 
 def test_finished_phase_yields_no_step(tmp_path: Path) -> None:

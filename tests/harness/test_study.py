@@ -109,6 +109,12 @@ def test_fingerprint_covers_what_determines_the_numbers(tmp_path: Path) -> None:
         ("attnscale+featscale", "attnscale+head-gain", r"attnscale and head-gain cannot stand in one recipe"),
         ("attnscale+featscale", "attnscale+attnscale", r"names a method twice"),
         ("attnscale+featscale: {featscale: {gain: 2}}", "attnscale+random-stack: {}", r"random-stack trains by itself"),
+        ("attnscale+featscale: {featscale: {gain: 2}}", "uvc+attnscale: {}", r"another order: write attnscale\+uvc"),
+        (
+            "attnscale+featscale: {featscale: {gain: 2}}",
+            "attnscale+uvc+unstructured: {}",
+            r"attnscale\+uvc\+unstructured holds two methods that act after training; at most one can",
+        ),
         ("{featscale: {gain: 2}}", "{gain: 2}", r"gain is not known here"),
         ("seeds:", "seeds: [", r"is not YAML"),
         ("deit: {}", "deit: 3", r"deit must be a mapping, not 3"),

@@ -168,6 +168,24 @@ def test_a_conjunction_needs_all_and_falls_with_one(study: Study) -> None:
     assert open_.verdict == "inconclusive"
 
 
+def test_a_contradiction_needs_a_wider_interval_the_more_comparisons_there_are(study: Study) -> None:
+    """Student's t of 2 degrees of freedom at 95 %, 97.5 % and 98.33 %: 4.303, 6.205, 7.649, times sd / √3 = 0.577 sd."""
+    for run in study.runs:
+        if run.method == "attnscale":
+            write_metrics(run, top1=0.80 + 0.02 * run.seed + (-0.005, -0.004, -0.003)[run.seed])
+    # a mean loss of 4 sd lies outside intervals of half width 2.48 and 3.58 sd, inside one of 4.42 sd
+    agreed = [{"margin": -0.5}, {"margin": -0.4}]
+    assert judged(study).verdict == "contradicted"
+    assert judged(study, also=agreed[:1]).verdict == "contradicted"
+    of_three = judged(study, also=agreed)
+    assert [part.verdict for part in of_three.parts] == ["inconclusive", "supported", "supported"]
+    shown = of_three.parts[0].found
+    assert (shown.low, shown.high) == pytest.approx((-0.004 - 0.0024841, -0.004 + 0.0024841), abs=1e-6)  # the reader sees 95 %
+    # support needs no wider one: a claim with more comparisons is no easier to support
+    gained = {"direction": "lower", "margin": 0.0}
+    assert judged(study, **gained, also=[{**one, "direction": "higher"} for one in agreed]).verdict == "supported"
+
+
 def test_a_missing_part_leaves_a_conjunction_not_run(study: Study) -> None:
     for run in study.runs:
         if run.method == "featscale":

@@ -169,6 +169,21 @@ def test_costs_follow_the_density(workspace: Path) -> None:
     assert summary["train_flops"] == pytest.approx(first + 5 * 0.2 * per_image * 3 * 48, rel=0.02)
 
 
+def test_watching_validation_costs_an_attack_after_every_epoch(workspace: Path) -> None:
+    """2F per attack step and watched image, over 4 epochs; only of rows whose topology decides by it."""
+    watched = {"epochs": 4, "monitor_images": 20, "attack": {"monitor_steps": 3}}
+    costs = {}
+    # the density changes from the start epoch on, which never comes
+    for name, settings in (("flying-bird-plus", {"start_epoch": 9}), ("flying-bird", {})):
+        run = demo(workspace, name, settings, **watched)
+        train_run(run)
+        costs[name] = training_summary(run)["monitor_flops"]
+    bench = Training(run)
+    bench.stepper = bench.topology.stepper(bench, bench.optimizer())
+    assert costs["flying-bird-plus"] == pytest.approx(4 * 20 * 2 * 3 * bench.forward_flops(bench.stepper.masks))
+    assert costs["flying-bird"] == 0
+
+
 def test_one_dense_gradient_per_update_is_charged(workspace: Path) -> None:
     grown, random = (demo(workspace, name) for name in ("flying-bird", "flying-bird-random"))
     costs = []

@@ -83,6 +83,25 @@ def test_a_homogeneous_medium_is_exact_for_any_sampling() -> None:
     torch.testing.assert_close(seen.rgb, expected[:, None] * colour, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("coarse", "fine"), [(8, 0), (8, 4)])
+def test_the_last_interval_is_the_mean_one_or_opaque(coarse: int, fine: int) -> None:
+    """Of near to far over all samples of the level: (6 − 2) / 8, and / 12 with four fine samples; times ‖d‖ = 2."""
+    rays = torch.tensor([[0.0, 0, 0, 0, 0, -2, 2, 6], [0.0, 0, 0, 0, 0, -2, 1, 2]], dtype=DOUBLE)
+    length = rays[:, 7] - rays[:, 6]
+
+    def fog(x: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full_like(x, 0.5), torch.full_like(x[..., 0], 0.1)
+
+    levels = render_levels(fog, rays, Sampler(coarse=coarse, fine=fine))
+    for level, samples in zip(levels, (coarse, coarse + fine), strict=False):
+        seen = 2 * (level.t[:, -1] - level.t[:, 0] + length / samples)
+        torch.testing.assert_close(level.seen.opacity, 1 - torch.exp(-0.1 * seen))
+        torch.testing.assert_close(level.t[:, -1] - level.t[:, 0], length)  # samples reach from near to far
+    closed = render_levels(fog, rays, Sampler(coarse=coarse, fine=fine, last="opaque"))
+    for level in closed:
+        torch.testing.assert_close(level.seen.opacity, torch.ones(2, dtype=DOUBLE))
+
+
 def test_splitting_an_interval_changes_nothing() -> None:
     sigma, rgb, t, norm = drawn()
     middle = 0.5 * (t[:, 3:4] + t[:, 4:5])

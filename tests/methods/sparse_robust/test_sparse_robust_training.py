@@ -163,7 +163,21 @@ def test_update_by_hand() -> None:
     assert found.masks["weight"].tolist() == [[True, True, True, False, False]]
 
 
-def test_updates_conserve_layers_and_follow_the_rule() -> None:
+@pytest.fixture
+def last_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """What weights were when the latest update of a topology began, by name."""
+    found: dict[str, Tensor] = {}
+    original = FlyingBird._update
+
+    def update(self: FlyingBird) -> TopologyUpdate | None:
+        found.update({name: weight.detach().clone() for name, weight in self.weights.items()})
+        return original(self)
+
+    monkeypatch.setattr(FlyingBird, "_update", update)
+    return found
+
+
+def test_updates_conserve_layers_and_follow_the_rule(last_weights: dict[str, Tensor]) -> None:
     """Brute force by sorting: survivors are the largest weights, grown ones the largest gradients elsewhere."""
     model = network()
     optimizer = sgd(model)
@@ -184,29 +198,14 @@ def test_updates_conserve_layers_and_follow_the_rule() -> None:
         rate = cosine_rate(step + 1, 40)
         assert update.rate == rate
         for name, mask in before.items():
-            expected = brute_force(LAST_WEIGHTS[name], mask, wrapped.weights[name].grad, rate)
+            expected = brute_force(last_weights[name], mask, wrapped.weights[name].grad, rate)
             assert set(wrapped.masks[name].flatten().nonzero().flatten().tolist()) == expected
             appeared = wrapped.masks[name] & ~mask
             assert (wrapped.weights[name][appeared] == 0).all()
             assert (optimizer.state[wrapped.weights[name]]["momentum_buffer"][appeared] == 0).all()
             stayed = wrapped.masks[name] & mask
-            assert torch.equal(wrapped.weights[name][stayed], LAST_WEIGHTS[name][stayed])
+            assert torch.equal(wrapped.weights[name][stayed], last_weights[name][stayed])
     assert updates == 4
-
-
-LAST_WEIGHTS: dict[str, Tensor] = {}
-
-
-@pytest.fixture(autouse=True)
-def remember_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what weights were when an update began."""
-    original = FlyingBird._update
-
-    def update(self: FlyingBird) -> TopologyUpdate | None:
-        LAST_WEIGHTS.update({name: weight.detach().clone() for name, weight in self.weights.items()})
-        return original(self)
-
-    monkeypatch.setattr(FlyingBird, "_update", update)
 
 
 def brute_force(weight: Tensor, mask: Tensor, gradient: Tensor, rate: float) -> set[int]:

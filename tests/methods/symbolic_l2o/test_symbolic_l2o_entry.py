@@ -16,6 +16,7 @@ from atlas.harness.study import Run, Study
 from atlas.methods.symbolic_l2o import Records, SymbolicOptimizer, parse
 from atlas.methods.symbolic_l2o.entry import OptimizerSettings
 from atlas.methods.symbolic_l2o.ingredient import SymbolicTraining
+from atlas.methods.symbolic_l2o.stages import CosineMomentum
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = "learned-optimization"
@@ -79,3 +80,16 @@ def test_an_equation_trains_a_recipe_of_image_classification() -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 0.05
     with pytest.raises(Exception, match="q_0 is not a variable"):
         SymbolicTraining(OptimizerSettings(rule="-q_0"), ROOT).optimizer(groups)
+
+
+def test_cosine_momentum_by_hand() -> None:
+    """The first step is whole, the one after T/2 is half, from T on nothing moves; the velocity goes on under it."""
+    policy = CosineMomentum(0.1, beta=0.5, steps=4)
+    state = policy.init_state(torch.zeros(1, 1, dtype=torch.double))
+    updates = []
+    for _ in range(6):
+        update, state = policy.step(torch.ones(1, 1, dtype=torch.double), state)
+        updates.append(float(update))
+    root = 2**0.5 / 2
+    velocities, shares = (1, 1.5, 1.75, 1.875), (1, (1 + root) / 2, 0.5, (1 - root) / 2)
+    assert updates == pytest.approx([-0.1 * v * share for v, share in zip(velocities, shares, strict=True)] + [0, 0], abs=1e-9)

@@ -337,6 +337,24 @@ def test_gate_slopes(gate: Any) -> None:
         assert torch.allclose(gradient[:, 0], -gradient[:, 1])
 
 
+def test_gates_without_noise_sharpen_from_epoch_to_epoch() -> None:
+    """g²/(g² + ε) with ε = 0.1 · 0.92^epochs; the first epoch is no later one, nor is one in which nothing was done."""
+    made = controller(vit(), gate="softl0")
+    made.start_epoch()
+    for epoch in range(3):
+        expected = 1 / (1 + 0.1 * 0.92**epoch)
+        with torch.no_grad():
+            made.g.copy_(torch.tensor([[-1.0, 1.0]]).expand(3, 2))
+        assert made.keep_weights().tolist() == pytest.approx([expected] * 3, rel=1e-6)
+        (slope,) = torch.autograd.grad(made.keep_weights().sum(), made.g)
+        assert slope[:, 1].tolist() == pytest.approx([2 * expected * (1 - expected)] * 3, rel=1e-5)
+        made.step(1e-2)
+        state = made.state_dict()
+        made = controller(vit(), gate="softl0", seed=1)
+        made.load_state_dict(state)
+        made.start_epoch()
+
+
 def test_gated_model() -> None:
     model, images = vit(), torch.randn(3, 1, 8, 8)
     dense = model.eval()(images)

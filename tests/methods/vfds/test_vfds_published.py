@@ -73,9 +73,11 @@ def close(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def test_a_gate_weighs_one_or_lambda() -> None:
     """One on two data sets of the official code, λ on the third."""
     parts = data()
-    for options, price in (({}, 1.0), ({"kappa": "lambda"}, 0.4), ({"kappa": 0.7}, 0.7), ({"kappa": torch.tensor(0.7)}, 0.7)):
+    single = float(torch.tensor(0.7))  # a number keeps its precision, a tensor has the one it has
+    for options, price in (({}, 1.0), ({"kappa": "lambda"}, 0.4), ({"kappa": 0.7}, 0.7), ({"kappa": torch.tensor(0.7)}, single)):
         found = gradient(make(), *parts, **options)["selector.weight"]
-        assert torch.allclose(found, by_hand(make(), *parts, price * torch.ones(D)), atol=1e-12)
+        expected = by_hand(make(), *parts, torch.full((D,), price, dtype=torch.double))
+        assert torch.allclose(found, expected, rtol=1e-11, atol=1e-12)
     assert close(gradient(make(), *parts, kappa="lambda"), gradient(make(), *parts, kappa=0.4))
 
 
@@ -197,6 +199,22 @@ def test_lengths_are_truncation(options: dict[str, Any]) -> None:
         found.append(([float(part.detach()) for part in loss], {n: p.grad for n, p in model.named_parameters()}))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-12)
     assert close(found[1][1], found[0][1])
+
+
+@pytest.mark.parametrize("cost_path", [True, False])
+@pytest.mark.parametrize("policy", ["dynamic", "static"])
+def test_what_is_reported_is_the_first_trajectory_over_all_steps(policy: Any, cost_path: bool) -> None:
+    """CE + λ Σ c z / (B T Σ c), whatever κ is and whichever way the gradient takes."""
+    x, y, noise = data()
+    model = make(grouped(), policy)
+    first, second = both(model, x, noise)
+    spent = [float((run.gates[:, 1:].detach() @ COST).sum() / (B * T * COST.sum())) for run in (first, second)]
+    assert spent[0] != spent[1]
+    loss = published(model, x, y, noise, lam=0.4, kappa=0.7, cost_path=cost_path)
+    assert float(loss.cost_fraction.detach()) == pytest.approx(spent[0], rel=1e-9)
+    task = functional.cross_entropy(first.logits.detach().flatten(0, 1), y.flatten())
+    assert float(loss.task.detach()) == pytest.approx(float(task), rel=1e-9)
+    assert float(loss.total.detach()) == pytest.approx(float(loss.task.detach()) + 0.4 * spent[0], rel=1e-9)
 
 
 def test_a_labelled_step_weighs_for_those_without() -> None:

@@ -263,7 +263,7 @@ def arm_loss(
     if noise is None:
         noise = uniform_noise(*shape, generator=generator, like=x)
     check_noise(noise, shape)
-    weight = torch.as_tensor(lam).to(x)
+    weight = torch.as_tensor(lam, dtype=x.dtype, device=x.device)
     price = gate_price(kappa, weight, cost)
     pair = _Pair.run(model, x, y, cost, lam, lengths, noise, ignore_index)
     if published:
@@ -300,7 +300,7 @@ def gate_price(kappa: Kappa, lam: Tensor, cost: Tensor) -> Tensor:
         if kappa != "lambda":
             raise ValueError(f"{wanted}; not {kappa!r}")
         return lam[..., None, None, None] * relative
-    found = torch.as_tensor(kappa).to(cost)
+    found = torch.as_tensor(kappa, dtype=cost.dtype, device=cost.device)
     if found.shape not in ((), (gates,)):
         raise ValueError(f"{wanted}; not of shape {tuple(found.shape)}")
     wrong = ~(found.isfinite() & (found >= 0))

@@ -1,0 +1,62 @@
+"""What a finished run says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atlas.harness import registry
+from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.registry import Metric, Settings, Task, load
+from atlas.harness.study import Run, Study
+
+TASK = "relay"
+CONFIG = """
+seeds: [0]
+relay:
+  datasets:
+    track:
+      data: null
+      methods: {first: {}, second: {}, third: {}, alone: {}}
+"""
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[Study]:
+    """A task whose third row needs the second, which needs the first."""
+    load()
+    registry.task(
+        Task(
+            TASK,
+            "A relay",
+            "Who runs?",
+            Settings,
+            (Metric("distance", "distance", "higher", ".3g"),),
+            train=lambda run: None,
+            evaluate=lambda run: {"distance": 1.0},
+            baseline="alone",
+        )
+    )
+    for name, needs in (("first", {}), ("second", {"baton": "first"}), ("third", {"baton": "second"}), ("alone", {})):
+        registry.method(name, task=TASK, title=name, summary=f"The {name}.", needs=needs)(lambda run, settings: None)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "mine.yaml").write_text(CONFIG)
+    yield Study.read("mine", tmp_path)
+    del load().tasks[TASK], load().methods[TASK]
+
+
+def test_metrics_name_the_training_time_of_everything_they_build_upon(relay: Study) -> None:
+    runs: dict[str, Run] = {run.method: run for run in relay.runs}
+    for name, seconds in (("first", 30.0), ("second", 5.0), ("third", 1.0), ("alone", 2.0)):
+        train_run(runs[name])
+        record = json.loads(runs[name].record.read_text())
+        record["provenance"]["train_seconds"] = seconds
+        runs[name].record.write_text(json.dumps(record))
+    told = {name: evaluate_run(run)["provenance"] for name, run in runs.items()}
+    assert told["third"]["needed_seconds"] == {runs["first"].cell: 30.0, runs["second"].cell: 5.0}
+    assert told["second"]["needed_seconds"] == {runs["first"].cell: 30.0}
+    assert told["first"]["needed_seconds"] == told["alone"]["needed_seconds"] == {}
+    assert told["third"]["train_seconds"] == 1.0
