@@ -46,7 +46,7 @@ def test_listings(folder: Path, what: str, expected: str) -> None:
         (["list", "paper"], "did you mean papers?"),
         (["train", "image-classification/digits/atnscale/seed10"], "did you mean image-classification/digits/attnscale/seed10?"),
         (["train", "image-classification/digits/deit/seed10"], "the dataset digits is not there; run: atlas acquire digits"),
-        (["evaluate", RUN], f"{RUN} has not been trained; run: atlas train --tier demo {RUN}"),
+        (["evaluate", RUN], f"{RUN} must be trained first (not trained): atlas train --tier demo {RUN}"),
         (["train", RUN, "--set", "depht=9"], "--set.depht is not a setting of random-stack; did you mean depth?"),
         (["train", RUN, "--set", "depth"], "write key=value"),
         (["train", RUN, "--set", "depth=["], "--set depth is not YAML: "),
@@ -73,48 +73,38 @@ def test_failures_exit_with_1_and_are_recorded(folder: Path) -> None:
     done = atlas(folder, "train", RUN, "--set", "heads=3")
     assert done.returncode == 1
     assert "width 64 is not a multiple of heads 3" in done.stderr
-    failure = json.loads((folder / "results/demo/runs" / RUN / "failure.json").read_text())
+    failure = json.loads((folder / "results/demo-trial/runs" / RUN / "failure.json").read_text())
     assert failure["stage"] == "train"
     assert "width 64" in failure["error"]
 
 
-def test_a_run_by_hand(folder: Path) -> None:
+def test_a_trial_by_hand(folder: Path) -> None:
     settings = ["--set", "repeats=1", "--set", "depth=8"]
-    assert atlas(folder, "train", RUN, *settings).returncode == 0
+    assert f"trained (a trial: checkpoints/demo-trial/{RUN})" in atlas(folder, "train", RUN, *settings).stderr
     assert "already trained" in atlas(folder, "train", RUN, *settings).stderr
     done = atlas(folder, "evaluate", RUN, *settings)
     assert done.returncode == 0
-    content = json.loads((folder / "results/demo/runs" / RUN / "metrics.json").read_text())
+    content = json.loads((folder / "results/demo-trial/runs" / RUN / "metrics.json").read_text())
     assert content["settings"]["settings"]["random-stack"]["depth"] == 8
-    assert not (folder / "checkpoints/demo" / RUN / "state").exists()
-    stale = atlas(folder, "evaluate", RUN)
-    assert stale.returncode == 2
-    assert "must be trained again, its settings changed" in stale.stderr
-    assert not (folder / "results/demo/runs" / RUN / "failure.json").exists()
+    assert not (folder / "checkpoints/demo-trial" / RUN / "state").exists()
+    assert not (folder / "checkpoints/demo").exists()
+    assert not (folder / "results/demo").exists()
+    other = atlas(folder, "evaluate", RUN, "--set", "repeats=1")
+    assert other.returncode == 2
+    assert "must be trained first (its settings changed)" in other.stderr
 
 
-def test_an_evaluation_in_advance_is_taken_once_and_for_its_own_training(folder: Path) -> None:
+def test_training_evaluates_on_request_what_has_no_metrics(folder: Path) -> None:
     short = ["--set", "depth=8", "--set", "repeats=1"]
-    left = folder / "checkpoints/demo" / RUN / "evaluation.json"
-    metrics = folder / "results/demo/runs" / RUN / "metrics.json"
-
-    def evaluated() -> dict[str, float]:
-        done = atlas(folder, "evaluate", RUN, *short)
-        assert done.returncode == 0, done.stderr
-        assert not left.exists()
-        values: dict[str, float] = json.loads(metrics.read_text())["metrics"]
-        return values
-
-    assert atlas(folder, "train", RUN, "--evaluate", *short).returncode == 0
+    metrics = folder / "results/demo-trial/runs" / RUN / "metrics.json"
+    assert atlas(folder, "train", RUN, *short).returncode == 0
     assert not metrics.exists()
-    ahead = json.loads(left.read_text())
-    first = evaluated()
-    assert first == ahead["content"]["metrics"]
-    assert evaluated() == first
-    # numbers that belong to another training are not taken
-    wrong = dict.fromkeys(first, -1.0)
-    left.write_text(json.dumps({"record": "0" * 64, "content": {**ahead["content"], "metrics": wrong}}))
-    assert evaluated() == first
+    assert atlas(folder, "train", RUN, "--evaluate", *short).returncode == 0
+    first = metrics.read_bytes()
+    assert atlas(folder, "train", RUN, "--evaluate", *short).returncode == 0
+    assert metrics.read_bytes() == first  # neither trained nor evaluated again
+    assert atlas(folder, "train", RUN, "--evaluate", "--force", *short).returncode == 0
+    assert json.loads(metrics.read_text())["metrics"] == json.loads(first)["metrics"]
 
 
 def test_doctor_examines_and_fixes(folder: Path) -> None:

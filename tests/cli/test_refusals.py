@@ -41,7 +41,7 @@ def atlas(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (("table", "image-classification/digits"), "results", "results/demo/tables/image-classification/digits.csv"),
         (("claims",), "results", "results/demo/claims.csv"),
         (("plan",), "workflow", "workflow/plan.yaml"),
-        (("train", RUN, *SMALL), "checkpoints", f"checkpoints/demo/{RUN}"),
+        (("train", RUN, *SMALL), "checkpoints", f"checkpoints/demo-trial/{RUN}"),
         (("acquire", "digits"), "data", "data"),
     ],
 )
@@ -73,7 +73,7 @@ def test_an_evaluation_that_cannot_write(
     Path("results").symlink_to(REFUSED)
     assert atlas(monkeypatch, "evaluate", RUN, *SMALL) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: cannot write results/demo/runs/{RUN}/")
+    assert line.startswith(f"error: cannot write results/demo-trial/runs/{RUN}/")
 
 
 def test_a_file_where_a_folder_should_be(

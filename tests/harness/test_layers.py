@@ -77,7 +77,7 @@ def test_methods_do_not_import_each_other() -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "from atlas.study import Study, stale_outputs; stale_outputs(Study.read('demo'))",
+        "from atlas.study import Study, agenda; agenda(Study.read('demo'))",
         "from atlas.harness.registry import load; load()",
         "import importlib, pkgutil, atlas.methods as m; "
         "[importlib.import_module(f'atlas.methods.{i.name}') for i in pkgutil.iter_modules(m.__path__)]",

@@ -60,13 +60,13 @@ def found(run: Run) -> None:
         run.needs["search"].checkpoint / "search.json",
         {**search, **shape, "width": 8, "space": dict(space_with({}).groups)},
     )
-    write_json(run.needs["search"].record, {})
+    write_json(run.needs["search"].record, {"fingerprint": run.needs["search"].fingerprint})
     if "growth" in run.needs:
         keys = {"rank": (2, 1, 1, 1), "random": (1, 2, 1, 1), "max-width": (1, 1, 2, 1), "uniform": (2, 2, 2, 2)}
         grown = {key: [{"architecture": topology.format(depths, 8)}] for key, depths in keys.items()}
         swin = [{"architecture": "4,2,4,1|2,1,4,1|2,1,4,2|2,1,4,1|16,8"}]
         write_json(run.needs["growth"].checkpoint / "family.json", {**grown, **shape, "swin": swin, "budget": 1000})
-        write_json(run.needs["growth"].record, {})
+        write_json(run.needs["growth"].record, {"fingerprint": run.needs["growth"].fingerprint})
 
 
 ROWS = {name: key for name, _, _, _, key in (*TOPOLOGIES, *SCALINGS)}

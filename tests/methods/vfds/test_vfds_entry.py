@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from atlas.datasets.activity import write_recordings
+from atlas.datasets.looks import look_at
+from atlas.datasets.manifest import describe
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors, write_json
@@ -148,7 +150,7 @@ def test_rows_train_through_unlabelled_stretches(row: str, tmp_path: Path) -> No
         recordings[index][2][10:14] = (0, 1, 0, 1)
     splits = {"train": [0, 1, 2, 3, 4, 5], "validation": [6], "test": [7]}
     write_recordings(run.data_folder, recordings, splits, classes=["still", "moving"], features=["a", "b", "c"])
-    (run.data_folder / "manifest.json").write_text('{"sha256": "made up"}')
+    (run.data_folder / "manifest.json").write_text(describe(run.data, [], look_at(tmp_path / "data", run.data)).text)
     for needed in (*run.needs.values(), run):
         train_run(needed)
     assert all(tensor.isfinite().all() for tensor in read_tensors(run.weights).values())
