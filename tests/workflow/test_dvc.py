@@ -81,7 +81,7 @@ def test_in_a_fresh_clone_one_setting_runs_what_it_touches(fresh: Path) -> None:
 @pytest.mark.slow
 def test_an_edited_study_shows_in_the_metrics(fresh: Path) -> None:
     config = fresh / "config" / "demo.yaml"
-    config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 2\n"))
+    config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 3\n        learning_rate: 1.0e-2\n"))
     assert worked(dvc(fresh, "repro")) == {"plan", "data@digits", BENCHMARK, "report"}
     difference = dvc(fresh, "metrics", "diff")
     assert "digits.json" in difference

@@ -102,7 +102,7 @@ def test_in_a_clone_a_changed_setting_trains_what_it_touches(digits: Path, tmp_p
     folder = clone(digits, tmp_path / "clone")
     assert NOTHING in snakemake(folder, "-n")
     config = folder / "config/demo.yaml"
-    config.write_text(config.read_text().replace("attnscale: {}", "attnscale: {lr_multiplier: 2}"))
+    config.write_text(config.read_text().replace("lr_multiplier: 1", "lr_multiplier: 2"))
     output = snakemake(folder, "-n")
     assert rows(output, "train") == {"attnscale"}
     assert planned(output) == {"acquire": 1, "train": 1, "tabulate": 1, "judge": 1, "report": 1}
@@ -199,3 +199,19 @@ def test_a_wrong_dataset_is_refused_before_anything_is_planned(small: Path) -> N
         assert "did you mean digits?" in output
         assert "Traceback" not in output
         assert "atlas acquire digitz" not in output
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="only root can mount a folder read-only")
+@pytest.mark.parametrize("lost", ["", "report.md", "runs/image-classification/stacks/plain/seed0/metrics.json"])
+def test_a_dry_run_needs_to_write_no_results(small: Path, lost: str) -> None:
+    if lost:
+        (small / "results/demo" / lost).unlink()
+    program = Path(sys.executable).parent / "snakemake"
+    closed = "mount --bind results results && mount -o remount,ro,bind results"
+    if "denied" in called(["unshare", "--mount", "true"], small, check=False):
+        pytest.skip("this machine lets nobody mount")
+    output = called(["unshare", "--mount", "bash", "-c", f"{closed} && {program} -n"], small)
+    assert ("This was a dry-run" in output) if lost else (NOTHING in output)
+    if lost:
+        refused = called(["unshare", "--mount", "bash", "-c", f"{closed} && {program}"], small, check=False)
+        assert "results/demo cannot be written" in refused

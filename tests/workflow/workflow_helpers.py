@@ -34,7 +34,7 @@ DIGITS = """\
         batch_size: 128
         mixup: 0
         cutmix: 0
-      methods: {deit: {}, attnscale: {}}
+      methods: {deit: {}, attnscale: {lr_multiplier: 1}}
 """
 FAILS = """
 import pathlib

@@ -4,6 +4,7 @@ What must be made is judged by content (atlas.study.agenda), not by Snakemake's 
 have. Only what is on the agenda has inputs: first of all a marker that is newer than anything, so that its job is done.
 """
 
+import os
 import shlex
 import sys
 from functools import cache
@@ -23,7 +24,6 @@ ATLAS = (
     if workflow.deployment_settings.deployment_method
     else "python -m atlas"
 )
-RESULTS = f"results/{TIER}"
 DONE = f".atlas/done/{TIER}"
 
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
@@ -32,6 +32,24 @@ try:
     STUDY = Study.read(TIER)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+
+def results_folder():
+    """Where results are written. Where one may not (an archived or shared copy), a dry run still says what there is to do:
+
+    Snakemake refuses to plan files that are there and closed, so it is told of others, which nothing ever makes.
+    """
+    folder = Path("results", TIER)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    closed = not os.access(there, os.W_OK)
+    return (
+        f".atlas/closed/{TIER}"
+        if closed and agenda(STUDY).anything
+        else folder.as_posix()
+    )
+
+
+RESULTS = results_folder()
 
 
 def forced():
@@ -45,6 +63,8 @@ def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
     demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE)
     found = agenda(STUDY, demands)
+    if RESULTS.startswith(".atlas") and not workflow.dryrun:
+        raise WorkflowError(f"results/{TIER} cannot be written")
     if workflow.is_main_process:
         found.mark()
         for line in found.lines():

@@ -76,6 +76,11 @@ class Agenda:
             if run.cell in self.training or run.cell in self.evaluation
         }
 
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.training or self.evaluation or self.tables or self.page)
+
     def lines(self) -> list[str]:
         """Say in a few lines what there is to do and why, and what was trained with other code."""
         said = []
