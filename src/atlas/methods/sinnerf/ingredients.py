@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from atlas.errors import UserError
 from atlas.harness.seeds import derive_seed
 from atlas.methods.sinnerf.bounds import Bounds, Box, Frustum
 from atlas.methods.sinnerf.cameras import Array, Camera, RGBDView, all_rays
@@ -214,7 +215,15 @@ class AllViews(FieldReconstruction):
     """
 
     def start(self, scene: Scene, device: torch.device) -> None:
-        """Build the field and keep all views but the tests."""
+        """Build the field and keep all views but the tests.
+
+        Raises
+        ------
+        UserError
+            The scene has no views but the reference and the tests.
+        """
+        if not len(scene.train):
+            raise UserError("the scene has no further views to learn from: only captures of many views can have such a row")
         self.scene, self.device = scene, device
         self.model = self.make_model(scene, device)
         cameras = [camera_of(scene.train, index) for index in range(len(scene.train))]
