@@ -170,7 +170,7 @@ def test_costs_follow_the_density(workspace: Path) -> None:
 
 
 def test_watching_validation_costs_an_attack_after_every_epoch(workspace: Path) -> None:
-    """2F per attack step and watched image, over 4 epochs; only of rows whose topology decides by it."""
+    """2F per attack step and watched image, and F for it clean and attacked, over 4 epochs; only where topology decides by it."""
     watched = {"epochs": 4, "monitor_images": 20, "attack": {"monitor_steps": 3}}
     costs = {}
     # the density changes from the start epoch on, which never comes
@@ -180,7 +180,7 @@ def test_watching_validation_costs_an_attack_after_every_epoch(workspace: Path) 
         costs[name] = training_summary(run)["monitor_flops"]
     bench = Training(run)
     bench.stepper = bench.topology.stepper(bench, bench.optimizer())
-    assert costs["flying-bird-plus"] == pytest.approx(4 * 20 * 2 * 3 * bench.forward_flops(bench.stepper.masks))
+    assert costs["flying-bird-plus"] == pytest.approx(4 * 20 * (2 * 3 + 2) * bench.forward_flops(bench.stepper.masks))
     assert costs["flying-bird"] == 0
 
 

@@ -66,7 +66,7 @@ def training_amounts(run: Run) -> Amounts:
     watched = min(data.validation_size, protocol.monitor_images or math.inf)
     held_out = cast(float, dataset.facts.get("test", math.nan))
     tested = min(held_out, protocol.test_images or math.inf) if protocol.test_every else 0
-    passes = 2 * protocol.attack.monitor_steps + 2
+    passes = protocol.attack.monitor_passes
     tests = len(protocol.tested_epochs())
     return {
         TRAIN: Amount(epochs * -(-images // protocol.batch_size), protocol.batch_size, protocol.batch_size),

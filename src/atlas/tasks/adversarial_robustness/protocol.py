@@ -74,6 +74,11 @@ class Attack(Settings):
     monitor_steps: Natural = 20
     steps: Natural = 20
 
+    @property
+    def monitor_passes(self) -> int:
+        """Passes over the network for each image that is watched: two for a step of the attack, two that measure it in the end."""
+        return 2 * self.monitor_steps + 2
+
 
 class Strong(Settings):
     """Stronger attacks on the first ``images`` test images, after PGD.

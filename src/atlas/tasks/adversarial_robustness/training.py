@@ -332,7 +332,7 @@ def train(run: Run) -> dict[str, float]:
     bench.keep(progress)
     attack = bench.protocol.attack
     monitored = min(bench.protocol.monitor_images or math.inf, bench.data.size("validation"))
-    val_cost = 2 * attack.monitor_steps * monitored
+    val_cost = attack.monitor_passes * monitored
     spent = sum(val_cost * epoch.flops for epoch in bench.ledger.epochs if epoch.attack_steps is None)
     return {
         "train_flops": training_flops(bench.ledger.epochs, attack.train_steps),
