@@ -76,7 +76,7 @@ class Attack(Settings):
 
     @property
     def monitor_passes(self) -> int:
-        """Passes over the network for each image that is watched: two for a step of the attack, two that measure it in the end."""
+        """Passes over the network for each image that is watched: two for a step of the attack, two that measure the result."""
         return 2 * self.monitor_steps + 2
 
 
