@@ -1,0 +1,94 @@
+"""Every command of the documentation works in a fresh clone, or could not be run here and is checked without being run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkouts import Checkout
+from documents import ABSENT, SHELL, Block, Page, commands_of, pages
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [page for page in pages(ROOT) if page.commands or any(block.language in SHELL for block in page.blocks)]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Checkout:
+    """A fresh clone of the checkout."""
+    return Checkout.clone(ROOT, tmp_path / "atlas")
+
+
+def follow(page: Page, clone: Checkout) -> list[str]:
+    """Do what a page says, in its order, and return what is wrong with what could only be checked."""
+    problems: list[str] = []
+    for block in page.blocks:
+        if block.kind == "file":
+            clone.write(block)
+        elif block.language in SHELL and block.kind is None:
+            clone.run(block)
+        elif block.language in SHELL and block.kind in (*ABSENT, "long"):
+            problems += clone.check_script(block)
+    for command in dict.fromkeys(page.commands):
+        problems += clone.check(commands_of(command), page.name)
+    return problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_work(page: Page, clone: Checkout) -> None:
+    assert follow(page, clone) == []
+
+
+# The runner itself: what it must refuse, and what it must not.
+
+
+@pytest.mark.slow
+def test_wrong_commands_are_found(clone: Checkout) -> None:
+    right = [
+        "atlas train",
+        "atlas train RUN --set lr_multiplier=2",
+        "srun --gpus=1 .venv/bin/atlas doctor",
+        "atlas acquire DATASET",
+        "make demo",
+        "dvc repro tables",
+        "python benchmarks/uvc.py",
+        "snakemake --config tier=TIER -- results/lab/claims.csv",
+    ]
+    wrong = {
+        "atlas trian": "there is no verb trian",
+        "atlas list --tier nowhere papers": "nowhere",
+        "atlas list nonsense --tier demo": "nonsense",
+        "atlas train --teir demo RUN": "--teir",
+        "atlas train image-classification/digits/atnscale/seed10": "atnscale",
+        "atlas train RUN --set no_such_setting=1": "no_such_setting",
+        "atlas acquire digitz": "digitz",
+        "atlas table image-classification/digitz": "digitz",
+        "atlas rehearse --gpu A1": "A1",
+        "make dmeo": "dmeo",
+        "dvc repor": "repor",
+        "python benchmarks/nothing.py": "benchmarks/nothing.py",
+        "frobnicate": "frobnicate",
+        "snakemake --config tier=lab results/lab/claims.csv": "Invalid config definition",
+        "snakemake -- results/demo/tables/image-classification/digitz.md": "is no file of the study",
+    }
+    assert clone.check([word for command in right for word in commands_of(command)], "p.md") == []
+    for command, said in wrong.items():
+        problems = clone.check(commands_of(command), "p.md")
+        assert len(problems) == 1, command
+        assert said in problems[0]
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_is_named(clone: Checkout) -> None:
+    block = Block("p.md", 5, "sh", "true\nls nothing-of-this-name\necho not-reached\n")
+    with pytest.raises(AssertionError, match=r"(?s)p\.md:5: exit status 2.*ls nothing-of-this-name") as caught:
+        clone.run(block)
+    assert "not-reached" not in str(caught.value)
+    assert clone.check_script(Block("p.md", 5, "sh", "if true; then\n", "cluster"))
+
+
+@pytest.mark.slow
+def test_a_clone_holds_what_is_not_yet_committed(clone: Checkout) -> None:
+    for page in pages(ROOT):
+        assert (clone.folder / page.name).read_text() == (ROOT / page.name).read_text()
+    assert (clone.folder / ".venv" / "bin" / "python").exists()
