@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from documents import Block, commands_of
@@ -27,6 +27,8 @@ class Checkout:
     """A clone with the environment linked into it, as ``make env`` would leave it."""
 
     folder: Path
+    known: dict[str, str] = field(default_factory=dict, compare=False)
+    """What is wrong with commands that were checked before, by what was typed."""
 
     @classmethod
     def clone(cls, source: Path, target: Path) -> Checkout:
@@ -76,28 +78,24 @@ class Checkout:
 
     def check(self, commands: Sequence[list[str]], place: str) -> list[str]:
         """What is wrong with commands, each with what was typed; nothing of it is done."""
-        bare = [_bare([PLACEHOLDERS.get(word, word) for word in command]) for command in commands]
-        problems = self._check_atlas([words for words in bare if words and words[0] == "atlas"])
-        for words in bare:
-            if words and words[0] != "atlas":
-                problems += self._check_other(words)
-        return [f"{place}: {text}" for text in problems]
+        typed = {" ".join(words): words for words in map(_bare, commands) if words}
+        new = {text: words for text, words in typed.items() if text not in self.known}
+        self._check_atlas({text: words for text, words in new.items() if words[0] == "atlas"})
+        self.known.update({text: self._check_other(words) for text, words in new.items() if words[0] != "atlas"})
+        return [f"{place}: {text}: {self.known[text]}" for text in typed if self.known[text]]
 
-    def _check_other(self, words: list[str]) -> list[str]:
+    def _check_other(self, words: list[str]) -> str:
         program = words[0]
         if program == "snakemake":
-            found = self._check_snakemake(words[1:])
-        elif program == "make":
-            found = self._failure(["make", "--dry-run", *words[1:]])
-        elif program == "dvc":
+            return self._check_snakemake(words[1:])
+        if program == "make":
+            return self._failure(["make", "--dry-run", *words[1:]])
+        if program == "dvc":
             parse = "import sys; from dvc.cli.parser import get_main_parser as p; p().parse_args(sys.argv[1:])"
-            found = self._failure([sys.executable, "-c", parse, *words[1:]])
-        elif program == "python":
-            missing = next((word for word in words[1:2] if not (self.folder / word).is_file()), None)
-            found = f"there is no file {missing}" if missing else ""
-        else:
-            found = "" if program in UNCHECKED else f"nothing is known of {program}"
-        return [f"{' '.join(words)}: {found}"] if found else []
+            return self._failure([sys.executable, "-c", parse, *words[1:]])
+        if program == "python":
+            return "" if (self.folder / words[1]).is_file() else f"there is no file {words[1]}"
+        return "" if program in UNCHECKED else f"nothing is known of {program}"
 
     def _failure(self, command: Sequence[str]) -> str:
         done = self._call(command)
@@ -114,18 +112,21 @@ class Checkout:
         known = {line.partition("\t")[0] for line in planned.splitlines()}
         return "".join(f"{target} is no file of the study\n" for target in targets if target not in known)
 
-    def _check_atlas(self, commands: list[list[str]]) -> list[str]:
+    def _check_atlas(self, commands: dict[str, list[str]]) -> None:
+        """All of them in one process, because starting one is what takes time."""
         if not commands:
-            return []
+            return
         program = Path(__file__).with_name("atlas_commands.py")
-        done = self._call([sys.executable, str(program)], json.dumps(commands))
-        if done.returncode:
-            return [done.stderr]
-        return [f"{' '.join(words)}: {text}" for words, text in zip(commands, json.loads(done.stdout), strict=True) if text]
+        done = self._call([sys.executable, str(program)], json.dumps(list(commands.values())))
+        found = json.loads(done.stdout) if done.returncode == 0 else [done.stderr] * len(commands)
+        self.known.update(zip(commands, found, strict=True))
 
 
 def _bare(words: list[str]) -> list[str]:
-    """A command without variables before it, without ``srun`` and its options, and without the folder of its program."""
+    """A command as it is checked: placeholders filled in, without variables or ``srun`` before it or a folder in its name."""
+    words = [
+        re.sub("|".join(rf"\b{name}\b" for name in PLACEHOLDERS), lambda found: PLACEHOLDERS[found[0]], word) for word in words
+    ]
     while words and (re.match(r"[A-Z_]+=", words[0]) or words[0] == "srun" or words[0].startswith("--")):
         words = words[1:]
     return [words[0].rpartition("/")[2] or words[0], *words[1:]] if words else []
