@@ -16,6 +16,8 @@ from documents import Block, commands_of
 PLACEHOLDERS = {"RUN": "image-classification/digits/attnscale/seed10", "DATASET": "digits", "TIER": "lab"}
 """What stands for the words that a reader replaces."""
 
+PLACEHOLDER = re.compile("|".join(rf"\b{name}\b" for name in PLACEHOLDERS))
+
 UNCHECKED = ("git", "cd", ".", "tmux", "export")
 """Programs of marked blocks that are none of the project's."""
 
@@ -124,9 +126,7 @@ class Checkout:
 
 def _bare(words: list[str]) -> list[str]:
     """A command as it is checked: placeholders filled in, without variables or ``srun`` before it or a folder in its name."""
-    words = [
-        re.sub("|".join(rf"\b{name}\b" for name in PLACEHOLDERS), lambda found: PLACEHOLDERS[found[0]], word) for word in words
-    ]
+    words = [PLACEHOLDER.sub(lambda found: PLACEHOLDERS[found[0]], word) for word in words]
     while words and (re.match(r"[A-Z_]+=", words[0]) or words[0] == "srun" or words[0].startswith("--")):
         words = words[1:]
     return [words[0].rpartition("/")[2] or words[0], *words[1:]] if words else []
