@@ -56,7 +56,8 @@ class Checkout:
         path = f"{self.folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "PATH": path, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1"}
 
-    def _call(self, command: Sequence[str], typed: str | None = None) -> subprocess.CompletedProcess[str]:
+    def call(self, command: Sequence[str], typed: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run one command in the clone, with ``typed`` as its input."""
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, input=typed)
 
     def write(self, block: Block) -> None:
@@ -68,12 +69,12 @@ class Checkout:
 
     def run(self, block: Block) -> None:
         """Run a block's commands one after the other; the first that fails is the error."""
-        done = self._call(["bash", "-euo", "pipefail", "-c", REPORT + block.text])
+        done = self.call(["bash", "-euo", "pipefail", "-c", REPORT + block.text])
         assert done.returncode == 0, f"{block.place}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
 
     def check_script(self, block: Block) -> list[str]:
         """What is wrong with a block that cannot be run here."""
-        done = self._call(["bash", "-n"], block.text)
+        done = self.call(["bash", "-n"], block.text)
         if done.returncode:
             return [f"{block.place}: {done.stderr}"]
         return self.check(commands_of(block.text), block.place)
@@ -96,11 +97,12 @@ class Checkout:
             parse = "import sys; from dvc.cli.parser import get_main_parser as p; p().parse_args(sys.argv[1:])"
             return self._failure([sys.executable, "-c", parse, *words[1:]])
         if program == "python":
-            return "" if (self.folder / words[1]).is_file() else f"there is no file {words[1]}"
+            missing = next((word for word in words[1:2] if not (self.folder / word).is_file()), None)
+            return f"there is no file {missing}" if missing else ""
         return "" if program in UNCHECKED else f"nothing is known of {program}"
 
     def _failure(self, command: Sequence[str]) -> str:
-        done = self._call(command)
+        done = self.call(command)
         return "" if done.returncode == 0 else f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
 
     def _check_snakemake(self, arguments: list[str]) -> str:
@@ -110,7 +112,7 @@ class Checkout:
         if not targets:
             return failed
         config = [word for word in arguments if word.startswith("tier=")]
-        planned = self._call(["snakemake", "--summary", *(["--config", *config] if config else [])]).stdout
+        planned = self.call(["snakemake", "--summary", *(["--config", *config] if config else [])]).stdout
         known = {line.partition("\t")[0] for line in planned.splitlines()}
         return "".join(f"{target} is no file of the study\n" for target in targets if target not in known)
 
@@ -119,7 +121,7 @@ class Checkout:
         if not commands:
             return
         program = Path(__file__).with_name("atlas_commands.py")
-        done = self._call([sys.executable, str(program)], json.dumps(list(commands.values())))
+        done = self.call([sys.executable, str(program)], json.dumps(list(commands.values())))
         found = json.loads(done.stdout) if done.returncode == 0 else [done.stderr] * len(commands)
         self.known.update(zip(commands, found, strict=True))
 

@@ -30,7 +30,7 @@ KINDS = (*ABSENT, "long", "continues", "file")
 SHELL = ("", "sh", "bash")
 LANGUAGES = (*SHELL, "python", "yaml", "output", "text")
 LONG = (["make", "demo"], ["make", "test"])
-COMMAND = re.compile(r"(atlas|snakemake|dvc|make)( |$)")
+COMMAND = re.compile(r"(atlas|snakemake|dvc|make|python)( |$)")
 SEPARATORS = re.compile(r"[();<>|&]+")
 
 
