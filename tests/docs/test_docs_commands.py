@@ -54,7 +54,7 @@ def test_a_method_is_added_as_its_page_says(tmp_path: Path) -> None:
     assert follow(PAGES[EXTENDING], clone) == []
     results = clone.folder / "results" / "tiny"
     metrics = json.loads((results / "runs/image-classification/digits/my-method/seed0/metrics.json").read_text())
-    assert metrics["settings"]["my-method"] == {"strength": 0.2}
+    assert metrics["settings"]["settings"]["my-method"] == {"strength": 0.2}
     assert "MyMethod" in (results / "tables/image-classification/digits.md").read_text()
     assert "my-paper.accuracy" in (results / "claims.csv").read_text()
     assert (clone.folder / "checkpoints/tiny/image-classification/digits/my-stage/seed0/model.safetensors").is_file()
