@@ -20,6 +20,7 @@ from atlas.cli.listing import LISTINGS
 from atlas.cli.overrides import apply_overrides
 from atlas.datasets import get_dataset
 from atlas.harness.rehearsal import GPUS
+from atlas.report import compare
 from atlas.study import Study
 
 
@@ -51,8 +52,9 @@ def _check_names(verb: str, options: Mapping[str, Any]) -> None:
     for name in options.get("runs") or ():
         assert study is not None
         apply_overrides(study.find(name), options.get("overrides") or [])
-    for name in options.get("datasets") or ():
-        get_dataset(name)
+    for name in (*(options.get("datasets") or ()), options.get("data")):
+        if name is not None:
+            get_dataset(name)
     if verb == "list" and options["what"] not in LISTINGS:
         raise ValueError(f"there is no listing {options['what']}")
     if verb == "table":
@@ -60,6 +62,8 @@ def _check_names(verb: str, options: Mapping[str, Any]) -> None:
         unknown = {tuple(name.split("/")) for name in options["tables"]} - set(study.tables)
         if unknown:
             raise ValueError(f"{unknown.pop()} is not a table of {study.source}")
+    if verb == "compare":
+        compare(options["first"], options["second"])
     if verb == "rehearse" and options["gpu"] not in GPUS:
         raise ValueError(f"there is no figure for the GPU {options['gpu']}")
 

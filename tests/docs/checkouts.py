@@ -21,6 +21,13 @@ PLACEHOLDER = re.compile("|".join(rf"\b{name}\b" for name in PLACEHOLDERS))
 UNCHECKED = ("git", "cd", ".", "tmux", "export")
 """Programs of marked blocks that are none of the project's."""
 
+METRICS = """\
+import sys
+from atlas.study import Study
+print(*(run.metrics for run in Study.read(sys.argv[1]).runs if run.declared_metrics), sep="\\n")
+"""
+"""Lists the metrics.json of every run of a study: targets, although no other job has them among its inputs."""
+
 REPORT = "trap 'echo \"line $((LINENO)): $BASH_COMMAND\" >&2' ERR\n"
 
 
@@ -113,7 +120,8 @@ class Checkout:
             return failed
         config = [word for word in arguments if word.startswith("tier=")]
         planned = self.call(["snakemake", "--summary", *(["--config", *config] if config else [])]).stdout
-        known = {line.partition("\t")[0] for line in planned.splitlines()}
+        runs = self.call([sys.executable, "-c", METRICS, config[0].partition("=")[2] if config else "demo"]).stdout
+        known = {line.partition("\t")[0] for line in (planned + runs).splitlines()}
         return "".join(f"{target} is no file of the study\n" for target in targets if target not in known)
 
     def _check_atlas(self, commands: dict[str, list[str]]) -> None:

@@ -81,6 +81,9 @@ def test_wrong_commands_are_found(clone: Checkout) -> None:
         "dvc repro tables",
         "python benchmarks/uvc.py",
         "snakemake --config tier=TIER -- results/lab/claims.csv",
+        "snakemake -- results/demo/runs/RUN/metrics.json",
+        "atlas compare HEAD results/demo",
+        "atlas plan --data DATASET",
     ]
     wrong = {
         "atlas trian": "there is no verb trian",
@@ -98,6 +101,10 @@ def test_wrong_commands_are_found(clone: Checkout) -> None:
         "frobnicate": "frobnicate",
         "snakemake --config tier=lab results/lab/claims.csv": "Invalid config definition",
         "snakemake -- results/demo/tables/image-classification/digitz.md": "is no file of the study",
+        "snakemake -- results/demo/runs/image-classification/digits/attnscale/seed99/metrics.json": "is no file of the study",
+        "atlas compare HEAD results/nowhere": "results/nowhere",
+        "atlas compare HAED results/demo": "HAED",
+        "atlas plan --data digitz": "digitz",
     }
     assert clone.check([word for command in right for word in commands_of(command)], "p.md") == []
     for command, said in wrong.items():
