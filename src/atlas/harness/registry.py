@@ -8,7 +8,8 @@ the heavy modules inside the functions they register.
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -279,20 +280,44 @@ def method(
 
 @cache
 def load() -> Registry:
-    """Import every ``entry.py`` of the task and method folders once, and return what they registered."""
+    """Import every ``entry.py`` of the task and method folders once, and return what they registered.
+
+    Raises
+    ------
+    UserError
+        A folder holds an ``entry.py`` that Python cannot import: it has no ``__init__.py``, its name is no Python name, or the
+        entry fails. Silence would look as if the method did not exist.
+    """
     for package in ("atlas.tasks", "atlas.methods"):
-        for entry in _entries(package):
-            importlib.import_module(entry)
+        for folder in _folders(package):
+            _import_entry(package, folder)
     for name in _registry.methods:
         _registry.task(name)
     return _registry
 
 
-def _entries(package: str) -> list[str]:
-    """Names of the ``entry`` modules in the sub-packages of ``package``, sorted."""
-    parent = importlib.import_module(package)
-    found = []
-    for module in pkgutil.iter_modules(parent.__path__):
-        if module.ispkg and (Path(parent.__path__[0]) / module.name / "entry.py").is_file():
-            found.append(f"{package}.{module.name}.entry")
-    return sorted(found)
+def _folders(package: str) -> list[Path]:
+    """Folders of a package that hold an ``entry.py``, sorted by name."""
+    parents = importlib.import_module(package).__path__
+    found = [entry.parent for parent in parents for entry in Path(parent).glob("*/entry.py")]
+    return sorted(found, key=lambda folder: folder.name)
+
+
+def _import_entry(package: str, folder: Path) -> None:
+    """Import the entry of one folder, or say in one line why that cannot be."""
+    entry = folder / "entry.py"
+    shown = entry.relative_to(Path.cwd()) if entry.is_relative_to(Path.cwd()) else entry
+    if not folder.name.isidentifier():
+        name = re.sub(r"\W|^(?=\d)", "_", folder.name)
+        raise UserError(f"{shown} is never read, because Python cannot import a folder of this name; call it {name}")
+    if not (folder / "__init__.py").is_file():
+        raise UserError(f"{shown} is never read, because its folder has no __init__.py; add one")
+    try:
+        importlib.import_module(f"{package}.{folder.name}.entry")
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(entry)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{shown}{f':{line}' if line else ''}: {type(error).__name__}: {reason}") from error
