@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo test test-all docs lint format lock clean
+.PHONY: help env demo test test-workflow test-all docs lint format lock clean
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -25,6 +25,9 @@ demo: env  ## run the demo study on this machine, and say how its numbers compar
 
 test: env  ## run the tests that take seconds each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
+
+test-workflow: env  ## try the real Snakemake and the real DVC on studies of seconds
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow -m slow -q
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q
