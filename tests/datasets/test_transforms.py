@@ -279,3 +279,14 @@ def test_acquiring_checks_every_scene(tmp_path: Path) -> None:
     (tmp_path / "lego/r_0.png").unlink()
     with pytest.raises(DatasetLayoutError, match="r_0.png does not exist"):
         check_synthetic(tmp_path)
+
+
+def test_a_picture_of_another_kind_is_named_as_it_is(tmp_path: Path) -> None:
+    """It is there, so that neither is the copy incomplete nor a second suffix missing."""
+    path = capture(
+        tmp_path, suffix=".bmp", change=lambda content: [f.update(file_path=f["file_path"] + ".bmp") for f in content["frames"]]
+    )
+    with pytest.raises(
+        DatasetLayoutError, match=r"r_0\.bmp, which transforms_train\.json names in file_path, is not read: store it as \.png"
+    ):
+        read_transforms(path)

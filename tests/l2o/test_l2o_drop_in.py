@@ -528,3 +528,35 @@ def test_bytes_of_state_are_counted_per_real_scalar(dtype: torch.dtype, size: in
         assert optimizer.state_bytes_per_parameter() == 0
         optimizer.step()
         assert optimizer.state_bytes_per_parameter() == pytest.approx(size * moments, rel=0.02)  # and a counter
+
+
+@few
+@pytest.mark.parametrize("types", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_a_state_is_loaded_by_parameters_of_another_precision(make: Make, types: tuple[torch.dtype, torch.dtype]) -> None:
+    """As torch's optimizers do: training goes on in the new precision, from the same state."""
+    slopes = [torch.tensor([0.25, -1.0, 2.0]), torch.tensor([1.0, 0.5, -2.0])]
+    weights = [nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=dtype)) for dtype in types]
+    one, other = (make([weight]) for weight in weights)
+    weights[0].grad = slopes[0].to(types[0])
+    one.step()
+    other.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        weights[1].copy_(weights[0])
+    for optimizer, weight in zip((one, other), weights, strict=True):
+        weight.grad = slopes[1].to(weight)
+        optimizer.step()
+    assert torch.allclose(weights[1].float(), weights[0].float(), atol=1e-6)
+    assert weights[1].dtype == types[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64], ids=str)
+def test_a_policy_in_double_precision_steps_parameters_of_every_type(dtype: torch.dtype) -> None:
+    start = torch.tensor([1.0, -2.0, 0.5]).to(dtype)
+    ends = []
+    for policy in (seeded(POLICIES["rnnprop"]), seeded(POLICIES["rnnprop"]).double()):
+        weight = nn.Parameter(start.clone())
+        weight.grad = torch.tensor([0.25, -1.0, 2.0]).to(dtype)
+        LearnedOptimizer([weight], policy).step()
+        ends.append(weight.detach())
+    assert torch.allclose(*ends, atol=1e-5)
+    assert not torch.allclose(ends[1], start, atol=1e-3)

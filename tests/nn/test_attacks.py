@@ -463,3 +463,17 @@ def test_operations_of_an_attack_can_be_counted() -> None:
         PGD(0.05, 0.02, 3)(model, x, y)
     per_image = 2 * (6 * 27 * 36 + 24 * 5)
     assert counter.get_total_flops() == 3 * 2 * per_image * len(x)
+
+
+def test_what_is_no_tensor_is_refused_by_name() -> None:
+    x, y = images()
+    model = convnet().eval()
+    attack = PGD(0.1, 0.05, 1)
+    with pytest.raises(TypeError, match="labels are a list: tensors are needed"):
+        attack(model, x, y.tolist())
+    with pytest.raises(TypeError, match="inputs are a ndarray: tensors are needed"):
+        attack(model, x.numpy(), y)
+    with pytest.raises(TypeError, match="the model returns a tuple, not logits"):
+        attack(lambda inputs: (model(inputs), None), x, y)
+    with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1, not 2\.5"):
+        PGD(0.1, 0.05, 2.5)  # type: ignore[arg-type]

@@ -153,6 +153,8 @@ def _picture_file(path: Path, frame: Entries) -> Path:
         endings = [ending for suffix in SUFFIXES for ending in (suffix, suffix.upper())]
         candidates = [file.with_name(file.name + ending) for ending in endings]
     present = [candidate for candidate in candidates if candidate.is_file()]
+    if not present and file.is_file():
+        raise DatasetLayoutError(f"{file}, which {path.name} names in file_path, is not read: store it as {', '.join(SUFFIXES)}")
     if not present:
         raise DatasetLayoutError(f"{candidates[0]} does not exist, which {path.name} names in file_path; is the copy complete?")
     return present[0]

@@ -116,7 +116,7 @@ class DropIn(torch.optim.Optimizer):
         return {**super().state_dict(), "rule": self.rule()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; the state keeps its own precision, whatever the parameters' types.
+        """Go on from a saved state, also of parameters of another precision: it takes the types that a state here has.
 
         Raises
         ------
@@ -127,9 +127,11 @@ class DropIn(torch.optim.Optimizer):
         self._check_saved(state_dict)
         super().load_state_dict(state_dict)
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            held = [index for index in saved["params"] if index in state_dict["state"]]
+            fresh = self._fresh(group) if held else {}
             for index, parameter in zip(saved["params"], group["params"], strict=True):
-                if index in state_dict["state"]:
-                    self.state[parameter] = _moved(state_dict["state"][index], parameter.device)
+                if index in held:
+                    self.state[parameter] = _moved(state_dict["state"][index], fresh.get(parameter, {}), parameter.device)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         own = self.rule()
@@ -182,6 +184,10 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def _moved(store: Any, device: torch.device) -> Any:
-    """A copy of a state on a device."""
-    return map_state(lambda leaf: leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf, store)
+def _moved(store: dict[str, Any], fresh: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A copy of a parameter's state on a device, in the types of a fresh one; of what that does not have, as it is."""
+
+    def moved(leaf: Any, like: Any) -> Any:
+        return leaf.to(device, like.dtype, copy=True) if isinstance(leaf, Tensor) else leaf
+
+    return {name: map_state(moved, value, fresh.get(name, value)) for name, value in store.items()}

@@ -17,8 +17,8 @@ class LearnedOptimizer(DropIn):
     """Steps parameters by a policy.
 
     All parameters of a group are one flattened vector in float32, so that a coordinate-wise network sees one large batch,
-    whatever the tensors' types; in float64 where a parameter is and the policy's numbers are, if it has any. Complex parameters
-    count as two real ones each.
+    whatever the tensors' types; in float64 where the policy's numbers are, or, if it has none, where a parameter is. Complex
+    parameters count as two real ones each.
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ class LearnedOptimizer(DropIn):
 
     def _flat(self, tensors: list[Tensor | None], parameters: list[Tensor]) -> Tensor:
         """(1, P) of real scalars; zeros where there is no tensor."""
-        double = any(wide(parameter) == torch.float64 for parameter in parameters)
-        double = double and all(number.dtype == torch.float64 for number in self.policy.parameters())
+        numbers = [number.dtype for number in self.policy.parameters()] or [wide(parameter) for parameter in parameters]
+        double = torch.float64 in numbers
         parts = [
             as_real(torch.zeros_like(parameter) if tensor is None else tensor).reshape(-1)
             for tensor, parameter in zip(tensors, parameters, strict=True)

@@ -80,7 +80,7 @@ class PGD:
     Raises
     ------
     ValueError
-        ``eps`` < 0, ``step`` ≤ 0, ``steps`` < 1, empty bounds, or a norm or mode that does not exist.
+        ``eps`` < 0, ``step`` ≤ 0, ``steps`` < 1 or not whole, empty bounds, or a norm or mode that does not exist.
 
     Examples
     --------
@@ -103,8 +103,8 @@ class PGD:
             raise ValueError(f"eps must be at least 0, not {eps}")
         if not step > 0:
             raise ValueError(f"step must be above 0, not {step}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
+        if steps < 1 or steps != int(steps):
+            raise ValueError(f"steps must be a whole number of at least 1, not {steps}")
         if norm not in ("linf", "l2"):
             raise ValueError(f"norm must be linf or l2, not {norm!r}")
         if bn_mode not in ("keep", "train", "eval"):
@@ -142,12 +142,13 @@ class PGD:
         Raises
         ------
         TypeError
-            ``x`` is no floating-point tensor, or a mode is asked of a function.
+            ``x`` is no floating-point tensor or ``y`` no tensor, a mode is asked of a function, or the model returns something
+            else than logits where the loss takes these.
         ValueError
             ``x`` is outside ``bounds`` or not finite, ``delta0`` has another shape, ``y`` does not fit the outputs, no gradient
             reaches the inputs, or the model was made under ``torch.inference_mode``.
         """
-        self._check(x, delta0)
+        self._check(x, y, delta0)
         with attacking(self._module(model), self.bn_mode) as module:
             y = y.detach().clone() if y.is_floating_point() else y.long().clone()  # inference tensors have no backward pass
             given, x = x.detach(), _single(x.detach())
@@ -159,7 +160,10 @@ class PGD:
                     delta = self._advance(delta, gradient.to(delta.dtype), x)
             return _rounded((x + delta).clamp_(*self.bounds), given)
 
-    def _check(self, x: Tensor, delta0: Tensor | None) -> None:
+    def _check(self, x: Tensor, y: Tensor, delta0: Tensor | None) -> None:
+        for name, given in (("inputs", x), ("labels", y)):
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{name} are a {type(given).__name__}: tensors are needed")
         if not x.is_floating_point():
             raise TypeError(f"inputs are {x.dtype}; an attack moves floating-point numbers: divide bytes by 255 first")
         if x.numel():
@@ -278,8 +282,10 @@ def _lengths(x: Tensor) -> Tensor:
 
 
 def _check_labels(outputs: Any, y: Tensor, loss: Loss) -> None:
-    """Refuse labels that are no classes of the outputs (batch, classes, …)."""
-    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or not outputs.numel():
+    """Refuse labels that are no classes of the outputs (batch, classes, …), and outputs that are no tensor."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"the model returns a {type(outputs).__name__}, not logits: attack a function that picks them")
+    if outputs.dim() < 2 or not outputs.numel():
         return
     shape, classes = outputs.shape[:1] + outputs.shape[2:], outputs.shape[1]
     if y.is_floating_point() and (loss is margin_loss or y.shape != outputs.shape):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from atlas.methods.sinnerf import (
     Camera,
@@ -255,3 +256,17 @@ def test_unknown_depth_becomes_zero() -> None:
     assert view.depth is not None
     np.testing.assert_array_equal(view.depth[0, :4], [0, 0, 0, 1])
     assert view.valid.sum() == 24 * 32 - 3
+
+
+def test_masked_depths_are_unknown_and_masked_colours_refused() -> None:
+    """What a mask hides is no measurement, whatever number lies below it."""
+    rgb, depth = np.full((24, 32, 3), 0.5), np.ma.masked_array(np.full((24, 32), 2), mask=False)
+    depth[3, 4] = np.ma.masked
+    view = RGBDView(rgb, depth, camera())
+    assert not view.valid[3, 4]
+    assert np.asarray(view.depth)[3, 4] == 0
+    assert view.valid.sum() == 24 * 32 - 1
+    with pytest.raises(ValueError, match="masked"):
+        RGBDView(np.ma.masked_array(rgb, mask=rgb > 0.4), None, camera())
+    view = RGBDView(torch.full((24, 32, 3), 0.5), torch.full((24, 32), 2.0), camera())
+    assert view.valid.all()

@@ -636,3 +636,24 @@ def test_batches_of_clients_that_do_not_go_together() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ClientBatches(*change)  # type: ignore[arg-type]
+
+
+def test_clients_that_another_network_made_are_constants() -> None:
+    """Features of an encoder carry its graph, which only one backward pass could use."""
+    scale = torch.ones(64, requires_grad=True)
+
+    def people(factor: torch.Tensor) -> list[Client]:
+        return [
+            Client(torch.rand(24, 64, generator=torch.Generator().manual_seed(k)) * factor, torch.arange(24) % 10, budget=0.5)
+            for k in range(2)
+        ]
+
+    losses = [FedTrainer("split-mix", MLP, rounds=2, batch_size=8).fit(people(one)).history for one in (torch.ones(64), scale)]
+    assert losses[0] == losses[1]
+    assert scale.grad is None
+
+
+def test_what_is_no_client_is_refused_by_its_number() -> None:
+    pair = (torch.rand(24, 64), torch.arange(24) % 10)
+    with pytest.raises(TypeError, match=r"client 1 is a tuple: Client\(inputs, labels, budget\) is needed"):
+        FedTrainer("fedavg", MLP).start([Client(*pair), pair])  # type: ignore[list-item]

@@ -391,3 +391,29 @@ def test_fit_refuses_lengths_that_do_not_fit(lengths: Tensor, relaxation: Any) -
         fit(make(relaxation=relaxation), (x, y), lam=0.5, steps=1, batch_size=4, lengths=lengths)
     with pytest.raises(ValueError, match="^lengths must be"):
         task_loss(make(relaxation=relaxation), x, y, lengths=lengths)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.double(), lambda x: x.double().numpy(), lambda x: (10 * x).long()])
+def test_fit_names_the_type_that_data_must_have(change: Any) -> None:
+    x, y = data()
+    with pytest.raises(
+        TypeError, match=r"x is torch\.\w+, and the model's weights are torch\.float32: bring x to torch\.float32"
+    ):
+        fit(make(), (change(x), y), lam=0.5, steps=1)
+
+
+def test_fit_refuses_what_has_no_numbered_entries() -> None:
+    pairs = torch.utils.data.TensorDataset(*data())
+    with pytest.raises(TypeError, match="a DataLoader has none"):
+        fit(make(), torch.utils.data.DataLoader(pairs), lam=0.5, steps=1)  # type: ignore[arg-type]
+
+
+def test_fit_goes_its_way_without_gradients_and_on_what_another_network_made() -> None:
+    x, y = data()
+    curves = [fit(make(), (x, y), lam=0.5, steps=3)]
+    with torch.no_grad():
+        curves.append(fit(make(), (x, y), lam=0.5, steps=3))
+    scale = torch.ones(D, requires_grad=True)
+    curves.append(fit(make(), (x * scale, y), lam=0.5, steps=3))
+    assert curves[0] == curves[1] == curves[2]
+    assert scale.grad is None

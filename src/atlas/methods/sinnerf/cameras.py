@@ -143,7 +143,8 @@ class RGBDView:
     rgb : array
         (height, width, 3) floating-point numbers in [0, 1].
     depth : array, optional
-        (height, width) z-depth in scene units; what is not positive or not finite is unknown or background, and becomes 0.
+        (height, width) z-depth in scene units; what is not positive, not finite or masked is unknown or background, and
+        becomes 0.
     camera : Camera
         Where it was taken, with as many rows and columns.
 
@@ -160,19 +161,20 @@ class RGBDView:
     valid: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        rgb = np.asarray(self.rgb)
+        rgb = np.ma.asanyarray(self.rgb)
         size = (self.camera.height, self.camera.width)
         if rgb.shape != (*size, 3):
             raise ValueError(f"rgb must be {(*size, 3)}, as the camera's height and width say, not {rgb.shape}")
         if not np.issubdtype(rgb.dtype, np.floating):
             raise ValueError(f"rgb must be floating-point numbers in [0, 1], not {rgb.dtype}; divide bytes by 255")
+        rgb = rgb.filled(np.nan)
         if not np.isfinite(rgb).all():
-            raise ValueError("rgb is not finite")
+            raise ValueError("rgb is not finite, or masked")
         if rgb.min() < -ROUNDING or rgb.max() > 1 + ROUNDING:
             raise ValueError(f"rgb must lie in [0, 1], not in [{rgb.min():.4g}, {rgb.max():.4g}]; divide bytes by 255, or clip")
         valid = np.zeros(size, dtype=bool)
         if self.depth is not None:
-            depth = np.asarray(self.depth, dtype=np.float64)
+            depth = np.ma.asanyarray(self.depth, dtype=np.float64).filled(np.nan)
             if depth.shape != size:
                 raise ValueError(f"depth must be {size} as rgb, not {depth.shape}")
             known = np.isfinite(depth)

@@ -207,7 +207,7 @@ class FedTrainer:
         Raises
         ------
         TypeError
-            A client's inputs or labels are no tensors.
+            A client is no :class:`Client`, or its inputs or labels are no tensors.
         ValueError
             There are no clients, or fewer than take part in a round. Or, naming the client: it has no samples, too few for a
             minibatch, inputs that are not finite, outside the box of the attack or unlike those of other clients, labels that the
@@ -219,8 +219,12 @@ class FedTrainer:
         if self.clients_per_round is not None and self.clients_per_round > len(met):
             raise ValueError(f"clients_per_round is {self.clients_per_round}, and the federation has {len(met)} clients")
         for index, client in enumerate(met):
+            if not isinstance(client, Client):
+                raise TypeError(f"client {index} is a {type(client).__name__}: Client(inputs, labels, budget) is needed")
             self._check(index, client, met[0])
-        self.clients = [replace(one, inputs=one.inputs.to(self.device), labels=one.labels.to(self.device).long()) for one in met]
+        self.clients = [
+            replace(one, inputs=one.inputs.detach().to(self.device), labels=one.labels.to(self.device).long()) for one in met
+        ]
         sizes = np.array([len(client.labels) for client in self.clients], dtype=np.float64)
         self.weights = sizes / sizes.sum()
         self.server = self._server()

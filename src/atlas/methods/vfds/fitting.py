@@ -51,6 +51,7 @@ def training_loss(
     return selection_loss(rollout, y, cost=cost, lam=lam, **options)
 
 
+@torch.enable_grad()
 def fit(
     model: SelectiveGRU,
     dataset: tuple[Tensor, Tensor] | torch.utils.data.Dataset[Any],
@@ -71,7 +72,8 @@ def fit(
     Parameters
     ----------
     dataset : pair of Tensor, or Dataset
-        x (N, T, D) and y (N, T[, C]); or a dataset of such pairs of one length. Every value that may be read must be finite.
+        x (N, T, D), of the type of the model's weights, and y (N, T[, C]); or a dataset of such pairs of one length. Every value
+        that may be read must be finite. No gradient goes back to them.
         Stretches and whole sequences may be unlabelled: a batch of such alone adds nothing to the task's part of the loss.
     lam : float
         λ, in nats; 0 asks nothing for acquisition.
@@ -99,6 +101,8 @@ def fit(
 
     Raises
     ------
+    TypeError
+        The dataset has no numbered entries, as a ``DataLoader`` has none, or x has another type than the model's weights.
     ValueError
         λ is negative, ``steps`` or ``batch_size`` is less than 1, ``warmup`` is outside [0, 1], or ``clip_norm`` is not positive;
         x holds NaN or infinity where it may be read; a label is out of range or no whole number; nothing is labelled; or the
@@ -111,7 +115,7 @@ def fit(
         raise ValueError(f"steps {steps} and batch_size {batch_size} must be positive, warmup {warmup} in [0, 1]")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, not {clip_norm}")
-    x, y = _tensors(dataset)
+    x, y = (part.detach() for part in _tensors(dataset))
     lengths = None if lengths is None else torch.as_tensor(lengths, device=x.device)
     check_data(model, x, y, lengths, ignore_index)
     groups = parameter_groups(model)
@@ -147,11 +151,14 @@ def check_data(model: SelectiveGRU, x: Tensor, y: Tensor, lengths: Tensor | None
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As :func:`fit` says.
     """
     if not len(x):
         raise ValueError("x holds no sequence")
+    own = next(model.parameters()).dtype
+    if x.dtype != own:
+        raise TypeError(f"x is {x.dtype}, and the model's weights are {own}: bring x to {own}")
     model.check_input(x, "sample", lengths)
     if y.shape[:2] != x.shape[:2] or y.shape[2:] not in ((), (model.n_outputs,)):
         wanted = f"{tuple(x.shape[:2])} or {(*x.shape[:2], model.n_outputs)}"
@@ -168,6 +175,8 @@ def check_data(model: SelectiveGRU, x: Tensor, y: Tensor, lengths: Tensor | None
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     if isinstance(dataset, tuple | list) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) == 3:
         return torch.as_tensor(dataset[0]), torch.as_tensor(dataset[1])
+    if not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"a dataset must be a pair (x, y) or have numbered entries; a {type(dataset).__name__} has none")
     pairs = [dataset[index] for index in range(len(dataset))]
     if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise ValueError("a dataset must be made of pairs (x, y); lengths of padded sequences are an argument of their own")
