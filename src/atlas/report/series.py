@@ -36,7 +36,7 @@ def write_series(study: Study, tables: list[Table] | None = None) -> None:
 
 
 def overview(table: Table) -> dict[str, float]:
-    """A benchmark in four numbers that fit a line: headline metric of the baseline and of the best row, runs done and failed."""
+    """A benchmark in three numbers that fit a line: headline metric of the baseline and of the best row, and runs done."""
     numbers: dict[str, float] = {}
     if table.metrics:
         headline = table.metrics[0]
@@ -45,12 +45,7 @@ def overview(table: Table) -> dict[str, float]:
             numbers["baseline"] = means[name]
         if means and headline.better != "neither":
             numbers["best"] = (max if headline.better == "higher" else min)(means.values())
-    cells = [cell for row in table.rows for cell in row.cells]
-    return {
-        **numbers,
-        "runs": sum(cell.state == "done" for cell in cells),
-        "failed": sum(cell.state == "failed" for cell in cells),
-    }
+    return {**numbers, "runs": sum(cell.state == "done" for row in table.rows for cell in row.cells)}
 
 
 def _mean(row: Row, metric: str) -> float:
