@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from functools import partial
+from typing import Annotated, cast
 
 from annotated_types import Gt
 
-from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
-from atlas.harness.study import Run
+from atlas.harness.registry import Amount, Amounts, Metric, Task, method, task
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN, VALIDATION
+from atlas.settings import Settings
 from atlas.tasks.adversarial_robustness.protocol import Protocol
 
 NAME = "adversarial-robustness"
@@ -37,18 +38,6 @@ METRICS = (
     Metric("best_epoch", "best epoch", "neither", ".0f", table=False),
     Metric("stage_epochs", "epochs before adversarial training", "neither", ".0f", table=False),
 )
-
-
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.adversarial_robustness.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.adversarial_robustness.evaluate import evaluate
-
-    return evaluate(run)
 
 
 def training_amounts(run: Run) -> Amounts:
@@ -84,8 +73,8 @@ task(
         ),
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="dense",
         smallest={
             "network": {"widths": [12, 12]},
@@ -107,7 +96,7 @@ task(
             "test_every": 0,
             "test_images": 1,
         },
-        amounts=training_amounts,
+        amounts="entry:training_amounts",
     )
 )
 
@@ -118,30 +107,12 @@ class SmallDenseSettings(Settings):
     scale: Annotated[float, Gt(0)] = 0.448
 
 
-@method(
-    "dense",
-    task=NAME,
-    title="dense",
-    summary="Every weight exists; its best epoch is early stopping.",
-    role="baseline",
-)
-def dense(run: Run, settings: Settings) -> Any:
-    """The network of the protocol."""
-    from atlas.tasks.adversarial_robustness.topology import Topology
-
-    return Topology()
-
-
-@method(
+row = partial(method, task=NAME, role="baseline")
+row("dense", title="dense", summary="Every weight exists; its best epoch is early stopping.", plugin="topology:Topology")
+row(
     "small-dense",
-    task=NAME,
     title="small dense",
     summary="A narrower dense network with as many weights as the sparse ones.",
-    role="baseline",
+    plugin="topology:SmallDense",
     settings=SmallDenseSettings,
 )
-def small_dense(run: Run, settings: SmallDenseSettings) -> Any:
-    """Every width scaled."""
-    from atlas.tasks.adversarial_robustness.topology import SmallDense
-
-    return SmallDense(settings.scale)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from atlas.harness.registry import Amount, Amounts, Metric, Task, task
-from atlas.harness.study import Run
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
 from atlas.tasks.feature_acquisition.protocol import Protocol
 
@@ -32,18 +29,6 @@ METRICS = (
 )
 
 
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.feature_acquisition.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.feature_acquisition.evaluate import evaluate
-
-    return evaluate(run)
-
-
 def training_amounts(run: Run) -> Amounts:
     """Steps and sequences in each; a rehearsal does not validate, since only the data tell on how many sequences."""
     protocol = run.protocol_model()
@@ -57,10 +42,10 @@ task(
         question="How few features need a model acquire per step, decided before it sees any, and what accuracy does that cost?",
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="vanilla",
-        amounts=training_amounts,
+        amounts="entry:training_amounts",
         smallest={
             "steps": 4,
             "batch_size": 4,

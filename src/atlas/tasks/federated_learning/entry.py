@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from atlas.harness.registry import Amount, Amounts, Metric, Task, task
-from atlas.harness.study import Run
+from atlas.harness.run import Run
 from atlas.nn.work import AVERAGING, TRAIN, VALIDATION
 from atlas.tasks.federated_learning.protocol import WIDTHS, Protocol
 
@@ -48,19 +46,7 @@ KNOB_METRICS = (
 """Of methods whose model has a robustness knob."""
 
 
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.federated_learning.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.federated_learning.evaluate import evaluate
-
-    return evaluate(run)
-
-
-def _amounts(run: Run) -> Amounts:
+def training_amounts(run: Run) -> Amounts:
     """Training: minibatches of a client over all rounds, images of all clients in each, and of those whose networks are stacked.
 
     Validation: how often, images of all clients, and those of a batch. Averaging: rounds, and clients in each. Where the size of
@@ -110,8 +96,8 @@ task(
         question="Which models of every size and robustness can clients with different data and budgets train together?",
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="fedavg-w0125",
         smallest={"rounds": 3, "epochs": 1, "validate_every": 2},
         rehearsal={
@@ -122,6 +108,6 @@ task(
             "stack_limit": 2,
             "data": {"fewest": True, "train_fraction": 1, "validation_fraction": 0.5, "min_per_share": 1},
         },
-        amounts=_amounts,
+        amounts="entry:training_amounts",
     )
 )
