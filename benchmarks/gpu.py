@@ -45,12 +45,12 @@ from torchvision.models import resnet18
 from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale
 from atlas.methods.as_vit import (
     MeasureSpec,
-    Scorer,
     Topology,
     build,
     condition_number,
     great_circle,
     length_distortion,
+    measure,
     ntk_gram,
 )
 from atlas.methods.as_vit.geometry import Circle
@@ -527,9 +527,9 @@ def measures(bench: Bench) -> None:
     for name, (plain, own) in pairs.items():
         runs = {"straightforward": as_vit.without(model, plain), "Atlas": as_vit.without(model, own)}
         bench.compare(f"{name}, one architecture", runs, seconds=4, warmup=1)
-    scorer = Scorer(MeasureSpec(images=images, repeats=1), seed=0, width=bench.pick(16, 4))
-    topology = Topology.parse(as_vit.SEED)[0]
-    bench.compare("both measures of a search", {"Atlas": lambda: scorer(topology)}, seconds=2, warmup=1)
+    spec, options = MeasureSpec(images=images, repeats=1), {"width": bench.pick(16, 4), "img_size": 32, "num_classes": 10}
+    fresh = partial(build, Topology.parse(as_vit.SEED)[0], **options)
+    bench.compare("a search's step, model and both measures", {"Atlas": lambda: measure(fresh, spec, seed)}, seconds=2, warmup=1)
 
 
 class UnderAutocast(nn.Module):

@@ -94,12 +94,13 @@ def diversity(device: torch.device, dtype: torch.dtype) -> Results:
     return {**found, "total": total, "weight_orth": condition, "∂ weight_orth": weights.grad, **gradients(model)}
 
 
-def selection(relaxation: str, fused: bool) -> Compute:
+def selection(relaxation: str, fused: bool, policy: Any = "dynamic") -> Compute:
     """A loss of VFDS with its gradients."""
 
     def compute(device: torch.device, dtype: torch.dtype) -> Results:
         torch.manual_seed(0)
-        model = SelectiveGRU(30, 24, 5, relaxation=relaxation, fused=fused).to(device, dtype)  # type: ignore[arg-type]
+        how: Any = relaxation
+        model = SelectiveGRU(30, 24, 5, policy=policy, relaxation=how, fused=fused).to(device, dtype)
         x = random(8, 10, 30).to(device, dtype)
         y = (torch.arange(80).reshape(8, 10) % 5).to(device)
         noise = torch.rand(10, 8, 30, generator=torch.Generator().manual_seed(1)).clamp(0.01, 0.99).to(device, dtype)
@@ -172,8 +173,8 @@ def federated(execution: str) -> Compute:
         labels = (torch.arange(48) % 10).to(device)
         data = ClientBatches(list(images), [labels, labels], 16, [0, 1], owners=[0] * 4 + [1] * 4)
         how: Any = execution if device.type == "cuda" else "sequential"
-        trained, loss = local_train(stack, data, lr=0.05, epochs=1, execution=how)
-        return {"loss": torch.tensor(loss), **trained.tensors}
+        trained = local_train(stack, data, lr=0.05, epochs=1, execution=how)
+        return trained.tensors
 
     return compute
 
@@ -222,6 +223,15 @@ CASES: dict[str, Compute] = {
         for relaxation in ("concrete", "arm")
         for fused in (True, False)
     },
+    **{
+        f"VFDS, policy {name}": selection("concrete", True, policy)
+        for name, policy in {
+            "static": "static",
+            "attention": "attention",
+            "none": "none",
+            "fixed": FixedMask(torch.arange(30) % 2 == 0),
+        }.items()
+    },
     "UVC controller, 12 steps": controller,
     **{f"symbolic optimizer, {name}, compiled": symbolic(rule) for name, rule in RULES.items()},
     **{f"symbolic optimizer, {name}, block by block": symbolic(rule, compiled=False) for name, rule in RULES.items()},
@@ -242,6 +252,7 @@ HALF = (
     "VFDS concrete, fused",
     "VFDS concrete, plain",
     "VFDS arm, fused",
+    "VFDS, policy static",
     "SinNeRF rendering, planes and lines",
     "SinNeRF rendering, coarse and fine networks",
     "PGD, one ℓ2 step",
