@@ -84,6 +84,11 @@ class Bench:
         return self.limit - (time.perf_counter() - self.began)
 
     @property
+    def over(self) -> bool:
+        """Whether the section's budget is spent."""
+        return time.perf_counter() > self.ends
+
+    @property
     def cuda(self) -> bool:
         """Whether there is something to synchronise."""
         return self.device.type == "cuda"
@@ -183,9 +188,12 @@ class Bench:
         return medians
 
     def _working(self, unit: str, runs: Mapping[str, Run]) -> dict[str, Run]:
-        """Competitors whose first call works; a row says of each other one why not."""
-        working = {}
+        """Competitors whose first call works, while there is time; a row says of each other one why not."""
+        working: dict[str, Run] = {}
         for name, run in runs.items():
+            if self.over and working:
+                self.fact(f"{unit}: {name}", "not run: the section's time was over")
+                continue
             try:
                 first = self.seconds_of(run)
             except Exception as error:
