@@ -150,6 +150,14 @@ def rays(device: torch.device, dtype: torch.dtype, count: int = 256) -> Tensor:
     return torch.cat([origins, directions / 4, torch.full((count, 1), 2.5), torch.full((count, 1), 5.5)], 1).to(device, dtype)
 
 
+def dense_network() -> NeRFNetwork:
+    """A small network that sees something everywhere: a fresh one's densities may all be cut off at zero."""
+    made = NeRFNetwork(4, 64, frequencies=4)
+    nn.init.normal_(made.sigma.weight)
+    nn.init.constant_(made.sigma.bias, 0.5)
+    return made
+
+
 def rendering(make: Callable[[], nn.Module], fine: int) -> Compute:
     """Colours, depths and a field's gradients, without jitter."""
 
@@ -236,9 +244,7 @@ CASES: dict[str, Compute] = {
     **{f"symbolic optimizer, {name}, block by block": symbolic(rule, compiled=False) for name, rule in RULES.items()},
     **{f"symbolic optimizer, {name}, foreach": symbolic(rule, foreach=True, compiled=False) for name, rule in RULES.items()},
     "SinNeRF rendering, planes and lines": rendering(lambda: VectorMatrixField(24), 0),
-    "SinNeRF rendering, coarse and fine networks": rendering(
-        lambda: CoarseFine(NeRFNetwork(4, 64, frequencies=4), NeRFNetwork(4, 64, frequencies=4)), 32
-    ),
+    "SinNeRF rendering, coarse and fine networks": rendering(lambda: CoarseFine(dense_network(), dense_network()), 32),
     **{f"Split-Mix, local training, {execution}": federated(execution) for execution in ("grouped", "vmap", "sequential")},
     "As-ViT's measures": measures,
     "Flying Bird, two updates": topology_update,
