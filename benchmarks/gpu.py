@@ -555,7 +555,7 @@ def adversarial(bench: Bench) -> None:
 
     def network(wrapped: bool = False, channels_last: bool = False) -> nn.Module:
         torch.manual_seed(0)
-        made = PreActResNet(10, scale=bench.pick(1.0, 0.1)).to(bench.device)
+        made = PreActResNet(10, scale=bench.pick(1.0, 0.25)).to(bench.device)
         made = made.to(memory_format=torch.channels_last) if channels_last else made  # type: ignore[call-overload]
         return UnderAutocast(made) if wrapped else made
 
@@ -700,7 +700,7 @@ def trainings(bench: Bench) -> dict[str, Callable[[], tuple[Run, list[Tensor]]]]
 
     def of_bird() -> tuple[Run, list[Tensor]]:
         torch.manual_seed(0)
-        model = PreActResNet(10, scale=bench.pick(1.0, 0.1)).to(bench.device)
+        model = PreActResNet(10, scale=bench.pick(1.0, 0.25)).to(bench.device)
         masks = sparse_robust.random_masks(model, 0.2)
         return sparse_robust.bird_step(model, masks, x, y, 2), list(model.parameters())
 
