@@ -123,14 +123,15 @@ def deit(bench: Bench, size: str = "small") -> Any:
     """A DeiT on the device; two blocks of the smallest where it is only tried."""
     torch.manual_seed(0)
     if bench.quick:
-        return timm.create_model("deit_tiny_patch16_224", depth=2).to(bench.device)
+        return timm.create_model("deit_tiny_patch16_224", img_size=32, depth=2, embed_dim=48).to(bench.device)
     return timm.create_model(f"deit_{size}_patch16_224").to(bench.device)
 
 
 def pictures(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
     """Images and labels on the device."""
     torch.manual_seed(0)
-    return torch.randn(batch, 3, 224, 224, device=bench.device), torch.arange(batch, device=bench.device) % 1000
+    side = bench.pick(224, 32)
+    return torch.randn(batch, 3, side, side, device=bench.device), torch.arange(batch, device=bench.device) % 1000
 
 
 def training_step(
