@@ -27,8 +27,8 @@ demo: env  ## run the demo study on this machine, and say how its numbers compar
 test: env  ## run the tests that take seconds each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
 
-test-workflow: env  ## try the real Snakemake and the real DVC on studies of seconds
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow -m slow -q
+test-workflow: env  ## try the real Snakemake, the real DVC and the executor on studies of seconds
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow $(PLUGIN) -m "slow and not slurm" -q
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q

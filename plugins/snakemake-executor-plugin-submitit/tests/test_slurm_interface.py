@@ -30,6 +30,7 @@ def _become(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 class TestLocal(_Suite):
     __test__ = True
     cluster = "local"
