@@ -8,7 +8,7 @@ import sys
 import pytest
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_submitit.resources import request, times
+from snakemake_executor_plugin_submitit.resources import request, requeue_count
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 
@@ -47,7 +47,7 @@ def test_a_gpu_is_asked_for_only_where_the_job_says_so() -> None:
 
 @pytest.mark.parametrize(("value", "expected"), [("false", 0), (False, 0), (0, 0), ("true", 10), (True, 10), ("25", 25), (3, 3)])
 def test_requeue_is_a_number_or_a_word(value: object, expected: int) -> None:
-    assert times(value) == expected
+    assert requeue_count(value) == expected
     assert request({"requeue": value}, 1, 7, "train").requeues == expected
 
 
@@ -55,7 +55,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(WorkflowError, match="rule train: slurm_extra holds '-p'"):
         request({"slurm_extra": "-p gpu"}, 1, 10, "train")
     with pytest.raises(WorkflowError, match="requeue is 'sometimes'"):
-        times("sometimes")
+        requeue_count("sometimes")
     with pytest.raises(WorkflowError, match="rule train: runtime is 'long'"):
         request({"runtime": "long"}, 1, 10, "train")
     with pytest.raises(WorkflowError, match="one of slurm, local, debug"):
