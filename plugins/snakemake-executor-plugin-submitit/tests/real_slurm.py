@@ -53,8 +53,8 @@ ReturnToService=2
 MpiDefault=none
 MaxArraySize=2000
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=20000 State=UNKNOWN
-PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=100 PriorityTier=1 State=UP
-PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=100 PriorityTier=10 State=UP
+PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=500 PriorityTier=1 State=UP
+PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=500 PriorityTier=10 State=UP
 """
 
 
