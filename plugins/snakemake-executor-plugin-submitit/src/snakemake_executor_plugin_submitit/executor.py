@@ -207,6 +207,8 @@ class Executor(RemoteExecutor):
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
         """Print what happened, where the log is, and what to do; no more."""
+        if msg and job_info.job.is_group():  # Snakemake drops the message of a group
+            self.logger.error(msg)
         job_info.job.log_error(msg, external_jobid=job_info.external_jobid or "none", **kwargs)
 
     # What one step does
