@@ -41,7 +41,7 @@ SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
+{memory_limit}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MessageTimeout=5
@@ -75,9 +75,11 @@ class RealSlurm:
         Cores that the node claims to have.
     min_job_age : int
         Seconds for which the controller remembers a job that ended.
+    memory_limit : bool
+        Whether a job that takes more memory than it asked for is ended.
     """
 
-    def __init__(self, cpus: int = 4, min_job_age: int = 300) -> None:
+    def __init__(self, cpus: int = 4, min_job_age: int = 300, memory_limit: bool = True) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.calls_file = self.folder / "calls"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -90,6 +92,7 @@ class RealSlurm:
             d_port=_free_port(),
             cpus=cpus,
             min_job_age=min_job_age,
+            memory_limit="JobAcctGatherParams=OverMemoryKill" if memory_limit else "",
         )
         (self.folder / "slurm.conf").write_text(config)
         self._write_counters()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
+from real_slurm import RealSlurm, missing
 from snakemake.common.tests import TestWorkflowsLocalStorageBase
 
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
@@ -48,6 +49,14 @@ class TestDebug(TestLocal):
 class TestSlurm(_Suite):
     __test__ = True
     cluster = "slurm"
+
+    @pytest.fixture(scope="class")
+    def real_slurm(self) -> Iterator[RealSlurm]:
+        """A SLURM that does not enforce memory: a rule of the suite asks for 5 MB, in which no Python starts."""
+        if reason := missing():
+            pytest.skip(reason)
+        with RealSlurm(memory_limit=False) as slurm:
+            yield slurm
 
     @pytest.fixture(autouse=True)
     def _environment(self, slurm_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
