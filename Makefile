@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PLUGIN := plugins/snakemake-executor-plugin-submitit
 
 .PHONY: help env demo test test-workflow test-all docs lint format lock clean
 help:  ## show the targets
@@ -10,12 +11,12 @@ help:  ## show the targets
 
 env: $(VENV)/.ready  ## create the environment in .venv, once
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock pyproject.toml $(PLUGIN)/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(f"Atlas needs Python 3.11 or newer, not {sys.version.split()[0]}; say which: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make environments here; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable $(PLUGIN)
 	@touch $@
 
 demo: env  ## run the demo study on this machine, and say how its numbers compare with the committed ones
@@ -26,8 +27,8 @@ demo: env  ## run the demo study on this machine, and say how its numbers compar
 test: env  ## run the tests that take seconds each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
 
-test-workflow: env  ## try the real Snakemake and the real DVC on studies of seconds
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow -m slow -q
+test-workflow: env  ## try the real Snakemake, the real DVC and the executor on studies of seconds
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow $(PLUGIN) -m "slow and not slurm" -q
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q
@@ -47,9 +48,9 @@ format: env  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-lock:  ## write requirements.lock anew from pyproject.toml
+lock:  ## write requirements.lock anew from both pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--no-annotate --no-header --extra all --extra dev pyproject.toml --output-file requirements.lock
+		--no-annotate --no-header --no-emit-package snakemake-executor-plugin-submitit --extra all --extra dev pyproject.toml --output-file requirements.lock
 
 clean:  ## forget everything that was computed, but not the data
 	rm -rf checkpoints logs results/demo results/demo-trial .snakemake .atlas

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "slurm"))
+PLUGIN = ROOT / "plugins" / "snakemake-executor-plugin-submitit"
+sys.path.insert(0, str(PLUGIN / "tests"))
 
 from real_slurm import RealSlurm, missing  # noqa: E402
 
@@ -39,7 +40,7 @@ def main() -> None:
         shutil.rmtree(clone / results, ignore_errors=True)
         command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "--submitit-poll-seconds", "5"]
         command += ["--config", f"tier={arguments.study}"]
-        environment = {**slurm.environment, "PYTHONPATH": str(clone / "src")}
+        environment = {**slurm.environment, "PYTHONPATH": f"{clone / 'src'}:{clone / PLUGIN.relative_to(ROOT) / 'src'}"}
         began = time.monotonic()
         done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
         seconds = time.monotonic() - began

@@ -18,7 +18,7 @@ PLACEHOLDERS = {"RUN": "image-classification/digits/attnscale/seed10", "DATASET"
 
 PLACEHOLDER = re.compile("|".join(rf"\b{name}\b" for name in PLACEHOLDERS))
 
-UNCHECKED = ("git", "cd", ".", "tmux", "export")
+UNCHECKED = ("git", "cd", ".", "tmux", "export", "pip")
 """Programs of marked blocks that are none of the project's."""
 
 METRICS = """\
@@ -61,7 +61,8 @@ class Checkout:
         """That of a person who has activated the clone's environment."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
         path = f"{self.folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return {**kept, "PATH": path, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1"}
+        sources = [self.folder / "src", *(self.folder / "plugins").glob("*/src")]
+        return {**kept, "PATH": path, "PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
 
     def call(self, command: Sequence[str], typed: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run one command in the clone, with ``typed`` as its input."""

@@ -88,6 +88,7 @@ class Program:
 def pages(root: Path) -> list[Page]:
     """Every page of documentation below a checkout."""
     files = [root / "README.md", root / "config" / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    files += sorted((root / "plugins").glob("*/README.md"))
     return [read_page(path.read_text(), path.relative_to(root).as_posix()) for path in files]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+PLUGIN = "snakemake_executor_plugin_submitit"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "atlas"
 HEAVY = ("torch", "timm", "sklearn", "pandas", "numpy", "scipy", "matplotlib", "torchvision", "skimage")
 
@@ -64,6 +66,14 @@ def test_mathematics_stands_alone() -> None:
         package = ".".join(module.split(".")[:3])
         foreign = {name for name in imported(path) if floor(name) > 0 and not name.startswith(package)}
         assert not foreign, f"{module} imports {foreign}"
+
+
+def test_atlas_and_the_executor_do_not_import_each_other() -> None:
+    plugin = SOURCE.parents[1] / "plugins" / "snakemake-executor-plugin-submitit" / "src" / PLUGIN
+    files = sorted(plugin.rglob("*.py"))
+    assert len(files) > 10
+    assert not {path for path in files if imported(path)}
+    assert not {module for module, path in modules() if re.search(rf"\b{PLUGIN}\b", path.read_text())}
 
 
 def test_methods_do_not_import_each_other() -> None:

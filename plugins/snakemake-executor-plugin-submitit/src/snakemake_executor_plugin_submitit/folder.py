@@ -29,30 +29,30 @@ class Folder:
 
     @classmethod
     def of(cls, workdir: Path) -> Folder:
-        """The folder of a working directory."""
+        """Return the executor's folder of a working directory."""
         return cls(workdir.absolute() / ".snakemake" / "submitit")
 
     @property
     def ledger(self) -> Path:
-        """The ledger's file."""
+        """File that records what was handed to the scheduler (see :mod:`.ledger`)."""
         return self.root / "ledger.jsonl"
 
     @property
     def session(self) -> Path:
-        """File that the driving process holds locked."""
+        """File that the Snakemake process which drives this directory holds locked (see :mod:`.session`)."""
         return self.root / "session"
 
     @property
     def results(self) -> Path:
-        """Folder of the result files."""
+        """Folder in which every job leaves a file that says how it ended."""
         return self.root / "results"
 
     def result(self, ticket: str) -> Path:
-        """Where a job says how it ended."""
+        """Return the path of the file in which a job says how it ended, by the ticket of its submission."""
         return self.results / f"{ticket}.json"
 
     def job(self, key: str) -> Path:
-        """What the node needs to keep about a job."""
+        """Return the folder in which a job keeps its lease and its number of starts, by its key."""
         return self.root / "jobs" / key
 
     def starts(self, key: str) -> int:
@@ -63,7 +63,7 @@ class Folder:
             return 0
 
     def logs(self, rule: str) -> Path:
-        """Where jobs of a rule log."""
+        """Return the folder of the logs of a rule's jobs."""
         return self.root / "logs" / rule
 
 

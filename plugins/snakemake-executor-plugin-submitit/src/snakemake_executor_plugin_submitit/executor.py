@@ -31,7 +31,7 @@ from .folder import Folder, read_json
 from .identity import fingerprint_of, key_of, rule_name, title
 from .lease import beating
 from .ledger import Entry, Ledger
-from .resources import request, times
+from .resources import request, requeue_count
 from .schedulers import BusyError, Debug, Local, Queued, Scheduler, Slurm
 from .session import Session
 from .settings import ExecutorSettings
@@ -53,9 +53,9 @@ common_settings = CommonSettings(
 STEP_SECONDS = 1.0
 LONGEST_PAUSE = 60.0
 SHOWN_LINES = 15
-FULL_BYTES = 4 * 2**20
+DISK_IS_FULL_BYTES = 4 * 2**20
 # Reasons for which a job waits until someone does something.
-STUCK = {
+WAITS_FOR_A_PERSON = {
     *("JobHeldUser", "JobHeldAdmin", "launch failed requeued held", "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
     *(
         "InvalidAccount",
@@ -74,7 +74,7 @@ Results = dict[str, dict[str, Any]]
 
 
 class Executor(RemoteExecutor):
-    """Runs jobs through submitit; see the package's description."""
+    """Runs the jobs of a Snakemake workflow through submitit; the package's description says how."""
 
     # The base class starts the thread before it calls `__post_init__`.
     _ready = False
@@ -90,16 +90,16 @@ class Executor(RemoteExecutor):
         self.folder = Folder.of(self.workdir)
         self.session = Session(self.folder, self.workdir)
         self.ledger = Ledger(self.folder.ledger)
-        self.place = _scheduler(settings)
-        self.outbox = Outbox(self.folder, self.workdir, self.ledger, self.place, self._refused, self._accepted)
+        self.scheduler = _scheduler(settings)
+        self.outbox = Outbox(self.folder, self.workdir, self.ledger, self.scheduler, self._refused, self._accepted)
         self._queue: dict[str, Queued] = {}
         self._busy_since: float | None = None
         self._pause = 0.0
         self._next_try = 0.0
-        self._told: set[str] = set()
-        self._mine: dict[int, SubmittedJobInfo] = {}
-        self._left = self._open_entries()
-        self._asked = -math.inf if self._left else time.monotonic()
+        self._mentioned: set[str] = set()
+        self._followed: dict[int, SubmittedJobInfo] = {}
+        self._unfinished = self._open_entries()
+        self._queue_asked = -math.inf if self._unfinished else time.monotonic()
         self._ready = True
 
     def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
@@ -114,12 +114,12 @@ class Executor(RemoteExecutor):
         self._wake = True
 
     def run_job(self, job: JobExecutorInterface) -> None:
-        """Take one job."""
+        """Take one job that is ready, and decide whether a job of an earlier session already does its work."""
         resources = {name: value for name, value in job.resources.items() if not isinstance(value, type(None))}
         key, fingerprint = key_of(job), fingerprint_of(job)
-        asked = request(resources, job.threads, times(self.settings.requeue), rule_name(job))
+        asked = request(resources, job.threads, requeue_count(self.settings.requeue), rule_name(job))
         own = Tracked(key, fingerprint, asked, self.format_job_exec(job))
-        left = self._left.pop(key, None)
+        left = self._unfinished.pop(key, None)
         if left is not None and left.fingerprint == fingerprint and not self._made_anew(job):
             own.entry = left
             self.logger.info(f"{title(job)}: going on with {left.job_id or left.name} of an earlier run")
@@ -128,7 +128,7 @@ class Executor(RemoteExecutor):
         if own.entry is None:
             (self.folder.job(key) / "starts").unlink(missing_ok=True)
         info = SubmittedJobInfo(job, external_jobid=own.entry.job_id if own.entry else None, aux=own)  # type: ignore[arg-type]
-        self._mine[id(info)] = info
+        self._followed[id(info)] = info
         self.report_job_submission(info)
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:  # type: ignore[override]
@@ -144,7 +144,7 @@ class Executor(RemoteExecutor):
             except (BusyError, OSError) as error:
                 self._unanswered(str(error))
         for info in active_jobs:
-            if id(info) not in self._mine:
+            if id(info) not in self._followed:
                 continue  # refused in this step
             verdict = self._verdict(info, results)
             if verdict.act is Act.COLLECT:
@@ -165,7 +165,7 @@ class Executor(RemoteExecutor):
     def cancel(self) -> None:
         """Stop submitting, then cancel what has been submitted."""
         super().shutdown()
-        self.cancel_jobs(list(self._mine.values()))
+        self.cancel_jobs(list(self._followed.values()))
         self.session.end()
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
@@ -174,7 +174,7 @@ class Executor(RemoteExecutor):
         ids = [entry.job_id for entry in entries if entry.job_id is not None]
         for pause in (1, 4, 10, 0):
             try:
-                self.place.cancel(ids)
+                self.scheduler.cancel(ids)
                 break
             except BusyError as error:
                 if not pause:
@@ -207,6 +207,8 @@ class Executor(RemoteExecutor):
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
         """Print what happened, where the log is, and what to do; no more."""
+        if msg and job_info.job.is_group():  # Snakemake drops the message of a group
+            self.logger.error(msg)
         job_info.job.log_error(msg, external_jobid=job_info.external_jobid or "none", **kwargs)
 
     # What one step does
@@ -214,7 +216,7 @@ class Executor(RemoteExecutor):
     def _step(self, infos: Sequence[SubmittedJobInfo], results: Results) -> None:
         ended = {ticket for ticket, result in results.items() if result["status"] != "interrupted"}
         followed = [info for info in infos if (entry := tracked(info).entry) is not None and entry.ticket not in ended]
-        if followed and time.monotonic() - self._asked >= self.settings.poll_seconds:
+        if followed and time.monotonic() - self._queue_asked >= self.settings.poll_seconds:
             self._ask(infos)
             self._settle([info for info in followed if info.external_jobid is None])
         if not self._receiving:
@@ -223,8 +225,8 @@ class Executor(RemoteExecutor):
     def _ask(self, infos: Sequence[SubmittedJobInfo]) -> dict[str, Queued]:
         """Ask for the queue, once for all jobs."""
         ids = [entry.job_id for info in infos if (entry := tracked(info).entry) is not None and entry.job_id is not None]
-        self._queue = self.place.queue(ids)
-        self._asked = time.monotonic()
+        self._queue = self.scheduler.queue(ids)
+        self._queue_asked = time.monotonic()
         for info in infos:
             own = tracked(info)
             if own.entry is None or own.entry.job_id is None:
@@ -234,12 +236,12 @@ class Executor(RemoteExecutor):
                 own.gone_since = None
                 self._mention_stuck(info, queued)
             elif own.gone_since is None:
-                own.gone_since = self._asked
+                own.gone_since = self._queue_asked
         return self._queue
 
     def _settle(self, infos: Sequence[SubmittedJobInfo]) -> None:
         """Find out about submissions of an earlier session whose answers got lost: whether they were made."""
-        found = adopt(list(self._all_left.values()), self._queue)
+        found = adopt(list(self._of_earlier_sessions.values()), self._queue)
         for token, ids in found.items():
             self.ledger.accept(token, ids)
         for info in infos:
@@ -281,16 +283,16 @@ class Executor(RemoteExecutor):
         self._close(entry, "collected")
         with contextlib.suppress(OSError):
             if entry.job_id is not None:
-                self.place.clean(self.folder.logs(entry.rule), entry.job_id)
+                self.scheduler.clean(self.folder.logs(entry.rule), entry.job_id)
             self.folder.result(entry.ticket).unlink(missing_ok=True)
-        del self._mine[id(info)]
+        del self._followed[id(info)]
         self.report_job_success(info)
 
     def _fail(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
         entry = tracked(info).entry
         assert entry is not None
         self._close(entry, f"failed: {verdict.reason}")
-        log = self.place.log(self.folder.logs(entry.rule), entry.job_id) if entry.job_id else self.folder.logs(entry.rule)
+        log = self.scheduler.log(self.folder.logs(entry.rule), entry.job_id) if entry.job_id else self.folder.logs(entry.rule)
         tail = _tail(log)
         places = [self.workdir, *sorted({(self.workdir / str(path)).parent for path in info.job.output})]
         if any(MEMORY.search(line) for line in tail):
@@ -298,7 +300,7 @@ class Executor(RemoteExecutor):
         lines = [f"{title(info.job)}, {entry.job_id} ({entry.name}): {verdict.reason}."]
         lines += [f"Log of the job: {_relative(log, self.workdir)}", *tail]
         lines += [f"What to do: {verdict.advice}." if verdict.advice else "", _space(places)]
-        del self._mine[id(info)]
+        del self._followed[id(info)]
         self.report_job_error(info, msg="\n".join(filter(None, lines)))
 
     def _again(self, info: SubmittedJobInfo, verdict: Verdict) -> None:
@@ -319,10 +321,10 @@ class Executor(RemoteExecutor):
         """Stop a job of an earlier session whose result would no longer be the right one."""
         self.logger.info(f"{entry.name}: the job is another one now; cancelling the former")
         with contextlib.suppress(BusyError):
-            queue = self.place.queue([entry.job_id] if entry.job_id else [])
+            queue = self.scheduler.queue([entry.job_id] if entry.job_id else [])
             ids = [job_id for job_id, job in queue.items() if job_id == entry.job_id and job.name in ("", entry.name)]
             if ids:
-                self.place.cancel(ids)
+                self.scheduler.cancel(ids)
         self._close(entry, "superseded")
         self.folder.result(entry.ticket).unlink(missing_ok=True)
 
@@ -330,16 +332,16 @@ class Executor(RemoteExecutor):
 
     def _open_entries(self) -> dict[str, Entry]:
         """Jobs by key that an earlier session did not follow to their ends; those that nothing needs any more are closed."""
-        self._all_left = self.ledger.open_entries()
-        needed = {key_of(job) for job in self.workflow.dag.needrun_jobs()} if self._all_left else set()
+        self._of_earlier_sessions = self.ledger.open_entries()
+        needed = {key_of(job) for job in self.workflow.dag.needrun_jobs()} if self._of_earlier_sessions else set()
         done = [
             entry.ticket
-            for entry in self._all_left.values()
+            for entry in self._of_earlier_sessions.values()
             if entry.key not in needed and self.folder.result(entry.ticket).exists() and not self._beats(entry.key)
         ]
         if done:
             self.ledger.close(done, "its outputs are there")
-        left = {entry.key: entry for entry in self._all_left.values() if entry.ticket not in done}
+        left = {entry.key: entry for entry in self._of_earlier_sessions.values() if entry.ticket not in done}
         self._sweep(left)
         return left
 
@@ -377,7 +379,7 @@ class Executor(RemoteExecutor):
 
     def _accepted(self, batch: Batch) -> None:
         first, name = batch.ids[0], batch.submission.name
-        log = _relative(self.place.log(batch.submission.logs, first), self.workdir)
+        log = _relative(self.scheduler.log(batch.submission.logs, first), self.workdir)
         if len(batch.ids) == 1:
             self.logger.info(f"Submitted {title(batch.jobs[0].job)} as {first} ({name}), log: {log}")
             return
@@ -386,7 +388,7 @@ class Executor(RemoteExecutor):
         self.logger.info(f"Submitted {len(batch.ids)} jobs of {batch.entries[0].rule} as {array} ({name}), logs: {logs}")
 
     def _refused(self, info: SubmittedJobInfo, message: str) -> None:
-        del self._mine[id(info)]
+        del self._followed[id(info)]
         wanted = (*tracked(info).request.parameters, *tracked(info).request.extra)
         asked = ", ".join(f"{name}={value}" for name, value in wanted)
         self.report_job_error(
@@ -413,15 +415,15 @@ class Executor(RemoteExecutor):
     def _answered(self) -> None:
         if self._busy_since is not None:
             self.logger.info(f"The scheduler answers again, after {time.monotonic() - self._busy_since:.0f} seconds.")
-            self._asked = 0.0  # what it said before is old
+            self._queue_asked = 0.0  # what it said before is old
         self._busy_since, self._pause = None, 0.0
 
     def _mention_stuck(self, info: SubmittedJobInfo, queued: Queued) -> None:
-        if queued.state == "PENDING" and queued.reason in STUCK:
+        if queued.state == "PENDING" and queued.reason in WAITS_FOR_A_PERSON:
             entry = tracked(info).entry
             mark = f"{entry.token if entry else ''}/{queued.reason}"
-            if mark not in self._told:
-                self._told.add(mark)
+            if mark not in self._mentioned:
+                self._mentioned.add(mark)
                 self.logger.warning(
                     f"{title(info.job)}, {info.external_jobid}, waits for someone: {queued.reason}. "
                     f"Release it (scontrol release {info.external_jobid}) or cancel it (scancel {info.external_jobid})."
@@ -439,7 +441,7 @@ def _relative(path: Path, workdir: Path) -> Path:
 
 
 def _tail(path: Path) -> list[str]:
-    """The last lines of a log."""
+    """Return the last lines of a job's log, indented, or why there are none."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
@@ -448,11 +450,11 @@ def _tail(path: Path) -> list[str]:
 
 
 def _space(places: Iterable[Path]) -> str:
-    """A remark about the disks of these folders, where one is full."""
+    """Return a remark about the first of these folders whose disk is full; empty where none is."""
     for place in places:
         with contextlib.suppress(OSError):
             disk = os.statvfs(place)
             free = disk.f_bavail * disk.f_frsize
-            if free < FULL_BYTES:
+            if free < DISK_IS_FULL_BYTES:
                 return f"The disk of {place} is full: {free // 2**20} MiB are left."
     return ""

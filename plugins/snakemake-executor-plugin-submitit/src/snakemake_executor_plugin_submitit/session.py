@@ -40,7 +40,7 @@ class Session:
         os.fsync(self._handle)
 
     def end(self) -> None:
-        """Let go of the directory."""
+        """Release the working directory, so that another Snakemake can drive it."""
         with contextlib.suppress(OSError):
             os.close(self._handle)
 

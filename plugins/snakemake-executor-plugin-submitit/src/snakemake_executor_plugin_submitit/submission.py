@@ -62,7 +62,7 @@ class Batch:
 
 
 def tracked(info: SubmittedJobInfo) -> Tracked:
-    """The executor's own knowledge about a job."""
+    """Return what the executor itself knows about a job that Snakemake has handed to it."""
     assert isinstance(info.aux, Tracked)
     return info.aux
 
@@ -140,7 +140,7 @@ class Outbox:
         return Batch(jobs, entries, Submission(name, request, self.folder.logs(rule)))
 
     def _look_up(self, batch: Batch, queue: dict[str, Queued]) -> None:
-        """Whether a batch was taken although the answer got lost."""
+        """Find out, by its name in the queue, whether a batch was taken although the scheduler's answer got lost."""
         batch.ids = ids_by_name(queue, batch.submission.name, len(batch.jobs))
         if batch.ids:
             self._take(batch)

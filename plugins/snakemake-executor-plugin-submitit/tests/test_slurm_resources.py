@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_submitit.resources import request, times
+from snakemake_executor_plugin_submitit.resources import request, requeue_count
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 
@@ -50,7 +47,7 @@ def test_a_gpu_is_asked_for_only_where_the_job_says_so() -> None:
 
 @pytest.mark.parametrize(("value", "expected"), [("false", 0), (False, 0), (0, 0), ("true", 10), (True, 10), ("25", 25), (3, 3)])
 def test_requeue_is_a_number_or_a_word(value: object, expected: int) -> None:
-    assert times(value) == expected
+    assert requeue_count(value) == expected
     assert request({"requeue": value}, 1, 7, "train").requeues == expected
 
 
@@ -58,7 +55,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(WorkflowError, match="rule train: slurm_extra holds '-p'"):
         request({"slurm_extra": "-p gpu"}, 1, 10, "train")
     with pytest.raises(WorkflowError, match="requeue is 'sometimes'"):
-        times("sometimes")
+        requeue_count("sometimes")
     with pytest.raises(WorkflowError, match="rule train: runtime is 'long'"):
         request({"runtime": "long"}, 1, 10, "train")
     with pytest.raises(WorkflowError, match="one of slurm, local, debug"):
@@ -67,24 +64,8 @@ def test_mistakes_are_named() -> None:
         ExecutorSettings(array_size=0)
 
 
-def test_the_profile_sets_what_exists(checkout: Path) -> None:
-    profile = yaml.safe_load((checkout / "slurm" / "config.yaml").read_text())
-    own = {
-        key.removeprefix("submitit-").replace("-", "_"): value for key, value in profile.items() if key.startswith("submitit-")
-    }
-    settings = ExecutorSettings(**{**own, "requeue": str(own["requeue"])})
-    assert settings == ExecutorSettings(), "the profile shows the defaults"
-    assert profile["executor"] == "submitit"
-    assert profile["rerun-incomplete"] is True
-
-
 def test_a_job_on_the_node_starts_without_snakemake() -> None:
     code = "import sys, snakemake_executor_plugin_submitit.job; print([name for name in sys.modules if 'snakemake' in name])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "snakemake_interface_executor_plugins" not in done.stdout
     assert "'snakemake'" not in done.stdout
-
-
-def test_the_plugin_knows_nothing_of_atlas(checkout: Path) -> None:
-    for path in (checkout / "src" / "snakemake_executor_plugin_submitit").glob("*.py"):
-        assert not re.search(r"^\s*(import|from) atlas", path.read_text(), flags=re.MULTILINE), path

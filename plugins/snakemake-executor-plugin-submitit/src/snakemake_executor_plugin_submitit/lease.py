@@ -3,7 +3,7 @@
 A scheduler that lost a node starts the node's jobs elsewhere, while the lost node may be computing still; and a submission whose
 answer got lost may be made twice. So whoever runs a job holds its lease: a file that names the holder and that the holder
 touches every few seconds. Who wants to start waits until the lease is released, or its time has stood still, by the file
-system's clock, for :data:`STALE` seconds; a holder that finds another name in the lease stops at once.
+system's clock, for :data:`STALE_SECONDS` seconds; a holder that finds another name in the lease stops at once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import psutil
 
 from .folder import read_json, write_json
 
-BEAT = 5.0
-STALE = 45.0
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 45.0
 
 
 class LostLeaseError(Exception):
@@ -42,7 +42,7 @@ class Lease:
         self.holder = holder
         self._beaten = 0.0
 
-    def take(self, stop: Callable[[], bool], stale: float = STALE) -> bool:
+    def take(self, stop: Callable[[], bool], stale: float = STALE_SECONDS) -> bool:
         """Wait until no other copy runs, and take the lease; ``False`` where ``stop`` says to give up."""
         while not self._free(stale):
             if stop():
@@ -61,7 +61,7 @@ class Lease:
         LostLeaseError
             Another copy holds the lease now.
         """
-        if not force and time.monotonic() - self._beaten < BEAT:
+        if not force and time.monotonic() - self._beaten < BEAT_SECONDS:
             return
         content = read_json(self.path)
         if content is not None and content.get("holder") != self.holder:
@@ -86,7 +86,7 @@ class Lease:
         return not beating(self.path, stale)
 
 
-def beating(path: Path, stale: float = STALE) -> bool:
+def beating(path: Path, stale: float = STALE_SECONDS) -> bool:
     """Whether a lease is held, and has been touched within ``stale`` seconds of the file system's own time."""
     clock = path.with_name(".clock")
     try:

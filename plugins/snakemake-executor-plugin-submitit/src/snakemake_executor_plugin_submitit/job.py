@@ -40,13 +40,13 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 class StopRequest:
-    """Remembers the first stop signal."""
+    """A signal handler that remembers the first stop signal; true once there has been one."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Remember the signal if it is the first; later ones change nothing."""
         if self.signal is None:
             self.signal = signal.Signals(number)
 
@@ -86,12 +86,12 @@ class JobRun:
         with _handlers(stop) if in_charge else contextlib.nullcontext():
             if in_charge:
                 _adopt_orphans()
-            result = self._run_once(stop)
+            result = self._run_with_lease(stop)
         if result["status"] != "success":
             sys.exit(EXIT_INTERRUPTED if result["status"] == "interrupted" else 1)
         return result
 
-    def _run_once(self, stop: StopRequest) -> dict[str, Any]:
+    def _run_with_lease(self, stop: StopRequest) -> dict[str, Any]:
         starts = self.folder.job(self.key) / "starts"
         append_line(starts, f"{self.ticket} {self._scheduler_id()} {socket.gethostname()}")
         count = starts.read_text().count("\n")
@@ -102,12 +102,12 @@ class JobRun:
             if (result := self._no_longer_wanted()) is not None:
                 return result
             if count > self.requeues + 1:
-                return self._leave("failed", f"it was started {count - 1} times and never came to its end; see requeue")
+                return self._record("failed", f"it was started {count - 1} times and never came to its end; see requeue")
             self.folder.result(self.ticket).unlink(missing_ok=True)
             return self._follow(self._start(), stop, lease)
         except LostLeaseError as lost:
             print(f"stopping: {lost}", flush=True)
-            _kill(_below())
+            _kill(_descendants())
             return {"status": "interrupted"}
         finally:
             lease.release()
@@ -127,58 +127,58 @@ class JobRun:
         return subprocess.Popen(self.command, shell=True, cwd=self.workdir, env=environment)
 
     def _follow(self, process: subprocess.Popen[bytes], stop: StopRequest, lease: Lease) -> dict[str, Any]:
-        told = False
+        forwarded = False
         while not _ended(process):
             lease.beat()
-            if stop and not told:
-                told = self._tell(stop)
+            if stop and not forwarded:
+                forwarded = self._forward_stop(stop)
         if stop:
-            while _below():  # orphans of a shell that died of the signal are saving their state
+            while _descendants():  # orphans of a shell that died of the signal are saving their state
                 lease.beat()
                 _reap()
                 time.sleep(0.2)
         if process.returncode == 0:
-            return self._leave("success")
-        if stop and not told and stop.signal != TIME_LIMIT:  # all of it ended within a second
-            self._leave("interrupted", _cause(stop))
+            return self._record("success")
+        if stop and not forwarded and stop.signal != TIME_LIMIT:  # all of it ended within a second
+            self._record("interrupted", _cause(stop))
         if stop and self.folder.result(self.ticket).exists():
-            return self._give_back(stop)
+            return self._ask_for_requeue(stop)
         if stop:
-            return self._leave("failed", "it ran into its time limit; raise its runtime, or let it save its state on SIGTERM")
-        return self._leave("failed", f"its command ended with exit status {process.returncode}")
+            return self._record("failed", "it ran into its time limit; raise its runtime, or let it save its state on SIGTERM")
+        return self._record("failed", f"its command ended with exit status {process.returncode}")
 
-    def _tell(self, stop: StopRequest) -> bool:
+    def _forward_stop(self, stop: StopRequest) -> bool:
         """Pass a stop signal on, and note the interruption at once: there may be no time for it later.
 
         ``False`` where a time limit is near and no program catches the signal, or none does yet.
         """
-        programs = _programs()
+        programs = _rule_programs()
         limit = stop.signal == TIME_LIMIT
         if limit and not any(_catches_stop(program) for program in programs):
             return False
-        self._leave("interrupted", _cause(stop))
+        self._record("interrupted", _cause(stop))
         if limit or "SLURM_JOB_ID" not in os.environ:  # SLURM tells every process of the job itself
             for program in programs:
                 with contextlib.suppress(psutil.Error):
                     program.send_signal(signal.SIGTERM)
         return True
 
-    def _give_back(self, stop: StopRequest) -> dict[str, Any]:
+    def _ask_for_requeue(self, stop: StopRequest) -> dict[str, Any]:
         """After a time limit, ask SLURM to queue the job again; after its own stop signal SLURM does so unasked."""
-        result = self._leave("interrupted", _cause(stop))
+        result = self._record("interrupted", _cause(stop))
         job_id = self._scheduler_id()
         if stop.signal != TIME_LIMIT or "SLURM_JOB_ID" not in os.environ or self.requeues == 0:
             return result
         if self.folder.starts(self.key) > self.requeues:
-            return self._leave("failed", f"it was started {self.folder.starts(self.key)} times and met its time limit each time")
+            return self._record("failed", f"it was started {self.folder.starts(self.key)} times and met its time limit each time")
         print(f"state saved; asking for a requeue of {job_id}", flush=True)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(["scontrol", "requeue", job_id], timeout=60)
             if done.returncode == 0:
-                _wait_to_be_ended(stop)
+                _wait_for_the_scheduler(stop)
         return result
 
-    def _leave(self, status: str, cause: str = "") -> dict[str, Any]:
+    def _record(self, status: str, cause: str = "") -> dict[str, Any]:
         result = {
             "ticket": self.ticket,
             "status": status,
@@ -218,7 +218,7 @@ def _cause(stop: StopRequest) -> str:
     return "it came near its time limit" if stop.signal == TIME_LIMIT else "the scheduler stopped it"
 
 
-def _wait_to_be_ended(stop: StopRequest, seconds: float = 30) -> None:
+def _wait_for_the_scheduler(stop: StopRequest, seconds: float = 30) -> None:
     """Wait for the scheduler to end us after a requeue, so that it does not take our exit for the job's end."""
     stop.signal = None
     end = time.monotonic() + seconds
@@ -234,7 +234,7 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def _below() -> list[psutil.Process]:
+def _descendants() -> list[psutil.Process]:
     """Every running process that this one has started, directly or not."""
     found = psutil.Process().children(recursive=True)
     return [process for process in found if _status(process) not in (None, psutil.STATUS_ZOMBIE)]
@@ -247,7 +247,7 @@ def _status(process: psutil.Process) -> str | None:
         return None
 
 
-def _programs() -> list[psutil.Process]:
+def _rule_programs() -> list[psutil.Process]:
     """The rule's own processes: the topmost ones that are neither a shell nor Snakemake."""
     found: list[psutil.Process] = []
     level = psutil.Process().children()

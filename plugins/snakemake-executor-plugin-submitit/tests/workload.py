@@ -111,7 +111,7 @@ class Workload:
                 start_new_session=True,
             )
 
-    def finish(self, process: subprocess.Popen[bytes], seconds: float = 120) -> int:
+    def finish(self, process: subprocess.Popen[bytes], seconds: float = 300) -> int:
         """Wait for a Snakemake to end and return its exit status; one that does not end is killed."""
         try:
             return process.wait(seconds)
@@ -120,7 +120,7 @@ class Workload:
             process.wait()
             raise
 
-    def wait_for_starts(self, count: int = 1, seconds: float = 60) -> None:
+    def wait_for_starts(self, count: int = 1, seconds: float = 180) -> None:
         """Wait until every job has been started this often."""
         wait_until(lambda: all(self.starts(name) >= count for name in self.names), seconds, f"{count} starts of every job")
         time.sleep(0.5)

@@ -3,9 +3,9 @@
 Every case starts a SLURM of its own (slurm-wlm and munge; needs root), runs jobs that save their state on SIGTERM and know what
 an uninterrupted run gives, breaks something, and looks at the end: the same metrics, or one error for the job that it hit, which
 names the job, its log and what to do, after which starting the workflow again gives the same metrics. Jobs notice a second copy
-of themselves that runs at the same time. ``--write`` puts the table into docs/slurm.md.
+of themselves that runs at the same time. ``--write`` puts the table into README.md.
 
-    python benchmarks/slurm_faults.py [--write] [--only NAME] [--parallel 3]
+    python benchmarks/faults.py [--write] [--only NAME] [--parallel 3]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "slurm"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from real_slurm import RealSlurm, missing, wait_until  # noqa: E402
 from workload import Workload  # noqa: E402
@@ -257,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES), help="cases to run")
     parser.add_argument("--parallel", type=int, default=1, help="cases at a time")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/slurm.md")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
     arguments = parser.parse_args()
     if reason := missing():
         sys.exit(reason)
@@ -268,7 +268,7 @@ def main() -> None:
             print(f"{name}: {outcome} ({seconds:.0f} s)", flush=True)
     print(table(outcomes))
     if arguments.write:
-        page = ROOT / "docs" / "slurm.md"
+        page = ROOT / "README.md"
         before, _, rest = page.read_text().partition(MARKS[0])
         page.write_text(f"{before}{MARKS[0]}\n{table(outcomes)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
     if any("WRONG" in outcome for outcome, _ in outcomes.values()):

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
-from .resources import times
+from .resources import requeue_count
 from .session import forget_dead_locks
 
 CLUSTERS = ("slurm", "local", "debug")
-LEAST = {"array_size": 1, "array_parallel": 1, "patience": 0, "poll_seconds": 0.1, "stop_seconds": 1}
+MINIMUM = {"array_size": 1, "array_parallel": 1, "patience": 0, "poll_seconds": 0.1, "stop_seconds": 1}
 
 
 @dataclass
@@ -56,8 +56,8 @@ class ExecutorSettings(ExecutorSettingsBase):
         """
         if self.cluster not in CLUSTERS:
             raise WorkflowError(f"--submitit-cluster is {self.cluster!r}; it is one of {', '.join(CLUSTERS)}")
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise WorkflowError(f"--submitit-{name.replace('_', '-')} must be at least {least}")
-        times(self.requeue)
+        for name, minimum in MINIMUM.items():
+            if getattr(self, name) < minimum:
+                raise WorkflowError(f"--submitit-{name.replace('_', '-')} must be at least {minimum}")
+        requeue_count(self.requeue)
         forget_dead_locks()

@@ -13,12 +13,12 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 
 def members(job: JobExecutorInterface) -> list[Any]:
-    """The jobs of a group, or the job itself."""
+    """Return the jobs of a group, or a list with the job itself where it is none."""
     return list(job.jobs) if job.is_group() else [job]  # type: ignore[attr-defined]
 
 
 def rule_name(job: JobExecutorInterface) -> str:
-    """The rule's name, or the group's."""
+    """Return the name of the job's rule, or of the group where the job is a group."""
     return str(job.groupid) if job.is_group() else str(job.rule.name)  # type: ignore[attr-defined]
 
 
@@ -55,7 +55,7 @@ def queue_name(workdir: Path, job: JobExecutorInterface, token: str, alone: bool
 
 
 def title(job: JobExecutorInterface) -> str:
-    """The job as a person calls it: its rule and wildcards."""
+    """Return the job's name as a person would say it: its rule and wildcards."""
     if job.is_group():
         return f"group {rule_name(job)}"
     wildcards = ", ".join(f"{name}={value}" for name, value in job.wildcards_dict.items())  # type: ignore[attr-defined]

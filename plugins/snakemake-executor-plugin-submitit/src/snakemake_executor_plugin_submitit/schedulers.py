@@ -28,7 +28,7 @@ from .job import JobRun
 from .resources import Request
 
 # What a scheduler says that is overloaded, restarting or out of reach; anything else is an answer.
-NOT_THERE = re.compile(
+UNAVAILABLE = re.compile(
     r"unable to contact|socket timed out|temporarily|connection refused|connect failure|communication connection|zero bytes"
     r"|transport endpoint|timed? ?out|munge|authentication|slurmdbd|connection reset|no route to host|unreachable"
     r"|try again|resource busy|job submit limit|too many|host is down|backup controller|unexpected message",
@@ -101,7 +101,7 @@ class Scheduler(ABC):
         """
 
     def log(self, logs: Path, job_id: str) -> Path:
-        """Where a job's output goes."""
+        """Return the path of the file into which a job prints."""
         return submitit.core.utils.JobPaths(logs, job_id).stdout
 
     def clean(self, logs: Path, job_id: str) -> None:
@@ -111,7 +111,7 @@ class Scheduler(ABC):
             path.unlink(missing_ok=True)
 
     def room(self, request: Request) -> bool:
-        """Whether a job with this request can be submitted now."""
+        """Return whether a job with this request can be submitted now; where it cannot, it waits."""
         return True
 
 
@@ -137,7 +137,7 @@ class Slurm(Scheduler):
         self._accounting = shutil.which("sacct") is not None
 
     def submit(self, submission: Submission, runs: Sequence[JobRun]) -> list[str]:
-        """Hand jobs over as one array."""
+        """Hand jobs over as one array with one call of ``sbatch``."""
         # The shell becomes Python, so that signals for the batch script reach it; no step, so that starting needs no controller.
         executor = submitit.SlurmExecutor(submission.logs, python=f"exec {shlex.quote(sys.executable)}")
         try:
@@ -145,7 +145,7 @@ class Slurm(Scheduler):
             jobs = executor.submit_array(list(runs))
         except submitit.core.utils.FailedJobError as error:
             message = str(error).strip()
-            if NOT_THERE.search(message):
+            if UNAVAILABLE.search(message):
                 raise BusyError(message) from None
             raise RefusedError(message or "sbatch failed without a word") from None
         except submitit.core.utils.FailedSubmissionError as error:
@@ -179,7 +179,7 @@ class Slurm(Scheduler):
         """Ask ``squeue`` once for every job of this user, and ``sacct``, if there is one, for those that it has forgotten."""
         command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.geteuid()}", "--format=%i|%T|%r|%j"]
         found = {}
-        for line in _ask(command).splitlines():
+        for line in _call_scheduler(command).splitlines():
             fields = line.strip().split("|", 3)
             if len(fields) == 4:
                 found[fields[0]] = Queued(*fields[1:])
@@ -192,7 +192,7 @@ class Slurm(Scheduler):
         arrays = sorted({job_id.partition("_")[0] for job_id in ids})
         options = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName"]
         try:
-            text = _ask(["sacct", *options, "--jobs", ",".join(arrays)])
+            text = _call_scheduler(["sacct", *options, "--jobs", ",".join(arrays)])
         except BusyError:
             self._accounting = False
             return {}
@@ -208,7 +208,7 @@ class Slurm(Scheduler):
         """Cancel jobs, with one call for many."""
         for first in range(0, len(ids), 500):
             with contextlib.suppress(RefusedError):  # some had ended already
-                _ask(["scancel", "--quiet", *ids[first : first + 500]])
+                _call_scheduler(["scancel", "--quiet", *ids[first : first + 500]])
 
 
 class Local(Scheduler):
@@ -220,7 +220,7 @@ class Local(Scheduler):
         self._started: dict[str, tuple[Any, int]] = {}
 
     def submit(self, submission: Submission, runs: Sequence[JobRun]) -> list[str]:
-        """Start one process per job."""
+        """Start one process per job, which outlives this Snakemake."""
         executor = submitit.LocalExecutor(submission.logs)
         minutes = submission.request.minutes or 60 * 24 * 365
         executor.update_parameters(
@@ -236,7 +236,7 @@ class Local(Scheduler):
         return [job.job_id for job in jobs]
 
     def queue(self, ids: Sequence[str]) -> dict[str, Queued]:
-        """Look which of the processes are there."""
+        """Return those of the jobs whose processes still run."""
         found = {}
         for job_id in ids:
             if self._runs(job_id):
@@ -272,7 +272,7 @@ class Debug(Scheduler):
     """Jobs one after the other in Snakemake's own process; a debugger set into the executor stops in it."""
 
     def submit(self, submission: Submission, runs: Sequence[JobRun]) -> list[str]:
-        """Run the jobs to their ends."""
+        """Run the jobs one after the other, to their ends, before returning."""
         submission.logs.mkdir(parents=True, exist_ok=True)
         executor = submitit.DebugExecutor(submission.logs)
         ids = []
@@ -284,18 +284,23 @@ class Debug(Scheduler):
         return ids
 
     def queue(self, ids: Sequence[str]) -> dict[str, Queued]:
-        """Nothing runs between two calls."""
+        """Return an empty queue: jobs end before ``submit`` returns."""
         return {}
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Nothing is there to cancel."""
+        """Do nothing: jobs end before ``submit`` returns."""
 
 
-def _ask(command: Sequence[str], timeout: float = 120) -> str:
+def _call_scheduler(command: Sequence[str], timeout: float = 120) -> str:
     """Run a command of the scheduler and return what it prints."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=_plain(os.environ), start_new_session=True
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=_unformatted(os.environ),
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired:
         raise BusyError(f"{command[0]} has not answered for {timeout:.0f} seconds") from None
@@ -303,12 +308,12 @@ def _ask(command: Sequence[str], timeout: float = 120) -> str:
         raise BusyError(f"{command[0]}: {error}") from None
     if done.returncode:
         message = done.stderr.strip() or f"{command[0]} failed without a word"
-        if command[0] == "scancel" and not NOT_THERE.search(message):
+        if command[0] == "scancel" and not UNAVAILABLE.search(message):
             raise RefusedError(message)
         raise BusyError(message)
     return done.stdout
 
 
-def _plain(environment: Mapping[str, str]) -> dict[str, str]:
+def _unformatted(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment in which squeue, sacct and scancel print what their options say, whatever the user has set for the eye."""
     return {name: value for name, value in environment.items() if not name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}

@@ -1,9 +1,9 @@
 """Many trivial jobs: wall time and calls of the scheduler, beside snakemake-executor-plugin-slurm on the same SLURM in one run.
 
-The other plugin is no dependency of Atlas; install it, without its dependencies, into a folder of its own and name that:
+The other plugin is no dependency of this one; install it, without its dependencies, into a folder of its own and name that:
 
     pip install --target /tmp/other --no-deps snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler
-    python benchmarks/slurm_throughput.py --other /tmp/other
+    python benchmarks/throughput.py --other /tmp/other
 
 Both run the same workflow with Snakemake's and their own defaults; ``--other-options`` gives the other plugin more. Needs root,
 slurm-wlm and munge.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "slurm"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from real_slurm import RealSlurm, missing  # noqa: E402
 

@@ -41,7 +41,7 @@ SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
+{memory_limit}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MessageTimeout=5
@@ -53,8 +53,8 @@ ReturnToService=2
 MpiDefault=none
 MaxArraySize=2000
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=20000 State=UNKNOWN
-PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=100 PriorityTier=1 State=UP
-PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=100 PriorityTier=10 State=UP
+PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=500 PriorityTier=1 State=UP
+PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=500 PriorityTier=10 State=UP
 """
 
 
@@ -75,9 +75,11 @@ class RealSlurm:
         Cores that the node claims to have.
     min_job_age : int
         Seconds for which the controller remembers a job that ended.
+    memory_limit : bool
+        Whether a job that takes more memory than it asked for is ended.
     """
 
-    def __init__(self, cpus: int = 4, min_job_age: int = 300) -> None:
+    def __init__(self, cpus: int = 4, min_job_age: int = 300, memory_limit: bool = True) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.calls_file = self.folder / "calls"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -90,6 +92,7 @@ class RealSlurm:
             d_port=_free_port(),
             cpus=cpus,
             min_job_age=min_job_age,
+            memory_limit="JobAcctGatherParams=OverMemoryKill" if memory_limit else "",
         )
         (self.folder / "slurm.conf").write_text(config)
         self._write_counters()

@@ -13,7 +13,7 @@ from typing import Any
 
 from snakemake_interface_common.exceptions import WorkflowError
 
-DIRECT = {
+SAME_MEANING = {
     "slurm_partition": "partition",
     "slurm_account": "account",
     "qos": "qos",
@@ -58,7 +58,7 @@ def request(resources: Mapping[str, Any], threads: int, requeues: int, rule: str
     WorkflowError
         A resource cannot be understood.
     """
-    parameters: dict[str, Any] = {ours: resources[theirs] for theirs, ours in DIRECT.items() if resources.get(theirs)}
+    parameters: dict[str, Any] = {ours: resources[theirs] for theirs, ours in SAME_MEANING.items() if resources.get(theirs)}
     cores = int(resources.get("cpus_per_task") or threads)
     parameters["cpus_per_task"] = cores
     if resources.get("mem_mb_per_cpu"):
@@ -80,11 +80,11 @@ def request(resources: Mapping[str, Any], threads: int, requeues: int, rule: str
         extra=tuple(sorted(extra.items())),
         minutes=_minutes(resources.get("runtime"), rule),
         cores=cores,
-        requeues=requeues if own is None else times(own),
+        requeues=requeues if own is None else requeue_count(own),
     )
 
 
-def times(value: Any) -> int:
+def requeue_count(value: Any) -> int:
     """Read how often a job may be requeued: a number, or ``true`` (10) or ``false`` (0)."""
     words = {"true": 10, "yes": 10, "false": 0, "no": 0}
     text = str(value).strip().lower()

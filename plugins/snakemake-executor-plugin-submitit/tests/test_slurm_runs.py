@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from faults import CASES, run
 from real_slurm import RealSlurm, wait_until
 from workload import Workload
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-from slurm_faults import CASES, run  # noqa: E402
 
 
 def test_local_cluster_outlives_a_killed_snakemake(tmp_path: Path, plain_environment: dict[str, str]) -> None:

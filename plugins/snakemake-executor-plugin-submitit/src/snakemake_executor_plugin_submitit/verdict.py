@@ -20,7 +20,7 @@ FALSE_STARTS = 3
 
 
 class Act(Enum):
-    """What to do with a job."""
+    """What the executor does about a job as a consequence of what is known."""
 
     WAIT = "wait"
     COLLECT = "collect"
@@ -75,7 +75,7 @@ WAIT = Verdict(Act.WAIT)
 
 
 def judge(facts: Facts) -> Verdict:
-    """Decide about a job."""
+    """Decide what to do about a job; the result file is believed before the scheduler."""
     if facts.status == "success":
         return Verdict(Act.COLLECT)
     if facts.status == "failed":

@@ -52,12 +52,12 @@ class Entry:
 
     @property
     def index(self) -> int:
-        """Place in the submission's array."""
+        """The job's place in the array that it was submitted with, from 0."""
         return int(self.ticket.rpartition(".")[2])
 
     @property
     def token(self) -> str:
-        """Token of the submission."""
+        """The random word that names the submission, the same for all jobs of its array."""
         return self.ticket.rpartition(".")[0]
 
 
@@ -97,7 +97,7 @@ class Ledger:
         self._append(event="accept", token=token, ids=ids)
 
     def refuse(self, token: str) -> None:
-        """Record that a submission does not exist."""
+        """Record that the scheduler refused a submission, so that its jobs do not exist."""
         self._append(event="refuse", token=token)
 
     def close(self, tickets: Sequence[str], why: str) -> None:
