@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.vfds import FeatureGroups, FixedMask, Random, Rollout, SelectiveGRU, Sweep, replace_rnn, selection_loss
-from atlas.methods.vfds.recurrence import gated_rollout
+from atlas.methods.vfds.recurrence import gated_rollout, library_rollout, ungated_rollout
 from atlas.methods.vfds.rollout import Gating, Layer, plain_rollout
 
 B, T, D, H, C = 3, 7, 5, 6, 4
@@ -362,3 +362,24 @@ def test_noise_comes_from_the_generator() -> None:
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     assert isinstance(model(x), Rollout)
+
+
+def test_the_library_s_gru_is_the_same_and_is_told_whether_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN refuses a backward pass of a GRU that was called as if for evaluation."""
+    told = []
+    gru = torch.gru
+
+    def watched(*args: Any, train: bool, **options: Any) -> Any:
+        told.append(train)
+        return gru(*args, train=train, **options)
+
+    monkeypatch.setattr(torch, "gru", watched)
+    model = make(policy="none", n_layers=2, dtype=torch.double)
+    inputs = draw(T, B, D, dtype=torch.double).requires_grad_()
+    own, theirs = ungated_rollout(inputs, model.layers), library_rollout(inputs, model.layers)
+    torch.testing.assert_close(own, theirs)
+    first, second = (torch.autograd.grad(out.square().sum(), inputs)[0] for out in (own, theirs))
+    torch.testing.assert_close(first, second)
+    with torch.no_grad():
+        library_rollout(inputs, model.layers)
+    assert told == [True, False]

@@ -323,6 +323,27 @@ def _total(gradient: Tensor) -> Tensor:
     return gradient.sum((0, -2))
 
 
+def library_rollout(inputs: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """As :func:`ungated_rollout` for one model, by torch's own GRU, which is cuDNN's on a GPU.
+
+    cuDNN keeps what a backward pass needs only if it is told that it trains, dropout or not.
+    """
+    flat = [tensor for layer in layers for tensor in layer]
+    start = inputs.new_zeros(len(layers), inputs.shape[1], layers[0].weight_hh.shape[-1])
+    trains = torch.is_grad_enabled()
+    return torch.gru(
+        inputs,
+        start,
+        flat,
+        has_biases=True,
+        num_layers=len(layers),
+        dropout=0.0,
+        train=trains,
+        bidirectional=False,
+        batch_first=False,
+    )[0]
+
+
 def ungated_rollout(inputs: Tensor, layers: Sequence[Layer]) -> Tensor:
     """Stacked GRU layers on inputs that are gated already (policies that do not read the state).
 
@@ -337,9 +358,7 @@ def ungated_rollout(inputs: Tensor, layers: Sequence[Layer]) -> Tensor:
         Hidden states of the top layer, (T, [M,] B, H).
     """
     if inputs.is_cuda and inputs.ndim == 3:
-        flat = [tensor for layer in layers for tensor in layer]
-        start = inputs.new_zeros(len(layers), inputs.shape[1], layers[0].weight_hh.shape[-1])
-        return torch.gru(inputs, start, flat, True, len(layers), 0.0, False, False, False)[0]
+        return library_rollout(inputs, layers)
     for layer in layers:
         from_input = project(inputs, layer.weight_ih, layer.bias_ih)
         inputs = _Recurrence.apply(from_input, layer.weight_hh, layer.bias_hh)
