@@ -6,12 +6,14 @@ import csv
 import importlib.util
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from atlas.harness.study import Study
+from atlas.nn.work import ENCODING, TRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMULAS = ROOT / "benchmarks/rehearsal_formulas.py"
@@ -56,3 +58,25 @@ def test_a_row_that_costs_more_than_its_formula_is_found(formulas: ModuleType) -
     assert not formulas.Check("row", 1.03, 1.0, "").is_close
     assert not formulas.Check("row", math.nan, 1.0, "").is_close
     assert formulas.Check("row", 1.01, 1.0, "").is_close
+
+
+@pytest.mark.parametrize(
+    ("row", "rays", "encoded"),
+    [
+        ("nerf1", 2 * 4096, 0),
+        ("dsnerf", 2 * 4096, 0),
+        ("dietnerf", 2.1 * 4096, 12500),  # a whole unseen view every tenth step
+        ("sinnerf-geom", 4 * 4096, 0),
+        ("sinnerf", 4 * 4096, 62500),  # its first stage alone looks at images with the encoder
+    ],
+)
+def test_fields_are_charged_for_the_rays_and_images_of_their_terms(row: str, rays: float, encoded: float) -> None:
+    run = Study.read("paper", ROOT).find(f"novel-view-synthesis/lego/{row}/seed0")
+    (entry,) = run.method_entries
+    assert entry.amounts is not None
+    amounts = entry.amounts(run)
+    assert amounts[TRAIN].steps == 125_000
+    assert amounts[TRAIN].batch == pytest.approx(rays * 192)
+    assert amounts[ENCODING].steps == pytest.approx(encoded)
+    first = entry.amounts(replace(run, limit=1))[TRAIN]  # an unseen view is in a rehearsal's only step
+    assert first.batch == first.at_once == pytest.approx(amounts[TRAIN].at_once)
