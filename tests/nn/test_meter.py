@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import nn
 
+from atlas.nn.apart import apart
 from atlas.nn.counts import forward_flops
 from atlas.nn.meter import LiveMemory, Meter
 from atlas.nn.work import ONCE, work
@@ -92,3 +93,33 @@ def test_a_failure_ends_its_kind_of_work() -> None:
             raise ValueError
         layer(torch.ones(1, WIDTH))
     assert meter.spent[ONCE].flops == 2 * WIDTH**2
+
+
+def test_work_apart_counts_for_itself_on_the_way_back_too() -> None:
+    def spent(told: bool) -> tuple[dict[str, float], torch.Tensor]:
+        torch.manual_seed(0)
+        entry, encoder, head = (torch.nn.Linear(4, 4, bias=False) for _ in range(3))
+        encoder.requires_grad_(False)
+        x = torch.randn(3, 4)
+        meter = Meter()
+        with meter if told else nullcontext(), work("train"):
+            inner = entry(x)
+            seen = apart("encoding", encoder, inner) + apart("encoding", encoder, 2 * inner)
+            head(seen).sum().backward()
+        assert entry.weight.grad is not None
+        return {kind: one.flops for kind, one in meter.spent.items() if one.flops}, entry.weight.grad
+
+    product = 2 * 3 * 4 * 4
+    counted, gradient = spent(told=True)
+    # entry: forward, weight; head: forward, input, weight; the encoder, twice: forward, input
+    assert counted == {"train": 5 * product, "encoding": 4 * product}
+    assert torch.equal(gradient, spent(told=False)[1])
+
+
+def test_work_apart_without_gradients_is_of_its_kind() -> None:
+    encoder = torch.nn.Linear(4, 4, bias=False).requires_grad_(False)
+    with Meter() as meter, work("train"):
+        apart("encoding", encoder, torch.randn(3, 4))
+        with torch.no_grad():
+            apart("encoding", encoder, torch.randn(3, 4, requires_grad=True))
+    assert {kind: one.flops for kind, one in meter.spent.items() if one.flops} == {"encoding": 2 * 2 * 3 * 16}

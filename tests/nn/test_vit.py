@@ -147,3 +147,9 @@ def test_a_wrapped_projection_is_named() -> None:
     model.blocks[0].attn.proj = nn.Sequential(model.blocks[0].attn.proj)
     with pytest.raises(TypeError, match=r"blocks\.0\.attn\.proj \(Sequential\), blocks\.1\.attn\.qkv \(Sequential\)"):
         vit.plain_attentions(model)
+
+
+def test_an_attention_that_only_shares_its_name_is_told_apart() -> None:
+    model = create_model("beit_base_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)
+    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(beit\.Attention\); supported: Attention or RelPosAttention"):
+        plain_attentions(model)

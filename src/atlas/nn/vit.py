@@ -74,7 +74,7 @@ def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[
         for name, attention in attentions:
             path = f"blocks.{index}.{name}"
             if not isinstance(attention, supported):
-                foreign.append(f"{path} ({type(attention).__name__})")
+                foreign.append(f"{path} ({_told_apart(type(attention), supported)})")
                 continue
             layers = {f"{path}.{part}": getattr(attention, part, None) for part in ("qkv", "proj")}
             foreign += [f"{at} ({type(layer).__name__})" for at, layer in layers.items() if not isinstance(layer, nn.Linear)]
@@ -83,6 +83,13 @@ def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[
         kinds = " or ".join(kind.__name__ for kind in supported)
         raise TypeError(f"no plain softmax attention in {', '.join(foreign)}; supported: {kinds} with nn.Linear as qkv and proj")
     return found
+
+
+def _told_apart(kind: type, others: tuple[type, ...]) -> str:
+    """Name of a class, with its module's where one of the others has the same name (BEiT's attention is an ``Attention``)."""
+    if kind.__name__ not in {other.__name__ for other in others}:
+        return kind.__name__
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
 
 def call_arguments(attention: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:

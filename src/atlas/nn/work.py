@@ -21,6 +21,8 @@ VALIDATION = "validation"
 """Looking at how good the model is, while training goes on."""
 AVERAGING = "averaging"
 """Combining what clients of a federation have trained, whatever the number of their images."""
+ENCODING = "encoding"
+"""Looking at an image with a frozen encoder, forth and back, whatever it took to render the image."""
 
 
 @dataclass
@@ -43,24 +45,29 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(to: Listener) -> Iterator[None]:
     """Tell a listener about the work in a ``with`` block."""
-    token = _listener.set(listener)
+    token = _listener.set(to)
     try:
         yield
     finally:
         _listener.reset(token)
 
 
+def listener() -> Listener | None:
+    """Who is listening at present."""
+    return _listener.get()
+
+
 @contextmanager
 def work(kind: str) -> Iterator[None]:
     """Say of which kind the work in a ``with`` block is; the innermost block counts."""
-    listener = _listener.get()
-    if listener is None:
+    told = listener()
+    if told is None:
         yield
         return
-    before = listener.change(kind)
+    before = told.change(kind)
     try:
         yield
     finally:
-        listener.change(before)
+        told.change(before)

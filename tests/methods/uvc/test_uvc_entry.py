@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from atlas.harness.registry import load
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.methods.uvc import CompressionPlan, ViTShape
+from atlas.methods.uvc.baselines import Structured, Unstructured, _cross_entropy
+from atlas.methods.uvc.criteria import _saliencies, taylor_scores
+from atlas.methods.uvc.ingredient import Searched, Trainer
+from atlas.nn.work import TRAIN
 from atlas.settings import merge, validate_settings
 from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.models import build_model
+from atlas.tasks.image_classification.training import Training
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = "image-classification"
@@ -133,3 +139,112 @@ def test_impossible_budgets_say_what_is_possible(workspace: Path) -> None:
     train_run(run.needs["dense"])
     with pytest.raises(UserError, match="below the smallest surviving model, 0.0"):
         train_run(run)
+
+
+class DoubleData:
+    """Batches in float64, so that sums in another order differ in their last digits alone."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return ((images.double(), labels) for images, labels in self.data.train_batches(epoch, first))
+
+    def example(self, count: int) -> torch.Tensor:
+        return self.data.example(count).double()
+
+
+def in_pieces(root: Path, method: str, micro_batch: int | None, **settings: Any) -> Training:
+    """A training in float64, in a working directory of its own, that stands where compression begins."""
+    own = root / f"micro-batch-{micro_batch}"
+    own.mkdir()
+    (own / "data").symlink_to(root / "data")
+    run = short(own, method, **settings)
+    changes = {"batch_size": 96, "micro_batch": micro_batch, "mixup": 0, "cutmix": 0, "backbone": {"drop_path_rate": 0}}
+    training = Training(replace(run, protocol=merge(run.protocol, changes)))
+    training.data = DoubleData(training.data)  # type: ignore[assignment]
+    training.model = training.model.double()
+    return training
+
+
+def sizes_given(model: torch.nn.Module) -> list[int]:
+    """Sizes of the batches that a model in training is given, as they come."""
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])) if module.training else None)
+    return seen
+
+
+@pytest.mark.parametrize(("gate", "warmup"), [("gumbel_soft", 0), ("gumbel_hard", 0), ("gumbel_soft", 1)])
+def test_a_search_in_micro_batches_decides_and_trains_alike(workspace: Path, gate: str, warmup: int) -> None:
+    def searched(micro_batch: int | None) -> tuple[CompressionPlan, dict[str, torch.Tensor], list[int]]:
+        settings = {"gate": gate, "search_epochs": 2, "search_warmup_epochs": warmup, "pace": 50.0}
+        training = in_pieces(workspace, "uvc", micro_batch, **settings)
+        seen = sizes_given(training.model)
+        (ingredient,) = training.ingredients
+        assert isinstance(ingredient, Searched)
+        plan = ingredient.choose(training, Trainer(training, ingredient.settings))
+        return plan, training.model.state_dict(), seen
+
+    whole, weights, at_once = searched(None)
+    assert set(at_once) == {96}
+    plan, others, at_once = searched(40)
+    assert set(at_once) == {40, 16}
+    assert plan.to_json() == whole.to_json()
+    for name, value in weights.items():
+        assert torch.allclose(others[name], value, rtol=0, atol=1e-9), name
+
+
+def test_fine_tuning_in_micro_batches_trains_alike(workspace: Path) -> None:
+    def tuned(micro_batch: int | None) -> tuple[dict[str, torch.Tensor], list[int]]:
+        training = in_pieces(workspace, "dense-kd", micro_batch, kd_norm="elements", alpha=0.4)
+        seen = sizes_given(training.model)
+        (ingredient,) = training.ingredients
+        trainer = Trainer(training, ingredient.settings)  # type: ignore[attr-defined]
+        trainer.fit(TRAIN, training.model, 1, 0, lambda step: 1e-3)
+        return training.model.state_dict(), seen
+
+    whole, at_once = tuned(None)
+    assert set(at_once) == {96}
+    others, at_once = tuned(40)
+    assert set(at_once) == {40, 16}
+    assert all(torch.allclose(others[name], value, rtol=0, atol=1e-9) for name, value in whole.items())
+
+
+def test_criteria_are_the_same_in_micro_batches(workspace: Path) -> None:
+    training = in_pieces(workspace, "structured", None)
+    model, shape = training.model.eval(), ViTShape.from_timm(training.model)
+    batches = [next(training.data.train_batches(epoch)) for epoch in range(2)]
+    whole, pieces = (taylor_scores(model, batches, _cross_entropy, shape, micro_batch=size) for size in (None, 40))
+    assert torch.allclose(pieces.dims, whole.dims, rtol=1e-5)
+    assert torch.allclose(pieces.neurons, whole.neurons, rtol=1e-5)
+    heads, neurons = _saliencies(model, *batches[0], _cross_entropy, shape, None)
+    for one, other in zip(_saliencies(model, *batches[0], _cross_entropy, shape, 40), (heads, neurons), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "criterion"), [("structured", "taylor"), ("structured", "saliency"), ("unstructured", "taylor")]
+)
+def test_criteria_see_no_more_images_at_once_than_the_protocol_says(workspace: Path, method: str, criterion: str) -> None:
+    training = in_pieces(workspace, method, 40, criterion=criterion, batches=1)
+    seen: list[int] = []
+    training.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    (ingredient,) = training.ingredients
+    assert isinstance(ingredient, Structured | Unstructured)
+    trainer = Trainer(training, ingredient.settings)
+    seen.clear()
+    ingredient.choose(training, trainer)
+    assert seen == [40, 40, 16]
+
+
+def test_the_rehearsal_of_compression_follows_the_micro_batch() -> None:
+    study = Study.read("paper", ROOT)
+    for row in ("imagenet-compressed-base/uvc-b50", "imagenet-compressed-base/taylor-b50"):
+        run = study.find(f"{TASK}/{row}/seed0")
+        protocol = run.protocol_model()
+        amounts = load().method(TASK, run.recipe[0]).amounts(run)  # type: ignore[misc]
+        assert {amount.at_once for amount in amounts.values()} == {protocol.micro_batch}
+        assert protocol.micro_batch < protocol.batch_size

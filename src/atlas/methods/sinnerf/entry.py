@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 
 from atlas.harness.registry import Amount, Amounts, method, paper
 from atlas.harness.run import Run
-from atlas.nn.work import TRAIN
+from atlas.nn.work import ENCODING, TRAIN
 from atlas.settings import Settings
 from atlas.tasks.novel_view_synthesis.entry import ray_amount
 
@@ -91,6 +91,47 @@ def _field(run: Run, settings: FieldMethod) -> FieldReconstruction:
     return FieldReconstruction(run.protocol_model(), settings, run.seed, encoder)
 
 
+def _field_amounts(run: Run) -> Amounts:
+    """Steps, samples along the rays of a mean step and of the fullest one; and steps that look at images with the encoder.
+
+    A rehearsal takes the first step of the first stage, which has all of that stage's terms, DietNeRF's unseen view too. The
+    discriminator of a later stage is not in it: it costs less than a thousandth of the field.
+    """
+    protocol, settings = run.protocol_model(), run.settings_model(run.recipe[0])
+    whole = run.limit is None
+    stages = protocol.stages if whole else protocol.stages[:1]
+    every = settings.consistency_every if whole else 1
+    steps = sum(stage.steps for stage in stages)
+    total, most, encoded = 0.0, 0, 0.0
+    for place, stage in enumerate(stages):
+        plain, looks = _rays(run, place)
+        total += stage.steps * (plain + looks / every)
+        most = max(most, plain + looks)
+        encoded += stage.steps / every if looks else stage.steps * bool(_weight(settings, "vit", place))
+    mean, fullest = (ray_amount(run, steps, rays) for rays in (total / steps, most))
+    return {TRAIN: mean._replace(at_once=fullest.batch), ENCODING: Amount(encoded, 1, 1)}
+
+
+def _rays(run: Run, stage: int) -> tuple[int, int]:
+    """Rays of every step of a stage, and further ones of the steps that look at a whole unseen view."""
+    rays, settings = run.protocol_model().rays, run.settings_model(run.recipe[0])
+    patch = rays.patch[0] * rays.patch[1]
+    has = {name: bool(_weight(settings, name, stage)) for name in (*PATCH_TERMS, "depth", "rgb_warp", "consistency")}
+    warped = rays.warped if settings.warped and rays.pool and (has["depth"] or has["rgb_warp"]) else 0
+    patches = rays.reference_patch + any(has[name] for name in PATCH_TERMS)
+    return rays.reference + warped + patches * patch, patch * has["consistency"]
+
+
+PATCH_TERMS = ("side", "smooth", "vit", "adv", "cycle")
+"""Terms that look at a patch of an unseen pose."""
+
+
+def _weight(settings: FieldMethod, term: str, stage: int) -> float:
+    """Weight of a term in a stage; one number stands for all stages."""
+    value: Weight = getattr(settings, term, 0.0)
+    return value[stage] if isinstance(value, tuple) else value
+
+
 TEACHER = "teacher"
 """Loop of the field that renders the depth of the reference."""
 
@@ -167,6 +208,7 @@ def encoder(run: Run, settings: EncoderSettings) -> EncoderSettings:
     summary="A radiance field on the colours of the reference alone.",
     role="baseline",
     settings=FieldMethod,
+    amounts=_field_amounts,
     needs=SCENE,
 )
 def nerf1(run: Run, settings: FieldMethod) -> FieldReconstruction:
@@ -182,6 +224,7 @@ def nerf1(run: Run, settings: FieldMethod) -> FieldReconstruction:
     summary="Colours and depth of the reference, with SinNeRF's own depth loss, so that the contrast is the pseudo-views.",
     role="baseline",
     settings=DepthMethod,
+    amounts=_field_amounts,
     needs=SCENE,
 )
 def dsnerf(run: Run, settings: DepthMethod) -> FieldReconstruction:
@@ -197,6 +240,7 @@ def dsnerf(run: Run, settings: DepthMethod) -> FieldReconstruction:
     summary="Colours of the reference, and a frozen encoder's features of whole unseen views.",
     role="baseline",
     settings=DietMethod,
+    amounts=_field_amounts,
     needs=ENCODED,
 )
 def dietnerf(run: Run, settings: DietMethod) -> FieldReconstruction:
@@ -246,6 +290,7 @@ def all_views(run: Run, settings: FieldMethod) -> AllViews:
     summary="Geometry pseudo-labels without semantic ones.",
     role="ablation",
     settings=GeometryMethod,
+    amounts=_field_amounts,
     needs=SCENE,
 )
 def sinnerf_geom(run: Run, settings: GeometryMethod) -> FieldReconstruction:
@@ -260,6 +305,7 @@ def sinnerf_geom(run: Run, settings: GeometryMethod) -> FieldReconstruction:
     title="SinNeRF",
     summary="Geometry and semantic pseudo-labels at unseen poses.",
     settings=SinNerfMethod,
+    amounts=_field_amounts,
     needs=ENCODED,
 )
 def sinnerf(run: Run, settings: SinNerfMethod) -> FieldReconstruction:

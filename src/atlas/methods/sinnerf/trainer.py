@@ -18,6 +18,8 @@ from atlas.methods.sinnerf.objective import Group, Shape, Terms
 from atlas.methods.sinnerf.poses import strided_patch
 from atlas.methods.sinnerf.rendering import render_levels
 from atlas.methods.sinnerf.supervision import Budget, Reference, Warped, WarpPool, derive, warp_reference
+from atlas.nn.apart import apart
+from atlas.nn.work import ENCODING
 
 if TYPE_CHECKING:
     from atlas.methods.sinnerf.model import SinNeRF
@@ -298,7 +300,7 @@ class Fitting:
 
     def _encode(self, image: Tensor) -> Tensor:
         assert self.model.encoder is not None
-        return self.model.encoder(image)
+        return apart(ENCODING, self.model.encoder, image)
 
     def _reference_features(self, index: int, stage: Stage) -> Tensor:
         """Features of a random real patch of the reference, kept for about twenty steps."""

@@ -94,9 +94,10 @@ EARLY_BIRD = "early-bird"
 
 
 def _bird_amounts(run: Run) -> Amounts:
-    """The first stage ends when its masks have settled, and nothing is known of that beforehand: it is left out."""
+    """The first stage counts at its longest, ``max_epochs``: nobody knows beforehand when its masks will have settled."""
     amounts = training_amounts(run)
-    return {**amounts, EARLY_BIRD: amounts[TRAIN]._replace(steps=0)}
+    longest = run.settings_model("robust-bird").max_epochs / run.protocol_model().epochs
+    return {**amounts, EARLY_BIRD: amounts[TRAIN]._replace(steps=longest * amounts[TRAIN].steps)}
 
 
 @method(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from atlas.methods.uvc.costs import ViTShape
 from atlas.methods.uvc.criteria import (
+    batch_gradients,
     cubic_sparsity,
     evenly_spaced_plan,
     gradual_plan,
@@ -86,10 +87,11 @@ class Structured(Distilled):
         model = training.model.eval()
         if self.settings.criterion == "magnitude":
             return one_shot_plan(shape, scores, self.budget)
-        batches = _some_batches(training, self.settings.batches)
+        batches, size = _some_batches(training, self.settings.batches), training.protocol.micro_batch
         if self.settings.criterion == "taylor":
-            return one_shot_plan(shape, taylor_scores(model, batches, _cross_entropy, shape), self.budget)
-        return saliency_plan(model, *batches[0], _cross_entropy, self.budget)
+            found = taylor_scores(model, batches, _cross_entropy, shape, micro_batch=size)
+            return one_shot_plan(shape, found, self.budget)
+        return saliency_plan(model, *batches[0], _cross_entropy, self.budget, micro_batch=size)
 
 
 class Gradual(Distilled):
@@ -158,8 +160,9 @@ class Unstructured(Distilled):
         batches = _some_batches(training, self.settings.batches)
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         for images, labels in batches:
-            loss = _cross_entropy(model(images), labels)
-            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            size = training.protocol.micro_batch
+            found = batch_gradients(model, images, labels, _cross_entropy, list(weights.values()), size)
+            for name, gradient in zip(weights, found, strict=True):
                 total[name] += gradient
         return weight_masks({name: (total[name] * weight.detach()).abs() for name, weight in weights.items()}, sparsity)
 

@@ -60,22 +60,27 @@ def cosine_rate(step: int, total: int, base: float, warmup: int = 0, floor: floa
 
 def weight_step(
     optimizer: torch.optim.Optimizer,
-    loss: Tensor,
+    losses: Iterable[Tensor],
     rate: float,
     clipped: Iterable[Tensor],
     clip_norm: float | None = 1.0,
-) -> None:
-    """Backward, clip the gradients of ``clipped`` together, and one optimiser step at a learning rate.
+) -> Tensor:
+    """Backward, clip the gradients of ``clipped`` together, and one optimiser step at a learning rate; return the loss.
 
-    In the search, ``clipped`` holds the gates beside the weights.
+    The loss is the sum of ``losses``, one for each piece of the batch: each is back-propagated, and its activations released,
+    before the next one is computed. In the search, ``clipped`` holds the gates beside the weights.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total = torch.zeros(())
+    for loss in losses:
+        loss.backward()
+        total = total + loss.detach()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(list(clipped), clip_norm)
     optimizer.step()
+    return total
 
 
 def settle(controller: UVCController, budget: float) -> CompressionPlan:
@@ -235,7 +240,7 @@ class _Stages:
             for images, targets in self.loader:
                 now = cosine_rate(step, epochs * batches, rate, warmup * batches)
                 loss = self.loss(model, images, targets, step)
-                weight_step(optimizer, loss, now, [*model.parameters(), *controller.parameters()])
+                weight_step(optimizer, [loss], now, [*model.parameters(), *controller.parameters()])
                 seen: StepLog = controller.step(now)
                 step += 1
                 self.log.append({"stage": "search", "step": step, "loss": float(loss.detach()), **seen.values()})
@@ -249,7 +254,7 @@ class _Stages:
             small.train()
             for images, targets in self.loader:
                 loss = self.loss(small, images, targets, step)
-                weight_step(optimizer, loss, cosine_rate(step, epochs * batches, rate), small.parameters())
+                weight_step(optimizer, [loss], cosine_rate(step, epochs * batches, rate), small.parameters())
                 step += 1
                 self.log.append({"stage": "finetune", "step": step, "loss": float(loss.detach())})
 

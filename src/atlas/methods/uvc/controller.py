@@ -141,6 +141,7 @@ class UVCController:
         self.top_s = torch.stack((self.resource.heads, self.resource.neurons), -1) - 1
         self.top_r = (self.resource.dims - 1)[:, None].expand_as(self.r)
         self._drawn: Tensor | None = None
+        self._before_draw: Tensor | None = None
         self._decision: list[bool] | None = None
 
     # Gates.
@@ -159,7 +160,13 @@ class UVCController:
 
     def draw(self) -> None:
         """Draw the gates of the next forward pass."""
+        self._before_draw = self.generator.get_state()
         self._drawn = self.keep_weights()
+
+    def rewind(self) -> None:
+        """Let the next forward pass draw the gates of the last one again: for the further pieces of one batch."""
+        if self._before_draw is not None:
+            self.generator.set_state(self._before_draw)
 
     def drawn(self) -> Tensor:
         """The gates of this forward pass."""

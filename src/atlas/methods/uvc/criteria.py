@@ -7,7 +7,7 @@ unstructured, they are single weights of the linear and convolutional layers, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -109,8 +109,37 @@ def half_scores(shape: ViTShape, heads: Tensor, neurons: Tensor, fraction: float
     return plan
 
 
+def in_pieces(images: Tensor, targets: Tensor, size: int | None) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Parts of a batch of at most ``size`` images, each after its share of the batch; ``None`` for the whole."""
+    size = size or len(images)
+    for some, their in zip(images.split(size), targets.split(size), strict=True):
+        yield len(some) / len(images), some, their
+
+
+def batch_gradients(
+    model: Any,
+    images: Tensor,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    weights: Sequence[Tensor],
+    micro_batch: int | None = None,
+) -> list[Tensor]:
+    """Gradients of the mean loss of a batch, ``micro_batch`` images at a time: the same numbers to rounding, in less memory."""
+    total = [torch.zeros_like(weight) for weight in weights]
+    for share, some, their in in_pieces(images, targets, micro_batch):
+        found = torch.autograd.grad(share * loss(class_logits(model(some)), their), weights)
+        for own, gradient in zip(total, found, strict=True):
+            own += gradient
+    return total
+
+
 def taylor_scores(
-    model: Any, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor], shape: ViTShape | None = None
+    model: Any,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    shape: ViTShape | None = None,
+    *,
+    micro_batch: int | None = None,
 ) -> UnitScores:
     """|Σ_{w ∈ unit} g·w| of the columns that :func:`.scores.unit_scores` measures, averaged over batches.
 
@@ -121,7 +150,10 @@ def taylor_scores(
     batches : iterable of (images, targets)
         At least one.
     loss : callable
-        ``loss(logits, targets)``; of a model in distilled training, the logits are the mean of its two heads.
+        ``loss(logits, targets)``, a mean over the batch; of a model in distilled training, the logits are the mean of its two
+        heads.
+    micro_batch : int, optional
+        How many images of a batch are in memory at once; by default all.
     """
     from atlas.methods.uvc.architecture import scored_weights
 
@@ -131,7 +163,7 @@ def taylor_scores(
     count = 0
     for images, targets in batches:
         flat = [w for kind in weights for w in kind]
-        gradients = torch.autograd.grad(loss(class_logits(model(images)), targets), flat)
+        gradients = batch_gradients(model, images, targets, loss, flat, micro_batch)
         for total, weight, gradient in zip([t for kind in sums for t in kind], flat, gradients, strict=True):
             total += (gradient * weight.detach()).sum(0).abs().float()
         count += 1
@@ -143,16 +175,23 @@ def taylor_scores(
 
 
 def saliency_plan(
-    model: Any, images: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor], budget: float
+    model: Any,
+    images: Tensor,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    budget: float,
+    *,
+    micro_batch: int | None = None,
 ) -> CompressionPlan:
     """The one-shot baseline of the authors' repository (after S²ViTE): the same fraction of heads and of neurons per layer.
 
     Heads by mean_b |Σ ∂L/∂o · o| of their output o before the projection, neurons by the l1 norms of the gradients of their
     row of fc1 and column of fc2; the largest fraction that meets the budget, then :func:`.repair.fit_to_budget`. ``loss`` is
-    given the logits, of a model in distilled training the mean of its two heads, and the targets.
+    given the logits, of a model in distilled training the mean of its two heads, and the targets, and returns a mean;
+    ``micro_batch`` images are in memory at once, by default all.
     """
     shape = ViTShape.from_timm(model)
-    heads, neurons = _saliencies(model, images, targets, loss, shape)
+    heads, neurons = _saliencies(model, images, targets, loss, shape, micro_batch)
     best = half_scores(shape, heads, neurons, 0.0)
     for percent in range(1, 101):
         plan = half_scores(shape, heads, neurons, percent / 100)
@@ -163,27 +202,52 @@ def saliency_plan(
 
 
 def _saliencies(
-    model: Any, images: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor], shape: ViTShape
+    model: Any,
+    images: Tensor,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    shape: ViTShape,
+    micro_batch: int | None,
 ) -> tuple[Tensor, Tensor]:
+    """(L, H) mean over images of |Σ gradient · output| of each head, (L, M) norms of the neurons' gradients."""
+    hidden = [weight for block in model.blocks for weight in (block.mlp.fc1.weight, block.mlp.fc2.weight)]
+    total = [torch.zeros_like(weight) for weight in hidden]
+    heads: list[Tensor] = []
+    for share, some, their in in_pieces(images, targets, micro_batch):
+        by_image, gradients = _piece_saliencies(model, some, share, their, loss, shape, hidden)
+        heads.append(by_image)
+        for own, gradient in zip(total, gradients, strict=True):
+            own += gradient
+    neurons = [row.abs().sum(1) + column.abs().sum(0) for row, column in zip(total[::2], total[1::2], strict=True)]
+    return torch.cat(heads, 1).mean(1), stacked(neurons)
+
+
+def _piece_saliencies(
+    model: Any,
+    images: Tensor,
+    share: float,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    shape: ViTShape,
+    hidden: list[Tensor],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(L, batch, H) of a piece, and its share of the gradients of ``hidden``."""
     outputs: list[Tensor] = []
     handles = [
         block.attn.proj.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0])) for block in model.blocks
     ]
     try:
-        value = loss(class_logits(model(images)), targets)
+        value = share * loss(class_logits(model(images)), targets)
     finally:
         for handle in handles:
             handle.remove()
-    hidden = [weight for block in model.blocks for weight in (block.mlp.fc1.weight, block.mlp.fc2.weight)]
     gradients = torch.autograd.grad(value, [*outputs, *hidden])
     depth = len(outputs)
     heads = []
     for output, gradient, count in zip(outputs, gradients[:depth], shape.per_block("heads"), strict=True):
         by_head = (output.detach() * gradient).unflatten(-1, (count, -1))
-        heads.append(by_head.sum((1, 3)).abs().mean(0))
-    rows, columns = gradients[depth::2], gradients[depth + 1 :: 2]
-    neurons = [row.abs().sum(1) + column.abs().sum(0) for row, column in zip(rows, columns, strict=True)]
-    return stacked(heads), stacked(neurons)
+        heads.append(by_head.sum((1, 3)).abs())
+    return stacked(heads), gradients[depth:]
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:

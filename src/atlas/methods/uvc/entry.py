@@ -160,10 +160,10 @@ ONE_SEARCH = {**ONE_STEP, "search_epochs": 1, "search_warmup_epochs": 0}
 
 
 def _amounts(run: Run) -> Amounts:
-    """Epochs before and after the export; every image of a batch is in memory at once, whatever the protocol's micro-batch."""
+    """Epochs before and after the export."""
     (settings,) = (one for one in map(run.settings_model, run.recipe) if isinstance(one, DistillSettings))
-    before, after = (training_amount(run, epochs) for epochs in settings.stages)
-    return {name: amount._replace(at_once=amount.batch) for name, amount in ((SEARCH_PHASE, before), (TRAIN, after))}
+    before, after = settings.stages
+    return {SEARCH_PHASE: training_amount(run, before), TRAIN: training_amount(run, after)}
 
 
 def _options(short: Mapping[str, Any] = SHORT, rehearsal: Mapping[str, Any] = ONE_STEP) -> dict[str, Any]:

@@ -174,6 +174,7 @@ class Searched(Distilled):
             parts={"controller": controller},
             clipped=controller.parameters(),
             before=before,
+            again=controller.rewind,
             after=after,
         )
         remove_gates(training.model)
@@ -205,12 +206,14 @@ class Trainer:
         parts: Mapping[str, Any] | None = None,
         clipped: list[Tensor] | None = None,
         before: Callable[[int], None] | None = None,
+        again: Callable[[], None] | None = None,
         after: Hook | None = None,
     ) -> float:
         """Train a model for some epochs; return the seconds that it took, over all processes that worked on it.
 
         ``first_epoch`` numbers the first one, for the order of the data; ``parts`` is further state, ``clipped`` are tensors
-        whose gradients are clipped with the weights', ``before`` and ``after`` act around each step.
+        whose gradients are clipped with the weights', ``before`` and ``after`` act around each step. A batch goes through the
+        model in the pieces of the protocol's ``micro_batch``; ``again`` acts before each of them but the first.
         """
         training, settings = self.training, self.settings
         data, per_epoch = training.data, training.data.steps_per_epoch
@@ -229,15 +232,22 @@ class Trainer:
                 before(step)
             images, labels = next(batches)
             training.step = first_epoch * per_epoch + step
-            loss = self.loss(model.train(), training.mixed(Batch(images, labels, labels)))
-            weight_step(optimizer, loss, rate(step), [*model.parameters(), *(clipped or [])], settings.clip_norm)
+            losses = self.losses(model.train(), Batch(images, labels, labels), again)
+            loss = weight_step(optimizer, losses, rate(step), [*model.parameters(), *(clipped or [])], settings.clip_norm)
             values = after(step, rate(step)) if after is not None else {}
             if self.logs(step, total):
-                value = float(loss.detach())
+                value = float(loss)
                 if not math.isfinite(value):
                     raise AtlasError(f"{training.run.cell}: the loss is not finite at step {step + 1} of {phase}: {value}")
                 loop.log(loss=value, **values, learning_rate=rate(step))
         return loop.seconds
+
+    def losses(self, model: nn.Module, batch: Batch, again: Callable[[], None] | None) -> Iterator[Tensor]:
+        """The loss of a batch in shares, one for each piece that goes through the model."""
+        for index, (share, piece) in enumerate(self.training.pieces(batch)):
+            if index and again is not None:
+                again()
+            yield share * self.loss(model, self.training.mixed(piece))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """(1 − α) · the protocol's loss + α · distillation."""

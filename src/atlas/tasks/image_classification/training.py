@@ -19,6 +19,7 @@ from atlas.harness.resume import TrainingLoop, Values, training
 from atlas.harness.seeds import derive_seed, pick_device
 from atlas.nn.counts import forward_flops
 from atlas.nn.precision import mixed_precision
+from atlas.nn.vit import at_least_float32
 from atlas.tasks.image_classification.data import ImageData, load_data
 from atlas.tasks.image_classification.ingredients import Batch, Ingredients
 from atlas.tasks.image_classification.models import build_model, parameter_groups
@@ -133,9 +134,10 @@ class Training:
             own = ingredient.base_loss(logits, batch, self)
             if own is not None:
                 return own
+        logits = at_least_float32(logits)
         if batch.target.ndim == 2:  # mixup has smoothed its probabilities already
-            return functional.cross_entropy(logits.float(), batch.target)
-        return functional.cross_entropy(logits.float(), batch.target, label_smoothing=self.protocol.label_smoothing)
+            return functional.cross_entropy(logits, batch.target)
+        return functional.cross_entropy(logits, batch.target, label_smoothing=self.protocol.label_smoothing)
 
     def step_flops(self) -> float:
         """FLOPs of one training image; counted anew after :meth:`shape_changed`."""
@@ -176,7 +178,7 @@ class Training:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
-        for share, piece in self._pieces(batch):
+        for share, piece in self.pieces(batch):
             piece = self.mixed(piece)
             with self.autocast():
                 logits = self.model(piece.images)
@@ -192,7 +194,7 @@ class Training:
             self._ema.update(self.model)
         return terms
 
-    def _pieces(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
+    def pieces(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
         """The parts of a batch that go through the model one after the other, each with its share of the batch."""
         size = self.protocol.micro_batch or len(batch.images)
         for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):

@@ -24,7 +24,7 @@ METRICS = (
 )
 
 
-def ray_amount(run: Run, steps: int, rays: int) -> Amount:
+def ray_amount(run: Run, steps: int, rays: float) -> Amount:
     """Steps, and samples along all rays of each, the coarse ones twice if there are fine ones; all are in memory at once."""
     sampler = run.protocol_model().sampler
     batch = rays * (2 * sampler.coarse + sampler.fine if sampler.fine else sampler.coarse)
@@ -32,11 +32,7 @@ def ray_amount(run: Run, steps: int, rays: int) -> Amount:
 
 
 def training_amounts(run: Run) -> Amounts:
-    """Steps of the schedule, and the rays of a row that has all terms.
-
-    A rehearsal takes the first step of the first stage: what a row does in some steps only (DietNeRF's unseen views, every tenth
-    step), or in another stage only (SinNeRF's discriminator), it counts for all steps or for none.
-    """
+    """Steps of the schedule, and the rays of a row that has all terms; methods that take fewer say so themselves."""
     protocol = run.protocol_model()
     rays = protocol.rays.reference + protocol.rays.warped + 2 * protocol.rays.patch[0] * protocol.rays.patch[1]
     return {TRAIN: ray_amount(run, sum(stage.steps for stage in protocol.stages), rays)}

@@ -1,0 +1,82 @@
+"""The committed rehearsal of the paper study against formulas that share no code with the meter: sums over layer sizes."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from atlas.harness.study import Study
+from atlas.nn.work import ENCODING, TRAIN
+
+ROOT = Path(__file__).resolve().parents[2]
+FORMULAS = ROOT / "benchmarks/rehearsal_formulas.py"
+
+
+@pytest.fixture(scope="module")
+def formulas() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rehearsal_formulas", FORMULAS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def found(formulas: ModuleType):  # type: ignore[no-untyped-def]
+    return formulas.checks(Study.read("paper", ROOT))
+
+
+def test_every_row_is_within_two_percent_of_its_formula_or_says_why_not(found) -> None:  # type: ignore[no-untyped-def]
+    assert [(one.row, one.ratio) for one in found if not one.is_close] == []
+    assert {one.row.rpartition("/")[0].partition("/")[0] for one in found if not math.isnan(one.formula)} == {
+        "image-classification",
+        "feature-acquisition",
+        "adversarial-robustness",
+        "federated-learning",
+        "novel-view-synthesis",
+    }
+
+
+def test_every_row_of_the_study_is_in_the_table(formulas: ModuleType, found) -> None:  # type: ignore[no-untyped-def]
+    rows = {runs[0].cell.rpartition("/")[0] for runs in Study.read("paper", ROOT).by_row.values()}
+    assert {one.row for one in found} == rows
+    committed = (ROOT / "results/paper/rehearsal-check.csv").read_text()
+    assert committed == formulas.table(found)
+    assert len(list(csv.DictReader(committed.splitlines()))) == len(rows)
+
+
+def test_a_row_that_costs_more_than_its_formula_is_found(formulas: ModuleType) -> None:
+    assert not formulas.Check("row", 1.03, 1.0, "").is_close
+    assert not formulas.Check("row", math.nan, 1.0, "").is_close
+    assert formulas.Check("row", 1.01, 1.0, "").is_close
+
+
+@pytest.mark.parametrize(
+    ("row", "rays", "encoded"),
+    [
+        ("nerf1", 2 * 4096, 0),
+        ("dsnerf", 2 * 4096, 0),
+        ("dietnerf", 2.1 * 4096, 12500),  # a whole unseen view every tenth step
+        ("sinnerf-geom", 4 * 4096, 0),
+        ("sinnerf", 4 * 4096, 62500),  # its first stage alone looks at images with the encoder
+    ],
+)
+def test_fields_are_charged_for_the_rays_and_images_of_their_terms(row: str, rays: float, encoded: float) -> None:
+    run = Study.read("paper", ROOT).find(f"novel-view-synthesis/lego/{row}/seed0")
+    (entry,) = run.method_entries
+    assert entry.amounts is not None
+    amounts = entry.amounts(run)
+    assert amounts[TRAIN].steps == 125_000
+    assert amounts[TRAIN].batch == pytest.approx(rays * 192)
+    assert amounts[ENCODING].steps == pytest.approx(encoded)
+    first = entry.amounts(replace(run, limit=1))[TRAIN]  # an unseen view is in a rehearsal's only step
+    assert first.batch == first.at_once == pytest.approx(amounts[TRAIN].at_once)
