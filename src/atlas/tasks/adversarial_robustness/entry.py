@@ -74,6 +74,21 @@ def training_amounts(run: Run) -> Amounts:
     }
 
 
+def _tested(run: Run) -> str:
+    """How many images a run is attacked on."""
+    from atlas.datasets import get_dataset
+
+    protocol: Protocol = run.protocol_model()
+    images = get_dataset(run.data).test_examples(protocol.data.test_fraction) if run.data else None
+    return f"{min(images, protocol.test_images or images):,} test images" if images else ""
+
+
+def _altered(run: Run) -> str:
+    """Whether training labels are wrong on purpose."""
+    share = run.protocol_model().data.label_noise
+    return f"{share:.0%} of the training labels drawn anew" if share else ""
+
+
 task(
     Task(
         name=NAME,
@@ -87,6 +102,8 @@ task(
         train=_train,
         evaluate=_evaluate,
         baseline="dense",
+        tested=_tested,
+        altered=_altered,
         smallest={
             "network": {"widths": [12, 12]},
             "data": {"train_size": 48, "validation_size": 24, "test_fraction": 0.95},

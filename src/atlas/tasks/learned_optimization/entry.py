@@ -84,6 +84,12 @@ ONE_STEP = {
     "data": {"shared": True, "validation_fraction": 0.5},  # stand-ins have two examples of a class
 }
 
+
+def _tested(run: Run) -> str:
+    """From how many starts a run's optimizer is judged."""
+    return f"{run.protocol_model().inits} starts of each problem" if run.data else ""
+
+
 task(
     Task(
         name=NAME,
@@ -94,6 +100,7 @@ task(
         train=_train,
         evaluate=_evaluate,
         baseline="adam",
+        tested=_tested,
         smallest=SMALLEST,
         rehearsal=ONE_STEP,
         amounts=tuning_amounts,
