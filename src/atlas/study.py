@@ -1,6 +1,7 @@
 """The plan, for everything above the harness: what the Snakefile, DVC and the command line read."""
 
 from atlas.harness.agenda import MARKER, Agenda, Demands, agenda
-from atlas.harness.study import Resources, Run, Study
+from atlas.harness.run import Resources, Run
+from atlas.harness.study import Study
 
 __all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "agenda"]

@@ -18,9 +18,10 @@ from atlas.errors import Interrupted, UserError
 from atlas.harness import resume
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import RECIPE_BEFORE, Method, load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
+from atlas.settings import merge, validate_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the demo cannot try, and why.

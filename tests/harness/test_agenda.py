@@ -10,8 +10,9 @@ import pytest
 from atlas.harness.agenda import Demands, agenda, note_made_here
 from atlas.harness.code import changed_code, code_of
 from atlas.harness.files import write_json, write_text
+from atlas.harness.run import Run
 from atlas.harness.stale import artefacts_digest, evaluation_gap, training_gap
-from atlas.harness.study import Run, Study
+from atlas.harness.study import Study
 
 STUDY = """
 seeds: [0]

@@ -10,8 +10,10 @@ import pytest
 
 from atlas.harness import registry
 from atlas.harness.execute import evaluate_run, train_run
-from atlas.harness.registry import Metric, Settings, Task, load
-from atlas.harness.study import Run, Study
+from atlas.harness.registry import Metric, Task, load
+from atlas.harness.run import Run
+from atlas.harness.study import Study
+from atlas.settings import Settings
 
 TASK = "relay"
 CONFIG = """

@@ -16,9 +16,7 @@ from atlas.harness.registry import load
 ENTRY = """
 from atlas.harness.registry import method
 
-@method("{name}", task="image-classification", title="T", summary="S.")
-def build(run, settings):
-    return None
+method("{name}", task="image-classification", title="T", summary="S.", plugin="plugin:Nothing")
 """
 
 

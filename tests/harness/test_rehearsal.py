@@ -15,7 +15,8 @@ from atlas.datasets import DatasetError, get_dataset, read_manifest, stand_in
 from atlas.errors import AtlasError, UserError
 from atlas.harness.registry import Amount
 from atlas.harness.rehearsal import GPUS, LAUNCH_SECONDS, Cost, Count, Rehearsal, _ended, _Group, cut, rehearse
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.nn.work import Spent
 
 STUDY = """

@@ -13,8 +13,9 @@ import torch
 
 from atlas.errors import Interrupted
 from atlas.harness import resume
+from atlas.harness.registry import load
 from atlas.harness.resume import SLOTS, StateStore, elapsed_seconds, training
-from atlas.harness.study import Resources, Run
+from atlas.harness.run import Resources, Run
 
 
 def make_run(root: Path, save_minutes: float = 60.0) -> Run:
@@ -30,6 +31,8 @@ def make_run(root: Path, save_minutes: float = 60.0) -> Run:
         {},
         Resources(save_minutes=save_minutes),
         root=root,
+        task_entry=load().task("image-classification"),
+        method_entries=(),
     )
 
 

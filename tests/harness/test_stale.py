@@ -9,13 +9,28 @@ from typing import Any
 
 import pytest
 
+from atlas.harness.registry import load
+from atlas.harness.run import Resources, Run
 from atlas.harness.stale import stale_metrics, stale_record
-from atlas.harness.study import Resources, Run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run("demo", "task", "bench", "pictures", "method", ("method",), 0, {}, {}, Resources(), root=tmp_path)
+    return Run(
+        "demo",
+        "task",
+        "bench",
+        "pictures",
+        "method",
+        ("method",),
+        0,
+        {},
+        {},
+        Resources(),
+        root=tmp_path,
+        task_entry=load().task("image-classification"),
+        method_entries=(),
+    )
 
 
 def acquire(run: Run, digest: str | None) -> None:

@@ -10,8 +10,8 @@ import pytest
 from atlas.errors import UserError
 from atlas.harness import planning
 from atlas.harness.names import ignores_case
-from atlas.harness.planning import merge
 from atlas.harness.study import Study
+from atlas.settings import merge
 
 GOOD = """
 seeds: [3, 4]

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from atlas.harness import registry
-from atlas.harness.registry import Metric, Settings, Task, load
-from atlas.harness.study import Run, Study
+from atlas.harness.registry import Metric, Task, load
+from atlas.harness.run import Run
+from atlas.harness.study import Study
+from atlas.settings import Settings
 
 CONFIG = """
 description: Made-up numbers for tests.

@@ -17,7 +17,8 @@ from conftest_report import EVIL, TOY, write_metrics
 
 from atlas.harness import plots
 from atlas.harness.plots import FigureData, figure
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.report import write_claims, write_figures, write_report, write_table
 from atlas.report.collect import collect_table
 from atlas.report.verdicts import COLUMNS

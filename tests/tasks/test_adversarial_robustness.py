@@ -14,9 +14,10 @@ import torch
 from atlas.errors import AtlasError, UserError
 from atlas.harness.execute import evaluate_run, train_run, training_summary
 from atlas.harness.files import read_tensors
-from atlas.harness.planning import merge, validate_settings
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.nn.counts import parameter_count
+from atlas.settings import merge, validate_settings
 from atlas.tasks.adversarial_robustness.data import RobustData, noisy_labels, split_images
 from atlas.tasks.adversarial_robustness.evaluate import load_network, strong_accuracy, withstands_autoattack
 from atlas.tasks.adversarial_robustness.networks import build_network

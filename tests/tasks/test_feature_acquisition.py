@@ -16,8 +16,9 @@ from atlas.datasets.activity import BANK, write_recordings
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors
-from atlas.harness.planning import merge, validate_settings
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
+from atlas.settings import merge, validate_settings
 from atlas.tasks.feature_acquisition.learner import Learner, Prediction
 from atlas.tasks.feature_acquisition.optimizers import StackedOptimizer
 from atlas.tasks.feature_acquisition.protocol import Protocol, Stream

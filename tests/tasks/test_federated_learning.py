@@ -14,8 +14,9 @@ from torch import nn
 from atlas.datasets import stand_in
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
-from atlas.harness.planning import merge, validate_settings
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
+from atlas.settings import merge, validate_settings
 from atlas.tasks.federated_learning.augment import Augmentation
 from atlas.tasks.federated_learning.data import Examples, FederatedData, load_data, member_budgets
 from atlas.tasks.federated_learning.domains import CHANGES

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from atlas.errors import AtlasError, UserError
-from atlas.harness.planning import merge
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.nn.counts import parameter_count
+from atlas.settings import merge
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.evaluate import expected_calibration_error, throughput_ratio
 from atlas.tasks.image_classification.folders import FolderImages

@@ -12,10 +12,11 @@ import torch
 
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run, training_summary
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.l2o import Curves, analytic, quadratic
+from atlas.settings import merge, validate_settings
 from atlas.tasks.learned_optimization.data import divide, load_arena, mixture
 from atlas.tasks.learned_optimization.entry import FIELD
 from atlas.tasks.learned_optimization.evaluate import CAP, judge, measures, outcome

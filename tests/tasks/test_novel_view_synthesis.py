@@ -16,10 +16,11 @@ from atlas.datasets import acquire, get_dataset, stand_in
 from atlas.datasets.views import MOTORCYCLE, STEREO
 from atlas.errors import AtlasError, UserError
 from atlas.harness.execute import evaluate_run, train_run
-from atlas.harness.planning import merge, validate_settings
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.sinnerf import Camera, depth_from_disparity, forward_warp
 from atlas.methods.sinnerf.ingredients import FieldReconstruction, camera_of, view_of, weights_of
+from atlas.settings import merge, validate_settings
 from atlas.tasks.novel_view_synthesis import captures, metrics
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene, make_solids, render_views
 from atlas.tasks.novel_view_synthesis.protocol import Protocol, SceneSettings

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from atlas.errors import UserError
-from atlas.harness.planning import merge, validate_settings
-from atlas.harness.study import Resources, Run
+from atlas.harness.run import Resources, Run
 from atlas.harness.yaml_file import parse_yaml
+from atlas.settings import merge, validate_settings
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:

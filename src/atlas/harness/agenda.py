@@ -15,8 +15,9 @@ from pathlib import Path
 from atlas.datasets import stale_data
 from atlas.harness.code import changed_code
 from atlas.harness.files import sha256, write_json, write_text
+from atlas.harness.run import Run
 from atlas.harness.stale import evaluation_gap, page_gap, read_json, stale_record, table_gap, training_gap
-from atlas.harness.study import Run, Study
+from atlas.harness.study import Study
 
 MARKER = Path(".atlas/due")
 MADE = Path(".atlas/made")

@@ -48,10 +48,10 @@ from pydantic import Field
 
 from atlas.datasets import dataset_names
 from atlas.errors import UserError, did_you_mean
-from atlas.harness.planning import merge, validate_settings
-from atlas.harness.registry import Paper, Settings, load
-from atlas.harness.study import Study
+from atlas.harness.registry import Paper, load
+from atlas.harness.run import Run
 from atlas.harness.yaml_file import read_yaml
+from atlas.settings import Settings, merge, validate_settings
 
 NEAR = 0.85  # similarity from which an unknown name is a misspelling
 
@@ -231,23 +231,24 @@ def _all_reported() -> list[Reported]:
     return [number for slug in sorted(load().papers) for number in _read(load().papers[slug])[1]]
 
 
-def check_claims(study: Study) -> None:
-    """Check that every claim and reported number names things that exist.
+def check_claims(runs: Iterable[Run], tier: str) -> None:
+    """Check that every claim and reported number names things that exist, for the runs of a study.
 
     Raises
     ------
     UserError
         A claim names a task, dataset, row or metric that neither the study nor the registry knows; or two claims share an id.
     """
+    rows = {(run.task, run.dataset, run.method): run for run in runs}
     seen: set[str] = set()
     for claim in load_claims():
         if claim.id in seen:
             raise UserError(f"two claims are called {claim.id}")
         seen.add(claim.id)
         load().task(claim.task)
-        _check_tier(study, claim)
-        for tier in claim.tiers:
-            for comparison in claim.comparisons(tier):
+        _check_tier(rows, tier, claim)
+        for judged in claim.tiers:
+            for comparison in claim.comparisons(judged):
                 _check_metric(claim.task, comparison.metric, f"claim {claim.id}")
                 if isinstance(comparison.of, str):
                     _check_metric(claim.task, comparison.of, f"claim {claim.id}")
@@ -265,29 +266,29 @@ def _check_metric(task: str, metric: str, who: str) -> None:
         raise UserError(f"{who} names the metric {metric}, which no method of {task} declares; {did_you_mean(metric, names)}")
 
 
-def _check_tier(study: Study, claim: Claim) -> None:
+def _check_tier(rows: Mapping[tuple[str, str, str], Run], tier: str, claim: Claim) -> None:
     """Check what a claim names in the study's own tier."""
-    dataset = claim.dataset(study.tier)
-    tables = [name for task, name in study.tables if task == claim.task]
+    dataset = claim.dataset(tier)
+    tables = list(dict.fromkeys(name for task, name, _ in rows if task == claim.task))
     if dataset is None or not tables:
         return
     if dataset not in tables:
         if dataset not in dataset_names() and difflib.get_close_matches(dataset, tables, n=1, cutoff=NEAR):
             raise UserError(f"claim {claim.id} names the dataset {dataset} of {claim.task}; {did_you_mean(dataset, tables)}")
         return  # a study may leave a benchmark out: the claim is then not run
-    for comparison in claim.comparisons(study.tier):
+    for comparison in claim.comparisons(tier):
         for row in filter(None, (comparison.method, comparison.baseline)):
-            _check_row(study, claim, dataset, row, comparison.metric)
+            _check_row(rows, claim, dataset, row, comparison.metric)
 
 
-def _check_row(study: Study, claim: Claim, dataset: str, row: str, metric: str) -> None:
-    runs = study.by_row.get((claim.task, dataset, row))
-    if runs is None:
+def _check_row(rows: Mapping[tuple[str, str, str], Run], claim: Claim, dataset: str, row: str, metric: str) -> None:
+    run = rows.get((claim.task, dataset, row))
+    if run is None:
         registered = load().methods.get(claim.task, {})
         if all(name in registered for name in row.split("+")):
             return  # a study may leave a row out: the claim is then not run
-        rows = [method for task, name, method in study.by_row if (task, name) == (claim.task, dataset)]
-        raise UserError(f"claim {claim.id} names the row {row} of {claim.task}/{dataset}; {did_you_mean(row, rows)}")
-    names = [declared.name for declared in runs[0].declared_metrics]
+        known = [method for task, name, method in rows if (task, name) == (claim.task, dataset)]
+        raise UserError(f"claim {claim.id} names the row {row} of {claim.task}/{dataset}; {did_you_mean(row, known)}")
+    names = [declared.name for declared in run.declared_metrics]
     if metric not in names:
         raise UserError(f"claim {claim.id} names the metric {metric} of {row}; {did_you_mean(metric, names)}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from atlas.harness.files import write_text
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 SOURCES = Path(__file__).resolve().parent.parent
 COMPUTES = ("methods", "tasks", "nn", "l2o", "datasets")

@@ -17,6 +17,7 @@ from atlas.harness.agenda import made_here, note_made_here, trained_with_other_c
 from atlas.harness.code import code_of
 from atlas.harness.files import sha256, write_json
 from atlas.harness.provenance import provenance
+from atlas.harness.registry import resolve
 from atlas.harness.resume import clear_state, elapsed_seconds
 from atlas.harness.seeds import pick_device, seed_everything
 from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, needed_digests, read_json, training_gap
@@ -24,7 +25,7 @@ from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, nee
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 
 def train_run(run: Run, *, force: bool = False, again: str | None = None) -> bool:
@@ -119,10 +120,9 @@ def training_summary(run: Run) -> dict[str, Any]:
 def _function(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
     """The method's own function for a verb where it has one, else the task's."""
     for entry in run.method_entries:
-        own = getattr(entry, verb)
-        if own is not None:
-            return own
-    return getattr(run.task_entry, verb)
+        if own := getattr(entry, verb):
+            return resolve(own, entry.package)
+    return resolve(getattr(run.task_entry, verb), run.task_entry.package)
 
 
 def _require_inputs(run: Run) -> None:

@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd

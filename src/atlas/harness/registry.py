@@ -1,8 +1,8 @@
 """The nouns that carry all six tasks: :class:`Metric`, :class:`Task`, :class:`Method`, and the folder registry.
 
 A task lives in ``atlas/tasks/<task>/entry.py`` and a method in ``atlas/methods/<paper>/entry.py``; finding the folder is
-the registration, so adding a method touches no list. Entries hold metadata and settings models only, and import
-the heavy modules inside the functions they register.
+the registration, so adding a method touches no list. An entry is a table of rows: data, and names of the code that does the
+work, ``"module:name"``. Code is imported when a run needs it, so reading a study imports no numerical library.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ from __future__ import annotations
 import importlib
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any, Literal, NamedTuple
 
 from atlas.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from atlas.harness.study import Run
+from atlas.settings import Settings
 
 RECIPE_BEFORE = "<recipe>"
 """Value of a need: the row whose recipe is this one's without the ingredients that act after training."""
@@ -37,13 +33,45 @@ TRAINING = ("train_flops", "train_macs", "rays", "windows")
 """Names of metrics that count the work of a training; the first that two rows share tells whether they cost the same."""
 
 
-class Settings(BaseModel):
-    """Base of every settings model: typed, immutable, and strict about names.
+REPORTED = "atlas.harness.execute:training_summary"
+"""Value of ``evaluate``: the metrics are what the training reported."""
 
-    Defaults are the paper's values; a study overrides only what it must.
+
+class CodeReferenceError(UserError):
+    """An entry names code that is not there."""
+
+
+def resolve(reference: str, package: str) -> Any:
+    """Import what an entry names.
+
+    Parameters
+    ----------
+    reference : str
+        ``"module:name"``: a module of the entry's own package, or, where it begins with ``atlas.``, of any.
+    package : str
+        The entry's package.
+
+    Raises
+    ------
+    CodeReferenceError
+        There is no such module, or nothing of that name in it. Errors inside the module are raised as they are.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    if callable(reference):  # TRANSITION
+        return reference
+    place, _, name = reference.partition(":")
+    if not name:
+        raise CodeReferenceError(f'{package}.entry: {reference!r} names no code; write "module:name"')
+    module = place if place.startswith("atlas.") else f"{package}.{place}"
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise CodeReferenceError(f"{package}.entry: {reference!r}: there is no module {module}") from None
+    if not hasattr(found, name):
+        hint = did_you_mean(name, [known for known in vars(found) if not known.startswith("_")])
+        raise CodeReferenceError(f"{package}.entry: {reference!r}: {module} has no {name}; {hint}")
+    return getattr(found, name)
 
 
 @dataclass(frozen=True)
@@ -130,11 +158,11 @@ class Task:
         What all methods of a table share: data split, backbone, schedule.
     metrics : tuple of Metric
         Exactly what an evaluation returns, for methods that declare none of their own. The first is the headline.
-    train : callable
-        ``train(run)``: from data and settings to ``run.weights`` (and curves); resumable. May return numbers about the
+    train : str
+        Names ``train(run)``: from data and settings to ``run.weights`` (and curves); resumable. May return numbers about the
         training, which :func:`atlas.harness.execute.training_summary` gives back to the evaluation.
-    evaluate : callable
-        ``evaluate(run) -> {metric: value}`` on the test split, from the files that ``train`` left.
+    evaluate : str
+        Names ``evaluate(run) -> {metric: value}`` on the test split, from the files that ``train`` left.
     recipes : bool
         Whether a row may combine methods, ``a+b``.
     smallest : mapping
@@ -142,17 +170,17 @@ class Task:
     rehearsal : mapping
         Protocol overrides that cut a run to one step (or round, window, iteration) of every phase and leave models, data
         shapes and losses at full size; batches may be as small as is valid.
-    amounts : callable, optional
-        ``amounts(run) -> {kind: Amount}``: for every kind of work (:mod:`atlas.nn.work`) how many steps a run takes and how many
-        examples each sees, from its settings alone; NaN where they do not tell. A rehearsal takes one step of every kind, and
-        scales its cost by these.
+    amounts : str
+        Names ``amounts(run) -> {kind: Amount}``: for every kind of work (:mod:`atlas.nn.work`) how many steps a run takes and how
+        many examples each sees, from its settings alone; NaN where they do not tell. A rehearsal takes one step of every kind,
+        and scales its cost by these.
     baseline : str
         Row that the others are compared with in the table.
-    tested : callable, optional
-        ``tested(run)``: on how much a run is evaluated, in words ("539 test images"), from its settings alone; empty where they
+    tested : str
+        Names ``tested(run)``: on how much a run is evaluated, in words ("539 test images"), from its settings alone; empty where they
         do not tell. Verdicts say it.
-    altered : callable, optional
-        ``altered(run)``: what was done to the dataset before anybody learned from it, in words ("a sixth of the labels drawn
+    altered : str
+        Names ``altered(run)``: what was done to the dataset before anybody learned from it, in words ("a sixth of the labels drawn
         anew"); empty where nothing was. It tells evidence on real data from evidence on modified real data.
     """
 
@@ -161,15 +189,20 @@ class Task:
     question: str
     protocol: type[Settings]
     metrics: tuple[Metric, ...]
-    train: Callable[[Run], Mapping[str, Any] | None]
-    evaluate: Callable[[Run], Mapping[str, float]]
+    train: str
+    evaluate: str
     baseline: str
     recipes: bool = False
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
-    amounts: Callable[[Run], Amounts] | None = None
-    tested: Callable[[Run], str] | None = None
-    altered: Callable[[Run], str] | None = None
+    amounts: str = ""
+    tested: str = ""
+    altered: str = ""
+
+    @property
+    def package(self) -> str:
+        """Package that its references are looked up in."""
+        return f"atlas.tasks.{self.name.replace('-', '_')}"
 
 
 @dataclass(frozen=True)
@@ -194,7 +227,11 @@ class Method:
     phase : {"model", "training", "after"}
         Recipes list ingredients in this order: rewrite the model, shape the training, act after it.
     conflicts : tuple of str
-        Names that cannot stand in one recipe with this one.
+        Names, or traits, of methods that cannot stand in one recipe with this one.
+    traits : tuple of str
+        What other methods may have to know about it without naming it, for example that it acts on timm's blocks.
+    combines : bool
+        Whether it may stand in a recipe; a stage, and a method that trains by a function of its own, never can.
     metrics : tuple of Metric, optional
         What its evaluation returns, where that differs from the task's.
     extra_metrics : tuple of Metric
@@ -202,10 +239,15 @@ class Method:
     smallest, rehearsal : mapping
         Settings that make a run as short as it can validly be, and that cut it to one step of every phase at full size, as
         for a task.
-    build : callable
-        ``build(run, settings)``: the object that the task's training loop works with.
-    train, evaluate, amounts : callable, optional
-        Replace the task's own functions, for stages and studies that do not train in the task's loop.
+    plugin : str
+        Names what makes the object that the task's loop works with, usually a class: ``plugin(run, settings, **options)``. Empty
+        for a row that trains by a function of its own.
+    options : mapping
+        What is fixed for this row and no setting: several rows may share one plug-in.
+    preset : mapping
+        Settings in which this row differs from the defaults of its settings class; a study may override them.
+    train, evaluate, amounts : str
+        Name functions that replace the task's own, for stages and studies that do not train in the task's loop.
     """
 
     name: str
@@ -213,19 +255,38 @@ class Method:
     task: str
     title: str
     summary: str
-    build: Callable[[Run, Any], Any]
+    plugin: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preset: Mapping[str, Any] = field(default_factory=dict)
     role: Literal["method", "ablation", "baseline", "stage"] = "method"
     settings: type[Settings] = Settings
     needs: Mapping[str, str] = field(default_factory=dict)
     phase: Literal["model", "training", "after"] = "model"
     conflicts: tuple[str, ...] = ()
+    traits: tuple[str, ...] = ()
+    combines: bool = True
     metrics: tuple[Metric, ...] | None = None
     extra_metrics: tuple[Metric, ...] = ()
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
-    train: Callable[[Run], Mapping[str, Any] | None] | None = None
-    evaluate: Callable[[Run], Mapping[str, float]] | None = None
-    amounts: Callable[[Run], Amounts] | None = None
+    train: str = ""
+    evaluate: str = ""
+    amounts: str = ""
+
+    @property
+    def package(self) -> str:
+        """Package that its references are looked up in: the paper's, or that of the task whose own baseline it is."""
+        kind, folder = ("methods", self.paper) if self.paper else ("tasks", self.task)
+        return f"atlas.{kind}.{folder.replace('-', '_')}"
+
+    @property
+    def alone(self) -> bool:
+        """Whether it can stand in no recipe."""
+        return not self.combines or bool(self.train) or self.role == "stage"
+
+    def build(self, run: Any, settings: Settings) -> Any:
+        """Make the object that the task's loop works with."""
+        return resolve(self.plugin, self.package)(run, settings, **self.options)
 
 
 @dataclass(frozen=True)
@@ -282,28 +343,28 @@ def paper(slug: str, *, title: str, citation: str, url: str) -> str:
     return slug
 
 
-def method(
-    name: str, *, task: str, paper: str = "", title: str, summary: str, **options: Any
-) -> Callable[[Callable[[Run, Any], Any]], Callable[[Run, Any], Any]]:
-    """Register the decorated builder as a method; the options are the fields of :class:`Method`.
+def method(name: str, *, task: str, paper: str = "", title: str, summary: str, **options: Any) -> Any:
+    """Register one row: a method, one of its ablations, a baseline or a stage; the options are the fields of :class:`Method`.
+
+    What all rows of an entry share is said once, by :func:`functools.partial`.
 
     Examples
     --------
-    >>> @method("attnscale", task="image-classification", paper="anti-oversmoothing", title="AttnScale",
-    ...         summary="Amplify the high-pass part of attention.")            # doctest: +SKIP
-    ... def attnscale(run, settings):
-    ...     from .attention import AttnScaleIngredient
-    ...     return AttnScaleIngredient(settings)
+    >>> from functools import partial
+    >>> row = partial(method, paper="anti-oversmoothing", task="image-classification")
+    >>> row("attnscale", title="AttnScale", summary="Amplify the high-pass part of attention.",
+    ...     plugin="plugin:Scaling")                                           # doctest: +SKIP
     """
+    known = _registry.methods.setdefault(task, {})
+    if name in known:
+        raise ValueError(f"two methods of {task} are called {name}: {known[name].paper or task} and {paper or task}")
+    known[name] = Method(name=name, paper=paper, task=task, title=title, summary=summary, **options)
 
-    def register(build: Callable[[Run, Any], Any]) -> Callable[[Run, Any], Any]:
-        known = _registry.methods.setdefault(task, {})
-        if name in known:
-            raise ValueError(f"two methods of {task} are called {name}: {known[name].paper or task} and {paper or task}")
-        known[name] = Method(name=name, paper=paper, task=task, title=title, summary=summary, build=build, **options)
+    def decorated(build: Any) -> Any:  # TRANSITION
+        known[name] = replace(known[name], plugin=build)
         return build
 
-    return register
+    return decorated
 
 
 @cache

@@ -26,10 +26,11 @@ from atlas.datasets import stand_in
 from atlas.errors import AtlasError
 from atlas.harness.claims import load_reported
 from atlas.harness.execute import evaluate_run, train_run
-from atlas.harness.planning import merge, validate_settings
-from atlas.harness.registry import Amount, Amounts, Method, Task
-from atlas.harness.study import Run, Study
+from atlas.harness.registry import Amount, Amounts, Method, Task, resolve
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.nn.work import ONCE, TRAIN, Spent
+from atlas.settings import merge, validate_settings
 
 TOLERANCE = 0.01  # relative difference from a published count up to which the two agree
 LAUNCH_SECONDS = 10e-6  # what one operation takes at least on a GPU that is fed from Python
@@ -363,8 +364,8 @@ def _prepare(run: Run) -> None:
 def _amounts(run: Run) -> Amounts:
     """Steps and examples of a run, by the first of its methods that knows, else by its task."""
     entries: list[Method | Task] = [*run.method_entries, run.task_entry]
-    known = [entry.amounts for entry in entries if entry.amounts is not None]
-    return known[0](run) if known else {}
+    amounts = next((resolve(entry.amounts, entry.package) for entry in entries if entry.amounts), None)
+    return amounts(run) if amounts else {}
 
 
 def _counts(run: Run, metrics: Mapping[str, float | None]) -> Iterator[Count]:

@@ -31,7 +31,7 @@ from atlas.harness.progress import Progress
 from atlas.nn.work import work
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 SECONDS = "seconds.json"
 SLOTS = ("state-a.pt", "state-b.pt")

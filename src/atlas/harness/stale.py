@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 
 TABLE_ENDINGS = ("csv", "md", "tex", "json")
 SUMMARY = "summary.json"

@@ -1,216 +1,32 @@
 """The plan: every run of a tier, with its settings, needs and resources, read from ``config/<tier>.yaml``.
 
 Snakemake, DVC and the command line all read this one object, so that they agree on what there is to do. Reading it
-imports no numerical library.
+imports no numerical library. Between the file and its runs stand validation, defaults, recipes and needs, with one clear line for
+every mistake.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from atlas.datasets import dataset_names
 from atlas.errors import UserError, did_you_mean
-from atlas.harness.names import name_fault, shown_name
-from atlas.harness.registry import Method, Metric, Settings, Task, load
+from atlas.harness.claims import check_claims
+from atlas.harness.names import case_twins, ignores_case, name_fault, shown_name
+from atlas.harness.registry import RECIPE_BEFORE, Registry, Task, load
+from atlas.harness.run import TRIAL, Resources, Run
+from atlas.harness.yaml_file import read_yaml
+from atlas.settings import merge, validate_settings
 
 CONFIG_FOLDER = Path("config")
-TRIAL = "-trial"
-
-
-class Resources(Settings):
-    """What one run asks of the machine; the workflow passes it to the scheduler.
-
-    Training saves its full state every ``save_minutes``, and when it is told to stop. ``device`` is ``auto`` (CUDA, else
-    Apple's MPS, else the CPU), or names one as torch does.
-    """
-
-    threads: int = 1
-    memory_mb: int = 4096
-    minutes: int = 60
-    gpus: int = 0
-    save_minutes: float = 5.0
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One cell of a study: tier / task / dataset / method / seed, with everything needed to compute it.
-
-    Attributes
-    ----------
-    dataset : str
-        The benchmark's name in paths; a study may define several on one ``data`` set.
-    data : str
-        The acquired dataset that the run reads; empty where its data is generated on the fly.
-    method : str
-        The row's name; ``recipe`` holds the registered methods that it combines.
-    protocol : dict
-        Validated protocol of the task, as plain values.
-    settings : dict
-        Registered method's name to its validated settings, as plain values.
-    needs : dict
-        Role to the run whose artefacts this one reads.
-    batched : bool
-        Whether one job computes all seeds of the row.
-    trial : bool
-        Whether settings were changed for once (``--set``): its files lie beside the study's, in ``<tier>-trial``, and no table,
-        claim or page reads them.
-    limit : int, optional
-        Steps of every training loop that are carried out; a rehearsal does one. ``None`` does all.
-    """
-
-    tier: str
-    task: str
-    dataset: str
-    data: str
-    method: str
-    recipe: tuple[str, ...]
-    seed: int
-    protocol: Mapping[str, Any]
-    settings: Mapping[str, Mapping[str, Any]]
-    resources: Resources
-    needs: Mapping[str, Run] = field(default_factory=dict)
-    batched: bool = False
-    root: Path = Path()
-    trial: bool = False
-    limit: int | None = None
-
-    @property
-    def place(self) -> str:
-        """Name of the folders of the run's study, or of its trials."""
-        return f"{self.tier}{TRIAL}" if self.trial else self.tier
-
-    @property
-    def cell(self) -> str:
-        """``task/dataset/method/seed<k>``, the run's name on the command line and in paths."""
-        return f"{self.task}/{self.dataset}/{self.method}/seed{self.seed}"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Folder of everything that training leaves: weights, settings, artefacts, resume state."""
-        return self.root / "checkpoints" / self.place / self.cell
-
-    @property
-    def weights(self) -> Path:
-        """Final weights, safetensors."""
-        return self.checkpoint / "model.safetensors"
-
-    @property
-    def record(self) -> Path:
-        """What was trained, with which settings: written last, so its presence means that training is complete."""
-        return self.checkpoint / "settings.json"
-
-    @property
-    def results(self) -> Path:
-        """Folder of the small result files that a reader sees."""
-        return self.root / "results" / self.place / "runs" / self.cell
-
-    @property
-    def metrics(self) -> Path:
-        """The run's ``metrics.json``."""
-        return self.results / "metrics.json"
-
-    @property
-    def history(self) -> Path:
-        """Curves: ``history.csv``."""
-        return self.results / "history.csv"
-
-    @property
-    def failure(self) -> Path:
-        """Why the run is missing from a table, when it failed."""
-        return self.results / "failure.json"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of the logs of the run's jobs; a job of several seeds has one."""
-        row = self.root / "logs" / self.place / self.task / self.dataset / self.method
-        return row if self.batched else row / f"seed{self.seed}"
-
-    @property
-    def data_folder(self) -> Path:
-        """Where the acquired dataset lies."""
-        return self.root / "data" / self.data
-
-    def needed(self, role: str) -> Run:
-        """Return the run that fills a role of ``needs``; its ``weights`` and artefacts exist when this run starts."""
-        return self.needs[role]
-
-    @property
-    def method_entries(self) -> tuple[Method, ...]:
-        """The registered methods of the recipe, in the order in which they act."""
-        registry = load()
-        return tuple(registry.method(self.task, name) for name in self.recipe)
-
-    @property
-    def task_entry(self) -> Task:
-        """The registered task."""
-        return load().task(self.task)
-
-    @property
-    def role(self) -> str:
-        """Role of the row: a recipe of several methods counts as a method."""
-        entries = self.method_entries
-        return entries[0].role if len(entries) == 1 else "method"
-
-    @property
-    def title(self) -> str:
-        """What tables and legends print for the row."""
-        if self.method == "+".join(self.recipe):
-            return " + ".join(entry.title for entry in self.method_entries)
-        return self.method
-
-    @property
-    def declared_metrics(self) -> tuple[Metric, ...]:
-        """Exactly what this run's evaluation returns."""
-        own = [entry.metrics for entry in self.method_entries if entry.metrics is not None]
-        extra = [metric for entry in self.method_entries for metric in entry.extra_metrics]
-        return tuple(dict.fromkeys([*(own[0] if own else self.task_entry.metrics), *extra]))
-
-    def protocol_model(self) -> Any:
-        """Return the protocol as the task's settings model."""
-        return self.task_entry.protocol.model_validate(dict(self.protocol))
-
-    def settings_model(self, name: str) -> Any:
-        """Return the settings of one method of the recipe as its settings model."""
-        return load().method(self.task, name).settings.model_validate(dict(self.settings[name]))
-
-    def build(self) -> list[Any]:
-        """Build the recipe's plug-ins, in the order in which they act."""
-        return [entry.build(self, self.settings_model(entry.name)) for entry in self.method_entries]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that determines the run's numbers, its needs included (resources are not part)."""
-        content = {
-            "task": self.task,
-            "data": self.data,
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "protocol": self.protocol,
-            "settings": self.settings,
-            "needs": {role: run.fingerprint for role, run in sorted(self.needs.items())},
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def described(self) -> dict[str, Any]:
-        """Return the run as plain values, for ``metrics.json`` and ``settings.json``."""
-        return {
-            "tier": self.tier,
-            "task": self.task,
-            "dataset": self.dataset,
-            "data": self.data,
-            "method": self.method,
-            "recipe": list(self.recipe),
-            "seed": self.seed,
-            "cell": self.cell,
-            "role": self.role,
-            "fingerprint": self.fingerprint,
-        }
+PHASES = ("model", "training", "after")
+ROW_WORDS = ("method", "protocol", "resources")
+TASK_WORDS = ("protocol", "methods", "datasets", "resources")
+DATASET_WORDS = ("data", "protocol", "methods", "resources")
 
 
 @dataclass(frozen=True)
@@ -244,11 +60,8 @@ class Study:
         if not path.is_file():
             known = [file.stem for file in sorted((root / CONFIG_FOLDER).glob("*.yaml"))]
             raise UserError(f"there is no study {tier} ({path} does not exist); {did_you_mean(tier, known)}")
-        from atlas.harness.claims import check_claims
-        from atlas.harness.planning import StudyFile
-
         study = StudyFile(path, tier, root, load()).study()
-        check_claims(study)
+        check_claims(study.runs, tier)
         return study
 
     @cached_property
@@ -294,3 +107,237 @@ class Study:
     def matching(self, task: str, dataset: str | None = None, method: str | None = None) -> list[Run]:
         """Return the runs of a task, of one of its datasets, or of one row."""
         return [run for run in self.runs if run.task == task and dataset in (None, run.dataset) and method in (None, run.method)]
+
+
+class StudyFile:
+    """Turns one YAML file into a :class:`Study`; holds what error messages need."""
+
+    def __init__(self, path: Path, tier: str, root: Path, registry: Registry) -> None:
+        self.path, self.tier, self.root, self.registry = path, tier, root, registry
+        self.shown = CONFIG_FOLDER / path.name
+        self.batch_seeds = False
+        self.caseless = ignores_case(path)
+        content = read_yaml(path, self.shown)
+        if content is None:
+            raise self.fail("", "is empty; a study names at least its seeds and one task")
+        self.content = self.mapping(content, "")
+
+    def fail(self, where: str, message: str) -> UserError:
+        """An error that says which file and where in it."""
+        return UserError(f"{self.shown}: {where}{' ' if where else ''}{message}")
+
+    def mapping(self, value: Any, where: str) -> dict[str, Any]:
+        """A mapping with text keys; nothing at all is an empty one."""
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.fail(where, f"must be a mapping, not {'a list' if isinstance(value, list) else repr(value)}")
+        for key in value:
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise self.fail(where, f"has a key that YAML reads as {key!r}; if it is a name, put it in quotes")
+        return {str(key): item for key, item in value.items()}
+
+    def part(self, values: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+        """A mapping inside another one; nothing where there is none."""
+        return self.mapping(values.get(key), f"{where}.{key}")
+
+    def check_names(self, names: Iterable[str], where: str) -> None:
+        """Refuse names of benchmarks or rows that cannot be folders side by side."""
+        names = list(names)
+        for name in names:
+            if fault := name_fault(name):
+                raise self.fail(f"{where}:", f"{shown_name(name)} {fault}")
+        twins = case_twins(names) if self.caseless else None
+        if twins:
+            raise self.fail(f"{where}:", f"{twins[0]} and {twins[1]} would share a folder, since this file system ignores case")
+
+    def known_keys(self, values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+        """Refuse a key that means nothing here."""
+        for key in values:
+            if key not in known:
+                raise self.fail(f"{where}.{key}".strip("."), f"is not known here; {did_you_mean(key, known)}")
+
+    def study(self) -> Study:
+        """The whole file as a study."""
+        top = dict(self.content)
+        seeds = top.pop("seeds", None)
+        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
+            raise self.fail("seeds", "must be a list of whole numbers from 0, for example [0, 1, 2]")
+        if len(set(seeds)) != len(seeds):
+            raise self.fail("seeds", f"names a seed twice: {seeds}")
+        self.batch_seeds = top.pop("batch_seeds", False)
+        if not isinstance(self.batch_seeds, bool):
+            raise self.fail("batch_seeds", f"must be true or false, not {self.batch_seeds!r}")
+        description = str(top.pop("description", ""))
+        resources = self.mapping(top.pop("resources", None), "resources")
+        runs: list[Run] = []
+        self.known_keys(top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "resources"], "")
+        for name, body in top.items():
+            runs += self.task_runs(self.registry.task(name), self.mapping(body, name), seeds, resources)
+        return Study(self.tier, description, tuple(seeds), self.batch_seeds, tuple(runs), self.root, self.shown)
+
+    def task_runs(self, task: Task, body: dict[str, Any], seeds: list[int], resources: dict[str, Any]) -> Iterator[Run]:
+        """Every run of one task."""
+        self.known_keys(body, TASK_WORDS, task.name)
+        datasets = self.mapping(body.get("datasets"), f"{task.name}.datasets")
+        if not datasets:
+            raise self.fail(f"{task.name}.datasets", "names no dataset")
+        self.check_names(datasets, f"{task.name}.datasets")
+        for dataset, options in datasets.items():
+            where = f"{task.name}.datasets.{dataset}"
+            options = self.mapping(options, where)
+            self.known_keys(options, DATASET_WORDS, where)
+            protocol = merge(self.part(body, "protocol", task.name), self.part(options, "protocol", where))
+            asked = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
+            rows = self.rows(task, body, options, dataset)
+            self.check_names(rows, f"{where}.methods")
+            yield from _Benchmark(self, task, dataset, self.data(dataset, options, where), protocol, asked, rows).runs(seeds)
+
+    def data(self, benchmark: str, options: Mapping[str, Any], where: str) -> str:
+        """Name of the data set that a benchmark reads; empty where its data is generated."""
+        name = options.get("data", benchmark)
+        if name is None:
+            return ""
+        if name in dataset_names():
+            return str(name)
+        hint = did_you_mean(str(name), dataset_names())
+        if "data" in options:
+            raise self.fail(f"{where}.data", f"= {name!r} is not a data set; {hint}")
+        raise self.fail(where, f"is not a data set, and a benchmark of another name needs data: NAME (or null); {hint}")
+
+    def rows(
+        self, task: Task, body: dict[str, Any], options: dict[str, Any], dataset: str
+    ) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Rows of one dataset: name → (where it stands in the file, its body); ``false`` leaves a row out."""
+        rows: dict[str, tuple[str, dict[str, Any]]] = {}
+        own = f"{task.name}.datasets.{dataset}.methods"
+        for where, methods in ((f"{task.name}.methods", body.get("methods")), (own, options.get("methods"))):
+            for name, row in self.mapping(methods, where).items():
+                if row is False:
+                    rows.pop(name, None)
+                    continue
+                base = rows[name][1] if name in rows else {}
+                rows[name] = (f"{where}.{name}", merge(base, self.mapping(row, f"{where}.{name}")))
+        if not rows:
+            raise self.fail(own, "names no method")
+        return rows
+
+
+@dataclass
+class _Benchmark:
+    """One dataset of one task while its rows become runs."""
+
+    reader: StudyFile
+    task: Task
+    dataset: str
+    data: str
+    protocol: dict[str, Any]
+    resources: dict[str, Any]
+    rows: dict[str, tuple[str, dict[str, Any]]]
+    made: dict[tuple[str, int], Run] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)
+
+    def runs(self, seeds: list[int]) -> Iterator[Run]:
+        for seed in seeds:
+            for row in self.rows:
+                self.run(row, seed)
+        return (self.made[row, seed] for row in self.rows for seed in seeds)
+
+    def run(self, row: str, seed: int) -> Run:
+        """Make one run, and before it the runs that it needs."""
+        if (row, seed) in self.made:
+            return self.made[row, seed]
+        if row in self.open:
+            raise self.reader.fail(self.rows[row][0], f"needs itself: {' → '.join([*self.open, row])}")
+        self.open.append(row)
+        where, body = self.rows[row]
+        recipe = self.recipe(row)
+        needs = {
+            role: self.run(self.needed_row(row, needed, where), seed)
+            for name in recipe
+            for role, needed in self.reader.registry.method(self.task.name, name).needs.items()
+        }
+        self.open.pop()
+        shown = self.reader.shown
+        protocol = validate_settings(
+            self.task.protocol,
+            merge(self.protocol, self.reader.part(body, "protocol", where)),
+            f"{shown}: {where}.protocol",
+            f"the protocol of {self.task.name}",
+        )
+        resources = validate_settings(
+            Resources,
+            merge(self.resources, self.reader.part(body, "resources", where)),
+            f"{shown}: {where}.resources",
+            "resources",
+        )
+        self.made[row, seed] = Run(
+            tier=self.reader.tier,
+            task=self.task.name,
+            dataset=self.dataset,
+            data=self.data,
+            method=row,
+            recipe=recipe,
+            seed=seed,
+            protocol=protocol,
+            settings=self.settings(row, recipe),
+            resources=Resources(**resources),
+            needs=needs,
+            batched=self.reader.batch_seeds,
+            root=self.reader.root,
+            task_entry=self.task,
+            method_entries=tuple(self.reader.registry.method(self.task.name, name) for name in recipe),
+        )
+        return self.made[row, seed]
+
+    def recipe(self, row: str) -> tuple[str, ...]:
+        """The registered methods of a row, validated: known, allowed together, in the order in which they act."""
+        where, body = self.rows[row]
+        names = str(body.get("method", row)).split("+")
+        known = self.reader.registry.methods.get(self.task.name, {})
+        for name in names:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise self.reader.fail(where, f"{name} is not a method of {self.task.name}; {hint}")
+        if len(names) == 1:
+            return tuple(names)
+        if not self.task.recipes:
+            raise self.reader.fail(where, f"methods of {self.task.name} cannot be combined")
+        if len(set(names)) != len(names):
+            raise self.reader.fail(where, "names a method twice")
+        for name in names:
+            if known[name].alone:
+                raise self.reader.fail(where, f"{name} trains by itself and cannot stand in a recipe")
+            for other in names:
+                if other != name and set(known[name].conflicts).intersection((other, *known[other].traits)):
+                    raise self.reader.fail(where, f"{name} and {other} cannot stand in one recipe")
+        ordered = sorted(names, key=lambda name: PHASES.index(known[name].phase))
+        if ordered != names:
+            raise self.reader.fail(where, f"acts in another order: write {'+'.join(ordered)}")
+        if sum(known[name].phase == "after" for name in names) > 1:
+            raise self.reader.fail(where, "holds two methods that act after training; at most one can")
+        return tuple(names)
+
+    def needed_row(self, row: str, needed: str, where: str) -> str:
+        """Name of the row that fills a need of ``row``."""
+        if needed == RECIPE_BEFORE:
+            known = self.reader.registry.methods[self.task.name]
+            before = [name for name in self.recipe(row) if known[name].phase != "after"]
+            needed = "+".join(before) or self.task.baseline
+        if needed not in self.rows:
+            raise self.reader.fail(where, f"needs the row {needed}, which {self.dataset} does not have; add it there")
+        return needed
+
+    def settings(self, row: str, recipe: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """Validated settings of every method of the row; a recipe's are nested by method."""
+        where, body = self.rows[row]
+        values = {key: value for key, value in body.items() if key not in ROW_WORDS}
+        if len(recipe) > 1:
+            self.reader.known_keys(values, [*recipe, *ROW_WORDS], where)
+        complete = {}
+        for name in recipe:
+            own = values if len(recipe) == 1 else self.reader.mapping(values.get(name), f"{where}.{name}")
+            place = f"{self.reader.shown}: {where}" + ("" if len(recipe) == 1 else f".{name}")
+            entry = self.reader.registry.method(self.task.name, name)
+            complete[name] = validate_settings(entry.settings, merge(entry.preset, own), place, name)
+        return complete

@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from atlas.harness.registry import Metric
+from atlas.harness.run import Run
 from atlas.harness.stale import read_json, stale_metrics
-from atlas.harness.study import Run, Study
+from atlas.harness.study import Study
 
 LOG_LINES = 12
 

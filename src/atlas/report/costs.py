@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from atlas.harness.registry import Metric
-from atlas.harness.study import Run
+from atlas.harness.run import Run
 from atlas.report.collect import Row, Table
 from atlas.report.numbers import effect_text, metric_text
 from atlas.report.statistics import mean_and_sd

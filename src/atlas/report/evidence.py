@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from atlas.harness.claims import Claim
-from atlas.harness.study import Run
+from atlas.harness.registry import resolve
+from atlas.harness.run import Run
 
 ARITHMETIC, SYNTHETIC, MODIFIED, REAL = "arithmetic", "synthetic", "modified real data", "real data"
 KINDS = (REAL, MODIFIED, SYNTHETIC, ARITHMETIC)
@@ -26,11 +27,13 @@ def evidence(claim: Claim, run: Run | None) -> str:
 
 def altered(run: Run) -> str:
     """What was done to a run's data, in words; empty if nothing."""
-    tell = run.task_entry.altered
-    return tell(run) if tell and run.data else ""
+    return _told(run, run.task_entry.altered) if run.data else ""
 
 
 def tested(run: Run) -> str:
     """On how much a run is evaluated, in words; empty where settings do not tell."""
-    tell = run.task_entry.tested
-    return tell(run) if tell else ""
+    return _told(run, run.task_entry.tested)
+
+
+def _told(run: Run, reference: str) -> str:
+    return str(resolve(reference, run.task_entry.package)(run)) if reference else ""

@@ -20,7 +20,7 @@ from atlas.report.markdown import escape, fenced, grid
 from atlas.report.overview import SIGNS, Overview
 from atlas.report.series import write_series
 from atlas.report.tables import Sheet, seeds_text, shown_metrics, table_markdown
-from atlas.report.told import claims_markdown, finding, rule, seed_numbers, spread_of_splits, unsettled, values_csv
+from atlas.report.told import claims_markdown, found_line, rule, seed_numbers, spread_of_splits, unsettled, values_csv
 from atlas.report.verdicts import VERDICTS, Judged, judge_all
 
 # Nothing but the page itself may load or run: not even what an escaped name would smuggle in.
@@ -66,7 +66,7 @@ def page(study: Study, overview: Overview, chapters: list[tuple[Task, list[Chapt
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     helpers: dict[str, Any] = {"signs": SIGNS, "seeds_text": seeds_text, "number": _number, "verdict_rank": _rank}
     helpers |= {"interval_picture": interval_picture, "rule": rule(study), "policy": POLICY.format(digest=digest)}
-    helpers |= {"finding": finding, "seed_numbers": seed_numbers, "unsettled": unsettled, "sign_class": _sign_class}
+    helpers |= {"found_line": found_line, "seed_numbers": seed_numbers, "unsettled": unsettled, "sign_class": _sign_class}
     helpers |= {"covered": spread_of_splits(overview.judged), "values": data_address("text/csv", values_csv(overview.judged))}
     environment.globals.update(helpers)
     return environment.get_template("report.html").render(

@@ -161,11 +161,15 @@ def against(judged: Iterable[Judged]) -> list[Judged]:
 
 
 def finding(one: Judged) -> str:
-    """A finding against a method in a sentence."""
+    """A finding against a method in sentences."""
+    return f"{'' if one.claim.against else 'It does not hold that: '}{one.statement} {found_line(one)}"
+
+
+def found_line(one: Judged) -> str:
+    """What was asked and what was found, in a sentence."""
     part = one.decisive
-    lead = "" if one.claim.against else "It does not hold that: "
     unequal = f", {part.unequal}" if part.unequal else ""
-    return f"{lead}{one.statement} Asked was {part.asked}; found {part.effect}{unequal}."
+    return f"Asked: {part.asked}. Found: {part.effect} on {part.found.count} seeds{unequal}; {one.evidence}."
 
 
 def _markdown_rows(one: Judged) -> list[list[str]]:

@@ -14,13 +14,14 @@ import torch
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors, write_json
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.as_vit import HierarchicalViT, Topology, build, count, kendall_tau
 from atlas.methods.as_vit.entry import PROXIES, SCALINGS, TOPOLOGIES
 from atlas.methods.as_vit.ingredient import space_with
 from atlas.nn.counts import parameter_count
+from atlas.settings import merge, validate_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = "image-classification"

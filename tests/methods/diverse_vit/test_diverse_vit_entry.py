@@ -10,11 +10,12 @@ import pytest
 
 from atlas.errors import AtlasError, UserError
 from atlas.harness.execute import train_run
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.diverse_vit import DiversityConfig
 from atlas.methods.diverse_vit.entry import NAMES
+from atlas.settings import merge, validate_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = "image-classification"

@@ -9,9 +9,10 @@ import pytest
 
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
+from atlas.settings import merge, validate_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK, PAPER = "learned-optimization", "optimizer-amalgamation"

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from atlas.errors import UserError
-from atlas.harness.planning import merge
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.sinnerf.entry import FieldMethod
 from atlas.methods.sinnerf.ingredients import AllViews
+from atlas.settings import merge
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,7 +10,8 @@ import torch
 
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.sparse_robust import FlyingBird, SparseTraining, density_of
 from atlas.tasks.adversarial_robustness.networks import build_network
 from atlas.tasks.adversarial_robustness.topology import DenseStepper

@@ -11,10 +11,11 @@ import torch
 from atlas.datasets import stand_in
 from atlas.errors import UserError
 from atlas.harness.claims import load_reported
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.split_mix.ingredient import TrainedFederation, network_costs
+from atlas.settings import merge, validate_settings
 from atlas.tasks.federated_learning.data import load_data
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from atlas.harness.execute import evaluate_run, train_run
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.symbolic_l2o import Records, SymbolicOptimizer, parse
 from atlas.methods.symbolic_l2o.entry import OptimizerSettings
 from atlas.methods.symbolic_l2o.ingredient import SymbolicTraining
 from atlas.methods.symbolic_l2o.stages import CosineMomentum
+from atlas.settings import merge, validate_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = "learned-optimization"

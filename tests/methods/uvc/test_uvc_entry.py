@@ -13,10 +13,11 @@ import torch
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.uvc import CompressionPlan, ViTShape
+from atlas.settings import merge, validate_settings
 from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.models import build_model
 

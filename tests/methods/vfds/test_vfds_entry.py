@@ -20,11 +20,12 @@ from atlas.datasets.manifest import describe
 from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors, write_json
-from atlas.harness.planning import merge, validate_settings
 from atlas.harness.registry import load
-from atlas.harness.study import Run, Study
+from atlas.harness.run import Run
+from atlas.harness.study import Study
 from atlas.methods.vfds import SelectiveGRU, Sweep, arm_loss, baselines
 from atlas.methods.vfds.baselines import bayes_filter, target_count, top
+from atlas.settings import merge, validate_settings
 from atlas.tasks.feature_acquisition.protocol import Protocol, Stream
 from atlas.tasks.feature_acquisition.streams import synthetic_sequences
 

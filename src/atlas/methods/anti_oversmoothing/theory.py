@@ -7,44 +7,35 @@ slow it down; AttnScale's ω raises what is left.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from atlas.methods.anti_oversmoothing.scaling import attnscale_sdpa
+from atlas.methods.anti_oversmoothing.settings import StackSettings
 from atlas.nn.diagnostics import hf_dc_ratio
 
-Stack = Literal["attention", "residual", "residual-mlp"]
 INPUT_MEAN = 0.5
 
 
 def random_stack_ratios(
-    *,
-    omega: float,
-    stack: Stack = "residual",
-    depth: int = 24,
-    tokens: int = 64,
-    width: int = 64,
-    heads: int = 4,
-    query_key_gain: float = 1.5,
-    generator: torch.Generator,
+    settings: StackSettings | None = None, /, *, omega: float, generator: torch.Generator, **changes: Any
 ) -> Tensor:
     """Follow ‖HC‖_F/‖DC‖_F of random tokens through a random stack.
 
     Parameters
     ----------
+    settings : StackSettings, optional
+        The stack's shape.
     omega : float
         AttnScale's ω in every head and layer.
-    stack : {"attention", "residual", "residual-mlp"}
-        Attention alone; with a residual connection; with residual connections and MLPs. All normalise their input.
-    depth, tokens, width, heads : int
-        Sizes.
-    query_key_gain : float
-        Factor on the weights of queries and of keys: how far attention is from uniform.
     generator : torch.Generator
-        Draws input and weights, the same for every ω and stack.
+        Draws input and weights, the same for every ω and kind of stack.
+    **changes
+        Single settings of :class:`.settings.StackSettings`: ``stack``, ``depth``, ``tokens``, ``width``, ``heads``,
+        ``query_key_gain``.
 
     Returns
     -------
@@ -54,28 +45,29 @@ def random_stack_ratios(
     Raises
     ------
     ValueError
-        ``width`` is not a multiple of ``heads``.
+        A setting is not allowed; ``width`` is not a multiple of ``heads``.
     """
-    if width % heads:
-        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    shape = StackSettings.chosen(settings, **changes)
+    width, heads, gain = shape.width, shape.heads, shape.query_key_gain
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    x = draw(1, tokens, width) + INPUT_MEAN * draw(1, 1, width)
+    x = draw(1, shape.tokens, width) + INPUT_MEAN * draw(1, 1, width)
     scale = torch.full((heads,), omega, dtype=torch.float64)
     ratios = [hf_dc_ratio(x)]
-    for _ in range(depth):
+    for _ in range(shape.depth):
         qkv, proj = draw(3, width, width) / math.sqrt(width), draw(width, width) / math.sqrt(width)
         up, down = draw(width, 4 * width) / math.sqrt(width), draw(4 * width, width) / math.sqrt(4 * width)
         normed = functional.layer_norm(x, (width,))
-        gains = (query_key_gain, query_key_gain, 1.0)
+        gains = (gain, gain, 1.0)
         query, key, value = (
-            (normed @ (gain * weight)).unflatten(-1, (heads, -1)).transpose(1, 2) for gain, weight in zip(gains, qkv, strict=True)
+            (normed @ (factor * weight)).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for factor, weight in zip(gains, qkv, strict=True)
         )
         attended = attnscale_sdpa(query, key, value, scale).transpose(1, 2).flatten(-2) @ proj
-        x = attended if stack == "attention" else x + attended
-        if stack == "residual-mlp":
+        x = attended if shape.stack == "attention" else x + attended
+        if shape.stack == "residual-mlp":
             x = x + functional.gelu(functional.layer_norm(x, (width,)) @ up) @ down
         ratios.append(hf_dc_ratio(x))
     return torch.stack(ratios)

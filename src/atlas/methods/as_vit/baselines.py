@@ -33,7 +33,7 @@ from atlas.tasks.image_classification.models import parameter_groups
 from atlas.tasks.image_classification.training import Training
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.image_classification.data import Batches
 
 TOPOLOGIES = "topologies.json"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
 
-from atlas.harness.registry import Amount, Amounts, Metric, Settings, method, paper
-from atlas.harness.study import Run
+from atlas.harness.registry import Amount, Amounts, Metric, method, paper
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
+from atlas.settings import Settings
 from atlas.tasks.image_classification.entry import METRICS, training_amount
 
 if TYPE_CHECKING:

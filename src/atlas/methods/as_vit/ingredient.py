@@ -21,7 +21,7 @@ from atlas.methods.as_vit.topology import SearchSpace, Topology
 from atlas.tasks.image_classification.ingredients import Ingredient
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.image_classification.training import Training
 
 SEARCH = "search.json"

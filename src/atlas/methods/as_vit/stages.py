@@ -32,7 +32,7 @@ from atlas.nn.work import work
 from atlas.tasks.image_classification.data import load_data
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.image_classification.data import ImageData
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Gt, Le
 from pydantic import model_validator
 
-from atlas.harness.registry import Settings, method, paper
-from atlas.harness.study import Run
+from atlas.harness.registry import method, paper
+from atlas.harness.run import Run
+from atlas.settings import Settings
 
 if TYPE_CHECKING:
     from atlas.methods.diverse_vit.ingredient import DiverseIngredient

@@ -28,7 +28,7 @@ from atlas.tasks.learned_optimization.competitors import Competitor, Learned, re
 from atlas.tasks.learned_optimization.evaluate import Evaluation
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.learned_optimization.data import Arena
 
 TEACHERS_FILE, STUDENT_FILE = "teachers.json", "student.safetensors"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from atlas.harness.registry import Amount, Amounts, Settings, method, paper
-from atlas.harness.study import Run
+from atlas.harness.registry import Amount, Amounts, method, paper
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
+from atlas.settings import Settings
 from atlas.tasks.novel_view_synthesis.entry import ray_amount
 
 if TYPE_CHECKING:

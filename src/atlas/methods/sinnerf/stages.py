@@ -25,7 +25,7 @@ from atlas.tasks.novel_view_synthesis.scene import Scene, save_scene
 from atlas.tasks.novel_view_synthesis.training import save_depth, save_picture, shown_views
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 OPAQUE_ENOUGH = 0.5
 CROPS = 300

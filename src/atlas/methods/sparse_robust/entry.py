@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from atlas.harness.registry import Amounts, Metric, Settings, method, paper
-from atlas.harness.study import Run
+from atlas.harness.registry import Amounts, Metric, method, paper
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
+from atlas.settings import Settings
 from atlas.tasks.adversarial_robustness.entry import training_amounts
 
 if TYPE_CHECKING:

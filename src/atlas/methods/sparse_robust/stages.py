@@ -9,7 +9,7 @@ from atlas.methods.sparse_robust.ingredients import table_network
 from atlas.methods.sparse_robust.masks import layer_densities, prunable
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 BENCHMARKS = {"cifar10": (10, 32), "cifar100": (100, 32), "tiny": (200, 64)}
 """Classes and pixels of the paper's benchmarks."""

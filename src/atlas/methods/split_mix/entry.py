@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import field_validator, model_validator
 
-from atlas.harness.registry import Metric, Settings, method, paper
-from atlas.harness.study import Run
+from atlas.harness.registry import Metric, method, paper
+from atlas.harness.run import Run
+from atlas.settings import Settings
 from atlas.tasks.federated_learning.entry import ATTACKED_METRICS, KNOB_METRICS, WIDTH_METRICS
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from atlas.tasks.learned_optimization.competitors import (
 )
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.learned_optimization.data import Arena
     from atlas.tasks.learned_optimization.evaluate import Evaluation
 

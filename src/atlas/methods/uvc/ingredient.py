@@ -39,7 +39,7 @@ from atlas.tasks.image_classification.models import parameter_groups
 from atlas.tasks.image_classification.training import TRAINING_PASSES
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.image_classification.training import Training
 
 PLAN, EXPORTED, SEARCH = "plan.json", "exported.safetensors", "search.json"

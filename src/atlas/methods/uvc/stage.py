@@ -18,7 +18,7 @@ from atlas.methods.uvc.repair import fit_to_budget
 from atlas.methods.uvc.scores import UnitScores, unit_scores
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 
 def plans(shape: ViTShape, scores: UnitScores, settings: LatencySettings) -> dict[str, CompressionPlan]:

@@ -24,7 +24,7 @@ from atlas.tasks.feature_acquisition.streams import BEACON_NOISE, Sequences, bea
 from atlas.tasks.feature_acquisition.training import make_bench
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 MI_ROWS = 2000
 """Steps on which mutual information is estimated; the nearest-neighbour estimate costs n log n per feature."""

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import FiniteFloat, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from atlas.harness.registry import Amount, Amounts, Metric, Settings, method, paper
-from atlas.harness.study import Run
+from atlas.harness.registry import Amount, Amounts, Metric, method, paper
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
+from atlas.settings import Settings
 from atlas.tasks.feature_acquisition.entry import training_amounts
 
 PAPER = paper(

@@ -24,7 +24,7 @@ from atlas.nn.augmentation import random_crops, random_flips, random_rotations
 from atlas.tasks.adversarial_robustness.protocol import Data, Protocol
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 PERMUTATION_SEED = 10
 """Seed of the authors' permutation of Tiny-ImageNet's training images."""

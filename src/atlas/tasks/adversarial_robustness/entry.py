@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from functools import partial
+from typing import Annotated, cast
 
 from annotated_types import Gt
 
-from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
-from atlas.harness.study import Run
+from atlas.harness.registry import Amount, Amounts, Metric, Task, method, task
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN, VALIDATION
+from atlas.settings import Settings
 from atlas.tasks.adversarial_robustness.protocol import Protocol
 
 NAME = "adversarial-robustness"
@@ -39,18 +40,6 @@ METRICS = (
 )
 
 
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.adversarial_robustness.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.adversarial_robustness.evaluate import evaluate
-
-    return evaluate(run)
-
-
 def training_amounts(run: Run) -> Amounts:
     """Training steps and images in each; and passes of images over the network when validation and test images are attacked.
 
@@ -74,7 +63,7 @@ def training_amounts(run: Run) -> Amounts:
     }
 
 
-def _tested(run: Run) -> str:
+def tested(run: Run) -> str:
     """How many images a run is attacked on."""
     from atlas.datasets import get_dataset
 
@@ -83,7 +72,7 @@ def _tested(run: Run) -> str:
     return f"{min(images, protocol.test_images or images):,} test images" if images else ""
 
 
-def _altered(run: Run) -> str:
+def altered(run: Run) -> str:
     """Whether training labels are wrong on purpose."""
     share = run.protocol_model().data.label_noise
     return f"{share:.0%} of the training labels drawn anew" if share else ""
@@ -99,11 +88,11 @@ task(
         ),
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="dense",
-        tested=_tested,
-        altered=_altered,
+        tested="entry:tested",
+        altered="entry:altered",
         smallest={
             "network": {"widths": [12, 12]},
             "data": {"train_size": 48, "validation_size": 24, "test_fraction": 0.95},
@@ -124,7 +113,7 @@ task(
             "test_every": 0,
             "test_images": 1,
         },
-        amounts=training_amounts,
+        amounts="entry:training_amounts",
     )
 )
 
@@ -135,30 +124,12 @@ class SmallDenseSettings(Settings):
     scale: Annotated[float, Gt(0)] = 0.448
 
 
-@method(
-    "dense",
-    task=NAME,
-    title="dense",
-    summary="Every weight exists; its best epoch is early stopping.",
-    role="baseline",
-)
-def dense(run: Run, settings: Settings) -> Any:
-    """The network of the protocol."""
-    from atlas.tasks.adversarial_robustness.topology import Topology
-
-    return Topology()
-
-
-@method(
+row = partial(method, task=NAME, role="baseline")
+row("dense", title="dense", summary="Every weight exists; its best epoch is early stopping.", plugin="topology:Topology")
+row(
     "small-dense",
-    task=NAME,
     title="small dense",
     summary="A narrower dense network with as many weights as the sparse ones.",
-    role="baseline",
+    plugin="topology:SmallDense",
     settings=SmallDenseSettings,
 )
-def small_dense(run: Run, settings: SmallDenseSettings) -> Any:
-    """Every width scaled."""
-    from atlas.tasks.adversarial_robustness.topology import SmallDense
-
-    return SmallDense(settings.scale)

@@ -21,7 +21,7 @@ from atlas.tasks.adversarial_robustness.protocol import Protocol
 from atlas.tasks.adversarial_robustness.training import BEST, LAYERS, MASKS, density, fresh_network, measure
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 FEWEST_CLASSES = 4
 """AutoAttack's targeted attacks are undefined for fewer classes."""

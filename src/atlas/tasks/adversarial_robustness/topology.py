@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from atlas.harness.plugin import Plugin
 from atlas.tasks.adversarial_robustness.protocol import Network
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class DenseStepper:
         """Nothing to restore."""
 
 
-class Topology:
-    """Base of what methods build; by default the dense network of the protocol.
+class Topology(Plugin):
+    """Base of the plug-ins of adversarial robustness; by default the dense network of the protocol.
 
     Attributes
     ----------
@@ -101,9 +102,6 @@ class Topology:
 class SmallDense(Topology):
     """A dense network with every width scaled: the honest question of whether a smaller network does as well."""
 
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
     def network(self, settings: Network) -> Network:
         """Scale the widths."""
-        return settings.model_copy(update={"scale": settings.scale * self.scale})
+        return settings.model_copy(update={"scale": settings.scale * self.settings.scale})

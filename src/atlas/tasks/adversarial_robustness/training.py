@@ -26,7 +26,7 @@ from atlas.tasks.adversarial_robustness.protocol import Protocol, learning_rate_
 from atlas.tasks.adversarial_robustness.topology import Stepper, Topology
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 BEST, MASKS = "best.safetensors", "masks.safetensors"
 TOPOLOGY, LAYERS = "topology.csv", "layers.csv"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from atlas.harness.registry import Amount, Amounts, Metric, Task, task
-from atlas.harness.study import Run
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
 from atlas.tasks.feature_acquisition.protocol import Protocol
 
@@ -32,31 +29,19 @@ METRICS = (
 )
 
 
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.feature_acquisition.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.feature_acquisition.evaluate import evaluate
-
-    return evaluate(run)
-
-
 def training_amounts(run: Run) -> Amounts:
     """Steps and sequences in each; a rehearsal does not validate, since only the data tell on how many sequences."""
     protocol = run.protocol_model()
     return {TRAIN: Amount(protocol.steps, protocol.batch_size, protocol.batch_size)}
 
 
-def _tested(run: Run) -> str:
+def tested(run: Run) -> str:
     """How many sequences a run is tested on; recordings are as long as they are."""
     stream = run.protocol_model().stream
     return "" if stream.kind == "recordings" else f"{stream.test_sequences:,} test sequences"
 
 
-def _altered(run: Run) -> str:
+def altered(run: Run) -> str:
     """Whether sequences are put together from pieces of recordings."""
     kinds = {
         "sessions": "windows of recordings joined to sessions",
@@ -72,12 +57,12 @@ task(
         question="How few features need a model acquire per step, decided before it sees any, and what accuracy does that cost?",
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="vanilla",
-        tested=_tested,
-        altered=_altered,
-        amounts=training_amounts,
+        tested="entry:tested",
+        altered="entry:altered",
+        amounts="entry:training_amounts",
         smallest={
             "steps": 4,
             "batch_size": 4,

@@ -21,7 +21,7 @@ from atlas.tasks.feature_acquisition.streams import Layout, Sequences
 from atlas.tasks.feature_acquisition.training import decide, make_bench
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 NULL_DRAWS = 200
 NULL_QUANTILE = 0.99

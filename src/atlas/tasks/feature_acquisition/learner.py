@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from atlas.harness.plugin import Plugin
 from atlas.harness.seeds import generator
 from atlas.tasks.feature_acquisition.protocol import Protocol
 from atlas.tasks.feature_acquisition.streams import Streams
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.feature_acquisition.evaluate import Evaluation
 
 Mode = Literal["threshold", "sample"]
@@ -79,8 +80,8 @@ class Prediction(NamedTuple):
     gates: Tensor
 
 
-class Learner:
-    """Base class of what methods of this task build.
+class Learner(Plugin):
+    """Base of the plug-ins of feature acquisition.
 
     A learner has one or several operating points (for example a λ each), of which one is the headline whose numbers the table
     shows; all of them make the front of accuracy against cost.

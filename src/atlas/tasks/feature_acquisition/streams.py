@@ -20,7 +20,7 @@ from atlas.nn.sequences import check_complete, check_labels, labelled
 from atlas.tasks.feature_acquisition.protocol import Stream
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 TEST_SEED = 20220
 HANDOVER_STATISTICS = ("mean", "std", "rms", "mean-diff")

@@ -18,7 +18,7 @@ from atlas.tasks.feature_acquisition.scores import objective, score
 from atlas.tasks.feature_acquisition.streams import Sequences, load_streams
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 
 def make_bench(run: Run) -> Bench:

@@ -24,7 +24,7 @@ from atlas.tasks.federated_learning.domains import CHANGES
 from atlas.tasks.federated_learning.protocol import FEWEST_CLIENTS, Data, Protocol
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 BYTE = 255
 FEWEST_IMAGES = 2

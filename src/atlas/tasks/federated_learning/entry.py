@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from atlas.harness.registry import Amount, Amounts, Metric, Task, task
-from atlas.harness.study import Run
+from atlas.harness.run import Run
 from atlas.nn.work import AVERAGING, TRAIN, VALIDATION
 from atlas.tasks.federated_learning.protocol import WIDTHS, Protocol
 
@@ -48,19 +46,7 @@ KNOB_METRICS = (
 """Of methods whose model has a robustness knob."""
 
 
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.federated_learning.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.federated_learning.evaluate import evaluate
-
-    return evaluate(run)
-
-
-def _amounts(run: Run) -> Amounts:
+def training_amounts(run: Run) -> Amounts:
     """Training: minibatches of a client over all rounds, images of all clients in each, and of those whose networks are stacked.
 
     Validation: how often, images of all clients, and those of a batch. Averaging: rounds, and clients in each. Where the size of
@@ -103,7 +89,7 @@ def _rehearsed_amounts(run: Run, protocol: Protocol) -> Amounts:
     }
 
 
-def _tested(run: Run) -> str:
+def tested(run: Run) -> str:
     """How many images a run is tested on, and as how many domains."""
     from atlas.datasets import get_dataset
 
@@ -113,7 +99,7 @@ def _tested(run: Run) -> str:
     return f"{images:,} test images{made}" if images else ""
 
 
-def _altered(run: Run) -> str:
+def altered(run: Run) -> str:
     """Whether domains are made by changing images."""
     domains = run.protocol_model().data.domains
     return f"domains made of the images: {', '.join(domains)}" if domains else ""
@@ -126,11 +112,11 @@ task(
         question="Which models of every size and robustness can clients with different data and budgets train together?",
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="fedavg-w0125",
-        tested=_tested,
-        altered=_altered,
+        tested="entry:tested",
+        altered="entry:altered",
         smallest={"rounds": 3, "epochs": 1, "validate_every": 2},
         rehearsal={
             "epochs": 1,
@@ -140,6 +126,6 @@ task(
             "stack_limit": 2,
             "data": {"fewest": True, "train_fraction": 1, "validation_fraction": 0.5, "min_per_share": 1},
         },
-        amounts=_amounts,
+        amounts="entry:training_amounts",
     )
 )

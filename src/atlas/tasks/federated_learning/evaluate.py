@@ -18,7 +18,7 @@ from atlas.tasks.federated_learning.protocol import WIDTHS, Protocol
 from atlas.tasks.federated_learning.training import correct, pgd
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 BYTES = 4
 MEBIBYTE = 2**20

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from atlas.harness.plugin import Plugin
 from atlas.tasks.federated_learning.data import FederatedData
 from atlas.tasks.federated_learning.protocol import Protocol
 
@@ -33,8 +34,8 @@ class ClientCosts:
     within_budget: bool
 
 
-class Federation(ABC):
-    """Base class of a federated method; the builders of a study's rows return one.
+class Federation(Plugin, ABC):
+    """Base of the plug-ins of federated learning.
 
     A round must follow from the state (:meth:`state_dict`), the protocol and the seed alone.
     """

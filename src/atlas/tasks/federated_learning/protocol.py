@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import field_validator, model_validator
 
-from atlas.harness.registry import Settings
+from atlas.settings import Settings
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
 """Widths at which models are asked for."""

@@ -17,7 +17,7 @@ from atlas.tasks.federated_learning.federation import Federation
 from atlas.tasks.federated_learning.protocol import Attack, Protocol
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 PIXEL = 1 / 255
 NEARLY = 0.95

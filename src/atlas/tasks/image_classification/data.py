@@ -22,7 +22,7 @@ from atlas.nn.augmentation import random_crops, random_flips
 from atlas.tasks.image_classification.protocol import Protocol as Settings
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 

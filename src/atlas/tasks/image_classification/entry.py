@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
-from atlas.harness.study import Run
+from atlas.harness.registry import Amount, Amounts, Metric, Task, method, task
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
 from atlas.tasks.image_classification.protocol import Protocol
 
@@ -27,18 +24,6 @@ METRICS = (
 )
 
 
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.image_classification.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.image_classification.evaluate import evaluate
-
-    return evaluate(run)
-
-
 def training_amount(run: Run, epochs: int) -> Amount:
     """Training steps of some epochs, images in each, and images in a forward pass."""
     from atlas.datasets import get_dataset
@@ -50,11 +35,12 @@ def training_amount(run: Run, epochs: int) -> Amount:
     return Amount(steps, protocol.batch_size, min(protocol.micro_batch or protocol.batch_size, protocol.batch_size))
 
 
-def _amounts(run: Run) -> Amounts:
+def training_amounts(run: Run) -> Amounts:
+    """Steps of the protocol's epochs."""
     return {TRAIN: training_amount(run, run.protocol_model().epochs)}
 
 
-def _tested(run: Run) -> str:
+def tested(run: Run) -> str:
     """How many images a run is tested on."""
     from atlas.datasets import get_dataset
 
@@ -69,27 +55,23 @@ task(
         question="Which changes to a vision transformer, its loss or its training help at equal protocol, and what do they cost?",
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="deit",
-        tested=_tested,
+        tested="entry:tested",
         recipes=True,
         rehearsal={"batch_size": 2, "evaluation_batch_size": 2, "data": {"workers": 0, "validation_fraction": 0}},
-        amounts=_amounts,
+        amounts="entry:training_amounts",
         smallest={"epochs": 2, "warmup_epochs": 1, "batch_size": 640, "log_every": 1, "backbone": {"depth": 3}},
     )
 )
 
 
-@method(
+method(
     "deit",
     task=NAME,
     title="DeiT",
     summary="The plain backbone under the task's protocol.",
     role="baseline",
+    plugin="ingredients:Ingredient",
 )
-def deit(run: Run, settings: Settings) -> Any:
-    """Add nothing to the backbone."""
-    from atlas.tasks.image_classification.ingredients import Ingredient
-
-    return Ingredient()

@@ -24,7 +24,7 @@ from atlas.tasks.image_classification.models import build_backbone, build_model
 if TYPE_CHECKING:
     import pandas as pd
 
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 CALIBRATION_BINS = 15
 DIAGNOSED_IMAGES = 64

@@ -22,7 +22,7 @@ from atlas.harness.seeds import derive_seed, generator
 from atlas.tasks.image_classification.protocol import Protocol
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 

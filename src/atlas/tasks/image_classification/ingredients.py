@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from atlas.harness.plugin import Plugin
+
 if TYPE_CHECKING:
     import torch
 
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.image_classification.evaluate import Evaluation
     from atlas.tasks.image_classification.training import Training
 
@@ -41,8 +43,8 @@ class Batch:
     target: Any
 
 
-class Ingredient:
-    """Base of what methods of image classification build; every hook does nothing by default.
+class Ingredient(Plugin):
+    """Base of the plug-ins of image classification; every hook does nothing by default.
 
     Attributes
     ----------

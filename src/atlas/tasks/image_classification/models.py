@@ -13,7 +13,7 @@ from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.protocol import Backbone
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 
 def build_backbone(settings: Backbone, classes: int, seed: int) -> nn.Module:

@@ -24,7 +24,7 @@ from atlas.tasks.image_classification.models import build_model, parameter_group
 from atlas.tasks.image_classification.protocol import Protocol
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 TRAINING_PASSES = 3
 """A training step costs about three forward passes: one forward, two for the gradients of inputs and weights."""

@@ -1,6 +1,6 @@
 """What a row of this task is: something that ends in trained policies.
 
-To add one, subclass :class:`Competitor`, and return it from the builder that ``@method`` registers.
+To add one, subclass :class:`Competitor`, and name it as the ``plugin`` of a row.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 from atlas.harness.execute import training_summary
 from atlas.harness.files import read_tensors, write_tensors, write_text
+from atlas.harness.plugin import Plugin
 from atlas.harness.resume import training
 from atlas.harness.seeds import generator
 from atlas.l2o import ANALYTIC, MetaConfig, MetaTrainer, Policy, TunedLR, analytic, tune
@@ -20,18 +21,17 @@ from atlas.tasks.learned_optimization.data import Arena
 from atlas.tasks.learned_optimization.entry import TUNING
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
     from atlas.tasks.learned_optimization.evaluate import Evaluation
 
 
-class Competitor:
-    """Base of every row: trains policies on the meta-training problem, and makes them again from what training left.
+class Competitor(Plugin):
+    """Base of the plug-ins of learned optimization.
+
+    It trains policies on the meta-training problem, and makes them again from what training left.
 
     Several policies are replicates: trained alike from other seeds, judged each, and averaged.
     """
-
-    def __init__(self, run: Run, settings: Any) -> None:
-        self.run, self.settings = run, settings
 
     def train(self, arena: Arena) -> Mapping[str, Any]:
         """Train on ``arena.train``, leave files in the run's checkpoint, and return a summary of plain values."""

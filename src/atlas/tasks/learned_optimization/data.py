@@ -19,7 +19,7 @@ from atlas.l2o import Examples, Optimizee, convnet, mlp, quadratic, resnet, rose
 from atlas.tasks.learned_optimization.protocol import Problem, Protocol
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 Split = tuple[Tensor, Tensor]
 HALVES_SEED = 10

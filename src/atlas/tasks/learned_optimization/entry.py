@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from annotated_types import Ge, Gt, Lt
 
-from atlas.harness.registry import Amount, Amounts, Metric, Settings, Task, method, task
-from atlas.harness.study import Run
+from atlas.harness.registry import Amount, Amounts, Metric, Task, method, task
+from atlas.harness.run import Run
+from atlas.settings import Settings
 from atlas.tasks.learned_optimization.protocol import Protocol
 
 if TYPE_CHECKING:
-    from atlas.tasks.learned_optimization.competitors import Competitor
+    pass
 
 NAME = "learned-optimization"
 
@@ -34,23 +34,6 @@ METRICS = (
     Metric("state_bytes", "state bytes / parameter", "lower", ".1f"),
     Metric("step_ratio", "step time ÷ Adam's", "lower", ".2f", measured=True, cost=True),
 )
-
-
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.learned_optimization.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.learned_optimization.evaluate import evaluate
-
-    return evaluate(run)
-
-
-def train_outside_the_loop(run: Run) -> Mapping[str, Any]:
-    """For rows whose result is a number rather than weights: the same function, by another name for the registry."""
-    return _train(run)
 
 
 TUNING = "tuning"
@@ -85,7 +68,7 @@ ONE_STEP = {
 }
 
 
-def _tested(run: Run) -> str:
+def tested(run: Run) -> str:
     """From how many starts a run's optimizer is judged."""
     return f"{run.protocol_model().inits} starts of each problem" if run.data else ""
 
@@ -97,13 +80,13 @@ task(
         question="Does a learned optimizer train networks that it was not trained on better than tuned hand-made ones?",
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="evaluate:evaluate",
         baseline="adam",
-        tested=_tested,
+        tested="entry:tested",
         smallest=SMALLEST,
         rehearsal=ONE_STEP,
-        amounts=tuning_amounts,
+        amounts="entry:tuning_amounts",
     )
 )
 
@@ -155,13 +138,6 @@ FIELD: tuple[tuple[str, str, str, type[Settings]], ...] = (
 )
 
 
-def _tuned(run: Run, settings: Settings) -> Competitor:
-    """An analytic optimizer with its step size tuned."""
-    from atlas.tasks.learned_optimization.competitors import Tuned
-
-    return Tuned(run, settings)
-
-
 for _name, _title, _summary, _settings in FIELD:
     method(
         _name,
@@ -169,7 +145,8 @@ for _name, _title, _summary, _settings in FIELD:
         title=_title,
         summary=f"{_summary} Step size tuned on the meta-training problem.",
         role="baseline",
+        plugin="competitors:Tuned",
         settings=_settings,
         extra_metrics=(Metric("tuned_lr", "step size", "neither", ".3g", table=False),),
-        train=train_outside_the_loop,
-    )(_tuned)
+        combines=False,
+    )

@@ -22,7 +22,7 @@ from atlas.l2o.state import state_elements
 from atlas.tasks.learned_optimization.data import Arena, load_arena
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 CAP, FLOOR = 10.0, 1e-10
 TIMING_ROUNDS, TIMING_PARAMETERS = 15, (1 << 14)

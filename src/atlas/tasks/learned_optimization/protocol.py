@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import model_validator
 
-from atlas.harness.registry import Settings
+from atlas.settings import Settings
 
 Natural = Annotated[int, Gt(0)]
 Positive = Annotated[float, Gt(0)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from atlas.tasks.learned_optimization.data import load_arena
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 
 def train(run: Run) -> Mapping[str, Any]:

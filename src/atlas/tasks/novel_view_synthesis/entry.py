@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from atlas.harness.registry import Amount, Amounts, Metric, Task, task
-from atlas.harness.study import Run
+from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
 from atlas.tasks.novel_view_synthesis.protocol import Protocol
 
@@ -27,18 +24,6 @@ METRICS = (
 )
 
 
-def _train(run: Run) -> Mapping[str, Any]:
-    from atlas.tasks.novel_view_synthesis.training import train
-
-    return train(run)
-
-
-def _evaluate(run: Run) -> Mapping[str, float]:
-    from atlas.tasks.novel_view_synthesis.training import evaluate
-
-    return evaluate(run)
-
-
 def ray_amount(run: Run, steps: int, rays: int) -> Amount:
     """Steps, and samples along all rays of each, the coarse ones twice if there are fine ones; all are in memory at once."""
     sampler = run.protocol_model().sampler
@@ -46,7 +31,7 @@ def ray_amount(run: Run, steps: int, rays: int) -> Amount:
     return Amount(steps, batch, batch)
 
 
-def _amounts(run: Run) -> Amounts:
+def training_amounts(run: Run) -> Amounts:
     """Steps of the schedule, and the rays of a row that has all terms.
 
     A rehearsal takes the first step of the first stage: what a row does in some steps only (DietNeRF's unseen views, every tenth
@@ -57,7 +42,7 @@ def _amounts(run: Run) -> Amounts:
     return {TRAIN: ray_amount(run, sum(stage.steps for stage in protocol.stages), rays)}
 
 
-def _tested(run: Run) -> str:
+def tested(run: Run) -> str:
     """How many views of how many scenes a seed is tested on, where the kind of scene fixes it."""
     kinds = {"analytic": "6 test views of one scene per seed", "stereo": "1 test view of one scene"}
     return kinds.get(run.protocol_model().scene.kind, "")
@@ -70,10 +55,10 @@ task(
         question="One posed image with depth is known of a scene: whose renderings of unseen poses are nearest to the truth?",
         protocol=Protocol,
         metrics=METRICS,
-        train=_train,
-        evaluate=_evaluate,
+        train="training:train",
+        evaluate="training:evaluate",
         baseline="dsnerf",
-        tested=_tested,
+        tested="entry:tested",
         smallest={
             "stages": [{"steps": 2, "stride": 1, "lr": 0.02}, {"steps": 2, "stride": 1, "lr": 0.02}],
             "rays": {"reference": 16, "warped": 16, "pool": 2, "patch": [16, 16]},
@@ -89,6 +74,6 @@ task(
             "teacher_stride": 24,
             "log_every": 1,
         },
-        amounts=_amounts,
+        amounts="entry:training_amounts",
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atlas.harness.plugin import Plugin
 from atlas.tasks.novel_view_synthesis.scene import Array, Scene
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ class Rendering(NamedTuple):
     opacity: Array
 
 
-class Reconstruction:
-    """Base class of the task's methods, in the order in which the task calls them.
+class Reconstruction(Plugin):
+    """Base of the plug-ins of novel view synthesis: the hooks stand in the order in which the task calls them.
 
     A method overrides what it needs: :meth:`start` always, and :meth:`render`.
     """

@@ -21,7 +21,7 @@ from atlas.tasks.novel_view_synthesis.reconstruction import Reconstruction, Rend
 from atlas.tasks.novel_view_synthesis.scene import SOURCES, Scene, load_scene
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 VIEWS = "views.csv"
 VALUES = ("psnr", "ssim", "psnr_covisible", "psnr_hole", "lpips", "depth_mae")

@@ -8,24 +8,23 @@ import torch
 
 from atlas.harness.history import History
 from atlas.harness.seeds import generator
-from atlas.methods.anti_oversmoothing.entry import OMEGAS
+from atlas.methods.anti_oversmoothing.settings import OMEGAS
 from atlas.methods.anti_oversmoothing.theory import random_stack_ratios
 
 if TYPE_CHECKING:
-    from atlas.harness.study import Run
+    from atlas.harness.run import Run
 
 EARLY = 8
 
 
-def run_stacks(run: Run) -> dict[str, float]:
+def follow_random_stacks(run: Run) -> dict[str, float]:
     """Follow random stacks through their depth for every ω; leaves the mean ratio per layer in the run's history."""
-    options = run.settings_model(run.recipe[0]).model_dump()
-    repeats = options.pop("repeats")
+    settings = run.settings_model(run.recipe[0])
     curves = {
         omega: torch.stack(
             [
-                random_stack_ratios(omega=omega, generator=generator(run.seed, "random-stack", repeat), **options)
-                for repeat in range(repeats)
+                random_stack_ratios(settings, omega=omega, generator=generator(run.seed, "random-stack", repeat))
+                for repeat in range(settings.repeats)
             ]
         ).mean(0)
         for omega in OMEGAS

@@ -1,0 +1,16 @@
+from .controls import apply_head_gain as apply_head_gain
+from .controls import apply_layerscale as apply_layerscale
+from .controls import apply_output_gain as apply_output_gain
+from .diagnosis import diagnose as diagnose
+from .filters import attnscale_filter as attnscale_filter
+from .filters import dc as dc
+from .filters import hc as hc
+from .filters import hf_gain_bound as hf_gain_bound
+from .scaling import apply_attnscale as apply_attnscale
+from .scaling import apply_featscale as apply_featscale
+from .scaling import attnscale_output as attnscale_output
+from .scaling import attnscale_sdpa as attnscale_sdpa
+from .scaling import param_groups as param_groups
+from .scaling import remove_scales as remove_scales
+from .scaling import scale_parameters as scale_parameters
+from .theory import random_stack_ratios as random_stack_ratios

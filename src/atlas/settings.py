@@ -1,0 +1,115 @@
+"""Settings: what a person can choose, typed, checked and explained in one place.
+
+A method's ``settings.py`` holds classes of these, and both its library call and its row in a study read them, so that a
+default, a range and an explanation stand once. Nothing here imports a numerical library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from atlas.errors import UserError, did_you_mean
+
+Count = Annotated[int, Ge(0)]
+"""A whole number from 0."""
+Natural = Annotated[int, Ge(1)]
+"""A whole number from 1."""
+Positive = Annotated[float, Gt(0)]
+"""A number above 0."""
+NonNegative = Annotated[float, Ge(0)]
+"""A number from 0."""
+Fraction = Annotated[float, Ge(0), Le(1)]
+"""A share of something, 0 and 1 included."""
+Share = Annotated[float, Gt(0), Le(1)]
+"""A share of something that is not nothing."""
+
+
+class Settings(BaseModel):
+    """Base of every settings class: typed, immutable, and strict about names.
+
+    Defaults are the paper's values; a study overrides only what it must, and a library call what its caller wants.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        A value is of the wrong type or out of its range, or a name is not a setting. It is a ``ValueError``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def chosen(cls, given: Self | None = None, **changes: Any) -> Self:
+        """Return the given settings, or the defaults, with some values changed.
+
+        For library calls that take a settings object, single settings by keyword, or both.
+
+        Raises
+        ------
+        TypeError
+            A keyword is not a setting; says which is the nearest.
+        ValueError
+            A value is not allowed.
+        """
+        for name in changes:
+            if name not in cls.model_fields:
+                raise TypeError(f"{name} is not a setting of {cls.__name__}; {did_you_mean(name, cls.model_fields)}")
+        values = {} if given is None else {name: getattr(given, name) for name in type(given).model_fields}
+        try:
+            return (cls if given is None else type(given)).model_validate({**values, **changes})
+        except ValidationError as error:
+            raise ValueError(" ".join(_first_problem(error)).strip()) from None
+
+
+def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Merge mappings deeply; later layers win."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in (layer or {}).items():
+            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+                merged[key] = merge(merged[key], value)
+            else:
+                merged[key] = dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def validate_settings(model: type[BaseModel], values: Mapping[str, Any], where: str, owner: str) -> dict[str, Any]:
+    """Validate settings and return them complete, as plain JSON values.
+
+    Raises
+    ------
+    UserError
+        One line: where, what is wrong, and what would be right.
+    """
+    try:
+        return model.model_validate(dict(values)).model_dump(mode="json")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] == "extra_forbidden":
+            path = ".".join(str(part) for part in problem["loc"])
+            fields = _fields_at(model, problem["loc"][:-1])
+            raise UserError(
+                f"{where}.{path} is not a setting of {owner}; {did_you_mean(str(problem['loc'][-1]), fields)}"
+            ) from None
+        path, message = _first_problem(error)
+        raise UserError(f"{where}{'.' if path else ''}{path} {message}") from None
+
+
+def _first_problem(error: ValidationError) -> tuple[str, str]:
+    """Where the first problem is, and what: the value, and what it should have been."""
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    return ".".join(str(part) for part in problem["loc"]), f"= {problem.get('input')!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Names that are legal at a nested place of a settings model."""
+    for part in location:
+        nested = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            return []
+        model = nested
+    return list(model.model_fields)
