@@ -177,11 +177,11 @@ class Task:
     baseline : str
         Row that the others are compared with in the table.
     tested : str
-        Names ``tested(run)``: on how much a run is evaluated, in words ("539 test images"), from its settings alone; empty where they
-        do not tell. Verdicts say it.
+        Names ``tested(run)``: on how much a run is evaluated, in words ("539 test images"), from its settings alone; empty where
+        they do not tell. Verdicts say it.
     altered : str
-        Names ``altered(run)``: what was done to the dataset before anybody learned from it, in words ("a sixth of the labels drawn
-        anew"); empty where nothing was. It tells evidence on real data from evidence on modified real data.
+        Names ``altered(run)``: what was done to the dataset before anybody learned from it, in words ("a sixth of the labels
+        drawn anew"); empty where nothing was. It tells evidence on real data from evidence on modified real data.
     """
 
     name: str

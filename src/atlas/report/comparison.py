@@ -158,7 +158,7 @@ class Comparison:
         """
         both = [name for name in self.first.verdicts if name in self.second.verdicts]
         pairs = [(name, self.first.verdicts[name], self.second.verdicts[name]) for name in both]
-        return [pair for pair in pairs if not _agree(*pair[1:])]
+        return [pair for pair in pairs if not agree(*pair[1:])]
 
     @property
     def judged(self) -> int:
@@ -221,7 +221,7 @@ def _cells(results: Results) -> set[str]:
     return {f"{row}/seed{seed}" for (row, _), seeds in results.numbers.items() for seed in seeds}
 
 
-def _agree(first: str, second: str) -> bool:
+def agree(first: str, second: str) -> bool:
     """Whether two verdicts do not contradict each other."""
     plain = {first.removesuffix(FRAGILE), second.removesuffix(FRAGILE)}
     fragile = [one for one in (first, second) if one.endswith(FRAGILE)]

@@ -51,7 +51,8 @@ class Training:
 def training(table: Table, row: Row, metric: Metric) -> Training:
     """What the training of a row takes, counted by a metric."""
     own = row.values(metric.name)
-    before, uncounted = [], {}
+    before: list[float] = []
+    uncounted: dict[str, None] = {}
     for cell in row.cells:
         if cell.run.seed not in own:
             continue

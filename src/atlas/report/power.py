@@ -11,8 +11,13 @@ The observed effect and spread are themselves uncertain, most of all with three 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from atlas.report.statistics import CONFIDENCE, Effects, clopper_pearson, mean_and_sd
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 POWER = 0.8
 MOST = 1000
@@ -51,12 +56,12 @@ def _smallest(distances: list[float], confidence: float) -> float:
     import numpy as np
 
     counts = np.arange(2, MOST + 1)
-    missed = sum(1 - power(distance, counts, confidence) for distance in distances)
+    missed = np.sum([1 - power(distance, counts, confidence) for distance in distances], axis=0)
     enough = np.flatnonzero(1 - missed >= POWER)
     return float(counts[enough[0]]) if len(enough) else math.inf
 
 
-def power(distance: float, counts: object, confidence: float = CONFIDENCE) -> object:
+def power(distance: float, counts: NDArray[np.integer] | int, confidence: float = CONFIDENCE) -> NDArray[np.floating]:
     """Probability that an interval of ``counts`` seeds leaves out an edge that lies ``distance`` standard deviations away."""
     import numpy as np
     from scipy.special import nctdtr, stdtrit
