@@ -70,10 +70,10 @@ def looped_weights(weights: Tensor) -> Tensor:
     total = weights.new_zeros(())
     for weight in weights:
         gram = weight @ weight.T
-        probe = gram @ torch.rand(len(weight))
+        probe = gram @ torch.rand(len(weight), device=weight.device)
         largest = probe @ gram @ probe / (probe @ probe)
-        shifted = gram - largest * torch.eye(len(weight))
-        other = shifted @ torch.rand(len(weight))
+        shifted = gram - largest * torch.eye(len(weight), device=weight.device)
+        other = shifted @ torch.rand(len(weight), device=weight.device)
         total = total + (other @ shifted @ other / (other @ other)) ** 2
     return total
 

@@ -24,12 +24,12 @@ from atlas.methods.optimizer_amalgamation import Curriculum, Student, Trainer, T
 STEPS = 20
 
 
-def problem(inputs: int, hidden: int, act: str, batch: int) -> Optimizee:
+def problem(inputs: int, hidden: int, act: str, batch: int, device: str = "cpu") -> Optimizee:
     """A perceptron on random examples."""
     gen = torch.Generator().manual_seed(0)
     count = 10 * batch
     data = {"train": (torch.randn(count, inputs, generator=gen), torch.randint(10, (count,), generator=gen))}
-    return mlp((inputs, hidden, 10), act, data=Examples(data, batch))  # type: ignore[arg-type]
+    return mlp((inputs, hidden, 10), act, data=Examples(data, batch).to(device))  # type: ignore[arg-type]
 
 
 def window(
@@ -40,13 +40,14 @@ def window(
     replicates: int = 1,
     instances: int = 1,
     second_order: bool = False,
+    device: str = "cpu",
 ) -> Callable[[], object]:
     """One meta-training window of min-max with the small pool."""
     stage = {"depth": (10**9,), "validation_depth": (1,), "imitation": (0.1,), "resets": (1,)}
     curriculum = Curriculum(**stage, unroll=unroll, fixed=True, validation_resets=0, warmup=0)  # type: ignore[arg-type]
     torch.manual_seed(0)
     cfg = TrainerConfig(instances=instances, spread=0.0, second_order=second_order)
-    starts = [Student(hidden) for _ in range(replicates)]
+    starts = [Student(hidden).to(device) for _ in range(replicates)]
     return Trainer(task, starts, make_pool("small"), curriculum, cfg, list(range(replicates)), "minmax").step
 
 

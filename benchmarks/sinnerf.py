@@ -43,7 +43,7 @@ class LoopedField(VectorMatrixField):
         found = []
         for plane, (a, b, c) in enumerate(axes):
             across = x[:, [a, b]].view(1, -1, 1, 2)
-            along = torch.stack([torch.zeros(len(x)), x[:, c]], dim=-1).view(1, -1, 1, 2)
+            along = torch.stack([torch.zeros_like(x[:, c]), x[:, c]], dim=-1).view(1, -1, 1, 2)
             rows = []
             for component in range(self.planes.shape[1]):
                 options = {"align_corners": True, "padding_mode": "border"}

@@ -89,9 +89,9 @@ def sorting_update(weights: dict[str, Tensor], gradients: dict[str, Tensor], mas
         weight.mul_(masks[name])
 
 
-def topology_updates() -> dict[str, Callable[[], object]]:
+def topology_updates(device: str = "cpu") -> dict[str, Callable[[], object]]:
     """One update of every layer of PreAct-ResNet-18."""
-    model = PreActResNet(10)
+    model = PreActResNet(10).to(device)
     masks = random_masks(model, 0.2)
     bird = FlyingBird(
         model, torch.optim.SGD(model.parameters(), lr=0.0), init=masks, total_steps=1, interval=1, rate=0.3, rate_end=0.3

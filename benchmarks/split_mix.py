@@ -23,25 +23,34 @@ from atlas.methods.split_mix import MLP, Client, ClientBatches, DigitCNN, FedTra
 from atlas.methods.split_mix.widths import Execution
 
 
-def federation(method: str, execution: Execution) -> Callable[[], object]:
+def federation(method: str, execution: Execution, device: str = "cpu") -> Callable[[], object]:
     """A round of the demo's size: 20 clients of 50 images, 2 epochs of 3 minibatches of 16."""
     random = torch.Generator().manual_seed(0)
     people = [
         Client(torch.rand(50, 1, 8, 8, generator=random), torch.randint(0, 10, (50,), generator=random), float(budget))
         for budget in budgets("8-4-2-1", 20)
     ]
-    trainer = FedTrainer(method, MLP, rounds=10**6, epochs=2, batch_size=16, drop_last=True, execution=execution)  # type: ignore[arg-type]
+    trainer = FedTrainer(
+        method,
+        MLP,
+        rounds=10**6,
+        epochs=2,
+        batch_size=16,
+        drop_last=True,
+        execution=execution,
+        device=device,  # type: ignore[arg-type]
+    )
     trainer.start(people)
     return trainer.round
 
 
-def textbook_round() -> Callable[[], object]:
+def textbook_round(device: str = "cpu") -> Callable[[], object]:
     """The same round as it is written down: for every client, every minibatch, every base: a forward and a backward pass."""
     random = torch.Generator().manual_seed(0)
-    model = SplitMix(MLP)
+    model = SplitMix(MLP).to(device)
     counts = [round(8 * budget) for budget in budgets("8-4-2-1", 20)]
-    images = torch.rand(20, 50, 1, 8, 8, generator=random)
-    labels = torch.randint(0, 10, (20, 50), generator=random)
+    images = torch.rand(20, 50, 1, 8, 8, generator=random).to(device)
+    labels = torch.randint(0, 10, (20, 50), generator=random).to(device)
 
     def run() -> None:
         sums = [{name: torch.zeros_like(tensor) for name, tensor in base.state_dict().items()} for base in model.bases]
@@ -67,11 +76,13 @@ def textbook_round() -> Callable[[], object]:
     return run
 
 
-def convolutional_step(execution: Execution) -> Callable[[], object]:
+def convolutional_step(execution: Execution, device: str = "cpu") -> Callable[[], object]:
     """One step of the eight base networks of a full-budget client: DigitCNN, batch 32."""
-    model = SplitMix(DigitCNN)
+    model = SplitMix(DigitCNN).to(device)
     stack = model.stack()
-    data = ClientBatches([torch.rand(32, 3, 28, 28)], [torch.randint(0, 10, (32,))], 32, [0], owners=[0] * 8)
+    data = ClientBatches(
+        [torch.rand(32, 3, 28, 28, device=device)], [torch.randint(0, 10, (32,), device=device)], 32, [0], owners=[0] * 8
+    )
     return lambda: local_train(stack, data, lr=0.1, epochs=1, execution=execution)
 
 

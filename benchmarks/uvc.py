@@ -64,7 +64,7 @@ class Looped:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         self.shrink(rate)
-        keep = torch.ones(self.shape.depth)
+        keep = torch.ones_like(self.s[:, 0])
         totals = torch.stack([self.head_scores(layer) for layer in range(self.shape.depth)])
         ds, dr, _ = resource_grad(self.shape, self.s, self.r, keep, totals, self.cost)
         gs, gr = torch.zeros_like(self.s), torch.zeros_like(self.r)

@@ -32,13 +32,13 @@ def training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) 
     optimizer.step()
 
 
-def competitor(size: tuple[int, ...], relaxation: Any, fused: bool) -> Callable[[], object]:
+def competitor(size: tuple[int, ...], relaxation: Any, fused: bool, device: str = "cpu") -> Callable[[], object]:
     """A training step of a new model."""
     batch, length, features, hidden, classes = size
-    x, y = example(batch, length, features, classes)
-    cost = torch.ones(features)
+    x, y = (part.to(device) for part in example(batch, length, features, classes))
+    cost = torch.ones(features, device=device)
     torch.manual_seed(0)
-    model = SelectiveGRU(features, hidden, classes, relaxation=relaxation, fused=fused)
+    model = SelectiveGRU(features, hidden, classes, relaxation=relaxation, fused=fused).to(device)
 
     def loss() -> Tensor:
         if model.arm:

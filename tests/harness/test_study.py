@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import UserError
-from atlas.harness import planning
+from atlas.harness import study as study_module
 from atlas.harness.names import ignores_case
 from atlas.harness.study import Study
 from atlas.settings import merge
@@ -224,9 +224,9 @@ def test_a_name_that_can_be_no_folder_is_refused(tmp_path: Path, name: str, faul
 def test_names_that_differ_in_case_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = GOOD.replace("deep: {", "Deit: {")
     write(tmp_path, text)
-    monkeypatch.setattr(planning, "ignores_case", lambda path: False)
+    monkeypatch.setattr(study_module, "ignores_case", lambda path: False)
     assert {run.method for run in Study.read("mine", tmp_path).runs} >= {"deit", "Deit"}
-    monkeypatch.setattr(planning, "ignores_case", lambda path: True)
+    monkeypatch.setattr(study_module, "ignores_case", lambda path: True)
     with pytest.raises(UserError, match="methods: deit and Deit would share a folder, since this file system ignores case"):
         Study.read("mine", tmp_path)
 

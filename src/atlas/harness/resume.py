@@ -18,11 +18,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas.errors import Interrupted
 from atlas.harness.files import write_bytes, write_json
@@ -33,6 +33,7 @@ from atlas.nn.work import work
 if TYPE_CHECKING:
     from atlas.harness.run import Run
 
+Batch = TypeVar("Batch")
 SECONDS = "seconds.json"
 SLOTS = ("state-a.pt", "state-b.pt")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -94,6 +95,41 @@ class StateStore:
             return None
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         return state if state["fingerprint"] == self.fingerprint else None
+
+
+class Values:
+    """Plain values and tensors that change from step to step, as one part of a resume state: each an attribute.
+
+    >>> spent = Values(flops=0.0)
+    >>> spent.flops += 3.0
+    >>> spent.state_dict()
+    {'flops': 3.0}
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    if TYPE_CHECKING:  # attributes of any name
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values by name."""
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take values up; tensors go to the devices of those that they replace."""
+        for name, value in state.items():
+            self.__dict__[name] = _on_the_device_of(self.__dict__.get(name), value)
+
+
+def _on_the_device_of(old: Any, new: Any) -> Any:
+    if isinstance(new, dict):
+        return {key: _on_the_device_of(old.get(key) if isinstance(old, dict) else None, value) for key, value in new.items()}
+    device = getattr(old, "device", None)
+    return new if device is None or not hasattr(new, "to") else new.to(device)
 
 
 class StopRequest:
@@ -184,6 +220,28 @@ class TrainingLoop:
             if self.start < self.total:
                 self.save(self.total)
             self.history.write()
+
+    def over_epochs(
+        self, steps: int, batches: Callable[[int, int], Iterator[Batch]], begin: Callable[[int], None] = lambda step: None
+    ) -> Iterator[tuple[int, Batch]]:
+        """Yield the steps that are left, each with its batch; an epoch that was interrupted goes on with the next batch.
+
+        Parameters
+        ----------
+        steps : int
+            Steps of an epoch.
+        batches : callable
+            ``batches(epoch, first)``: the batches of an epoch, from that index on.
+        begin : callable
+            ``begin(step)`` is called before the first step of an epoch, and where training goes on inside one.
+        """
+        stream: Iterator[Batch] = iter(())
+        for step in self:
+            epoch, first = divmod(step, steps)
+            if step == self.start or not first:
+                begin(step)
+                stream = batches(epoch, first)
+            yield step, next(stream)
 
     def save(self, step: int) -> None:
         """Save the full state as it is after ``step`` completed steps."""

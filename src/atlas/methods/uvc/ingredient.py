@@ -84,7 +84,7 @@ class Distilled(Ingredient):
     def after(self, training: Training) -> nn.Module:
         """Decide, export, fine-tune; leave the plan and the model before fine-tuning beside the weights."""
         trainer = Trainer(training, self.settings)
-        training.train_flops = 0.0
+        training.spent.train_flops = 0.0
         plan = self.choose(training, trainer)
         small = export(training.model, plan, self.layout)
         folder = training.run.checkpoint
@@ -219,7 +219,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, foreach=True)
         total = epochs * per_epoch
         flops = TRAINING_PASSES * forward_flops(model, data.example(1)) + self.teacher_flops
-        training.train_flops += flops * total * training.protocol.batch_size
+        training.spent.train_flops += flops * total * training.protocol.batch_size
         loop = training.phase(phase, total, {"model": model, "optimizer": optimizer, **(parts or {})})
         batches: Iterator[tuple[Tensor, Tensor]] = iter(())
         for step in loop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from atlas.harness.history import History
 from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import generator, pick_device
 from atlas.nn.attacks import PGD, mode_of
+from atlas.nn.precision import mixed_precision
 from atlas.nn.sparse_costs import EpochCost, flops, training_flops
 from atlas.nn.work import VALIDATION, work
 from atlas.tasks.adversarial_robustness.data import RobustData
@@ -175,9 +176,7 @@ class Training:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision where the protocol asks for it and the device has it."""
-        if self.device.type == "cuda" and self.protocol.precision != "float32":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return nullcontext()
+        return mixed_precision(self.device, self.protocol.precision, scaled=False)
 
     def forward_flops(self, masks: Mapping[str, Tensor]) -> float:
         """Floating-point operations of a forward pass of one image, with the weights that exist."""
@@ -198,12 +197,11 @@ class Training:
         per_epoch = self.data.steps_per_epoch
         loop = training(self.run, self.protocol.epochs * per_epoch, {**parts, "progress": progress, **own})
         cost = self.forward_flops(self.stepper.masks)
-        for step in loop:
-            epoch, index = divmod(step, per_epoch)
-            if step == loop.start or not index:
-                batches = self.data.train_batches(epoch, first=index)
-                self._set_rate(optimizer, epoch)
-            images, labels = next(batches)
+
+        def begin(step: int) -> None:
+            self._set_rate(optimizer, step // per_epoch)
+
+        for step, (images, labels) in loop.over_epochs(per_epoch, self.data.train_batches, begin):
             self.ledger.seen(len(images), cost)
             logits, loss = self._backward(optimizer, images, labels, step)
             progress.seen(logits, labels, loss)
@@ -211,8 +209,8 @@ class Training:
             if update is not None:
                 self._record(update, len(images))
                 cost = self.forward_flops(self.stepper.masks)
-            if index == per_epoch - 1:
-                self._end_epoch(loop, progress, epoch)
+            if (step + 1) % per_epoch == 0:
+                self._end_epoch(loop, progress, step // per_epoch)
         self.topology.finish(self)
         return progress
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from atlas.harness.files import read_tensors, write_text
 from atlas.harness.seeds import pick_device
 from atlas.nn.counts import forward_flops, parameter_count
 from atlas.nn.diagnostics import diagnose
+from atlas.nn.timing import interleaved_seconds, median_ratio
 from atlas.tasks.image_classification.data import ImageData, load_data
 from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.models import build_backbone, build_model
@@ -85,16 +84,8 @@ def throughput_ratio(model: nn.Module, baseline: nn.Module, images: Tensor, roun
     model.eval()
     baseline.eval()
 
-    def seconds(network: nn.Module) -> float:
-        began = time.perf_counter()
-        network(images)
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    for network in (model, baseline):
-        seconds(network)
-    return statistics.median(seconds(baseline) / seconds(model) for _ in range(rounds))
+    own, reference = interleaved_seconds([lambda: model(images), lambda: baseline(images)], rounds, device=images.device)
+    return median_ratio(reference, own)
 
 
 def load_trained(run: Run, data: ImageData) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from atlas.errors import AtlasError
 from atlas.harness.files import read_tensors, write_tensors
-from atlas.harness.resume import TrainingLoop, training
+from atlas.harness.resume import TrainingLoop, Values, training
 from atlas.harness.seeds import derive_seed, pick_device
 from atlas.nn.counts import forward_flops
-from atlas.tasks.image_classification.data import Batches, ImageData, load_data
+from atlas.nn.precision import mixed_precision
+from atlas.tasks.image_classification.data import ImageData, load_data
 from atlas.tasks.image_classification.ingredients import Batch, Ingredients
 from atlas.tasks.image_classification.models import build_model, parameter_groups
 from atlas.tasks.image_classification.protocol import Protocol
@@ -41,8 +42,8 @@ class Training:
         Batches of the splits.
     step, epoch : int
         Where training is.
-    train_flops : float
-        Floating-point operations spent so far, by the usual count of three forward passes a step.
+    spent : Values
+        ``train_flops``: floating-point operations spent so far, by the usual count of three forward passes a step.
     """
 
     def __init__(self, run: Run) -> None:
@@ -54,7 +55,7 @@ class Training:
         self.model: nn.Module = build_model(run, self.ingredients, self.data.classes).to(self.device)
         self.step = 0
         self.epoch = 0
-        self.train_flops = 0.0
+        self.spent = Values(train_flops=0.0)
         self._step_flops: float | None = None
 
     @property
@@ -85,9 +86,7 @@ class Training:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision where the protocol asks for it and the device has it."""
-        if self.device.type == "cuda" and self.protocol.precision != "float32":
-            return torch.autocast("cuda", dtype=getattr(torch, self.protocol.precision))
-        return nullcontext()
+        return mixed_precision(self.device, self.protocol.precision)
 
     def mixed(self, batch: Batch) -> Batch:
         """Mix a batch as the first ingredient that wants to, else by the protocol's mixup and cutmix."""
@@ -155,22 +154,19 @@ class Training:
             ingredient.start(self)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self._scaled)
         loop = training(self.run, self.total_steps, self._parts(optimizer, scaler))
-        batches: Batches = iter(())
-        per_epoch = self.data.steps_per_epoch
-        for step in loop:
+        for step, (images, labels) in loop.over_epochs(self.data.steps_per_epoch, self.data.train_batches, self._begin_epoch):
             self.step = step
-            if step == loop.start or step % per_epoch == 0:
-                self.epoch = step // per_epoch
-                for ingredient in self.ingredients:
-                    ingredient.on_epoch(self, self.epoch)
-                batches = self.data.train_batches(self.epoch, first=step % per_epoch)
-            images, labels = next(batches)
-            self.train_flops += self.step_flops() * len(images)
+            self.spent.train_flops += self.step_flops() * len(images)
             terms = self.take_step(optimizer, scaler, Batch(images, labels, labels))
             for ingredient in self.ingredients:
                 ingredient.after_step(self, step)
             if (step + 1) % self.protocol.log_every == 0 or step + 1 == self.total_steps:
                 self._log(loop, terms)
+
+    def _begin_epoch(self, step: int) -> None:
+        self.step, self.epoch = step, step // self.data.steps_per_epoch
+        for ingredient in self.ingredients:
+            ingredient.on_epoch(self, self.epoch)
 
     def take_step(self, optimizer: torch.optim.Optimizer, scaler: Any, batch: Batch) -> dict[str, Tensor]:
         """Take the optimiser's step of ``self.step`` on a batch, as the protocol says; return the loss by its parts."""
@@ -231,7 +227,7 @@ class Training:
         return ModelEmaV3(self.model, decay=self.protocol.ema_decay)
 
     def _parts(self, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
-        parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer, "scaler": scaler, "cost": _Cost(self)}
+        parts: dict[str, Any] = {"model": self.model, "optimizer": optimizer, "scaler": scaler, "cost": self.spent}
         if self._ema is not None:
             parts["ema"] = self._ema
         for index, ingredient in enumerate(self.ingredients):
@@ -243,19 +239,6 @@ class Training:
         """Write the weights that evaluation reads."""
         model = self._ema.module if self.protocol.evaluate_ema and self._ema is not None else self.model
         write_tensors(self.run.weights, model.state_dict())
-
-
-class _Cost:
-    """The running FLOP count, as a part of the resume state."""
-
-    def __init__(self, owner: Training) -> None:
-        self.owner = owner
-
-    def state_dict(self) -> dict[str, float]:
-        return {"train_flops": self.owner.train_flops}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.owner.train_flops = state["train_flops"]
 
 
 def train(run: Run) -> dict[str, float]:
@@ -277,7 +260,7 @@ def train(run: Run) -> dict[str, float]:
     for ingredient in bench.ingredients:
         bench.model = ingredient.after(bench)
     bench.keep()
-    summary = {"train_flops": bench.train_flops}
+    summary = {"train_flops": bench.spent.train_flops}
     if bench.data.size("validation"):
         summary["validation_top1"] = accuracy(bench.model, bench.data.batches("validation"))
     return summary

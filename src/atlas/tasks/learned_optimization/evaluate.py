@@ -7,9 +7,8 @@ bad; its best loss is then that of the start.
 from __future__ import annotations
 
 import io
-import statistics
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from atlas.harness.files import write_text
 from atlas.harness.seeds import generator, pick_device
-from atlas.l2o import Adam, Curves, Ensemble, Optimizee, Policy, State, best_log_loss, optimization_stability, rollout
+from atlas.l2o import Adam, Curves, Ensemble, Optimizee, Policy, best_log_loss, optimization_stability, rollout
 from atlas.l2o.state import state_elements
+from atlas.nn.timing import interleaved_seconds, median_ratio
 from atlas.tasks.learned_optimization.data import Arena, load_arena
 
 if TYPE_CHECKING:
@@ -226,15 +226,6 @@ def step_cost(policy: Policy, device: torch.device) -> tuple[float, float]:
     gradient = torch.ones_like(theta)
     ours, adam = ((one, one.init_state(theta)) for one in (policy, Adam(lr=1e-3)))
 
-    def seconds(pair: tuple[Policy, State]) -> float:
-        began = time.perf_counter()
-        with torch.no_grad():
-            pair[0].step(gradient, pair[1])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    for pair in (ours, adam):
-        seconds(pair)
-    ratio = statistics.median(seconds(ours) / seconds(adam) for _ in range(TIMING_ROUNDS))
+    steps = [partial(policy.step, gradient, state) for policy, state in (ours, adam)]
+    ratio = median_ratio(*interleaved_seconds(steps, TIMING_ROUNDS, device=device))
     return 4 * state_elements(ours[1]) / TIMING_PARAMETERS, ratio
