@@ -91,3 +91,20 @@ def test_a_wrong_place_is_one_line(place: str, said: str, tmp_path: Path, monkey
 def test_a_damaged_file_is_named() -> None:
     with pytest.raises(UserError, match="seed0/metrics.json is damaged"):
         Results.read("A", {f"{ROW}/seed0/metrics.json": "{"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        (("supported", ""), ("inconclusive", ""), True),
+        (("supported", "not without seed 1"), ("inconclusive", ""), False),  # what is fragile claims no more than what is open
+        (("supported", "not without seed 1"), ("supported", ""), False),
+        (("supported", "not without seed 1"), ("contradicted", "not without seed 2"), True),
+        (("not run", ""), ("supported", "not without seed 1"), True),
+    ],
+)
+def test_a_fragile_verdict_differs_from_its_opposite_only(first: tuple[str, str], second: tuple[str, str], differ: bool) -> None:
+    sides = [{"claims.csv": f"id,verdict,fragile\na.b,{word},{fragile}\n"} for word, fragile in (first, second)]
+    found = comparison(*sides)
+    assert bool(found.verdicts) == differ
+    assert ("1 of 1 verdicts alike" in found.headline) != differ

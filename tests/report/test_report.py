@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from atlas.harness.plots import FigureData, figure
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.report import write_claims, write_figures, write_report, write_table
-from atlas.report.collect import collect_table
-from atlas.report.verdicts import COLUMNS
+from atlas.report.collect import collect_cell, collect_table
+from atlas.report.told import COLUMNS
 
 TABLE = ("image-classification", "digits")
 
@@ -104,6 +105,55 @@ def test_claims_have_the_columns_and_the_verdicts(study: Study) -> None:
     assert table["aos.acc-d24"]["verdict"] == "not run"
     assert table["aos.lowpass-collapse"]["verdict"] == "not run"
     assert "demo tier" in (study.results / "claims.md").read_text()
+
+
+def test_the_first_line_counts_kinds_of_evidence_and_is_no_score(study: Study) -> None:
+    page = plain(write_all(study))
+    heading = re.search(r"<h1>(.*?)</h1>", page)
+    assert heading
+    assert re.fullmatch(r"\d+ claims judged: \d+ on real data, \d+ by arithmetic", heading[1])
+    assert "supported" not in heading[1]
+    assert plain((study.results / "report.md").read_text()).startswith(f"# Atlas, demo study: {heading[1]}")
+
+
+def test_findings_against_the_methods_have_a_section(study: Study) -> None:
+    for run in study.runs:
+        if run.method == "featscale":
+            write_metrics(run, top1=0.70 + 0.021 * run.seed, parameters=100.0)
+    page = write_all(study)
+    section = page[page.index('<section id="findings">') : page.index('<section id="claims">')]
+    assert "It does not hold that: At depth 12" in section
+    assert 'href="#claim-aos.acc-d12"' in section
+    assert "Findings against the methods" in (study.results / "claims.md").read_text()
+
+
+def test_the_values_of_every_seed_can_be_read_and_downloaded(study: Study) -> None:
+    import base64
+
+    page = write_all(study)
+    written = (study.results / "claims-values.csv").read_bytes()
+    found = re.search(r'download="claims-values.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', page)
+    assert found
+    assert base64.b64decode(found[1]) == written
+    lines = list(csv.DictReader(written.decode().splitlines()))
+    mine = [line for line in lines if line["id"] == "aos.acc-d12" and line["method"] == "attnscale"]
+    assert [line["seed"] for line in mine] == ["0", "1", "2"]
+    assert [float(line["effect"]) for line in mine] == pytest.approx([0.02, 0.021, 0.022])
+    row = page[page.index('<tr id="claim-aos.acc-d12">') :]
+    row = row[: row.index("every seed")]
+    assert row.count('<circle class="seed"') == 6  # three seeds of two parts
+
+
+def test_what_cannot_be_measured_is_not_doubtful(study: Study) -> None:
+    run = by_name(study)["deit", 0]
+    metrics = run.task_entry.metrics
+    optional = tuple(replace(metric, optional=metric.name == "ece") for metric in metrics)
+    lenient = replace(run, task_entry=replace(run.task_entry, metrics=optional))
+    write_metrics(run, ece=None)
+    assert collect_cell(run).problem == "not finite: ece"
+    assert collect_cell(lenient).problem == ""
+    assert collect_cell(lenient).why_missing("ece") == "not applicable"
+    assert collect_cell(lenient).why_missing("top1") == ""
 
 
 def test_missing_failed_and_infinite_runs_are_said_in_their_cells(study: Study) -> None:
@@ -254,8 +304,9 @@ def test_page_shows_what_the_csv_holds(two_tasks: Study) -> None:
     assert compared >= 10
     claims = rows(two_tasks.results / "claims.csv")
     for identifier, claim in claims.items():
-        line = page[page.index(f'<tr id="claim-{identifier}">') :]
-        assert claim["verdict"] in line[: line.index("</tr>")]
+        idle = claim["verdict"] == "not run"
+        line = page[page.index(f'<{"li" if idle else "tr"} id="claim-{identifier}">') :]
+        assert claim["verdict"] in line[: line.index("</li>" if idle else "</tr>")]
 
 
 def test_the_tables_inside_the_page_are_the_files(study: Study) -> None:

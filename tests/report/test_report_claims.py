@@ -16,7 +16,8 @@ from atlas.harness import claims as claims_module
 from atlas.harness.claims import Claim, check_claims, load_claims, load_reported
 from atlas.harness.registry import Paper, load
 from atlas.harness.study import Study
-from atlas.report import verdicts
+from atlas.report import evidence, verdicts
+from atlas.report.told import claim_row, told_line
 
 TASK = "image-classification"
 CLAIM = {"id": "x.y", "statement": "s", "task": TASK, "metric": "top1", "method": "attnscale", "baseline": "deit"}
@@ -70,7 +71,7 @@ def test_what_does_not_exist_is_an_error_at_plan_time(
     study: Study, claims_file: Callable[[Any], None], changes: dict[str, Any], message: str
 ) -> None:
     claims_file({"claims": [{**CLAIM, "tiers": ON_DIGITS}]})
-    check_claims(study)
+    check_claims(study.runs, study.tier)
     claims_file({"claims": [{**CLAIM, "tiers": ON_DIGITS, **changes}]})
     with pytest.raises(UserError, match=message):
         Study.read("demo", study.root)
@@ -94,7 +95,7 @@ def test_what_does_not_exist_is_an_error_at_plan_time(
 def test_a_broken_file_is_one_line(study: Study, claims_file: Callable[[Any], None], content: Any, message: str) -> None:
     claims_file(content)
     with pytest.raises(UserError, match=message):
-        check_claims(study)
+        check_claims(study.runs, study.tier)
 
 
 def test_a_study_may_leave_rows_and_benchmarks_out(study: Study, claims_file: Callable[[Any], None]) -> None:
@@ -102,7 +103,7 @@ def test_a_study_may_leave_rows_and_benchmarks_out(study: Study, claims_file: Ca
     tables = {**CLAIM, "id": "x.table", "tiers": {"demo": {"dataset": "cifar10"}}}
     tiers = {**CLAIM, "id": "x.tier", "tiers": {"lab": {"dataset": "cifar10"}}}
     claims_file({"claims": [rows, tables, tiers]})
-    check_claims(study)
+    check_claims(study.runs, study.tier)
     found = {one.claim.id: one for one in verdicts.judge_all(study)}
     assert {one.verdict for one in found.values()} == {"not run"}
     assert found["x.row"].reason == "head-gain is not a row of this study"
@@ -125,12 +126,168 @@ def test_every_shipped_claim_has_a_place_in_its_tiers(checkout: Path) -> None:
                         assert (claim.task, dataset, row) in study.by_row, f"{claim.id}: {row} of {claim.task}/{dataset}, {tier}"
 
 
+def test_no_claim_is_spared_where_its_rows_are(checkout: Path) -> None:
+    """A tier that has every row and metric of a claim judges it, unless the claim is about something that the tier lacks."""
+    spared = []
+    for tier in ("demo", "lab", "paper"):
+        study = Study.read(tier, checkout)
+        tables: dict[tuple[str, str], dict[str, set[str]]] = {}
+        for (task, dataset, row), runs in study.by_row.items():
+            tables.setdefault((task, dataset), {})[row] = {metric.name for metric in runs[0].declared_metrics}
+        for claim in load_claims():
+            if claim.dataset(tier) is None and not claim.about:
+                needed = {(each.method, each.metric) for each in claim.comparisons(tier)}
+                needed |= {(each.baseline, each.metric) for each in claim.comparisons(tier) if each.baseline}
+                for (task, dataset), rows in tables.items():
+                    if task == claim.task and all(metric in rows.get(row, ()) for row, metric in needed):
+                        spared.append((tier, claim.id, dataset))
+    assert spared == []
+
+
+def test_what_a_demo_judges_is_what_it_says() -> None:
+    """Where the demo asks less than the claim, its statement or its note says so."""
+    for claim in load_claims():
+        changed = set(claim.tiers.get("demo", {})) - {"dataset", "method", "baseline", "also", "statement", "note", "of"}
+        if changed and "arithmetic" not in claim.evidence:
+            assert {"statement", "note"} & set(claim.tiers["demo"]), f"{claim.id}: {changed}"
+    by_id = {claim.id: claim for claim in load_claims()}
+    assert "training loss" in by_id["optimizer-amalgamation.choice-lt-mean"].said("demo")
+    assert "validation loss" in by_id["optimizer-amalgamation.choice-lt-mean"].said("lab")
+    assert "52 %" in by_id["uvc.flops-50-small-drop"].said("demo")
+    assert by_id["aos.attnscale-keeps-hf"].every
+    assert {claim.seeds for claim in load_claims() if claim.paper == "sinnerf"} == {5}
+
+
+def test_a_statement_and_a_note_may_differ_by_tier(study: Study) -> None:
+    one = judged(study, note="In general.", tiers={"demo": {"dataset": "digits", "statement": "Here.", "note": "Only here."}})
+    assert (one.statement, one.note) == ("Here.", "Only here.")
+    assert judged(study, note="In general.").note == "In general."
+
+
+def test_what_is_asked_of_every_seed_falls_with_one(study: Study) -> None:
+    # gains of 2.0, 2.1 and 2.2 points
+    assert judged(study, margin=0.018, every=True).verdict == "supported"
+    fallen = judged(study, margin=0.0205, every=True)
+    assert (judged(study, margin=0.0205).verdict, fallen.verdict) == ("inconclusive", "contradicted")
+    assert fallen.decisive.basis == "3 seeds, Student’s t; not on seed 0"
+    assert fallen.decisive.asked.endswith("points, on every seed")
+
+
+def test_a_claim_may_ask_for_more_seeds(study: Study) -> None:
+    one = judged(study, seeds=5)
+    assert (one.verdict, one.told) == ("inconclusive", "inconclusive")
+    assert one.decisive.basis == "3 seeds, Student’s t; the claim asks 5 seeds"
+    assert one.replicates_text == "5"
+
+
+def test_agreement_on_few_decisions_settles_nothing(study: Study) -> None:
+    for run in study.runs:
+        write_metrics(run, top1=1.0)
+    value = {"baseline": None, "compare": "value", "margin": 0.9}
+    assert judged(study, **value).verdict == "inconclusive"
+    few = judged(study, **value, of=4)
+    assert few.decisive.basis == "3 seeds, Clopper–Pearson, 12 decisions"
+    assert few.verdict == "inconclusive"
+    assert judged(study, **value, of=20).verdict == "supported"
+    assert judged(study, **value, exact=True).verdict == "supported"
+    assert judged(study, **value, evidence="arithmetic").verdict == "supported"
+    assert judged(study, **value, of="parameters").decisive.effects.decisions == 3  # a metric that counts, here 1 per seed
+
+
+def test_the_tightest_part_is_named_and_decides(study: Study) -> None:
+    one = judged(study, margin=-0.5, also=[{"margin": 0.0}])
+    assert one.tightest is one.parts[1]
+    assert claim_row(one)["tightest"] == "top-1: AttnScale − DeiT ≥ 0 points"
+    assert claim_row(one)["parts"].count("supported") == 2
+
+
+def test_other_kernels_are_read_from_the_results(study: Study, claims_file: Callable[[Any], None]) -> None:
+    claims_file({"claims": [{**CLAIM, "tiers": ON_DIGITS}]})
+    assert verdicts.judge_all(study)[0].kernels == {}
+    (study.results / "kernels.csv").write_text("id,kernel,verdict\nx.y,avx2,contradicted\nx.y,default,supported\n,,\n")
+    found = verdicts.judge_all(study)[0]
+    assert found.kernels == {"avx2": "contradicted", "default": "supported"}
+    assert found.told == "supported, fragile"
+
+
+def test_the_kind_of_evidence_follows_from_the_data(study: Study) -> None:
+    assert judged(study).evidence == "real data"
+    assert judged(study).tested == "539 test images"
+    assert judged(study, evidence="arithmetic").evidence == "arithmetic"
+    assert judged(study, tiers={"lab": {"dataset": "cifar10"}}).evidence == ""
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "tested"),
+    [
+        ("image-classification/digits-compressed/deit", "real data", "719 test images"),
+        ("image-classification/random-stacks/residual", "synthetic", ""),
+        ("adversarial-robustness/digits/dense", "modified real data", "1,285 test images"),
+        ("federated-learning/digits-domains/split-mix", "modified real data", "539 test images in each of 4 domains"),
+        ("federated-learning/digits-robust/fedavg-dat", "real data", "539 test images"),
+        ("feature-acquisition/synth/vfds", "synthetic", "400 test sequences"),
+        ("feature-acquisition/handover/vfds", "modified real data", "200 test sequences"),
+        ("novel-view-synthesis/analytic/dsnerf", "synthetic", "6 test views of one scene per seed"),
+        ("novel-view-synthesis/motorcycle/dsnerf", "real data", "1 test view of one scene"),
+        ("learned-optimization/digits/adam", "real data", "5 starts of each problem"),
+    ],
+)
+def test_tasks_tell_what_the_demo_rests_on(checkout: Path, cell: str, kind: str, tested: str) -> None:
+    run = next(run for run in Study.read("demo", checkout).runs if run.cell.startswith(f"{cell}/"))
+    claim = Claim(**{**CLAIM, "paper": "p", "task": run.task})  # type: ignore[arg-type]
+    assert evidence.evidence(claim, run) == kind
+    assert evidence.tested(run) == tested
+
+
+def test_costs_count_what_a_row_builds_on(two_tasks: Study) -> None:
+    from atlas.report.collect import collect_table
+    from atlas.report.costs import costs
+
+    table = collect_table(two_tasks, TOY, "curve")
+    fast, plain = table.row("fast"), table.row("plain")
+    assert fast
+    assert plain
+    alone = costs(table, fast, plain)
+    assert alone
+    assert alone.text.replace("\u00a0", " ") == "training FLOPs: 100 G against 1 T (0.1 ×; not counted: Search)"
+    assert not alone.equal
+    search = next(row for row in table.stages if row.name == "search")
+    for cell in search.cells:
+        cell.values["train_flops"] = 9.5e11  # as if it counted its work
+    whole = costs(table, fast, plain)
+    assert whole
+    assert whole.text.replace("\u00a0", " ") == "training FLOPs: 100 G + 950 G once before against 1 T (equal within 10 %)"
+
+
+def test_a_comparison_at_unequal_cost_says_so(study: Study) -> None:
+    def write(flops: float) -> None:
+        for run in study.runs:
+            mine = run.method == "attnscale"
+            write_metrics(run, top1=0.80 + (0.021 if mine else 0.02) * run.seed, train_flops=flops if mine else 1e9)
+
+    write(3e9)
+    one = judged(study, margin=-0.5)
+    assert told_line(one) == "supported, at 3 × the cost of training"
+    assert "training FLOPs: 3" in claim_row(one)["cost"]
+    write(1.05e9)
+    one = judged(study, margin=-0.5)
+    assert told_line(one) == "supported"
+    assert claim_row(one)["cost"].endswith("(equal within 10 %)")
+
+
+def test_what_speaks_against_a_method_is_gathered(study: Study) -> None:
+    fallen = judged(study, id="a.fallen", margin=0.03)
+    held = judged(study, id="a.held", against=True)
+    spoken = [one for one in (judged(study), judged(study, margin=0.03, against=True), fallen, held) if one.speaks_against]
+    assert [one.claim.id for one in spoken] == ["a.fallen", "a.held"]
+
+
 def test_a_difference_by_hand(study: Study) -> None:
     # differences 0.020, 0.021, 0.022: mean 0.021, sd 0.001, half width 4.30265 · 0.001 / √3
     one = judged(study)
     assert one.verdict == "supported"
     half = 4.302652729911275 * 0.001 / math.sqrt(3)
-    row = one.row()
+    row = claim_row(one)
     assert (float(row["effect"]), float(row["ci_low"])) == pytest.approx((0.021, 0.021 - half), rel=1e-5)
     assert row["n_seeds"] == "3"
     assert one.decisive.asked == "top-1: AttnScale − DeiT ≥ 0 points"
@@ -146,11 +303,11 @@ def test_a_difference_by_hand(study: Study) -> None:
 
 def test_a_value_and_a_ratio_by_hand(study: Study) -> None:
     value = judged(study, baseline=None, method="deit", margin=0.5)
-    assert (value.verdict, value.row()["baseline"]) == ("supported", "")
-    assert float(value.row()["effect"]) == pytest.approx(0.82)
+    assert (value.verdict, claim_row(value)["baseline"]) == ("supported", "")
+    assert float(claim_row(value)["effect"]) == pytest.approx(0.82)
     ratio = judged(study, compare="ratio", margin=1.0)
     expected = math.exp(sum(math.log((0.82 + 0.021 * seed) / (0.80 + 0.02 * seed)) for seed in range(3)) / 3)
-    assert float(ratio.row()["effect"]) == pytest.approx(expected, rel=1e-5)
+    assert float(claim_row(ratio)["effect"]) == pytest.approx(expected, rel=1e-5)
     assert ratio.verdict == "supported"
 
 
@@ -162,7 +319,7 @@ def test_a_conjunction_needs_all_and_falls_with_one(study: Study) -> None:
         if run.method == "featscale":
             write_metrics(run, top1=0.70 + 0.021 * run.seed)
     fallen = judged(study, also=[{"method": "featscale"}])
-    assert (fallen.verdict, fallen.row()["method"]) == ("contradicted", "featscale")
+    assert (fallen.verdict, claim_row(fallen)["method"]) == ("contradicted", "featscale")
     assert [part.verdict for part in fallen.parts] == ["supported", "contradicted"]
     open_ = judged(study, also=[{"margin": 0.021}])
     assert open_.verdict == "inconclusive"
@@ -199,13 +356,13 @@ def test_a_verdict_says_how_many_seeds_it_rests_on(study: Study) -> None:
     runs = {(run.method, run.seed): run for run in study.runs}
     write_metrics(runs["attnscale", 1], top1=None)
     one = judged(study)
-    assert one.row()["n_seeds"] == "2"
+    assert claim_row(one)["n_seeds"] == "2"
     assert one.decisive.basis == "2 of 3 seeds, Student’s t"
     runs["deit", 2].metrics.unlink()
     assert judged(study).verdict == "inconclusive"  # one seed is left
     runs["deit", 0].metrics.unlink()
     nothing = judged(study)
-    assert (nothing.verdict, nothing.row()["effect"]) == ("not run", "")
+    assert (nothing.verdict, claim_row(nothing)["effect"]) == ("not run", "")
     assert nothing.reason == "no seed has both rows"
 
 

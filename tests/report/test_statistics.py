@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from atlas.harness.claims import Comparison
-from atlas.report.statistics import BOOTSTRAP, COINCIDENCE, EXACT, STUDENT, Effects, effects, interval, mean_and_sd, paired
-from atlas.report.verdicts import Part, verdict
+from atlas.harness.claims import Claim, Comparison
+from atlas.report.power import power, replicates
+from atlas.report.statistics import (
+    BOOTSTRAP,
+    COINCIDENCE,
+    EXACT,
+    SHARE,
+    STUDENT,
+    Effects,
+    clopper_pearson,
+    effects,
+    interval,
+    mean_and_sd,
+    paired,
+)
+from atlas.report.verdicts import Judged, Part, verdict
 
 
 def comparison(direction: str = "higher", margin: float = 0.0, tolerance: float = 0.0) -> Comparison:
@@ -43,14 +58,66 @@ def test_many_seeds_use_the_bootstrap() -> None:
 def test_few_values() -> None:
     assert interval([]).count == 0
     assert not interval([0.3]).bounded
-    assert interval([0.3, 0.3, 0.3]).low == 0.3
+    assert not interval([0.3, 0.3, 0.3]).bounded
     assert math.isnan(mean_and_sd([1.0])[1])
     assert paired({1: 2.0, 2: 3.0}, {2: 1.0, 3: 9.0}) == [(3.0, 1.0)]
 
 
-def test_numbers_that_are_the_same_on_every_seed_are_exact() -> None:
-    found = interval(effects("difference", {0: 148.0, 1: 148.0}, {0: 100.0, 1: 100.0}))
+def test_counted_numbers_that_are_the_same_on_every_seed_are_exact() -> None:
+    found = interval(effects("difference", {0: 148.0, 1: 148.0}, {0: 100.0, 1: 100.0}, exact=True))
     assert (found.mean, found.low, found.high, found.method) == (48.0, 48.0, 48.0, EXACT)
+
+
+@pytest.mark.parametrize("compare", ["value", "difference", "ratio"])
+def test_measured_numbers_that_agree_are_not_exact(compare: Literal["value", "difference", "ratio"]) -> None:
+    found = interval(effects(compare, {0: 1.0, 1: 1.0, 2: 1.0}, {0: 0.5, 1: 0.5, 2: 0.5}))
+    assert found.method == COINCIDENCE
+    assert verdict(comparison(margin=0.1), found) == "inconclusive"
+
+
+def test_rounding_is_spread_enough_for_measured_values() -> None:
+    found = interval(effects("value", {0: 0.9999999999999831, 1: 0.9999999999999998, 2: 0.9999999999999989}, None))
+    assert found.method == STUDENT
+    assert verdict(comparison(margin=0.95), found) == "supported"
+
+
+def test_a_share_of_few_decisions_is_bounded_by_their_number() -> None:
+    # 10 of 10: the two-sided 95 % bound of Clopper and Pearson is 0.025^(1/10)
+    assert clopper_pearson(1.0, 10)[0] == pytest.approx(0.025**0.1)
+    assert clopper_pearson(0.0, 10)[1] == pytest.approx(1 - 0.025**0.1)
+    assert clopper_pearson(0.3, 10) == pytest.approx((0.06673951, 0.65245285), abs=1e-6)
+    shares = effects("value", {0: 1.0, 1: 1.0, 2: 1.0}, None, decisions=11)
+    found = interval(shares)
+    assert found.method == f"{SHARE}, 11 decisions"
+    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 11)), 1.0)
+    assert verdict(comparison(margin=0.9), found) == "inconclusive"
+    assert replicates(shares, 0.9, math.inf) == 10  # 36 decisions or more: 0.025^(1/36) is above 0.9, 3 2/3 per seed
+
+
+def test_a_share_that_varies_is_no_surer_than_its_spread() -> None:
+    values = {0: 1.0, 1: 0.2, 2: 0.9}
+    assert interval(effects("value", values, None, decisions=3000)).low == pytest.approx(interval(list(values.values())).low)
+
+
+@pytest.mark.parametrize(("distance", "count"), [(0.5, 34), (1.0, 10), (2.0, 5)])
+def test_replicates_of_a_paired_t_test_are_those_of_the_tables(distance: float, count: int) -> None:
+    """Two-sided 5 %, power 80 %: 34, 10 and 5 pairs for effects of 0.5, 1 and 2 standard deviations (Cohen, 1988)."""
+    sample = Effects((distance - 1, distance, distance + 1))  # standard deviation 1
+    assert replicates(sample, 0.0, math.inf) == count
+    assert replicates(sample, -math.inf, 2 * distance) == count
+    assert replicates(Effects(tuple(-value for value in sample.values)), 0.0, math.inf) == count  # to contradict
+
+
+def test_power_is_that_of_simulated_studies() -> None:
+    draws = np.random.default_rng(5).normal(0.8, 1.0, (4000, 12))
+    settled = rates(draws, comparison())["supported"]
+    assert float(power(0.8, 12)) == pytest.approx(settled, abs=0.03)
+
+
+def test_replicates_have_an_end() -> None:
+    assert replicates(Effects((-1.0, 0.001, 1.0)), 0.0, math.inf) == math.inf
+    assert math.isnan(replicates(Effects((0.5, 0.5), agree=True), 0.0, math.inf))
+    assert math.isnan(replicates(Effects((0.5,)), 0.0, math.inf))
 
 
 def test_a_difference_that_is_equal_by_coincidence_has_no_interval() -> None:
@@ -83,16 +150,26 @@ def test_a_ratio_to_nothing_is_left_out() -> None:
         ([-0.01, -0.011, -0.012], comparison(margin=-0.03), "supported"),
         ([1.0, 1.1, 1.2], comparison("lower"), "contradicted"),
         ([1.0, 1.1, 1.2], comparison("lower", margin=2.0), "supported"),
-        ([48.0, 48.0, 48.0], comparison("equal", margin=48), "supported"),
-        ([47.0, 47.0, 47.0], comparison("equal", margin=48), "contradicted"),
+        ([48.0, 48.0, 48.0], comparison("equal", margin=48), "inconclusive"),  # whether these are counted is not known here
         ([48.0, 48.1, 47.9], comparison("equal", margin=48, tolerance=1.0), "supported"),
         ([48.0, 48.1, 47.9], comparison("equal", margin=48), "inconclusive"),
-        ([0.0, 0.0, 0.0], comparison(), "supported"),  # exactly at the margin, which is allowed
-        ([0.7 - 0.73] * 3, comparison(margin=-0.03), "supported"),  # -0.03000000000000003: up to rounding
     ],
 )
 def test_verdicts_by_hand(values: list[float], asked: Comparison, expected: str) -> None:
     assert verdict(asked, interval(values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "asked", "expected"),
+    [
+        (48.0, comparison("equal", margin=48), "supported"),
+        (47.0, comparison("equal", margin=48), "contradicted"),
+        (0.0, comparison(), "supported"),  # exactly at the margin, which is allowed
+        (0.7 - 0.73, comparison(margin=-0.03), "supported"),  # -0.03000000000000003: up to rounding
+    ],
+)
+def test_verdicts_on_counted_numbers(value: float, asked: Comparison, expected: str) -> None:
+    assert verdict(asked, interval(effects("value", dict.fromkeys(range(3), value), None, exact=True))) == expected
 
 
 def rates(draws: np.ndarray, asked: Comparison) -> dict[str, float]:
@@ -151,12 +228,45 @@ def test_coarse_accuracies_keep_the_error_rate(grid: int) -> None:
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_claim_of_several_parts_keeps_its_error_rate(parts: int) -> None:
     draws = np.random.default_rng(parts).normal(0.0, 1.0, (2000, parts, 4))
-    asked = comparison()
-    contradicted = supported = 0
-    for study in draws:
-        found = [Effects(tuple(map(float, row))) for row in study]
-        verdicts = [Part(asked, "", None, interval(one), interval(one, 1 - 0.05 / parts), 4).verdict for one in found]
-        contradicted += "contradicted" in verdicts
-        supported += all(one == "supported" for one in verdicts)
-    assert contradicted / 2000 <= 0.035  # as for a single comparison
-    assert supported / 2000 <= 0.025
+    verdicts = [judged(study, parts).verdict for study in draws]
+    assert verdicts.count("contradicted") / 2000 <= 0.035  # as for a single comparison
+    assert verdicts.count("supported") / 2000 <= 0.025
+
+
+def judged(study: np.ndarray, parts: int = 1) -> Judged:
+    """A claim on simulated effects, (parts, seeds)."""
+    asked = Comparison(metric="top1", method="a", compare="value")
+    found = tuple(Part(asked, "image-classification", None, dict(enumerate(map(float, row))), parts=parts) for row in study)
+    claim = Claim(id="x", statement="s", task="image-classification", paper="p", metric="top1", method="a", compare="value")
+    return Judged(claim, "demo", "digits", found, "")
+
+
+def test_what_one_seed_decides_is_fragile() -> None:
+    firm = judged(np.array([[1.0, 1.01, 0.99, 1.0]]))
+    assert (firm.verdict, firm.told, firm.fragile) == ("supported", "supported", "")
+    # without the last seed the interval of 0.5, 0.2 and 0.35 reaches 0
+    shaky = judged(np.array([[0.5, 0.2, 0.35, 0.36]]))
+    assert (shaky.verdict, shaky.told) == ("supported", "supported, fragile")
+    assert shaky.fragile == "not without seed 2 or 3"
+    assert judged(np.array([[0.5, -0.4, 0.1]])).fragile == ""  # what is open is not fragile
+
+
+def test_a_conjunction_is_as_fragile_as_each_of_its_parts() -> None:
+    one = judged(np.array([[1.0, 1.01, 0.99, 1.0], [0.5, 0.2, 0.35, 0.36]]), parts=2)
+    assert one.told == "supported, fragile"
+    assert one.tightest is one.parts[1]
+    assert one.decisive is one.parts[1]
+
+
+def test_another_kernel_makes_a_verdict_fragile() -> None:
+    one = replace(judged(np.array([[1.0, 1.01, 0.99, 1.0]])), kernels={"avx2": "inconclusive", "default": "supported"})
+    assert one.told == "supported, fragile"
+    assert one.fragile == "with other kernels, avx2: inconclusive"
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_without_an_effect_plain_verdicts_are_rarer_than_nominal(seeds: int) -> None:
+    draws = np.random.default_rng(seeds).normal(0.0, 1.0, (1000, 1, seeds))
+    told = [judged(study).told for study in draws]
+    assert told.count("supported") / 1000 <= 0.025
+    assert told.count("contradicted") / 1000 <= 0.025

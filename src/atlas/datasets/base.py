@@ -83,6 +83,13 @@ class Dataset:
         official = "test" in self.facts or "domains" in self.facts
         return known if official else (1 - test_fraction) * known
 
+    def test_examples(self, test_fraction: float) -> int | None:
+        """Examples that are held out for testing, up to the rounding of each class; ``None`` where that is not known."""
+        if "test" in self.facts:
+            return cast(int, self.facts["test"])
+        known = cast(float, self.facts.get("train", math.nan))
+        return None if math.isnan(known) or "domains" in self.facts else round(test_fraction * known)
+
 
 @cache
 def all_datasets() -> dict[str, Dataset]:

@@ -16,12 +16,21 @@ The file is checked when a study is read: a name that does not exist is an error
         margin: 0
         also:                      # further comparisons that the statement needs, over the same fields
           - {method: featscale}
+        every: false               # ask it of every seed, not only of the mean
+        of: growth_steps           # the metric is a share of so many decisions per seed: a number, or a metric that counts them
+        exact: false               # it follows from the construction, so that seeds that agree settle it
         reported: 0.009            # the effect as the paper prints it, where it does
         source: Table 3
+        whose: paper               # or atlas: our own observation
+        evidence: arithmetic       # true by construction; left out, the data tell the kind of evidence
+        against: false             # whether it speaks against the method if it is supported
+        seeds: 5                   # fewer seeds leave it inconclusive
+        note: …                    # what a reader should know before believing the verdict
         tiers:                     # where it is judged, and what differs there
-          demo: {dataset: digits, margin: -0.03}
+          demo: {dataset: digits, margin: -0.03, statement: …, note: …}
           lab: {dataset: cifar10}
-          # any field of a comparison may differ, and `also` too; a tier that is not named leaves the claim `not run`
+          # any field of a comparison may differ, and `also`, `statement` and `note` too
+        about: UCI HAR             # what it is about, where a tier that has its rows, but not that, does not judge it
     reported:                      # numbers that papers print, shown beside ours
       - {row: attnscale, task: image-classification, dataset: imagenet, metric: top1, value: 0.807, source: Table 3}
       # a note says why our count differs, where it does: the rehearsal compares the two
@@ -58,6 +67,13 @@ class Comparison(Settings):
         The effect: ``metric(method) − metric(baseline)``, their ratio, or ``metric(method)``.
     direction : {"higher", "lower", "equal"}
         What is asked of it: at least ``margin``, at most ``margin``, or within ``tolerance`` of it.
+    every : bool
+        Ask it of the effect of every seed, besides the mean.
+    of : int or str, optional
+        The metric is a share of so many decisions per seed (a number, or the metric of the row that counts them): agreement on
+        a few of them is no certainty.
+    exact : bool
+        The effect follows from the construction, so that seeds that agree settle it.
     """
 
     metric: str
@@ -67,10 +83,29 @@ class Comparison(Settings):
     direction: Literal["higher", "lower", "equal"] = "higher"
     margin: float = 0.0
     tolerance: float = Field(default=0.0, ge=0)
+    every: bool = False
+    of: int | str | None = None
+    exact: bool = False
 
 
 class Claim(Comparison):
-    """A statement of a paper; see the module's docstring."""
+    """A statement of a paper, or of our own; see the module's docstring.
+
+    Attributes
+    ----------
+    evidence : str
+        ``"arithmetic"`` if it is true by construction, else empty: the data that it is judged on tell.
+    whose : {"paper", "atlas"}
+        Who claims it.
+    against : bool
+        Whether it speaks against the method if it is supported.
+    seeds : int
+        Fewer seeds leave it inconclusive.
+    note : str
+        What a reader should know before believing the verdict.
+    about : str
+        What it is about, where that is less than its rows: a tier that has the rows, but not that, does not judge it.
+    """
 
     id: str
     statement: str
@@ -78,6 +113,12 @@ class Claim(Comparison):
     paper: str
     reported: float | str | None = None
     source: str = ""
+    whose: Literal["paper", "atlas"] = "paper"
+    evidence: Literal["", "arithmetic"] = ""
+    against: bool = False
+    seeds: int = Field(default=2, ge=2)
+    about: str = ""
+    note: str = ""
     also: tuple[dict[str, Any], ...] = ()
     tiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -85,16 +126,26 @@ class Claim(Comparison):
         """Benchmark on which a tier judges the claim, or ``None`` if it does not."""
         return self.tiers.get(tier, {}).get("dataset")
 
+    def said(self, tier: str) -> str:
+        """The statement as a tier judges it."""
+        return str(self.tiers.get(tier, {}).get("statement", self.statement))
+
+    def noted(self, tier: str) -> str:
+        """What a reader of a tier's verdict should know; empty if nothing."""
+        return str(self.tiers.get(tier, {}).get("note", self.note))
+
     def comparisons(self, tier: str) -> list[Comparison]:
         """Every comparison that the claim asks for in a tier, all of which must hold."""
         changed = {key: value for key, value in self.tiers.get(tier, {}).items() if key in COMPARISON}
         first = merge(self.model_dump(include=set(COMPARISON)), changed)
+        if self.evidence == "arithmetic":
+            first = {**first, "exact": True}
         further = self.tiers.get(tier, {}).get("also", self.also)
         return [_comparison(first), *(_comparison(merge(first, other)) for other in further)]
 
 
 COMPARISON = tuple(Comparison.model_fields)
-TIER_WORDS = ("dataset", "also", *COMPARISON)
+TIER_WORDS = ("dataset", "also", "statement", "note", *COMPARISON)
 
 
 def _comparison(values: dict[str, Any]) -> Comparison:
@@ -199,6 +250,8 @@ def check_claims(runs: Iterable[Run], tier: str) -> None:
         for judged in claim.tiers:
             for comparison in claim.comparisons(judged):
                 _check_metric(claim.task, comparison.metric, f"claim {claim.id}")
+                if isinstance(comparison.of, str):
+                    _check_metric(claim.task, comparison.of, f"claim {claim.id}")
     for number in _all_reported():
         _check_metric(number.task, number.metric, f"the number that {number.paper} reports for {number.row}")
 

@@ -26,6 +26,12 @@ RECIPE_BEFORE = "<recipe>"
 COSTS = ("parameters", "flops", "macs", "seconds", "bytes", "flops_ratio", "macs_ratio")
 """Endings of the names of metrics that are costs (``bytes`` covers ``mebibytes``)."""
 
+COUNTS = (*(ending for ending in COSTS if ending != "seconds"), "parameters_ratio", "rays", "windows")
+"""Endings of the names of metrics that settings alone decide: counted, not estimated."""
+
+TRAINING = ("train_flops", "train_macs", "rays", "windows")
+"""Names of metrics that count the work of a training; the first that two rows share tells whether they cost the same."""
+
 
 REPORTED = "atlas.harness.execute:training_summary"
 """Value of ``evaluate``: the metrics are what the training reported."""
@@ -92,6 +98,9 @@ class Metric:
         methods differ. Told from the unit in its name (:data:`COSTS`) if left out.
     optional : bool
         May be missing (``null``) where what measures it is not there: weights that cannot be had, data without a ground truth.
+    deterministic : bool, optional
+        Whether settings alone decide it, so that a number that is the same on every seed is known exactly and not by chance.
+        Told from the unit in its name (:data:`COUNTS`) if left out.
     """
 
     name: str
@@ -102,6 +111,17 @@ class Metric:
     measured: bool = False
     cost: bool | None = None
     optional: bool = False
+    deterministic: bool | None = None
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether it is counted, so that agreement over seeds is no coincidence."""
+        return (not self.measured and self.name.endswith(COUNTS)) if self.deterministic is None else self.deterministic
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it counts the work of a training."""
+        return self.name in TRAINING
 
     @property
     def is_cost(self) -> bool:
@@ -156,6 +176,12 @@ class Task:
         and scales its cost by these.
     baseline : str
         Row that the others are compared with in the table.
+    tested : str
+        Names ``tested(run)``: on how much a run is evaluated, in words ("539 test images"), from its settings alone; empty where
+        they do not tell. Verdicts say it.
+    altered : str
+        Names ``altered(run)``: what was done to the dataset before anybody learned from it, in words ("a sixth of the labels
+        drawn anew"); empty where nothing was. It tells evidence on real data from evidence on modified real data.
     """
 
     name: str
@@ -170,6 +196,8 @@ class Task:
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     amounts: str = ""
+    tested: str = ""
+    altered: str = ""
 
     @property
     def package(self) -> str:

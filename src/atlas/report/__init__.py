@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["compare"],
         "tables": ["write_table"],
         "figures": ["write_figures"],
-        "verdicts": ["print_claims", "write_claims"],
+        "told": ["print_claims", "write_claims"],
         "page": ["write_report"],
         "series": ["write_series"],
     },
@@ -22,5 +22,5 @@ if TYPE_CHECKING:
     from atlas.report.page import write_report as write_report
     from atlas.report.series import write_series as write_series
     from atlas.report.tables import write_table as write_table
-    from atlas.report.verdicts import print_claims as print_claims
-    from atlas.report.verdicts import write_claims as write_claims
+    from atlas.report.told import print_claims as print_claims
+    from atlas.report.told import write_claims as write_claims

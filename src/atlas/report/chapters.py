@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from markupsafe import Markup, escape
 
 from atlas.harness.registry import Metric
 from atlas.report.collect import Cell, Row, Table
+from atlas.report.costs import training
 from atlas.report.figures import Drawn, figures
-from atlas.report.inline import inline, is_wide
+from atlas.report.inline import data_address, inline, is_wide
 from atlas.report.numbers import duration, memory, metric_text
 from atlas.report.statistics import mean_and_sd
 from atlas.report.tables import Sheet, sheet_latex, shown_metrics, table_csv
@@ -91,7 +91,14 @@ class Chapter:
     def cost_header(self) -> list[str]:
         """Columns of the costs."""
         before = ["what it builds on"] if self.builds else []
-        return [*(metric.label for metric in self.cost_metrics), *(label for _, label, _ in PROVENANCE_COSTS), *before]
+        once = [f"{metric.label}, with what it builds on" for metric in self.summed]
+        return [*(metric.label for metric in self.cost_metrics), *once, *(label for _, label, _ in PROVENANCE_COSTS), *before]
+
+    @cached_property
+    def summed(self) -> list[Metric]:
+        """Counts of training that leave out work which was done once before, in runs that a row builds upon."""
+        counted = [metric for metric in self.cost_metrics if metric.is_training]
+        return [metric for metric in counted if any(training(self.table, row, metric).before for row in self.table.rows)]
 
     @cached_property
     def builds(self) -> bool:
@@ -104,13 +111,25 @@ class Chapter:
         stages = [row for row in self.table.stages if row.evaluated]
         before = [_builds_on] if self.builds else []
         return [
-            (row, [*self._declared(row), *map(_recorded(row), PROVENANCE_COSTS), *(cost(row) for cost in before)])
+            (
+                row,
+                [
+                    *self._declared(row),
+                    *self._summed(row),
+                    *map(_recorded(row), PROVENANCE_COSTS),
+                    *(cost(row) for cost in before),
+                ],
+            )
             for row in [*self.table.rows, *stages]
         ]
 
     def _declared(self, row: Row) -> list[Cost]:
         found = [(metric, *mean_and_sd(list(row.values(metric.name).values()))) for metric in self.cost_metrics]
         return [Cost(metric_text(metric, mean, sd), mean) for metric, mean, sd in found]
+
+    def _summed(self, row: Row) -> list[Cost]:
+        found = [training(self.table, row, metric) for metric in self.summed]
+        return [Cost(metric_text(one.metric, one.total), one.total) for one in found]
 
     @property
     def state(self) -> str:
@@ -124,7 +143,7 @@ class Chapter:
         """The table as files inside the page: name, label and data address."""
         files = (("csv", "text/csv", table_csv(self.table)), ("tex", "text/x-tex", self.latex))
         return [
-            (f"{self.anchor}.{ending}", label, f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
+            (f"{self.anchor}.{ending}", label, data_address(kind, text))
             for (ending, kind, text), label in zip(files, ("CSV", "LaTeX"), strict=True)
         ]
 

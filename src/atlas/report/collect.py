@@ -88,7 +88,7 @@ class Cell:
     def _doubt(self) -> str:
         """What is wrong with an evaluation that is there."""
         declared = [metric.name for metric in self.run.declared_metrics]
-        bad = [name for name in declared if name in self.recorded and name not in self.values]
+        bad = [name for name in declared if name in self.recorded and name not in self.values and name not in self.inapplicable]
         lacking = [name for name in declared if name not in self.recorded]
         reason = stale_metrics(self.run, self.content)
         doubts = [
@@ -98,12 +98,20 @@ class Cell:
         ]
         return "; ".join(filter(None, doubts))
 
+    @cached_property
+    def inapplicable(self) -> set[str]:
+        """Metrics that may be missing and are: there is nothing here that they could measure, and nothing to doubt."""
+        optional = {metric.name for metric in self.run.declared_metrics if metric.optional}
+        return {name for name in optional if name in self.recorded and self.recorded[name] is None}
+
     def why_missing(self, metric: str) -> str:
         """Why this run has no value of a metric, in two words; empty if it has one or does not declare it."""
         if metric in self.values:
             return ""
         if self.state != "done":
             return self.state
+        if metric in self.inapplicable:
+            return "not applicable"
         return "not finite" if metric in self.recorded else "lacking"
 
     @property

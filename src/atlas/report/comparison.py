@@ -21,6 +21,7 @@ from atlas.errors import UserError
 from atlas.report.markdown import escape, grid
 from atlas.report.statistics import mean_and_sd
 
+FRAGILE = ", fragile"
 HEADER = ("row", "metric", "seed", "first", "second", "drift in sd")
 
 
@@ -35,7 +36,7 @@ class Results:
     numbers : dict
         (row, metric) to seed to value; a row is ``task/dataset/method``, and a value that was not finite is ``nan``.
     verdicts : dict
-        Claim's id to its verdict.
+        Claim's id to its verdict, as it is told.
     machines : tuple of str
         Processors that computed it.
     """
@@ -67,7 +68,8 @@ class Results:
                 machines[str(content.get("provenance", {}).get("hardware", "unknown"))] = None
                 for metric, value in metrics.items():
                     numbers.setdefault(("/".join(parts[1:4]), metric), {})[int(parts[4][4:])] = value
-        verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(io.StringIO(files.get("claims.csv", "")))}
+        claims = csv.DictReader(io.StringIO(files.get("claims.csv", "")))
+        verdicts = {line["id"]: line["verdict"] + (FRAGILE if line.get("fragile") else "") for line in claims}
         if not numbers and not verdicts:
             raise UserError(
                 f"{name} holds no results: neither runs/<task>/<dataset>/<method>/seed<k>/metrics.json nor claims.csv"
@@ -150,10 +152,13 @@ class Comparison:
 
     @cached_property
     def verdicts(self) -> list[tuple[str, str, str]]:
-        """Claims that both judge, and judge differently: id, first verdict, second verdict."""
+        """Claims that both judge, and judge differently: id, first verdict, second verdict.
+
+        A fragile verdict claims no more than an inconclusive one, or than the same one without that word; they do not differ.
+        """
         both = [name for name in self.first.verdicts if name in self.second.verdicts]
         pairs = [(name, self.first.verdicts[name], self.second.verdicts[name]) for name in both]
-        return [pair for pair in pairs if pair[1] != pair[2]]
+        return [pair for pair in pairs if not agree(*pair[1:])]
 
     @property
     def judged(self) -> int:
@@ -214,6 +219,13 @@ class Comparison:
 
 def _cells(results: Results) -> set[str]:
     return {f"{row}/seed{seed}" for (row, _), seeds in results.numbers.items() for seed in seeds}
+
+
+def agree(first: str, second: str) -> bool:
+    """Whether two verdicts do not contradict each other."""
+    plain = {first.removesuffix(FRAGILE), second.removesuffix(FRAGILE)}
+    fragile = [one for one in (first, second) if one.endswith(FRAGILE)]
+    return len(plain) == 1 or ("inconclusive" in plain and bool(fragile))
 
 
 def _same(first: float, second: float) -> bool:

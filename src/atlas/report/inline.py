@@ -50,6 +50,11 @@ def inline(svg: str, prefix: str, label: str) -> str:
     return opening + "\n".join(line for line in body.splitlines() if line.strip())
 
 
+def data_address(kind: str, text: str) -> str:
+    """A file as an address inside the page, for links that download it."""
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+
+
 def is_wide(svg: str) -> bool:
     """Whether a figure has several panels side by side, and would not be readable in half a page."""
     return size(svg)[0] > WIDE

@@ -1,4 +1,4 @@
-"""A claim as a picture of one line: the interval that was found, against the region that was asked for."""
+"""A claim as a picture of one line: the interval and the seeds that were found, against the region that was asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from atlas.report.verdicts import Part, region
 
-WIDTH, HEIGHT, PAD = 160.0, 24.0, 7.0
+WIDTH, HEIGHT, PAD = 160.0, 28.0, 7.0
+DOTS = 50  # seeds beyond which dots would merge
 
 
 def interval_picture(part: Part) -> Markup:
@@ -19,15 +20,17 @@ def interval_picture(part: Part) -> Markup:
         return Markup()
     low, high = region(asks)
     neutral = {"difference": [0.0], "ratio": [1.0], "value": []}[asks.compare]
-    shown = [value for value in (found.mean, found.low, found.high, low, high, *neutral) if math.isfinite(value)]
+    seeds = list(part.by_seed.values()) if len(part.by_seed) <= DOTS else []
+    shown = [value for value in (found.mean, found.low, found.high, low, high, *neutral, *seeds) if math.isfinite(value)]
     place = _axis(min(shown), max(shown))
-    middle = HEIGHT / 2
+    middle = HEIGHT / 2 - 3
     left, right = place(low), place(high)
     marks = [_rectangle(left, right)]
     marks += [_line("zero", place(value), 3, place(value), HEIGHT - 3) for value in neutral]
     marks += [_line("margin", place(edge), 1, place(edge), HEIGHT - 1) for edge in {low, high} if math.isfinite(edge)]
     if found.bounded:
         marks.append(_line("range", place(found.low), middle, place(found.high), middle))
+    marks += [f'<circle class="seed" cx="{place(value):.1f}" cy="{middle + 6:g}" r="2.2"/>' for value in seeds]
     marks.append(f'<circle class="effect" cx="{place(found.mean):.1f}" cy="{middle:g}" r="4"/>')
     opening = f'<svg class="interval {part.verdict.replace(" ", "-")}" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" aria-hidden="true">'
     return Markup(f"{opening}{''.join(marks)}</svg>")  # made of numbers alone

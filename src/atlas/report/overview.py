@@ -1,4 +1,4 @@
-"""The first screen: what was run, when, on what, how long, and which claims held."""
+"""The first screen: what was run, when, on what, how long, and what came out, by the kind of evidence."""
 
 from __future__ import annotations
 
@@ -11,11 +11,28 @@ from typing import Any
 from atlas.harness.registry import Paper, load
 from atlas.harness.study import Study
 from atlas.report.collect import Cell, Table
+from atlas.report.evidence import ARITHMETIC, KINDS, MODIFIED, REAL, SYNTHETIC
 from atlas.report.numbers import duration
-from atlas.report.verdicts import VERDICTS, Judged
+from atlas.report.told import against
+from atlas.report.verdicts import Judged
 
 SIGNS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
+TOLD = ("supported", "supported, fragile", "contradicted", "contradicted, fragile", "inconclusive")
+LEADS = {REAL: "on real data", MODIFIED: "on modified real data", SYNTHETIC: "on synthetic data", ARITHMETIC: "by arithmetic"}
 PACKAGES = ("torch", "timm", "numpy")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of evidence with its verdicts and their numbers."""
+
+    name: str
+    counts: list[tuple[str, int]]
+
+    @property
+    def count(self) -> int:
+        """Number of claims."""
+        return sum(count for _, count in self.counts)
 
 
 @dataclass(frozen=True)
@@ -43,20 +60,28 @@ class Overview:
         return [cell.provenance for cell in self.done]
 
     @cached_property
-    def counts(self) -> list[tuple[str, int]]:
-        """Number of claims per verdict."""
-        found = Counter(one.verdict for one in self.judged)
-        return [(name, found[name]) for name in VERDICTS]
+    def run(self) -> list[Judged]:
+        """Claims that were judged at all."""
+        return [one for one in self.judged if one.verdict != "not run"]
+
+    @cached_property
+    def kinds(self) -> list[Kind]:
+        """Kinds of evidence, with the number of claims per verdict as it is told."""
+        found = [(name, Counter(one.told for one in self.run if one.evidence == name)) for name in KINDS]
+        return [Kind(LEADS[name], [(told, counts[told]) for told in TOLD if counts[told]]) for name, counts in found if counts]
+
+    @cached_property
+    def findings(self) -> list[Judged]:
+        """What speaks against the methods."""
+        return against(self.judged)
 
     @property
     def headline(self) -> str:
-        """The answer in one line."""
-        counts = dict(self.counts)
-        judged = len(self.judged) - counts["not run"]
-        if not judged:
+        """What was judged, by the kind of evidence: parameter counts and experiments do not add up to a score."""
+        if not self.run:
             return "No claim has been judged yet"
-        claims = "claim is" if counts["supported"] == 1 and judged == 1 else "claims are"
-        return f"{counts['supported']} of {judged} judged {claims} supported"
+        kinds = [f"{kind.count} {kind.name}" for kind in self.kinds]
+        return f"{_plural(len(self.run), 'claim')} judged: {', '.join(kinds)}"
 
     @cached_property
     def papers(self) -> list[tuple[Paper, list[Judged]]]:
@@ -85,6 +110,7 @@ class Overview:
         facts = [
             ("runs", self.runs),
             ("seeds", _listed(list(map(str, self.study.seeds)))),
+            ("not judged here", _plural(len(self.judged) - len(self.run), "claim") if len(self.run) < len(self.judged) else ""),
             ("benchmarks", f"{len(self.tables)} in {_plural(len(self.study.tasks), 'task')}"),
             ("when", self.when),
             ("computing", self.computing),

@@ -14,12 +14,14 @@ from atlas.harness.stale import table_matches
 from atlas.harness.study import Study
 from atlas.report.chapters import Chapter
 from atlas.report.collect import collect
+from atlas.report.inline import data_address
 from atlas.report.intervals import interval_picture
 from atlas.report.markdown import escape, fenced, grid
 from atlas.report.overview import SIGNS, Overview
 from atlas.report.series import write_series
 from atlas.report.tables import Sheet, seeds_text, shown_metrics, table_markdown
-from atlas.report.verdicts import VERDICTS, Judged, claims_markdown, judge_all, rule
+from atlas.report.told import claims_markdown, found_line, rule, seed_numbers, spread_of_splits, unsettled, values_csv
+from atlas.report.verdicts import VERDICTS, Judged, judge_all
 
 # Nothing but the page itself may load or run: not even what an escaped name would smuggle in.
 POLICY = (
@@ -64,6 +66,8 @@ def page(study: Study, overview: Overview, chapters: list[tuple[Task, list[Chapt
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     helpers: dict[str, Any] = {"signs": SIGNS, "seeds_text": seeds_text, "number": _number, "verdict_rank": _rank}
     helpers |= {"interval_picture": interval_picture, "rule": rule(study), "policy": POLICY.format(digest=digest)}
+    helpers |= {"found_line": found_line, "seed_numbers": seed_numbers, "unsettled": unsettled, "sign_class": _sign_class}
+    helpers |= {"covered": spread_of_splits(overview.judged), "values": data_address("text/csv", values_csv(overview.judged))}
     environment.globals.update(helpers)
     return environment.get_template("report.html").render(
         study=study,
@@ -80,6 +84,11 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
+def _sign_class(told: str) -> str:
+    """Classes of the style sheet for a verdict as it is told."""
+    return told.replace(", ", " ").replace("not run", "not-run")
+
+
 def _rank(one: Judged) -> int:
     return VERDICTS.index(one.verdict)
 
@@ -92,7 +101,10 @@ def _outdated(chapter: Chapter) -> bool:
 def markdown(study: Study, overview: Overview, chapters: list[tuple[Task, list[Chapter]]]) -> str:
     """The report's content for terminals and pull requests."""
     parts = [f"# Atlas, {study.tier} study: {overview.headline}\n\n{escape(study.description)}\n\n"]
-    parts.append(" · ".join(f"{SIGNS[name]} {count} {name}" for name, count in overview.counts) + "\n\n")
+    for kind in overview.kinds:
+        counts = [f"{SIGNS[told.partition(',')[0]]} {count} {told}" for told, count in kind.counts]
+        parts.append(f"- {kind.count} {kind.name}: {' · '.join(counts)}\n")
+    parts.append("\n" * bool(overview.kinds))
     parts += [f"- {term}: {escape(text)}\n" for term, text in overview.facts]
     parts.append("\n## Claims\n\n" + claims_markdown(study, overview.judged))
     for task, part in chapters:

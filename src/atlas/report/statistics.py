@@ -5,15 +5,18 @@ little three seeds say. Beyond, it is the studentised bootstrap, which assumes n
 percentile and BCa intervals of a few dozen values are too narrow (Efron and Tibshirani, An Introduction to the Bootstrap,
 Ch. 12).
 
-Ratios are averaged on a logarithmic scale, so that a ÷ b and b ÷ a tell the same story. Numbers that are the same on every
-seed have no error to estimate and are taken as exact; a *difference* that happens to be the same while the numbers themselves
-vary is a coincidence, and gets no interval.
+Ratios are averaged on a logarithmic scale, so that a ÷ b and b ÷ a tell the same story.
+
+Values that agree on every seed leave no spread to estimate an error from. Where settings alone decide them (a number of
+parameters) they are exact. Anywhere else agreement may be chance, and there is no interval: three seeds on which ten decisions
+fall alike are no proof. Where it is known of how many decisions a value is the share, the interval of Clopper and Pearson
+(Biometrika, 1934) says how much they prove.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +29,8 @@ STUDENT = "Student’s t"
 BOOTSTRAP = "studentised bootstrap"
 EXACT = "the same on every seed"
 ONE_SEED = "one seed: no interval"
-COINCIDENCE = "equal by coincidence: no interval"
+COINCIDENCE = "seeds agree, perhaps by chance: no interval"
+SHARE = "Clopper–Pearson"
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,24 @@ class Effects:
     ----------
     logarithmic : bool
         The values are logarithms of ratios.
-    exact : bool
-        Every number that they were made from is the same on every seed.
+    agree : bool
+        They are the same on every seed, so that there is no spread to estimate an error from.
+    certain : bool
+        They agree because settings alone decide them, and not by chance.
+    decisions : int
+        Of how many decisions, over all seeds, the values are shares; 0 if they are none.
     """
 
     values: tuple[float, ...]
     logarithmic: bool = False
-    exact: bool = False
+    agree: bool = False
+    certain: bool = False
+    decisions: int = 0
+
+    @property
+    def plain(self) -> tuple[float, ...]:
+        """The effects as they are read: ratios, not their logarithms."""
+        return tuple(map(math.exp, self.values)) if self.logarithmic else self.values
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -80,36 +95,47 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def paired(ours: dict[int, float], theirs: dict[int, float]) -> list[tuple[float, float]]:
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[tuple[float, float]]:
     """Values of the seeds that both have, in order of the seeds."""
     return [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
 
 
-def effects(compare: Compare, ours: dict[int, float], theirs: dict[int, float] | None) -> Effects:
+def effects(
+    compare: Compare, ours: Mapping[int, float], theirs: Mapping[int, float] | None, exact: bool = False, decisions: int = 0
+) -> Effects:
     """Effects of one row, against another where there is one, paired by seed.
 
     A ratio is left out where the baseline is 0, and taken as it is (not its logarithm) where a value is negative.
     """
     if compare == "value" or theirs is None:
         own = tuple(ours[seed] for seed in sorted(ours))
-        return Effects(own, exact=_constant(own))
+        return Effects(
+            own, agree=_constant(own, own if exact else ()), certain=exact and _constant(own, own), decisions=decisions
+        )
     pairs = paired(ours, theirs)
-    exact = _constant([mine for mine, _ in pairs]) and _constant([other for _, other in pairs])
+    sides = [mine for mine, _ in pairs], [other for _, other in pairs]
+    certain = exact and all(_constant(side, side) for side in sides)
     if compare == "difference":
-        return Effects(tuple(mine - other for mine, other in pairs), exact=exact)
+        values = tuple(mine - other for mine, other in pairs)
+        return Effects(values, agree=_constant(values, [*sides[0], *sides[1]]), certain=certain)
     if pairs and all(mine > 0 and other > 0 for mine, other in pairs):
-        return Effects(tuple(math.log(mine) - math.log(other) for mine, other in pairs), logarithmic=True, exact=exact)
-    return Effects(tuple(mine / other for mine, other in pairs if other), exact=exact)
+        values = tuple(math.log(mine) - math.log(other) for mine, other in pairs)
+        return Effects(values, logarithmic=True, agree=_constant(values, [1.0]), certain=certain)
+    values = tuple(mine / other for mine, other in pairs if other)
+    return Effects(values, agree=_constant(values, values), certain=certain)
 
 
-def _constant(values: Sequence[float]) -> bool:
-    return bool(values) and max(values) - min(values) <= 1e-12 * max(map(abs, values))
+def _constant(values: Sequence[float], scale: Sequence[float]) -> bool:
+    """Whether values are all the same, up to the rounding of numbers as large as ``scale``."""
+    return bool(values) and max(values) - min(values) <= 1e-12 * max(map(abs, scale), default=0.0)
 
 
 def interval(found: Effects | Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Confidence interval of the mean effect; of logarithms, the geometric mean and its interval."""
-    sample = found if isinstance(found, Effects) else Effects(tuple(found), exact=_constant(tuple(found)))
+    sample = found if isinstance(found, Effects) else Effects(tuple(found), agree=_constant(found, ()))
     plain = _interval(sample, confidence)
+    if sample.decisions and plain.count > 1:
+        return _of_decisions(sample, plain, confidence)
     if not sample.logarithmic:
         return plain
     mean, low, high = (math.exp(value) for value in (plain.mean, plain.low, plain.high))
@@ -122,18 +148,37 @@ def _interval(sample: Effects, confidence: float) -> Interval:
     mean, sd = mean_and_sd(values)
     if count < 2:
         return Interval(mean, math.nan, math.nan, count, ONE_SEED)
-    if sd <= 1e-12 * abs(mean):
-        if sample.exact:
+    if sample.agree:
+        if sample.certain:
             return Interval(mean, mean, mean, count, EXACT)
         return Interval(mean, math.nan, math.nan, count, COINCIDENCE)
     if count <= FEW:
-        half = _t_quantile(count - 1, confidence) * sd / math.sqrt(count)
+        half = t_quantile(count - 1, confidence) * sd / math.sqrt(count)
         return Interval(mean, mean - half, mean + half, count, STUDENT)
     low, high = _bootstrap(values, confidence)
     return Interval(mean, low, high, count, BOOTSTRAP)
 
 
-def _t_quantile(freedom: int, confidence: float) -> float:
+def _of_decisions(sample: Effects, plain: Interval, confidence: float) -> Interval:
+    """Interval of a share: what its number of decisions allows, and where seeds differ no narrower than their spread."""
+    low, high = clopper_pearson(plain.mean, sample.decisions, confidence)
+    if plain.bounded:
+        low, high = min(low, plain.low), max(high, plain.high)
+    return Interval(plain.mean, low, high, plain.count, f"{SHARE}, {sample.decisions} decisions")
+
+
+def clopper_pearson(share: float, decisions: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of a proportion that never covers less than it says, whatever the number of decisions."""
+    from scipy.special import betaincinv
+
+    taken, tail = round(share * decisions), (1 - confidence) / 2
+    low = float(betaincinv(taken, decisions - taken + 1, tail)) if taken else 0.0
+    high = float(betaincinv(taken + 1, decisions - taken, 1 - tail)) if taken < decisions else 1.0
+    return low, high
+
+
+def t_quantile(freedom: int, confidence: float) -> float:
+    """Half width of Student's two-sided interval, in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
@@ -153,9 +198,9 @@ def _bootstrap(values: Sequence[float], confidence: float) -> tuple[float, float
     return mean - float(low) * sd, mean - float(high) * sd
 
 
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float], exact: bool = False) -> Interval:
     """Interval of the paired difference of two rows."""
-    return interval(effects("difference", ours, theirs))
+    return interval(effects("difference", ours, theirs, exact))
 
 
 def excludes_zero(found: Interval) -> bool:

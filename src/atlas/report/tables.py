@@ -17,6 +17,7 @@ from atlas.harness.registry import Metric, load
 from atlas.harness.stale import metrics_digest
 from atlas.harness.study import Study
 from atlas.report.collect import Row, Table, collect_table
+from atlas.report.costs import training
 from atlas.report.latex import table_latex
 from atlas.report.markdown import escape, grid
 from atlas.report.numbers import metric_text
@@ -38,7 +39,8 @@ class Entry:
     best : bool
         Best mean of its column.
     difference : Interval, optional
-        Paired difference from the baseline row; ``None`` for the baseline itself.
+        Paired difference from the baseline row; ``None`` for the baseline itself, and for a count of training that leaves out
+        runs that a row builds upon.
     reported : str
         What a paper prints for it; empty if none does.
     """
@@ -92,6 +94,8 @@ class Sheet:
         mean, sd = mean_and_sd(list(values.values()))
         missing = row.why_missing(metric.name)
         against = self.baseline if self.baseline is not None and self.baseline.name != row.name else None
+        if against and metric.is_training and any(training(self.table, each, metric).before for each in (row, against)):
+            against = None  # the cell's number leaves out what the row builds upon
         quoted = self.reported.get((row.name, metric.name))
         return Entry(
             mean=mean,
@@ -100,7 +104,7 @@ class Sheet:
             text=metric_text(metric, mean, sd) if values else _gap(missing),
             note=f"n = {len(values)}" if values and missing else "",
             best=best is not None and mean == best,
-            difference=difference(values, against.values(metric.name)) if against else None,
+            difference=difference(values, against.values(metric.name), metric.is_deterministic) if against else None,
             reported=metric_text(metric, quoted.value) if quoted else "",
         )
 

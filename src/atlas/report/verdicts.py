@@ -7,41 +7,32 @@ alone is inconclusive.
 
 A claim with several comparisons is supported if all are, which is no easier with more of them. It is contradicted if one
 is; because more comparisons are more chances to err, each is then held to an interval of 1 − 0.05/k, k their number.
+
+A verdict is *fragile* if leaving out one seed changes it, or if another of the processor's kernels did (``kernels.csv``). It is
+then told as "supported, fragile": another set of seeds, or another machine, may well say something else.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from atlas.harness.claims import Claim, Comparison, load_claims
-from atlas.harness.files import write_text
 from atlas.harness.registry import Metric, load
 from atlas.harness.study import Study
 from atlas.report.collect import Row, Table, collect
-from atlas.report.markdown import escape, grid
+from atlas.report.costs import Costs, costs
+from atlas.report.evidence import evidence, tested
 from atlas.report.numbers import effect_text, effect_unit, margin_text
-from atlas.report.statistics import CONFIDENCE, Interval, effects, interval
+from atlas.report.power import MOST, replicates
+from atlas.report.statistics import CONFIDENCE, FEW, Effects, Interval, effects, interval
 
-COLUMNS = (
-    "id",
-    "paper",
-    "statement",
-    "metric",
-    "method",
-    "baseline",
-    "n_seeds",
-    "effect",
-    "ci_low",
-    "ci_high",
-    "reported",
-    "verdict",
-    "source",
-)
 VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
+KERNELS = "kernels.csv"
 DECISIVE = ("contradicted", "not run", "inconclusive", "supported")
 SIGNS = {"higher": "≥", "lower": "≤", "equal": "="}
 
@@ -54,26 +45,130 @@ class Part:
     ----------
     table : Table, optional
         Where the rows stand; ``None`` if the study does not have them.
-    strict : Interval
-        The wider interval that a contradiction needs, where the claim has several comparisons.
-    planned : int
-        Number of seeds that the study plans.
+    ours, theirs : mapping
+        Seed to value of the method and of the baseline; ``theirs`` is ``None`` where there is none to compare with.
+    parts : int
+        How many comparisons the claim has.
+    least : int
+        With fewer seeds nothing is settled.
+    decisions : mapping
+        Seed to the number of decisions of which its value is a share; empty if it is none.
     """
 
     comparison: Comparison
     task: str
     table: Table | None
-    found: Interval
-    strict: Interval
-    planned: int
+    ours: Mapping[int, float]
+    theirs: Mapping[int, float] | None = None
+    parts: int = 1
+    least: int = 2
+    decisions: Mapping[int, float] = field(default_factory=dict)
+
+    @cached_property
+    def effects(self) -> Effects:
+        """The effect on every seed."""
+        asks = self.comparison
+        exact = asks.exact or bool(self.metric and self.metric.is_deterministic)
+        decisions = round(sum(self.decisions.get(seed, 0) for seed in self.ours))
+        return effects(asks.compare, self.ours, self.theirs, exact, decisions)
+
+    @cached_property
+    def found(self) -> Interval:
+        """Mean effect with its interval."""
+        return interval(self.effects)
+
+    @cached_property
+    def strict(self) -> Interval:
+        """The wider interval that a contradiction needs, where the claim has several comparisons."""
+        return interval(self.effects, self.strictness) if self.parts > 1 else self.found
+
+    @property
+    def strictness(self) -> float:
+        """Confidence of the interval that a contradiction needs."""
+        return 1 - (1 - CONFIDENCE) / self.parts
 
     @cached_property
     def verdict(self) -> str:
         """Verdict on this comparison."""
         first = verdict(self.comparison, self.found)
+        if first == "not run" or (self.found.count < self.least and not self.effects.certain):
+            return "not run" if first == "not run" else "inconclusive"
+        if self.comparison.every and self.found.count > 1 and self.exceptions:
+            return "contradicted"
         if first == "contradicted" and verdict(self.comparison, self.strict) != "contradicted":
             return "inconclusive"
         return first
+
+    @property
+    def exceptions(self) -> list[int]:
+        """Seeds whose own effect does not satisfy the comparison."""
+        low, high = region(self.comparison)
+        return [seed for seed, value in self.by_seed.items() if not low <= value <= high]
+
+    @cached_property
+    def by_seed(self) -> dict[int, float]:
+        """Seed to its effect, a ratio as it is."""
+        if self.theirs is None:
+            seeds = sorted(self.ours)
+        else:
+            ratio = self.comparison.compare == "ratio"
+            seeds = sorted(seed for seed in set(self.ours) & set(self.theirs) if self.theirs[seed] or not ratio)
+        return dict(zip(seeds, self.effects.plain, strict=True))
+
+    @property
+    def planned(self) -> int:
+        """Number of seeds that the study plans."""
+        row = self._row(self.comparison.method)
+        return len(row.cells) if row else len(self.ours)
+
+    @property
+    def region(self) -> tuple[float, float]:
+        """Smallest and largest effect that satisfy the comparison, on the scale of the effects' values."""
+        low, high = region(self.comparison)
+        return (_log(low), _log(high)) if self.effects.logarithmic else (low, high)
+
+    @cached_property
+    def slack(self) -> float:
+        """How far inside the region the mean lies, in half widths of the interval: the tightest part has least of it."""
+        low, high = self.region
+        mean = math.fsum(self.effects.values) / max(len(self.effects.values), 1)
+        distance = min(mean - low, high - mean)
+        wide = interval(replace(self.effects, logarithmic=False))
+        half = (wide.high - wide.low) / 2
+        if self.found.count == 0:
+            return math.nan
+        if not self.found.bounded or half == 0:
+            return 0.0 if not self.found.bounded else math.copysign(math.inf, distance if distance else 1.0)
+        return distance / half
+
+    @cached_property
+    def replicates(self) -> tuple[bool, float]:
+        """Whether the mean lies inside the region, and how many seeds would tell it from the edge (see :mod:`.power`)."""
+        low, high = self.region
+        mean = math.fsum(self.effects.values) / max(len(self.effects.values), 1)
+        inside = low <= mean <= high
+        return inside, max(replicates(self.effects, low, high, CONFIDENCE if inside else self.strictness), float(self.least))
+
+    def without(self, seed: int) -> Part:
+        """The same comparison as if a seed had not been run; however few are left, they may settle it."""
+        ours = {one: value for one, value in self.ours.items() if one != seed}
+        theirs = None if self.theirs is None else {one: value for one, value in self.theirs.items() if one != seed}
+        return replace(self, ours=ours, theirs=theirs, least=2)
+
+    @cached_property
+    def costs(self) -> Costs | None:
+        """What the trainings of both sides take; ``None`` where there is one side, or nothing is counted."""
+        rows = [self._row(name) for name in (self.comparison.method, self.comparison.baseline) if name]
+        if len(rows) < 2 or self.table is None or rows[0] is None or rows[1] is None:
+            return None
+        return costs(self.table, rows[0], rows[1])
+
+    @property
+    def unequal(self) -> str:
+        """How the costs differ where quality is compared at unequal cost, in a few words; else empty."""
+        if self.costs is None or self.costs.equal or math.isnan(self.costs.ratio) or (self.metric and self.metric.is_cost):
+            return ""
+        return f"at {effect_text(None, 'ratio', self.costs.ratio)} × the cost of training"
 
     @property
     def metric(self) -> Metric | None:
@@ -91,7 +186,8 @@ class Part:
         margin = margin_text(self.metric, asks.compare, asks.margin)
         if asks.direction == "equal" and asks.tolerance:
             margin += f" ± {margin_text(self.metric, asks.compare, asks.tolerance)}"
-        return f"{label}: {self.sides} {SIGNS[asks.direction]} {margin}{unit}"
+        every = ", on every seed" if asks.every else ""
+        return f"{label}: {self.sides} {SIGNS[asks.direction]} {margin}{unit}{every}"
 
     @property
     def sides(self) -> str:
@@ -119,7 +215,10 @@ class Part:
         if self.found.count == 0:
             return self.why_not_run
         seeds = str(self.found.count) if self.found.count == self.planned else f"{self.found.count} of {self.planned}"
-        return f"{seeds} seed{'s' if self.planned != 1 else ''}, {self.found.method}"
+        text = f"{seeds} seed{'s' if self.planned != 1 else ''}, {self.found.method}"
+        if self.comparison.every and self.exceptions:
+            text += f"; not on seed {', '.join(map(str, self.exceptions))}"
+        return text + (f"; the claim asks {self.least} seeds" if self.found.count < self.least else "")
 
     @property
     def why_not_run(self) -> str:
@@ -152,6 +251,8 @@ class Judged:
     ----------
     reason : str
         Why it was not run; empty if it was.
+    kernels : mapping
+        Another kernel of the processor to the verdict with it, where that was tried.
     """
 
     claim: Claim
@@ -159,39 +260,110 @@ class Judged:
     dataset: str
     parts: tuple[Part, ...]
     reason: str
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def decisive(self) -> Part:
-        """The comparison that decides: a contradiction, else what is not run or open, else the first."""
-        return min(self.parts, key=lambda part: DECISIVE.index(part.verdict))
+        """The comparison that decides: a contradiction, else what is not run or open; of several, the tightest."""
+        return min(self.parts, key=lambda part: (DECISIVE.index(part.verdict), _order(part.slack)))
+
+    @property
+    def tightest(self) -> Part | None:
+        """Of several comparisons, the one that has least to spare."""
+        judged = [part for part in self.parts if part.found.count]
+        return min(judged, key=lambda part: _order(part.slack)) if len(self.parts) > 1 and judged else None
 
     @property
     def verdict(self) -> str:
         """Verdict on the claim."""
         return self.decisive.verdict
 
-    def row(self) -> dict[str, str]:
-        """The claim as a row of ``claims.csv``."""
-        found, asks = self.decisive.found, self.decisive.comparison
-        return {
-            "id": self.claim.id,
-            "paper": self.claim.paper,
-            "statement": self.claim.statement,
-            "metric": asks.metric,
-            "method": asks.method,
-            "baseline": asks.baseline or "",
-            "n_seeds": str(found.count),
-            "effect": _number(found.mean),
-            "ci_low": _number(found.low),
-            "ci_high": _number(found.high),
-            "reported": "" if self.claim.reported is None else str(self.claim.reported),
-            "verdict": self.verdict,
-            "source": self.claim.source,
-        }
+    @property
+    def told(self) -> str:
+        """Verdict as it is printed: nothing fragile is called supported, or contradicted, without saying so."""
+        return f"{self.verdict}, fragile" if self.fragile else self.verdict
+
+    @cached_property
+    def fragile(self) -> str:
+        """What changes the verdict, in words; empty if nothing that was tried does."""
+        if self.verdict not in ("supported", "contradicted"):
+            return ""
+        seeds = [seed for seed in self._left_out if self._without(seed) != self.verdict]
+        reasons = [f"not without seed {_either(seeds)}"] if seeds else []
+        others = [f"{kernel}: {found}" for kernel, found in self.kernels.items() if found != self.verdict]
+        return "; ".join(reasons + ([f"with other kernels, {', '.join(others)}"] if others else []))
+
+    @property
+    def _left_out(self) -> list[int]:
+        """Seeds to leave out one by one; beyond a few, those whose effects are extreme."""
+        found: set[int] = set()
+        for part in self.parts:
+            seeds = sorted(part.by_seed, key=part.by_seed.__getitem__)
+            found.update(seeds if len(seeds) <= FEW else (seeds[0], seeds[-1]))
+        return sorted(found)
+
+    def _without(self, seed: int) -> str:
+        return min((part.without(seed).verdict for part in self.parts), key=DECISIVE.index)
+
+    @property
+    def replicates(self) -> float:
+        """How many seeds would settle it with a power of 80 %, at the effects and spreads found; ``nan`` if they do not tell."""
+        if any(part.found.count == 0 for part in self.parts):
+            return math.nan
+        outside = [count for inside, count in (part.replicates for part in self.parts) if not inside]
+        every = [count for _, count in (part.replicates for part in self.parts)]
+        return min(outside) if outside else math.nan if any(map(math.isnan, every)) else max(every)
+
+    @property
+    def replicates_text(self) -> str:
+        """That number, as it is shown."""
+        found = self.replicates
+        return "" if math.isnan(found) else f">{MOST}" if math.isinf(found) else f"{found:.0f}"
+
+    @property
+    def _run(self) -> Any:
+        part = self.decisive
+        row = part.table.row(part.comparison.method) if part.table else None
+        return row.cells[0].run if row else None
+
+    @property
+    def evidence(self) -> str:
+        """Kind of evidence that it rests on; empty where that is not known."""
+        return evidence(self.claim, self._run)
+
+    @property
+    def tested(self) -> str:
+        """On how much each seed is tested, in words; empty where that is not known or nothing is tested."""
+        return tested(self._run) if self._run is not None and not self.claim.evidence else ""
+
+    @property
+    def statement(self) -> str:
+        """The statement as this tier judges it."""
+        return self.claim.said(self.tier)
+
+    @property
+    def note(self) -> str:
+        """What a reader of the verdict should know; empty if nothing."""
+        return self.claim.noted(self.tier)
+
+    @property
+    def speaks_against(self) -> bool:
+        """Whether it is a finding against the method: a claim that fell, or one against the method that held."""
+        return self.verdict == ("supported" if self.claim.against else "contradicted")
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+def _order(slack: float) -> float:
+    return math.inf if math.isnan(slack) else slack
+
+
+def _either(seeds: list[int]) -> str:
+    """Numbers joined by commas and a last "or"."""
+    words = list(map(str, seeds))
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _log(value: float) -> float:
+    return -math.inf if value <= 0 else math.log(value) if math.isfinite(value) else value
 
 
 def region(comparison: Comparison) -> tuple[float, float]:
@@ -218,100 +390,46 @@ def verdict(comparison: Comparison, found: Interval) -> str:
     return "inconclusive"
 
 
-def compare(comparison: Comparison, task: str, table: Table | None, count: int) -> Part:
-    """Find the effect of one of ``count`` comparisons of a claim about a task."""
+def compare(comparison: Comparison, task: str, table: Table | None, parts: int, least: int = 2) -> Part:
+    """Find the effect of one of several comparisons of a claim about a task."""
     method = table.row(comparison.method) if table else None
     baseline = table.row(comparison.baseline) if table and comparison.baseline else None
     ours = method.values(comparison.metric) if method else {}
-    theirs = baseline.values(comparison.metric) if baseline else {}
-    sample = effects(comparison.compare, ours, theirs if comparison.baseline else None)
-    strict = interval(sample, 1 - (1 - CONFIDENCE) / count)
-    return Part(comparison, task, table, interval(sample), strict, len(method.cells) if method else 0)
+    theirs = (baseline.values(comparison.metric) if baseline else {}) if comparison.baseline else None
+    of, decisions = comparison.of, {}
+    if method and of is not None:
+        decisions = method.values(of) if isinstance(of, str) else dict.fromkeys(ours, float(of))
+    return Part(comparison, task, table, ours, theirs, parts, least, decisions)
 
 
-def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table]) -> Judged:
+def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table], kernels: Mapping[str, str] | None = None) -> Judged:
     """Judge one claim on a study's results."""
     dataset = claim.dataset(study.tier)
     table = tables.get((claim.task, dataset)) if dataset else None
     comparisons = claim.comparisons(study.tier)
-    parts = tuple(compare(comparison, claim.task, table, len(comparisons)) for comparison in comparisons)
+    parts = tuple(compare(comparison, claim.task, table, len(comparisons), claim.seeds) for comparison in comparisons)
     reason = ""
     if dataset is None:
-        reason = f"not a claim for the {study.tier} tier"
+        reason = f"not a claim for the {study.tier} tier" + (f": it is about {claim.about}" if claim.about else "")
     elif table is None:
         reason = f"{claim.task}/{dataset} is not in this study"
     elif any(part.verdict == "not run" for part in parts):
         reason = next(part.why_not_run for part in parts if part.verdict == "not run")
-    return Judged(claim, study.tier, dataset or "", parts, reason)
+    return Judged(claim, study.tier, dataset or "", parts, reason, kernels or {})
 
 
 def judge_all(study: Study, tables: list[Table] | None = None) -> list[Judged]:
     """Judge every claim of every paper."""
     found = {(table.task, table.dataset): table for table in (collect(study) if tables is None else tables)}
-    return [judge(claim, study, found) for claim in load_claims()]
+    kernels = other_kernels(study)
+    return [judge(claim, study, found, kernels.get(claim.id)) for claim in load_claims()]
 
 
-def write_claims(study: Study) -> list[Judged]:
-    """Write ``claims.csv`` and ``claims.md``."""
-    judged = judge_all(study)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(one.row() for one in judged)
-    write_text(study.results / "claims.csv", buffer.getvalue())
-    write_text(study.results / "claims.md", f"# Claims, {study.tier} tier\n\n{claims_markdown(study, judged)}")
-    return judged
-
-
-def rule(study: Study) -> str:
-    """How claims are judged, for the reader."""
-    return (
-        f"Each claim is judged on the {study.tier} tier’s runs, paired by seed: supported if its whole 95 % confidence "
-        "interval satisfies what is asked, contradicted if none of it does, else inconclusive. The interval is Student’s t for "
-        "up to 20 seeds, the studentised bootstrap beyond; numbers that are the same on every seed are exact. Claims are judged "
-        "one by one: of 40 that are exactly on the edge, about two get a verdict by chance."
-    )
-
-
-def claims_markdown(study: Study, judged: list[Judged]) -> str:
-    """The verdicts as a Markdown table per paper."""
-    header = ["claim", "statement", "asked", "effect [95 % interval]", "verdict", "paper reports"]
-    text = escape(rule(study)) + "\n"
-    for slug in dict.fromkeys(one.claim.paper for one in judged):
-        rows = [_markdown_row(one) for one in judged if one.claim.paper == slug]
-        text += f"\n**{escape(load().papers[slug].title)}** ({slug})\n\n{grid(header, rows)}"
-    return text
-
-
-def _markdown_row(one: Judged) -> list[str]:
-    part = one.decisive
-    where = f" on {one.dataset}" if one.dataset else ""
-    return [
-        one.claim.id,
-        one.claim.statement,
-        part.asked + where + (f" (decides, of {len(one.parts)})" if len(one.parts) > 1 else ""),
-        f"{part.effect} ({part.basis})" if part.found.count else "",
-        one.verdict + (f": {one.reason}" if one.verdict == "not run" else ""),
-        "" if one.claim.reported is None else str(one.claim.reported),
-    ]
-
-
-def print_claims(study: Study) -> None:
-    """Print the verdicts: a table on a terminal, tab-separated lines in a pipe."""
-    import sys
-
-    judged = judge_all(study)
-    if not sys.stdout.isatty():
-        for one in judged:
-            print("\t".join((one.claim.id, one.verdict, one.decisive.effect, one.decisive.asked)))
-        return
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    styles = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "not run": "dim"}
-    table = RichTable("claim", "statement", "effect [95 % interval]", "verdict", box=None, header_style="bold")
-    for one in judged:
-        texts = (one.claim.id, one.claim.statement, one.decisive.effect or one.reason)
-        table.add_row(*map(Text, texts), Text(one.verdict, styles[one.verdict]))
-    Console().print(table)
+def other_kernels(study: Study) -> dict[str, dict[str, str]]:
+    """Claim to kernel to verdict, as ``results/<tier>/kernels.csv`` (id, kernel, verdict) records them; empty without one."""
+    path = study.results / KERNELS
+    found: dict[str, dict[str, str]] = {}
+    for line in csv.DictReader(path.open()) if path.is_file() else ():
+        if all(line.get(key) for key in ("id", "kernel", "verdict")):
+            found.setdefault(line["id"], {})[line["kernel"]] = line["verdict"]
+    return found

@@ -63,6 +63,21 @@ def training_amounts(run: Run) -> Amounts:
     }
 
 
+def tested(run: Run) -> str:
+    """How many images a run is attacked on."""
+    from atlas.datasets import get_dataset
+
+    protocol: Protocol = run.protocol_model()
+    images = get_dataset(run.data).test_examples(protocol.data.test_fraction) if run.data else None
+    return f"{min(images, protocol.test_images or images):,} test images" if images else ""
+
+
+def altered(run: Run) -> str:
+    """Whether training labels are wrong on purpose."""
+    share = run.protocol_model().data.label_noise
+    return f"{share:.0%} of the training labels drawn anew" if share else ""
+
+
 task(
     Task(
         name=NAME,
@@ -76,6 +91,8 @@ task(
         train="training:train",
         evaluate="evaluate:evaluate",
         baseline="dense",
+        tested="entry:tested",
+        altered="entry:altered",
         smallest={
             "network": {"widths": [12, 12]},
             "data": {"train_size": 48, "validation_size": 24, "test_fraction": 0.95},

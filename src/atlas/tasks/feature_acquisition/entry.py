@@ -19,7 +19,7 @@ METRICS = (
     Metric("iou", "IoU", "higher", ".3f", table=False),
     Metric("nll", "NLL", "lower", ".3f"),
     Metric("long_accuracy", "accuracy, long sequences", "higher", ".1%"),
-    Metric("recovery_f1", "recovery of the truth, F1", "higher", ".3f"),
+    Metric("recovery_f1", "recovery of the truth, F1", "higher", ".3f", optional=True),
     Metric("context_drift", "selection depends on context", "neither", ".3f"),
     Metric("drift_margin", "… beyond chance", "neither", ".3f", table=False),
     Metric("frac_total", "features acquired, first step included", "lower", ".1%", table=False, cost=True),
@@ -35,6 +35,21 @@ def training_amounts(run: Run) -> Amounts:
     return {TRAIN: Amount(protocol.steps, protocol.batch_size, protocol.batch_size)}
 
 
+def tested(run: Run) -> str:
+    """How many sequences a run is tested on; recordings are as long as they are."""
+    stream = run.protocol_model().stream
+    return "" if stream.kind == "recordings" else f"{stream.test_sequences:,} test sequences"
+
+
+def altered(run: Run) -> str:
+    """Whether sequences are put together from pieces of recordings."""
+    kinds = {
+        "sessions": "windows of recordings joined to sessions",
+        "handover": "recordings dealt out to devices of which one is worn",
+    }
+    return kinds.get(run.protocol_model().stream.kind, "") if run.data else ""
+
+
 task(
     Task(
         name=NAME,
@@ -45,6 +60,8 @@ task(
         train="training:train",
         evaluate="evaluate:evaluate",
         baseline="vanilla",
+        tested="entry:tested",
+        altered="entry:altered",
         amounts="entry:training_amounts",
         smallest={
             "steps": 4,

@@ -89,6 +89,22 @@ def _rehearsed_amounts(run: Run, protocol: Protocol) -> Amounts:
     }
 
 
+def tested(run: Run) -> str:
+    """How many images a run is tested on, and as how many domains."""
+    from atlas.datasets import get_dataset
+
+    data = run.protocol_model().data
+    images = get_dataset(run.data).test_examples(data.test_fraction) if run.data else None
+    made = f" in each of {len(data.domains)} domains" if data.domains else ""
+    return f"{images:,} test images{made}" if images else ""
+
+
+def altered(run: Run) -> str:
+    """Whether domains are made by changing images."""
+    domains = run.protocol_model().data.domains
+    return f"domains made of the images: {', '.join(domains)}" if domains else ""
+
+
 task(
     Task(
         name=NAME,
@@ -99,6 +115,8 @@ task(
         train="training:train",
         evaluate="evaluate:evaluate",
         baseline="fedavg-w0125",
+        tested="entry:tested",
+        altered="entry:altered",
         smallest={"rounds": 3, "epochs": 1, "validate_every": 2},
         rehearsal={
             "epochs": 1,

@@ -40,6 +40,14 @@ def training_amounts(run: Run) -> Amounts:
     return {TRAIN: training_amount(run, run.protocol_model().epochs)}
 
 
+def tested(run: Run) -> str:
+    """How many images a run is tested on."""
+    from atlas.datasets import get_dataset
+
+    images = get_dataset(run.data).test_examples(run.protocol_model().data.test_fraction) if run.data else None
+    return f"{images:,} test images" if images else ""
+
+
 task(
     Task(
         name=NAME,
@@ -50,6 +58,7 @@ task(
         train="training:train",
         evaluate="evaluate:evaluate",
         baseline="deit",
+        tested="entry:tested",
         recipes=True,
         rehearsal={"batch_size": 2, "evaluation_batch_size": 2, "data": {"workers": 0, "validation_fraction": 0}},
         amounts="entry:training_amounts",

@@ -67,6 +67,12 @@ ONE_STEP = {
     "data": {"shared": True, "validation_fraction": 0.5},  # stand-ins have two examples of a class
 }
 
+
+def tested(run: Run) -> str:
+    """From how many starts a run's optimizer is judged."""
+    return f"{run.protocol_model().inits} starts of each problem" if run.data else ""
+
+
 task(
     Task(
         name=NAME,
@@ -77,6 +83,7 @@ task(
         train="training:train",
         evaluate="evaluate:evaluate",
         baseline="adam",
+        tested="entry:tested",
         smallest=SMALLEST,
         rehearsal=ONE_STEP,
         amounts="entry:tuning_amounts",

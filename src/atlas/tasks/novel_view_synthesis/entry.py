@@ -38,6 +38,12 @@ def training_amounts(run: Run) -> Amounts:
     return {TRAIN: ray_amount(run, sum(stage.steps for stage in protocol.stages), rays)}
 
 
+def tested(run: Run) -> str:
+    """How many views of how many scenes a seed is tested on, where the kind of scene fixes it."""
+    kinds = {"analytic": "6 test views of one scene per seed", "stereo": "1 test view of one scene"}
+    return kinds.get(run.protocol_model().scene.kind, "")
+
+
 task(
     Task(
         name=NAME,
@@ -48,6 +54,7 @@ task(
         train="training:train",
         evaluate="training:evaluate",
         baseline="dsnerf",
+        tested="entry:tested",
         smallest={
             "stages": [{"steps": 2, "stride": 1, "lr": 0.02}, {"steps": 2, "stride": 1, "lr": 0.02}],
             "rays": {"reference": 16, "warped": 16, "pool": 2, "patch": [16, 16]},
