@@ -240,8 +240,10 @@ def test_tasks_tell_what_the_demo_rests_on(checkout: Path, cell: str, kind: str,
 
 
 def test_costs_count_what_a_row_builds_on(two_tasks: Study) -> None:
+    from atlas.report.chapters import Chapter
     from atlas.report.collect import collect_table
     from atlas.report.costs import costs
+    from atlas.report.general import cost_of
 
     table = collect_table(two_tasks, TOY, "curve")
     fast, plain = table.row("fast"), table.row("plain")
@@ -257,6 +259,13 @@ def test_costs_count_what_a_row_builds_on(two_tasks: Study) -> None:
     whole = costs(table, fast, plain)
     assert whole
     assert whole.text.replace("\u00a0", " ") == "training FLOPs: 100 G + 950 G once before against 1 T (equal within 10 %)"
+    # so do the figure that plots the headline against the cost, and the costs' table
+    for cell in search.cells:
+        cell.values["train_flops"] = 2e12
+    drawn = cost_of(table)
+    assert drawn
+    assert drawn.values == pytest.approx({"plain": 1e12, "fast": 2.1e12})
+    assert "training FLOPs in all" in Chapter(table).cost_header
 
 
 def test_a_comparison_at_unequal_cost_says_so(study: Study) -> None:

@@ -91,7 +91,7 @@ class Chapter:
     def cost_header(self) -> list[str]:
         """Columns of the costs."""
         before = ["what it builds on"] if self.builds else []
-        once = [f"{metric.label}, with what it builds on" for metric in self.summed]
+        once = [f"{metric.label} in all" for metric in self.summed]
         return [*(metric.label for metric in self.cost_metrics), *once, *(label for _, label, _ in PROVENANCE_COSTS), *before]
 
     @cached_property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from atlas.harness.plots import FigureEntry
 from atlas.harness.registry import Metric
 from atlas.report.collect import Row, Table
+from atlas.report.costs import training
 from atlas.report.numbers import duration, quantity
 from atlas.report.statistics import interval, mean_and_sd
 
@@ -84,11 +85,16 @@ def cost_of(table: Table) -> Cost | None:
     """The cost that tells rows apart: the first declared one that differs, else the time of training."""
     for metric in [*table.metrics, *table.timings]:
         if metric.is_cost:
-            values = {row.name: mean_and_sd(list(row.values(metric.name).values()))[0] for row in table.rows}
+            values = {row.name: _mean_cost(table, row, metric) for row in table.rows}
             if _differ(values, MEASURED if metric.measured else COUNTED):
                 return Cost(metric, values)
     seconds = {row.name: train_seconds(row) for row in table.rows}
     return Cost(TIME, seconds) if _differ(seconds, MEASURED) else None
+
+
+def _mean_cost(table: Table, row: Row, metric: Metric) -> float:
+    """Mean cost of a row; of a training with that of the runs that it builds upon."""
+    return training(table, row, metric).total if metric.is_training else mean_and_sd(list(row.values(metric.name).values()))[0]
 
 
 def train_seconds(row: Row) -> float:
@@ -115,12 +121,17 @@ def cost_figure(table: Table, colors: Mapping[str, str]) -> FigureEntry | None:
     return FigureEntry(
         name="cost",
         title=f"{_capital(metric.label)} against {cost.metric.label}",
-        caption=f"Means over seeds; {_better(metric)}, and less {cost.metric.label}{where} is better.",
+        caption=f"Means over seeds; {_better(metric)}, and less {cost.metric.label}{where} is better.{_included(cost.metric)}",
         alt=f"Scatter plot of {metric.label} against {cost.metric.label}, one point per method; the tables hold the numbers.",
         task=table.task,
         paper="",
         draw=lambda data: draw_cost(points, metric, cost.metric, colors),
     )
+
+
+def _included(metric: Metric) -> str:
+    """What a cost of training holds besides a row's own, as a sentence."""
+    return " Runs that a row builds upon are counted with it." if metric.is_training else ""
 
 
 def draw_cost(points: Sequence[tuple[Row, float, float]], metric: Metric, cost: Metric, colors: Mapping[str, str]) -> Figure:

@@ -103,8 +103,8 @@ def write_claims(study: Study) -> list[Judged]:
     """Write ``claims.csv``, ``claims-values.csv`` and ``claims.md``."""
     judged = judge_all(study)
     rows = [claim_row(one) for one in judged]
-    write_text(study.results / "claims-values.csv", values_csv(judged))
     write_text(study.results / "claims.csv", _csv(COLUMNS, [[row[column] for column in COLUMNS] for row in rows]))
+    write_text(study.results / "claims-values.csv", values_csv(judged))
     write_text(study.results / "claims.md", f"# Claims, {study.tier} tier\n\n{claims_markdown(study, judged)}")
     return judged
 
