@@ -6,6 +6,7 @@ rule judge:
         csv=report(
             f"{RESULTS}/claims.csv", caption="../report/claims.rst", category="claims"
         ),
+        values=f"{RESULTS}/claims-values.csv",
         md=f"{RESULTS}/claims.md",
     log:
         f"logs/{TIER}/claims.log",

@@ -157,7 +157,7 @@ def summary_digest(study: Study) -> str:
 
 def page_gap(study: Study) -> str | None:
     """Why verdicts and page must be written, or ``None``."""
-    names = ("claims.csv", "claims.md", "report.html", "report.md", SUMMARY)
+    names = ("claims.csv", "claims-values.csv", "claims.md", "report.html", "report.md", SUMMARY)
     if not all((study.results / name).is_file() for name in names):
         return "not written"
     return None if read_json(study.results / SUMMARY).get("digest") == summary_digest(study) else "its metrics or claims changed"
