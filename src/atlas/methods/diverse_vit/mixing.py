@@ -75,6 +75,7 @@ class MixTarget:
         extra = (1,) * (logits.ndim - 2)
 
         def picked(labels: Tensor) -> Tensor:
+            """Logits (batch, …) of the labels (batch,)."""
             index = labels.view(-1, *extra, 1).expand(*logits.shape[:-1], 1)
             return logits.gather(-1, index)[..., 0]
 

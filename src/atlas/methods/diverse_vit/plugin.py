@@ -77,7 +77,7 @@ class DiverseTraining(Ingredient):
             raise self._failure(error, training) from None
 
     def loss_terms(self, batch: Batch, logits: Tensor, training: Training) -> Mapping[str, Tensor]:
-        """The weighted regularisers."""
+        """The regularisers, each times its coefficient, by the coefficient's name."""
         if self.trainer is None or self.outputs is None:
             return {}
         self.trainer.generator = generator(self.run.seed, "diverse-probes", training.step)

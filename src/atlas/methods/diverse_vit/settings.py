@@ -102,6 +102,7 @@ class DiverseSettings(DiversityConfig, MixSettings):
 
     @model_validator(mode="after")
     def _labelled(self) -> Self:
+        """Refuse a mixing term on batches without patch labels."""
         if not self.mix and self.mix_weight:
             raise ValueError("mix_weight needs the patch labels of mixed batches: set it to 0, or mix to true")
         return self
