@@ -29,7 +29,7 @@ from atlas.methods.diverse_vit import (
     emb_contrast,
     emb_cosine,
 )
-from atlas.methods.diverse_vit.config import COEFFICIENTS
+from atlas.methods.diverse_vit.settings import COEFFICIENTS
 
 BATCH, TOKENS, WIDTH, HEADS, CLASSES, MATRICES = 8, 197, 384, 6, 1000, 36
 

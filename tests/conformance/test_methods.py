@@ -26,7 +26,7 @@ from atlas.settings import merge, validate_settings
 ROOT = Path(__file__).resolve().parents[2]
 # What the demo cannot try, and why.
 NOT_TRIED = {
-    "all-views": "no embedded scene has views to learn from but the reference; test_sinnerf_ingredients.py takes its steps",
+    "all-views": "no embedded scene has views to learn from but the reference; test_sinnerf_plugin.py takes its steps",
     "as-vit-large": "minutes for a wider as-vit-small",
 }
 # Networks at their published size.

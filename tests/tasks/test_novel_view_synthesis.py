@@ -19,7 +19,7 @@ from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.methods.sinnerf import Camera, depth_from_disparity, forward_warp
-from atlas.methods.sinnerf.ingredients import FieldReconstruction, camera_of, view_of, weights_of
+from atlas.methods.sinnerf.plugin import FieldReconstruction, camera_of, stage_weights, view_of
 from atlas.settings import merge, validate_settings
 from atlas.tasks.novel_view_synthesis import captures, metrics
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene, make_solids, render_views
@@ -415,7 +415,7 @@ def test_rows_of_every_tier_are_valid(tier: str) -> None:
         assert isinstance(protocol, Protocol)
         settings = run.settings_model(run.recipe[0])
         if hasattr(settings, "rgb"):
-            assert len(weights_of(settings, len(protocol.stages))) == len(protocol.stages)
+            assert len(stage_weights(settings, len(protocol.stages))) == len(protocol.stages)
         if tier != "demo":
             assert run.resources.gpus == 1
     if tier == "paper":
@@ -430,7 +430,7 @@ def test_depth_terms_of_the_papers_data_sets(dataset: str, patch_depth: str, wei
     """As released: the whole patch where depth is rendered, emptiness on Blender's patches alone, and smooth-L1 with β = 1."""
     run = Study.read("paper", ROOT).find(f"{TASK}/{dataset}/sinnerf-geom/seed0")
     protocol = run.protocol_model()
-    reconstruction = FieldReconstruction(protocol, run.settings_model("sinnerf-geom"), run.seed)
+    reconstruction = FieldReconstruction(run, run.settings_model("sinnerf-geom"))
     shape = reconstruction._options().shape
     white = protocol.scene.kind != "llff"
     assert (shape.patch_depth, shape.empty if white else 0, shape.beta) == (patch_depth, weight, 1)

@@ -14,7 +14,6 @@ from atlas.harness.registry import load
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.methods.diverse_vit import DiversityConfig
-from atlas.methods.diverse_vit.entry import NAMES
 from atlas.settings import merge, validate_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,27 +26,34 @@ PRESETS = {
     "diverse-attention": "attention",
     "diverse-weight": "weight",
 }
+NAMES = tuple(PRESETS)
 
 
 def demo(root: Path, method: str = "diverse-vit", protocol: dict[str, Any] | None = None, **settings: Any) -> Run:
     """A demo row of this paper as short as it can be, of any of its methods."""
     run = Study.read("demo", ROOT).find(f"{TASK}/digits-mixed/deit/seed10")
-    task = run.task_entry
+    task, entry = run.task_entry, load().method(TASK, method)
     small = merge(merge(run.protocol, task.smallest), {"epochs": 1, "warmup_epochs": 0, **(protocol or {})})
     return replace(
         run,
         root=root,
         recipe=(method,),
         protocol=validate_settings(task.protocol, small, "test", task.name),
-        settings={method: validate_settings(load().method(TASK, method).settings, settings, "test", method)},
+        settings={method: validate_settings(entry.settings, merge(entry.preset, settings), "test", method)},
+        method_entries=(entry,),
     )
+
+
+def test_every_row_of_the_paper_has_its_preset() -> None:
+    assert {entry.name for entry in load().all_methods() if entry.paper == "diverse-vit"} == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_are_the_presets(name: str, tmp_path: Path) -> None:
     ingredient = demo(tmp_path, name).build()[0]
-    assert ingredient.config == DiversityConfig.preset(PRESETS[name])
-    assert ingredient.mixes
+    expected = DiversityConfig.preset(PRESETS[name]).model_dump()
+    assert ingredient.settings.model_dump(include=set(expected)) == expected
+    assert ingredient.settings.mix
 
 
 @pytest.mark.parametrize("tier", ["demo", "lab", "paper"])

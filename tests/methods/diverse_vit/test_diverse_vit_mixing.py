@@ -105,9 +105,11 @@ def test_smoothing_gives_on_and_off_values() -> None:
 
 
 def test_parameters_and_pixels_are_checked() -> None:
-    with pytest.raises(ValueError, match="mixup_alpha must be positive"):
+    with pytest.raises(ValueError, match=r"mixup_alpha = 0.0: input should be greater than 0"):
         mixer(mixup_alpha=0.0)
-    with pytest.raises(ValueError, match=r"prob must be in \[0, 1\], not 2"):
+    with pytest.raises(ValueError, match="prob = 2: input should be less than or equal to 1"):
         mixer(prob=2)
+    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\], not 2"):
+        mixer(smoothing=2)
     with pytest.raises(ValueError, match="NaN or infinity"):
         mixer()(torch.full((2, 1, 8, 8), float("nan")), torch.tensor([0, 1]))

@@ -99,8 +99,13 @@ def test_model_is_left_alone() -> None:
 
 
 def test_misuse_is_refused() -> None:
-    with pytest.raises(ValueError, match="emb_cos must be finite and not negative"):
-        DiversityConfig(emb_cos=-1)
+    for wrong in (-1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="emb_cos"):
+            DiversityConfig(emb_cos=wrong)
+    with pytest.raises(ValueError, match="emb_cos = -1: input should be greater than or equal to 0"):
+        DiversityConfig.preset("none", emb_cos=-1)
+    with pytest.raises(TypeError, match="did you mean emb_cos"):
+        DiversityConfig.preset("none", emb_cosine=1)
     with pytest.raises(ValueError, match="attn_block must be one of 0 … 2, not 3"):
         DiversityTrainer(vit(), DiversityConfig(attn_block=3))
     trainer = DiversityTrainer(vit(), DiversityConfig())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-EVERYTHING = LossWeights(1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+EVERYTHING = LossWeights(**dict.fromkeys(LossWeights.model_fields, 0.1) | {"rgb": 1, "depth": 1, "side": 1})
 
 
 def test_same_seed_same_result_and_every_term_is_there() -> None:
@@ -92,7 +91,7 @@ def test_same_seed_same_result_and_every_term_is_there() -> None:
     assert not equal(one.field.state_dict(), trained(model(EVERYTHING, seed=4)))
     assert result.steps == 4
     assert result.cpu_s > 0
-    assert set(result.losses) == {"loss", "discriminator", *LossWeights.__dataclass_fields__}
+    assert set(result.losses) == {"loss", "discriminator", *LossWeights.model_fields}
     assert all(len(values) == 4 for values in result.losses.values())
     assert math.isfinite(result.losses["consistency"][0])  # every tenth step
     assert math.isnan(result.losses["consistency"][1])
@@ -101,7 +100,7 @@ def test_same_seed_same_result_and_every_term_is_there() -> None:
 def test_without_pseudo_views_it_is_dsnerf_and_without_depth_nerf() -> None:
     plain = Budget(reference_rays=32, warped_rays=0, patch=16, pool=3)
     off = LossWeights(rgb=1, depth=1, side=0, smooth=0, vit=0, adv=0)
-    dsnerf = trained(model(off, budget=replace(plain, pool=0)))
+    dsnerf = trained(model(off, budget=Budget.chosen(plain, pool=0)))
     assert equal(trained(model(off, budget=plain)), dsnerf)
     nerf = trained(model(NONE, budget=plain))
     assert not equal(nerf, dsnerf)
@@ -115,7 +114,7 @@ def test_without_pseudo_views_it_is_dsnerf_and_without_depth_nerf() -> None:
 
 
 def test_it_learns_the_ball() -> None:
-    one = model(LossWeights(1, 1, 1), steps=60, budget=Budget(reference_rays=200, warped_rays=100, patch=6, pool=6))
+    one = model(LossWeights(depth=1, side=1), steps=60, budget=Budget(reference_rays=200, warped_rays=100, patch=6, pool=6))
     result = one.fit(scene())
     assert np.mean(result.losses["loss"][-5:]) < 0.3 * np.mean(result.losses["loss"][:5])
     seen = one.render(scene().camera)
@@ -127,7 +126,7 @@ def test_it_learns_the_ball() -> None:
 
 
 def test_an_interrupted_training_goes_on_as_if_nothing_had_happened() -> None:
-    stages = [Stage(3, 1, 0.02, replace(EVERYTHING, adv=0)), Stage(3, 1, 0.01, EVERYTHING)]
+    stages = [Stage(3, 1, 0.02, LossWeights.chosen(EVERYTHING, adv=0)), Stage(3, 1, 0.01, EVERYTHING)]
     for restart in (True, False):
         whole = model(EVERYTHING, restart=restart)
         whole.stages = tuple(stages)
@@ -173,7 +172,9 @@ def test_a_patch_without_valid_depth_has_no_side_term() -> None:
     view = scene()
     assert view.depth is not None
     depth = np.where(np.arange(576).reshape(24, 24) == 300, view.depth, 0)  # one pixel is known
-    result = model(LossWeights(1, 1, 1), budget=Budget(16, 0, 2, pool=0)).fit(RGBDView(view.rgb, depth, view.camera))
+    result = model(LossWeights(depth=1, side=1), budget=Budget(reference_rays=16, warped_rays=0, patch=2, pool=0)).fit(
+        RGBDView(view.rgb, depth, view.camera)
+    )
     assert 0.0 in result.losses["side"]
     assert all(map(math.isfinite, result.losses["loss"]))
 
@@ -188,9 +189,12 @@ def test_the_papers_pair_of_networks_trains_both_levels() -> None:
         near=2,
         far=6,
         pose_prior=OrbitGaussian(5.0),
-        stages=[Stage(2, 1, 1e-3, LossWeights()), Stage(2, 1, 1e-3, replace(LossWeights(), adv=0.1))],
+        stages=[Stage(2, 1, 1e-3, LossWeights()), Stage(2, 1, 1e-3, LossWeights(adv=0.1))],
         sampler=Sampler(coarse=6, fine=6, noise_std=1.0),
-        options=Options(budget=Budget(8, 8, 16, pool=2, unseen="pool", foreground=0.9), shape=Shape(empty_by="depth", empty=2.0)),
+        options=Options(
+            budget=Budget(reference_rays=8, warped_rays=8, patch=16, pool=2, unseen="pool", foreground=0.9),
+            shape=Shape(empty_by="depth", empty=2.0),
+        ),
         white_background=True,
     )
     before = {name: value.clone() for name, value in pair.state_dict().items()}
@@ -208,7 +212,7 @@ def test_the_papers_pair_of_networks_trains_both_levels() -> None:
         ({"near": 0, "far": 2}, "near < far"),
         ({"stages": []}, "needs a stage"),
         ({"stages": [Stage(0, 1, 0.1, NONE)]}, "must be positive"),
-        ({"stages": [Stage(1, 1, 0.1, replace(NONE, vit=1.0))]}, "need an encoder"),
+        ({"stages": [Stage(1, 1, 0.1, LossWeights(vit=1.0))]}, "need an encoder"),
         ({"bounds": [1, 2, 3]}, r"\(2, 3\)"),
         ({"bounds": [[1, 1, 1], [0, 0, 0]]}, "lower"),
     ],
@@ -230,7 +234,10 @@ def test_impossible_fits() -> None:
         with pytest.raises(ValueError, match=r"no depth of the view lies between near 2 and far 6: it is from .* in one unit"):
             model(LossWeights()).fit(RGBDView(view.rgb, unit * view.depth, view.camera))
     model(NONE).fit(RGBDView(view.rgb, 1000 * view.depth, view.camera))  # no term looks at it
-    for budget in (Budget(8, 8, 25, pool=1), Budget(8, 8, (4, 30), pool=1)):
+    for budget in (
+        Budget(reference_rays=8, warped_rays=8, patch=25, pool=1),
+        Budget(reference_rays=8, warped_rays=8, patch=(4, 30), pool=1),
+    ):
         with pytest.raises(ValueError, match="larger than the image"):
             model(LossWeights(), budget=budget).fit(view)
     one = model(LossWeights())
@@ -239,10 +246,10 @@ def test_impossible_fits() -> None:
     with pytest.raises(ValueError, match="larger than the image"):
         one.fit(view)
     with pytest.raises(ValueError, match="16 × 16 pixels, not 8 × 8"):
-        model(replace(NONE, adv=0.1), budget=Budget(8, 8, 8, pool=1)).fit(view)
-    patchless = Budget(8, 8, 8, reference_patch=False, pool=1)
+        model(LossWeights.chosen(NONE, adv=0.1), budget=Budget(reference_rays=8, warped_rays=8, patch=8, pool=1)).fit(view)
+    patchless = Budget(reference_rays=8, warped_rays=8, patch=8, reference_patch=False, pool=1)
     bare = model(LossWeights(), budget=patchless)
-    bare.options = replace(bare.options, shape=Shape(empty=2, empty_by="depth"))
+    bare.options = Options.chosen(bare.options, shape=Shape(empty=2, empty_by="depth"))
     with pytest.raises(ValueError, match="emptiness by depth is a term of the reference patch"):
         bare.fit(view)
     broken = model(NONE)
@@ -280,9 +287,9 @@ def test_a_frustum_holds_what_the_camera_sees() -> None:
         near=2,
         far=6,
         pose_prior=TranslationGaussian((0.1, 0.1, 0.1)),
-        stages=[Stage(2, 1, 0.01, LossWeights(1, 1, 0))],
+        stages=[Stage(2, 1, 0.01, LossWeights(depth=1, side=0))],
         sampler=Sampler(coarse=8, fine=0, spacing="disparity", last="opaque"),
-        options=Options(budget=Budget(16, 16, reference_patch=False, pool=2)),
+        options=Options(budget=Budget(reference_rays=16, warped_rays=16, reference_patch=False, pool=2)),
     )
     assert one.fit(scene()).steps == 2
     assert Box((0, 0, 0), (1, 1, 1)).high == (1, 1, 1)

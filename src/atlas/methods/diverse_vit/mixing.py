@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from atlas.methods.diverse_vit.settings import MixSettings
+
+DEFAULT = MixSettings()
+
 
 @dataclass(frozen=True)
 class MixTarget:
@@ -71,6 +75,7 @@ class MixTarget:
         extra = (1,) * (logits.ndim - 2)
 
         def picked(labels: Tensor) -> Tensor:
+            """Logits (batch, …) of the labels (batch,)."""
             index = labels.view(-1, *extra, 1).expand(*logits.shape[:-1], 1)
             return logits.gather(-1, index)[..., 0]
 
@@ -87,12 +92,8 @@ class PatchMixup:
         K.
     patch_size : int or (int, int)
         Height and width of the model's patches.
-    mixup_alpha, cutmix_alpha : float
-        Parameters of the Beta distributions of λ.
-    switch_prob : float
-        Probability of CutMix; MixUp otherwise.
-    prob : float
-        Probability of mixing a batch at all.
+    mixup_alpha, cutmix_alpha, switch_prob, prob : float
+        What :class:`.settings.MixSettings` says.
     smoothing : float
         Label smoothing.
     generator : torch.Generator, optional
@@ -108,24 +109,19 @@ class PatchMixup:
         self,
         num_classes: int,
         patch_size: int | tuple[int, int],
-        mixup_alpha: float = 0.8,
-        cutmix_alpha: float = 1.0,
-        switch_prob: float = 0.5,
-        prob: float = 1.0,
+        mixup_alpha: float = DEFAULT.mixup_alpha,
+        cutmix_alpha: float = DEFAULT.cutmix_alpha,
+        switch_prob: float = DEFAULT.switch_prob,
+        prob: float = DEFAULT.prob,
         smoothing: float = 0.1,
         generator: torch.Generator | None = None,
     ) -> None:
-        for name, value in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {value}")
-        for name, value in (("switch_prob", switch_prob), ("prob", prob), ("smoothing", smoothing)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], not {value}")
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"smoothing must be in [0, 1], not {smoothing}")
         self.num_classes = num_classes
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
-        self.switch_prob, self.prob, self.smoothing = switch_prob, prob, smoothing
-        self.generator = generator
+        self.settings = MixSettings.chosen(mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, switch_prob=switch_prob, prob=prob)
+        self.smoothing, self.generator = smoothing, generator
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, MixTarget]:
         """Mix a batch.
@@ -155,12 +151,12 @@ class PatchMixup:
 
     def _shares(self, height: int, width: int) -> Tensor:
         """Share of each pixel that comes from the image itself: a box of zeros, a constant, or ones. (height, width), float64."""
-        random = self._random()
-        if random.random() >= self.prob:
+        settings, random = self.settings, self._random()
+        if random.random() >= settings.prob:
             return torch.ones(height, width, dtype=torch.float64)
-        if random.random() < self.switch_prob:
-            return keep_mask(height, width, random.beta(self.cutmix_alpha, self.cutmix_alpha), random)
-        return torch.full((height, width), random.beta(self.mixup_alpha, self.mixup_alpha), dtype=torch.float64)
+        if random.random() < settings.switch_prob:
+            return keep_mask(height, width, random.beta(settings.cutmix_alpha, settings.cutmix_alpha), random)
+        return torch.full((height, width), random.beta(settings.mixup_alpha, settings.mixup_alpha), dtype=torch.float64)
 
     def _random(self) -> np.random.Generator:
         """A generator of Beta draws; torch has none that takes a generator of its own."""
@@ -168,6 +164,7 @@ class PatchMixup:
         return np.random.default_rng(int(torch.randint(2**62, (), generator=self.generator, device=device)))
 
     def _check(self, images: Tensor) -> None:
+        """Refuse (batch, channels, height, width) images that cannot be mixed patch by patch with their mirror."""
         count, _, height, width = images.shape
         rows, columns = self.patch_size
         if count % 2:

@@ -42,10 +42,12 @@ def _term(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
 
 
 def _unit(vectors: Tensor) -> Tensor:
+    """The vectors (…, dim) at length 1, in float32 or better; a zero vector stays zero."""
     return functional.normalize(at_least_float32(vectors), dim=-1, eps=EPSILON)
 
 
 def _patches(tokens: Tensor, prefix: int) -> Tensor:
+    """The patch tokens (batch, patches, dim) of (batch, tokens, dim): all but the first ``prefix``."""
     patches = tokens[:, prefix:]
     if patches.shape[1] < 2:
         count = f"{patches.shape[1]} of {tokens.shape[1]} tokens after {prefix} prefix tokens"
@@ -253,7 +255,7 @@ def soft_orth(M: Tensor) -> Tensor:
 
 
 def _squared_distances(vectors: Tensor) -> Tensor:
-    """2 − 2 cos between all rows; the norm is smooth at 0, so that its gradient is finite there."""
+    """2 − 2 cos between all rows, (…, n, d) → (…, n, n); the norm is smooth at 0, so that its gradient is finite there."""
     if vectors.shape[-2] < 2:
         raise ValueError(f"needs at least 2 rows, not {vectors.shape[-2]}")
     full = at_least_float32(vectors)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.diverse_vit.config import DiversityConfig
 from atlas.methods.diverse_vit.mixing import MixTarget
+from atlas.methods.diverse_vit.settings import DiversityConfig
 from atlas.methods.diverse_vit.terms import attn_cosine, cond_orth, emb_contrast, emb_cosine
 from atlas.nn.vit import (
     at_least_float32,
@@ -107,9 +107,11 @@ class DiversityTrainer:
 
     @staticmethod
     def _refuse_masks(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Raise ``NotImplementedError`` where attention is masked or causal: the terms average over all tokens."""
         refuse_masks(attention, inputs, options)
 
     def _keep_bias(self, attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Remember what the regularised block adds to its logits in a training pass."""
         if self._always or torch.is_grad_enabled():
             self._seen["bias"] = logit_bias(attention, inputs, options)
 
@@ -229,6 +231,7 @@ class DiversityTrainer:
     def _base_loss(
         self, out: DiversityOutputs, target: MixTarget | Tensor, base_criterion: Callable[[Tensor, Any], Tensor] | None
     ) -> Tensor:
+        """L_base in float32 or better, outside autocast."""
         weight = self.config.mix_weight
         logits = at_least_float32(out.logits)
         if not isinstance(target, MixTarget):

@@ -16,10 +16,10 @@ PARALLEL = 1e-9
 
 
 class Bounds(Protocol):
-    """A region of the world."""
+    """A region of the world, which becomes the cube of a field."""
 
     def normalise(self, points: Tensor) -> Tensor:
-        """World points (…, 3) to [−1, 1]³."""
+        """Map world points (…, 3) to the cube: (…, 3) in [−1, 1]."""
         ...
 
     def clip(self, rays: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Box:
             raise ValueError(f"a box needs three lower and three higher bounds, not {self.low} and {self.high}")
 
     def normalise(self, points: Tensor) -> Tensor:
-        """World points (…, 3) to [−1, 1]³."""
+        """Map world points (…, 3) to the cube: (…, 3) in [−1, 1]."""
         low, high = points.new_tensor(self.low), points.new_tensor(self.high)
         return (points - low) * (2 / (high - low)) - 1
 
@@ -84,7 +84,7 @@ class Frustum:
     pad: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def normalise(self, points: Tensor) -> Tensor:
-        """World points (…, 3) to [−1, 1]³."""
+        """Map world points (…, 3) to the cube: (…, 3) in [−1, 1]."""
         transform = points.new_tensor(np.asarray(self.camera.K @ self.camera.w2c[:3]))
         image = points @ transform[:, :3].T + transform[:, 3]
         depth = image[..., 2:].clamp(min=0.5 * self.near)
@@ -95,7 +95,7 @@ class Frustum:
         return ((local - low) * (2 / (high - low)) - 1).clamp(-1, 1)
 
     def clip(self, rays: Tensor) -> Tensor:
-        """The rays as they are."""
+        """Return rays (n, 8) as they are: a frustum has no ray that misses it."""
         return rays
 
 
@@ -132,13 +132,14 @@ class Bounded(nn.Module):
         self.field, self.bounds = field, bounds
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Colours and densities at world points."""
+        """Colours (…, 3) and densities (…) at world points x (…, 3), seen along directions d (…, 3)."""
         return self.field(self._local(x), d)
 
     def density(self, x: Tensor) -> Tensor:
-        """Densities alone, (…)."""
+        """Densities alone, (…), at world points x (…, 3)."""
         own = getattr(self.field, "density", None)
         return self.field(self._local(x), torch.ones_like(x))[1] if own is None else own(self._local(x))
 
     def _local(self, x: Tensor) -> Tensor:
+        """The field's own coordinates (…, 3) of world points (…, 3)."""
         return x if self.bounds is None else self.bounds.normalise(x)

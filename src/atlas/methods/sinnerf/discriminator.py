@@ -14,6 +14,7 @@ SLOPE = 0.2
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """A spectrally normalised convolution of 4 × 4; with stride 2 it halves height and width."""
     return spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1 if stride == 2 else 0, bias=False))
 
 
@@ -33,9 +34,9 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for place, width in enumerate(widths):
+        for layer, width in enumerate(widths):
             layers.append(_convolution(channels, width, stride=2))
-            if place or norm_first:
+            if layer or norm_first:
                 layers.append(nn.InstanceNorm2d(width))
             layers.append(nn.LeakyReLU(SLOPE))
             channels = width
@@ -53,12 +54,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """½·(E[ReLU(1 − D(real))] + E[ReLU(1 + D(fake))])."""
+    """The discriminator's hinge loss ½·(E[ReLU(1 − D(real))] + E[ReLU(1 + D(fake))]), a scalar, of logits of any shape."""
     return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """−E[D(fake)]."""
+    """The field's adversarial loss −E[D(fake)], a scalar, of logits of any shape."""
     return -fake.mean()
 
 
@@ -68,13 +69,13 @@ def brightness(images: Tensor, u: Tensor) -> Tensor:
 
 
 def saturation(images: Tensor, u: Tensor) -> Tensor:
-    """Scale the distance from grey by 2u."""
+    """Scale the distance of (b, 3, h, w) from grey by 2u, u in [0, 1] of shape (b, 1, 1, 1)."""
     grey = images.mean(dim=1, keepdim=True)
     return (images - grey) * (2 * u) + grey
 
 
 def contrast(images: Tensor, u: Tensor) -> Tensor:
-    """Scale the distance from the image's mean by u + ½."""
+    """Scale the distance of (b, 3, h, w) from each image's mean by u + ½, u in [0, 1] of shape (b, 1, 1, 1)."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return (images - mean) * (u + 0.5) + mean
 
@@ -83,9 +84,9 @@ def cutout(images: Tensor, u: Tensor) -> Tensor:
     """Blank a rectangle of half the height and width, centred anywhere, cut off at the border; u (b, 2) in [0, 1)."""
     _, _, height, width = images.shape
     kept = torch.ones(len(images), 1, height, width, dtype=images.dtype, device=images.device)
-    for image, place in enumerate(u.tolist()):
+    for image, centre in enumerate(u.tolist()):
         bounds = []
-        for size, share in zip((height, width), place, strict=True):
+        for size, share in zip((height, width), centre, strict=True):
             length = int(size * 0.5 + 0.5)
             first = int(share * (size + 1 - length % 2)) - length // 2
             bounds.append((max(first, 0), min(first + length, size)))

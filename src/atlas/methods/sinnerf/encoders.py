@@ -48,7 +48,7 @@ class FrozenEncoder(nn.Module):
     dim: int
 
     def train(self, mode: bool = True) -> FrozenEncoder:
-        """Stay in evaluation mode."""
+        """Stay in evaluation mode, whatever ``mode`` says; returns the encoder."""
         return super().train(False)  # type: ignore[return-value]
 
 
@@ -86,16 +86,17 @@ class TimmDino(FrozenEncoder):
         """Features (b, dim) of images (b, 3, h, w) in [0, 1]."""
         options: dict[str, Any] = {"align_corners": False} if self.interpolation == "bilinear" else {}
         resized = functional.interpolate(image, size=(self.size, self.size), mode=self.interpolation, **options)
-        found: list[Tensor] = []
-        handle = self.model.blocks[-1].register_forward_hook(lambda _m, _i, output: found.append(output))  # type: ignore[index,union-attr]
+        outputs: list[Tensor] = []
+        handle = self.model.blocks[-1].register_forward_hook(lambda _m, _i, output: outputs.append(output))  # type: ignore[index,union-attr]
         try:
             self.model.forward_features((resized - self.mean) / self.std)  # type: ignore[operator]
         finally:
             handle.remove()
-        return found[0][:, 0]
+        return outputs[0][:, 0]
 
 
 def _timm_model(name: str, pretrained: bool) -> nn.Module:
+    """A network of timm without its classifier; says what is missing where its weights cannot be had."""
     import timm
 
     try:

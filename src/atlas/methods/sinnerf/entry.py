@@ -1,21 +1,11 @@
-"""Plugs SinNeRF, its ablation, its baselines and the stages they stand on into novel view synthesis."""
+"""Rows of novel view synthesis: SinNeRF, its ablation, its baselines, and the stages that they stand on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
 
-from annotated_types import Ge, Gt
-
-from atlas.harness.registry import Amount, Amounts, method, paper
-from atlas.harness.run import Run
-from atlas.nn.work import ENCODING, TRAIN
-from atlas.settings import Settings
-from atlas.tasks.novel_view_synthesis.entry import ray_amount
-
-if TYPE_CHECKING:
-    from atlas.methods.sinnerf.baselines import DepthImageRendering
-    from atlas.methods.sinnerf.ingredients import AllViews, FieldReconstruction
+from atlas.harness.registry import method, paper
+from atlas.methods.sinnerf.settings import EncoderSettings, SinNeRFSettings
 
 PAPER = paper(
     "sinnerf",
@@ -23,291 +13,82 @@ PAPER = paper(
     citation="D. Xu, Y. Jiang, P. Wang, Z. Fan, H. Shi, Z. Wang, ECCV 2022",
     url="https://arxiv.org/abs/2204.00928",
 )
-TASK = "novel-view-synthesis"
 SCENE = {"scene": "scene"}
 ENCODED = {"scene": "scene", "encoder": "encoder"}
-Coefficient = Annotated[float, Ge(0)]
-Weight = Coefficient | tuple[Coefficient, ...]
+row = partial(method, paper=PAPER, task="novel-view-synthesis")
+stage = partial(row, role="stage", metrics=())
+field = partial(
+    row, settings=SinNeRFSettings, plugin="plugin:FieldReconstruction", amounts="plugin:field_amounts", needs=SCENE
+)
 
-
-class FieldMethod(Settings):
-    """A radiance field on the colours of the reference; a weight is one number, or one for each stage of the schedule."""
-
-    rgb: Weight = 1.0
-    warped: bool = False
-    consistency_every: Annotated[int, Gt(0)] = 10
-
-
-class DepthMethod(FieldMethod):
-    """With the reference's depth: smooth-L1 (``depth``), and DS-NeRF's own likelihood of the ray's end (``ray_termination``)."""
-
-    depth: Weight = 8.0
-    ray_termination: Weight = 0.0
-
-
-class DietMethod(FieldMethod):
-    """DietNeRF: features of unseen views should be those of the reference, every tenth step."""
-
-    consistency: Weight = 0.1
-
-
-class GeometryMethod(FieldMethod):
-    """Geometry pseudo-labels: ``depth`` also of a pool of warped views, ``side`` on a patch of an unseen view."""
-
-    depth: Weight = 8.0
-    side: Weight = 8.0
-    rgb_warp: Weight = 0.0
-    cycle: Weight = 0.0
-    warped: bool = True
-
-
-class SinNerfMethod(GeometryMethod):
-    """All terms, with the weights of the released two-stage schedule."""
-
-    smooth: Weight = 0.0
-    vit: Weight = (10.0, 0.0)
-    adv: Weight = (0.0, 0.01)
-
-
-class EncoderSettings(Settings):
-    """The frozen encoder: DINO's ViT-S/16 through timm, the small substitute that is distilled on the spot, or a descriptor.
-
-    ``pretrained`` false leaves DINO's weights random, for rehearsals.
-    """
-
-    kind: Literal["dino", "tiny_dino", "descriptor"] = "dino"
-    pretrained: bool = True
-    steps: Annotated[int, Gt(0)] = 800
-
-
-def _field(run: Run, settings: FieldMethod) -> FieldReconstruction:
-    from atlas.methods.sinnerf.ingredients import FieldReconstruction
-
-    encoder = None
-    if "encoder" in run.needs:
-        from atlas.methods.sinnerf.stages import read_encoder
-
-        encoder = read_encoder(run.needed("encoder"))
-    return FieldReconstruction(run.protocol_model(), settings, run.seed, encoder)
-
-
-def _field_amounts(run: Run) -> Amounts:
-    """Steps, samples along the rays of a mean step and of the fullest one; and steps that look at images with the encoder.
-
-    A rehearsal takes the first step of the first stage, which has all of that stage's terms, DietNeRF's unseen view too. The
-    discriminator of a later stage is not in it: it costs less than a thousandth of the field.
-    """
-    protocol, settings = run.protocol_model(), run.settings_model(run.recipe[0])
-    whole = run.limit is None
-    stages = protocol.stages if whole else protocol.stages[:1]
-    every = settings.consistency_every if whole else 1
-    steps = sum(stage.steps for stage in stages)
-    total, most, encoded = 0.0, 0, 0.0
-    for place, stage in enumerate(stages):
-        plain, looks = _rays(run, place)
-        total += stage.steps * (plain + looks / every)
-        most = max(most, plain + looks)
-        encoded += stage.steps / every if looks else stage.steps * bool(_weight(settings, "vit", place))
-    mean, fullest = (ray_amount(run, steps, rays) for rays in (total / steps, most))
-    return {TRAIN: mean._replace(at_once=fullest.batch), ENCODING: Amount(encoded, 1, 1)}
-
-
-def _rays(run: Run, stage: int) -> tuple[int, int]:
-    """Rays of every step of a stage, and further ones of the steps that look at a whole unseen view."""
-    rays, settings = run.protocol_model().rays, run.settings_model(run.recipe[0])
-    patch = rays.patch[0] * rays.patch[1]
-    has = {name: bool(_weight(settings, name, stage)) for name in (*PATCH_TERMS, "depth", "rgb_warp", "consistency")}
-    warped = rays.warped if settings.warped and rays.pool and (has["depth"] or has["rgb_warp"]) else 0
-    patches = rays.reference_patch + any(has[name] for name in PATCH_TERMS)
-    return rays.reference + warped + patches * patch, patch * has["consistency"]
-
-
-PATCH_TERMS = ("side", "smooth", "vit", "adv", "cycle")
-"""Terms that look at a patch of an unseen pose."""
-
-
-def _weight(settings: FieldMethod, term: str, stage: int) -> float:
-    """Weight of a term in a stage; one number stands for all stages."""
-    value: Weight = getattr(settings, term, 0.0)
-    return value[stage] if isinstance(value, tuple) else value
-
-
-TEACHER = "teacher"
-"""Loop of the field that renders the depth of the reference."""
-
-
-def _teacher_amounts(run: Run) -> Amounts:
-    """The teacher's steps; like the row of all views it draws single rays only."""
-    protocol = run.protocol_model()
-    return {TEACHER: ray_amount(run, protocol.teacher_steps, protocol.rays.reference + protocol.rays.warped)}
-
-
-def _all_views_amounts(run: Run) -> Amounts:
-    protocol = run.protocol_model()
-    steps = sum(stage.steps for stage in protocol.stages)
-    return {TRAIN: ray_amount(run, steps, protocol.rays.reference + protocol.rays.warped)}
-
-
-def _encoder_amounts(run: Run) -> Amounts:
-    """Steps of the distillation, if there is one."""
-    return {TRAIN: Amount(run.settings_model("encoder").steps, 1, 1)}
-
-
-def _make_scene(run: Run) -> Mapping[str, Any]:
-    from atlas.methods.sinnerf.stages import make_scene
-
-    return make_scene(run)
-
-
-@method(
+stage(
     "scene",
-    paper=PAPER,
-    task=TASK,
     title="scene",
     summary="Images, poses and the reference's depth; where there is none, a field trained on the other views renders it.",
-    role="stage",
-    metrics=(),
-    amounts=_teacher_amounts,
-    train=_make_scene,
+    train="stages:make_scene",
+    amounts="stages:teacher_amounts",
 )
-def scene(run: Run, settings: Settings) -> Settings:
-    """The protocol says it all."""
-    return settings
-
-
-def _make_encoder(run: Run) -> Mapping[str, Any]:
-    from atlas.methods.sinnerf.stages import make_encoder
-
-    return make_encoder(run)
-
-
-@method(
+stage(
     "encoder",
-    paper=PAPER,
-    task=TASK,
     title="encoder",
     summary="The frozen encoder of global structure: DINO's weights, or a substitute that says so.",
-    role="stage",
     settings=EncoderSettings,
-    metrics=(),
-    train=_make_encoder,
     smallest={"steps": 2},
     rehearsal={"pretrained": False},
-    amounts=_encoder_amounts,
+    train="stages:make_encoder",
+    amounts="stages:encoder_amounts",
 )
-def encoder(run: Run, settings: EncoderSettings) -> EncoderSettings:
-    """The settings are all there is."""
-    return settings
-
-
-@method(
+field(
     "nerf1",
-    paper=PAPER,
-    task=TASK,
     title="NeRF, one view",
     summary="A radiance field on the colours of the reference alone.",
     role="baseline",
-    settings=FieldMethod,
-    amounts=_field_amounts,
-    needs=SCENE,
+    preset={"depth": 0, "side": 0},
 )
-def nerf1(run: Run, settings: FieldMethod) -> FieldReconstruction:
-    """Colours only."""
-    return _field(run, settings)
-
-
-@method(
-    "dsnerf",
-    paper=PAPER,
-    task=TASK,
+field(
+    "dsnerf",  # Deng et al., Depth-supervised NeRF, CVPR 2022
     title="DS-NeRF, one view",
     summary="Colours and depth of the reference, with SinNeRF's own depth loss, so that the contrast is the pseudo-views.",
     role="baseline",
-    settings=DepthMethod,
-    amounts=_field_amounts,
-    needs=SCENE,
+    preset={"side": 0},
 )
-def dsnerf(run: Run, settings: DepthMethod) -> FieldReconstruction:
-    """Deng et al., Depth-supervised NeRF, CVPR 2022."""
-    return _field(run, settings)
-
-
-@method(
-    "dietnerf",
-    paper=PAPER,
-    task=TASK,
+field(
+    "dietnerf",  # Jain et al., Putting NeRF on a Diet, ICCV 2021
     title="DietNeRF, one view",
     summary="Colours of the reference, and a frozen encoder's features of whole unseen views.",
     role="baseline",
-    settings=DietMethod,
-    amounts=_field_amounts,
+    preset={"depth": 0, "side": 0, "consistency": 0.1},
     needs=ENCODED,
 )
-def dietnerf(run: Run, settings: DietMethod) -> FieldReconstruction:
-    """Jain et al., Putting NeRF on a Diet, ICCV 2021."""
-    return _field(run, settings)
-
-
-@method(
+row(
     "dibr",
-    paper=PAPER,
-    task=TASK,
     title="depth warp",
     summary="The reference warped by its depth, with holes filled: nothing is learned.",
     role="baseline",
+    plugin="baselines:DepthImageRendering",
     needs=SCENE,
 )
-def dibr(run: Run, settings: Settings) -> DepthImageRendering:
-    """Depth-image-based rendering."""
-    from atlas.methods.sinnerf.baselines import DepthImageRendering
-
-    return DepthImageRendering()
-
-
-@method(
+row(
     "all-views",
-    paper=PAPER,
-    task=TASK,
     title="NeRF, all views",
     summary="The same field on every view that is not held out: an upper bound.",
     role="baseline",
-    settings=FieldMethod,
-    amounts=_all_views_amounts,
+    plugin="plugin:AllViews",
     needs=SCENE,
+    amounts="plugin:all_views_amounts",
 )
-def all_views(run: Run, settings: FieldMethod) -> AllViews:
-    """The oracle."""
-    from atlas.methods.sinnerf.ingredients import AllViews
-
-    return AllViews(run.protocol_model(), settings, run.seed)
-
-
-@method(
+field(
     "sinnerf-geom",
-    paper=PAPER,
-    task=TASK,
     title="SinNeRF, geometry only",
     summary="Geometry pseudo-labels without semantic ones.",
     role="ablation",
-    settings=GeometryMethod,
-    amounts=_field_amounts,
-    needs=SCENE,
+    options={"warped": True},
 )
-def sinnerf_geom(run: Run, settings: GeometryMethod) -> FieldReconstruction:
-    """Warped depth at unseen poses."""
-    return _field(run, settings)
-
-
-@method(
-    "sinnerf",
-    paper=PAPER,
-    task=TASK,
+field(
+    "sinnerf",  # the weights of the released two-stage schedule
     title="SinNeRF",
     summary="Geometry and semantic pseudo-labels at unseen poses.",
-    settings=SinNerfMethod,
-    amounts=_field_amounts,
+    options={"warped": True},
+    preset={"vit": (10.0, 0.0), "adv": (0.0, 0.01)},
     needs=ENCODED,
 )
-def sinnerf(run: Run, settings: SinNerfMethod) -> FieldReconstruction:
-    """Warped depth, smoothness, a discriminator of patches and a frozen encoder."""
-    return _field(run, settings)

@@ -181,17 +181,17 @@ class HashField(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Features at points (n, 3): (n, levels·features)."""
-        found = []
+        features = []
         for table, resolution in zip(self.table, self.resolutions, strict=True):
-            place = (x.clamp(-1, 1) + 1) * (0.5 * (resolution - 1))
-            base = place.floor().clamp(max=resolution - 2)
-            offset = (place - base).unsqueeze(1)
+            node = (x.clamp(-1, 1) + 1) * (0.5 * (resolution - 1))
+            base = node.floor().clamp(max=resolution - 2)
+            offset = (node - base).unsqueeze(1)
             nodes = base.long().unsqueeze(1) + self.corners
             hashed = nodes * self.primes
             index = (hashed[..., 0] ^ hashed[..., 1] ^ hashed[..., 2]) % self.size
             weight = torch.where(self.corners.bool(), offset, 1 - offset).prod(-1, keepdim=True)
-            found.append((functional.embedding(index, table) * weight).sum(1))
-        return torch.cat(found, dim=-1)
+            features.append((functional.embedding(index, table) * weight).sum(1))
+        return torch.cat(features, dim=-1)
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Colours and densities; colours do not depend on the direction."""
@@ -202,6 +202,7 @@ class HashField(nn.Module):
 
 
 def _small(**options: int) -> NeRFNetwork:
+    """A network of 3 layers of 64, whose colours do not depend on the direction."""
     return NeRFNetwork(**{"depth": 3, "width": 64, "frequencies": 6, "view_frequencies": None, **options})  # type: ignore[arg-type]
 
 

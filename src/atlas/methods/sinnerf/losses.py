@@ -1,93 +1,14 @@
-"""The terms of SinNeRF's objective, and their weights (paper, Sec. 3; official code for what the paper leaves open)."""
+"""The terms of SinNeRF's objective (paper, Sec. 3; official code for what the paper leaves open)."""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms; the defaults are the first stage of the released configuration without its semantic term.
-
-    Attributes
-    ----------
-    rgb : float
-        Colours of reference rays and of the reference patch.
-    depth : float
-        Depths of the same, and of rays of the pool of warped views.
-    side : float
-        Depths of the unseen patch, where the reference warps to; the released code writes it λ_p·λ_d.
-    smooth : float
-        Edge-aware smoothness of the depth of both patches.
-    vit : float
-        Distance of the frozen encoder's features.
-    adv : float
-        Adversarial term of the patch discriminator.
-    rgb_warp : float
-        Colours of warped rays, which the official code prepares and never uses.
-    cycle : float
-        Depth of the unseen patch, warped back, must not stand in front of the reference's surfaces.
-    consistency : float
-        DietNeRF's 1 − cos of the encoder's features of a whole, coarse unseen view.
-    ray_termination : float
-        DS-NeRF's own depth loss: the cross-entropy of the weights with a normal around the depth.
-
-    Raises
-    ------
-    ValueError
-        A weight is negative or not finite.
-    """
-
-    rgb: float = 1.0
-    depth: float = 8.0
-    side: float = 8.0
-    smooth: float = 0.0
-    vit: float = 0.0
-    adv: float = 0.0
-    rgb_warp: float = 0.0
-    cycle: float = 0.0
-    consistency: float = 0.0
-    ray_termination: float = 0.0
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"the weight {one.name} must be finite and not negative, not {value}")
-
-    @property
-    def need_unseen_patch(self) -> bool:
-        """Whether a term looks at a patch of an unseen pose."""
-        return any((self.side, self.smooth, self.vit, self.adv, self.cycle))
-
-    @property
-    def need_encoder(self) -> bool:
-        """Whether a term needs the frozen encoder."""
-        return bool(self.vit or self.consistency)
-
-    @property
-    def need_depth(self) -> bool:
-        """Whether a term needs the reference's depth."""
-        return any((self.depth, self.side, self.rgb_warp, self.cycle, self.ray_termination))
-
-
-class Stage(NamedTuple):
-    """A part of the training: number of steps, stride of the patches in pixels, learning rate, weights."""
-
-    steps: int
-    stride: int
-    lr: float
-    weights: LossWeights
-
-
 def masked_smooth_l1(predicted: Tensor, target: Tensor, mask: Tensor | None = None, beta: float = 1.0) -> Tensor:
-    """Mean smooth-L1 distance per ray over the rays of a mask; 0, with a gradient of 0, if there is none."""
+    """Mean smooth-L1 distance of (n) values over the rays of a mask (n); 0, with a gradient of 0, if there is none."""
     if predicted.shape != target.shape:
         raise ValueError(f"predictions {tuple(predicted.shape)} and targets {tuple(target.shape)} must have one shape")
     if mask is None:
@@ -100,7 +21,7 @@ def masked_smooth_l1(predicted: Tensor, target: Tensor, mask: Tensor | None = No
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over a mask; 0 if it is empty."""
+    """Mean of (n) values over a mask (n); 0 if it is empty."""
     return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum().clamp(min=1)
 
 

@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from atlas.methods.sinnerf.cameras import Camera
-from atlas.methods.sinnerf.losses import LossWeights, masked_mean, masked_smooth_l1, ray_termination, smoothness
+from atlas.methods.sinnerf.losses import masked_mean, masked_smooth_l1, ray_termination, smoothness
 from atlas.methods.sinnerf.rendering import Composite, Level
+from atlas.methods.sinnerf.settings import LossWeights, Shape
 from atlas.methods.sinnerf.supervision import Reference
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Variants of the terms.
-
-    Attributes
-    ----------
-    beta : float
-        Where smooth-L1 turns from square to linear, in scene units; 1 officially.
-    patch_depth : {"known", "whole"}
-        Depth of the reference patch: smooth-L1 over its pixels of known depth, officially on DTU, whose measured depth has holes;
-        or the mean square over the whole patch, with 0 where there is no depth, officially on Blender's and LLFF's scenes, whose
-        depth is rendered. Random rays are always compared by smooth-L1 where the depth is known.
-    empty, empty_by : float, {"opacity", "depth"}
-        Weight and form, beside the depth term, of emptiness where a white scene's reference has no depth: the mean opacity of all
-        its rays; or the smooth-L1 distance of the depth to 0 on its patch alone, officially with weight 2 on Blender's scenes.
-    smooth_order, smooth_inverse : int, bool
-        Order of the differences; whether they are of the inverse depth.
-    depth_std : float
-        Width of DS-NeRF's kernel, in scene units.
-    """
-
-    beta: float = 1.0
-    patch_depth: Literal["known", "whole"] = "known"
-    empty: float = 0.1
-    empty_by: Literal["opacity", "depth"] = "opacity"
-    smooth_order: int = 1
-    smooth_inverse: bool = True
-    depth_std: float = 0.1
 
 
 @dataclass
 class Group:
-    """Rays of one kind within a step's batch, and what is known about them."""
+    """Rays of one kind within a step's batch, and what is known about them.
+
+    Attributes
+    ----------
+    rays : Tensor
+        (n, 8): origin, direction, near, far.
+    rgb, depth, valid : Tensor, optional
+        Colours (n, 3) and depths (n), and where the depths are known (n).
+    size : (int, int), optional
+        Rows and columns, where the rays are a patch, row by row.
+    camera : Camera, optional
+        Where an unseen patch is looked at from.
+    levels : list of Level
+        What the rays saw, once they are rendered.
+    """
 
     rays: Tensor
     rgb: Tensor | None = None
@@ -57,7 +41,7 @@ class Group:
     levels: list[Level] = field(default_factory=list)
 
     def image(self, seen: Composite) -> Tensor:
-        """The rendered patch, (1, 3, p, q)."""
+        """The rendered colours (p·q, 3) of a patch as an image, (1, 3, p, q)."""
         assert self.size is not None
         return seen.rgb.T.reshape(1, 3, *self.size)
 
@@ -86,7 +70,7 @@ class Terms:
             self.values[name] = self.values[name] + value if name in self.values else value
 
     def total(self) -> Tensor:
-        """The weighted sum."""
+        """The weighted sum of all terms, a scalar: what a step minimises."""
         total = sum((getattr(self.weights, name) * value for name, value in self.values.items()), start=torch.zeros(()))
         assert isinstance(total, Tensor)
         if not torch.isfinite(total.detach()):

@@ -27,13 +27,13 @@ def orbit_cameras(
 
 def sway_cameras(camera: Camera, *, frames: int = 48, radius: tuple[float, float] = (0.1, 0.05)) -> list[Camera]:
     """Cameras on an ellipse in the image plane (right, up; scene units), for forward-facing scenes."""
-    found = []
+    cameras = []
     for frame in range(frames):
         phase = 2 * math.pi * frame / frames
         pose = np.array(camera.c2w)
         pose[:3, 3] += pose[:3, :3] @ np.array([radius[0] * math.sin(phase), radius[1] * math.sin(2 * phase), 0.0])
-        found.append(camera.moved(pose))
-    return found
+        cameras.append(camera.moved(pose))
+    return cameras
 
 
 def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_second: float = 24.0) -> None:

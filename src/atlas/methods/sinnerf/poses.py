@@ -45,7 +45,7 @@ def strided_patch(
 
 
 class PosePrior(Protocol):
-    """Where unseen views are imagined."""
+    """Says where unseen views are imagined: draws cameras around the reference."""
 
     def sample(self, ref: Camera, progress: float, rng: np.random.Generator | torch.Generator) -> Camera:
         """A camera near ``ref``, when ``progress`` in [0, 1] of the training is done."""
@@ -53,12 +53,14 @@ class PosePrior(Protocol):
 
 
 def _normal(rng: np.random.Generator | torch.Generator, count: int) -> Array:
+    """Standard normal numbers (count) of either library's generator."""
     if isinstance(rng, torch.Generator):
         return torch.randn(count, generator=rng, dtype=torch.float64, device=rng.device).cpu().numpy()
     return np.asarray(rng.standard_normal(count))
 
 
 def _spread(widening: bool, progress: float) -> float:
+    """Share of the final spread when ``progress`` in [0, 1] of the training is done."""
     return START_SPREAD + (1 - START_SPREAD) * min(max(progress, 0.0), 1.0) if widening else 1.0
 
 
@@ -115,7 +117,7 @@ class OrbitGaussian:
         return (self.degrees,) * count if isinstance(self.degrees, int | float) else tuple(self.degrees)
 
     def sample(self, ref: Camera, progress: float, rng: np.random.Generator | torch.Generator) -> Camera:
-        """A camera turned about the centre."""
+        """A camera that is turned about the centre by random angles."""
         angles = np.radians(self.spreads) * _normal(rng, len(self.spreads)) * _spread(self.widening, progress)
         return self.at(ref, angles)
 

@@ -6,18 +6,17 @@ A sample's opacity is α = 1 − exp(−σ·Δ·‖d‖), its weight w = α·Π(
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atlas.methods.sinnerf.settings import Sampler
+
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``field(x, d) -> (rgb, σ)``: points (…, 3) and un-normalised directions (…, 3) to colours (…, 3) and densities (…)."""
 
-OPAQUE = 1e10
-"""Length of the last interval that makes any density at a ray's end opaque."""
 PDF_FLOOR = 1e-5
 
 
@@ -150,8 +149,8 @@ def sample_pdf(
         u = torch.linspace(0, 1, samples, dtype=cdf.dtype, device=cdf.device).expand(shape).contiguous()
     else:
         u = torch.rand(shape, generator=generator, dtype=cdf.dtype, device=_home(generator, cdf)).to(cdf.device)
-    place = torch.searchsorted(cdf, u, right=True)
-    below, above = (place - 1).clamp(min=0), place.clamp(max=cdf.shape[-1] - 1)
+    edge = torch.searchsorted(cdf, u, right=True)
+    below, above = (edge - 1).clamp(min=0), edge.clamp(max=cdf.shape[-1] - 1)
     low, high = cdf.gather(-1, below), cdf.gather(-1, above)
     left, right = bins.gather(-1, below), bins.gather(-1, above)
     span = torch.where(high - low < PDF_FLOOR, torch.ones_like(low), high - low)
@@ -159,38 +158,8 @@ def sample_pdf(
 
 
 def _home(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    """Where random numbers are drawn: on the generator's device, or, without one, on the tensor's."""
     return like.device if generator is None else generator.device
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How rays are sampled and closed; the defaults are the paper setting, but for the last interval.
-
-    Attributes
-    ----------
-    coarse, fine : int
-        Stratified samples; samples drawn from the coarse weights (0: one level only).
-    spacing : {"linear", "disparity"}
-        Where the stratified samples stand.
-    last : {"interval", "opaque"}
-        Length of the last interval: the mean interval of the ray, for scenes with an empty background, or 1e10, for scenes
-        that close.
-    background : float, optional
-        Colour behind the scene; ``None`` is black.
-    noise_std : float
-        Noise on densities while training.
-    """
-
-    coarse: int = 64
-    fine: int = 64
-    spacing: Literal["linear", "disparity"] = "linear"
-    last: Literal["interval", "opaque"] = "interval"
-    background: float | None = None
-    noise_std: float = 0.0
-
-    def last_delta(self, near: Tensor, far: Tensor, samples: int) -> Tensor | float:
-        """Length of the last interval, in ray parameters: (n), or one number."""
-        return OPAQUE if self.last == "opaque" else (far - near) / samples
 
 
 class CoarseFine(nn.Module):
@@ -201,7 +170,7 @@ class CoarseFine(nn.Module):
         self.coarse, self.fine = coarse, fine
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """The fine field."""
+        """Colours (…, 3) and densities (…) of the fine field at points x and directions d, (…, 3) each."""
         return self.fine(x, d)
 
 
@@ -252,6 +221,7 @@ def _shade(
     generator: torch.Generator | None,
     colours: bool = True,
 ) -> Composite:
+    """What rays (n, 8) see of a field at parameters t (n, samples); without ``colours`` of its densities alone, if it can."""
     origins, directions = rays[:, None, :3], rays[:, None, 3:6]
     points = origins + t.unsqueeze(-1) * directions
     density = getattr(field, "density", None)

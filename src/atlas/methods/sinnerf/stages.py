@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,17 +10,20 @@ import torch
 
 from atlas.datasets import get_dataset
 from atlas.errors import AtlasError
-from atlas.harness.files import read_tensors, write_json, write_tensors
+from atlas.harness.files import write_json, write_tensors
+from atlas.harness.registry import Amount, Amounts
 from atlas.harness.resume import training
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.methods.sinnerf.encoders import Descriptor, SemanticEncoder, TimmDino
-from atlas.methods.sinnerf.entry import TEACHER
-from atlas.methods.sinnerf.ingredients import AllViews, camera_of, view_of
-from atlas.methods.sinnerf.model import RenderResult
-from atlas.methods.sinnerf.tiny_dino import SelfDistiller, TinyDino, TinyViT, nearest_neighbour_accuracy
+from atlas.methods.sinnerf.encoders import Descriptor, TimmDino
+from atlas.methods.sinnerf.plugin import AllViews, camera_of, view_of
+from atlas.methods.sinnerf.scene_model import RenderResult
+from atlas.methods.sinnerf.tiny_dino import SelfDistiller, TinyDino, nearest_neighbour_accuracy
 from atlas.methods.sinnerf.warping import forward_warp
+from atlas.nn.work import TRAIN
+from atlas.settings import Settings, merge
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene
 from atlas.tasks.novel_view_synthesis.captures import blender_scene, dtu_scene, llff_scene, stereo_scene
+from atlas.tasks.novel_view_synthesis.entry import ray_amount
 from atlas.tasks.novel_view_synthesis.metrics import psnr
 from atlas.tasks.novel_view_synthesis.scene import Scene, save_scene
 from atlas.tasks.novel_view_synthesis.training import save_depth, save_picture, shown_views
@@ -27,10 +31,14 @@ from atlas.tasks.novel_view_synthesis.training import save_depth, save_picture, 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
 
+TEACHER = "teacher"
+"""Loop of the field that renders the depth of the reference."""
 OPAQUE_ENOUGH = 0.5
+"""Opacity above which the teacher's depth is that of a surface."""
 CROPS = 300
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
-PAINTED = ("china.jpg", "flower.jpg")
+"""Crops of photographs on which the distilled encoder is judged."""
+SKIMAGE_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
+SKLEARN_PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
 
 def make_scene(run: Run) -> dict[str, Any]:
@@ -47,9 +55,9 @@ def make_scene(run: Run) -> dict[str, Any]:
     view = view_of(scene.reference, 0)
     if view.depth is not None:
         cameras = [camera_of(scene.test, index) for index in range(len(scene.test))]
-        warped = [forward_warp(view.rgb, view.depth, view.camera, camera) for camera in cameras]
-        scene.covisible = np.stack([one.valid for one in warped])
-        reached = [psnr(one.rgb, scene.test.rgb[index], one.valid) for index, one in enumerate(warped)]
+        warps = [forward_warp(view.rgb, view.depth, view.camera, camera) for camera in cameras]
+        scene.covisible = np.stack([warp.valid for warp in warps])
+        reached = [psnr(warp.rgb, scene.test.rgb[index], warp.valid) for index, warp in enumerate(warps)]
         summary |= {"covered": float(scene.covisible.mean()), "covered_psnr": float(np.mean(reached))}
     save_scene(scene, run.checkpoint)
     save_picture(run, "reference.png", view.rgb)
@@ -60,7 +68,14 @@ def make_scene(run: Run) -> dict[str, Any]:
     return summary
 
 
+def teacher_amounts(run: Run) -> Amounts:
+    """The teacher's steps; like the row of all views it draws single rays only."""
+    protocol = run.protocol_model()
+    return {TEACHER: ray_amount(run, protocol.teacher_steps, protocol.rays.reference + protocol.rays.warped)}
+
+
 def _read(run: Run) -> Scene:
+    """The protocol's scene: generated from the run's seed, or read from its data."""
     settings = run.protocol_model().scene
     if settings.kind == "analytic":
         return analytic_scene(run.seed)
@@ -74,11 +89,10 @@ def _read(run: Run) -> Scene:
 
 def _teach(run: Run, scene: Scene) -> dict[str, Any]:
     """Train the protocol's field on all views but the tests, and render the reference's depth: D/A where A > ½, else 0."""
-    from atlas.methods.sinnerf.entry import FieldMethod
-
     protocol = run.protocol_model()
-    first = protocol.stages[0].model_copy(update={"steps": protocol.teacher_steps})
-    teacher = AllViews(protocol.model_copy(update={"stages": (first,)}), FieldMethod(), derive_seed(run.seed, "teacher"))
+    only_stage = merge(run.protocol["stages"][0], {"steps": protocol.teacher_steps})
+    taught = replace(run, seed=derive_seed(run.seed, "teacher"), protocol=merge(run.protocol, {"stages": [only_stage]}))
+    teacher = AllViews(taught, Settings())
     teacher.start(scene, pick_device(run.resources.device))
     loop = training(run, teacher.total, teacher.parts(), phase=TEACHER)
     for index in loop:
@@ -103,12 +117,11 @@ def _teach(run: Run, scene: Scene) -> dict[str, Any]:
 
 
 def _strided_rendering(teacher: AllViews, scene: Scene, stride: int) -> RenderResult:
-    """The reference as the teacher renders it, every so-manieth pixel repeated."""
+    """The reference as the teacher renders it: only each ``stride``-th row and column, which are repeated to full size."""
     small = scene.reference.strided(stride)
     seen = teacher.model.render(camera_of(small, 0), chunk=teacher.protocol.chunk)
     height, width = scene.reference.rgb.shape[1:3]
-    grown = [one.repeat(stride, 0).repeat(stride, 1)[:height, :width] for one in seen]
-    return RenderResult(*grown)
+    return RenderResult(*(values.repeat(stride, 0).repeat(stride, 1)[:height, :width] for values in seen))
 
 
 def make_encoder(run: Run) -> dict[str, Any]:
@@ -133,11 +146,16 @@ def make_encoder(run: Run) -> dict[str, Any]:
     encoder_now = distiller.encoder()
     write_tensors(run.weights, encoder_now.model.state_dict())
     accuracy = [
-        nearest_neighbour_accuracy(one, distiller, CROPS, generator(run.seed, "crops")) for one in (untrained, encoder_now)
+        nearest_neighbour_accuracy(judged, distiller, CROPS, generator(run.seed, "crops")) for judged in (untrained, encoder_now)
     ]
     known = {"encoder_dim": encoder_now.dim, "accuracy": accuracy[1], "accuracy_untrained": accuracy[0]}
     write_json(run.results / "encoder.json", known)
     return known
+
+
+def encoder_amounts(run: Run) -> Amounts:
+    """Steps of the distillation, if there is one."""
+    return {TRAIN: Amount(run.settings_model("encoder").steps, 1, 1)}
 
 
 def photographs() -> list[torch.Tensor]:
@@ -145,23 +163,11 @@ def photographs() -> list[torch.Tensor]:
     import skimage.data
     from sklearn.datasets import load_sample_image
 
-    images = [getattr(skimage.data, name)() for name in PHOTOGRAPHS] + [load_sample_image(name) for name in PAINTED]
-    found = []
+    images = [getattr(skimage.data, name)() for name in SKIMAGE_PHOTOGRAPHS]
+    images += [load_sample_image(name) for name in SKLEARN_PHOTOGRAPHS]
+    reduced = []
     for image in images:
         tensor = torch.from_numpy(np.array(image[..., :3])).permute(2, 0, 1).float() / 255
         factor = max(1, min(tensor.shape[1:]) // 128)
-        found.append(torch.nn.functional.avg_pool2d(tensor, factor))
-    return found
-
-
-def read_encoder(run: Run) -> SemanticEncoder:
-    """The encoder that a stage made ready."""
-    settings = run.settings_model("encoder")
-    if settings.kind == "descriptor":
-        return Descriptor()
-    if settings.kind == "dino":
-        encoder: TimmDino | TinyDino = TimmDino(pretrained=False)
-    else:
-        encoder = TinyDino(TinyViT())
-    encoder.model.load_state_dict(read_tensors(run.weights))
-    return encoder
+        reduced.append(torch.nn.functional.avg_pool2d(tensor, factor))
+    return reduced

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,65 +11,14 @@ from torch import Tensor
 
 from atlas.methods.sinnerf.cameras import Camera, RGBDView, all_rays
 from atlas.methods.sinnerf.poses import PosePrior
-from atlas.methods.sinnerf.warping import WarpResult, forward_warp
+from atlas.methods.sinnerf.settings import Budget
+from atlas.methods.sinnerf.warping import forward_warp
 
 
 def derive(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     """A generator of its own for every purpose and step, so that no draw depends on how many others there were."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Rays of a step, and where unseen views are taken from; the defaults are the paper's for Blender scenes.
-
-    Attributes
-    ----------
-    reference_rays, warped_rays : int
-        Random rays of the reference, and of the pool of warped views.
-    patch : int or (int, int), optional
-        Rows and columns of the patches; by default the largest square that fits, 64 at most.
-    reference_patch : bool
-        Whether a patch of the reference is rendered, too.
-    pool : int
-        Number of warped views, drawn once.
-    unseen : {"fresh", "pool"}
-        Poses of unseen patches: drawn at every step, or those of the pool.
-    foreground : float
-        Share of the reference rays that is drawn from pixels which are not white.
-    """
-
-    reference_rays: int = 4096
-    warped_rays: int = 4096
-    patch: int | tuple[int, int] | None = None
-    reference_patch: bool = True
-    pool: int = 125
-    unseen: Literal["fresh", "pool"] = "fresh"
-    foreground: float = 0.0
-
-    def patch_size(self, height: int, width: int, stride: int) -> tuple[int, int]:
-        """Rows and columns of the patches of an image.
-
-        Raises
-        ------
-        ValueError
-            The patch is larger than the image at this stride.
-        """
-        if self.patch is None:
-            fits = (min(height, width) - 1) // stride + 1
-            size = (min(64, fits),) * 2
-            if fits < 2:
-                raise ValueError(
-                    f"even a patch of 2 × 2 pixels at stride {stride} is larger than the image of {height} × {width}"
-                )
-        else:
-            size = (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
-            if (size[0] - 1) * stride + 1 > height or (size[1] - 1) * stride + 1 > width:
-                raise ValueError(
-                    f"a patch of {size[0]} × {size[1]} pixels at stride {stride} is larger than the image of {height} × {width}"
-                )
-        return size
 
 
 class Reference:
@@ -87,7 +35,7 @@ class Reference:
         self.coloured = (self.rgb < 1).any(-1).nonzero().flatten().cpu()
 
     def draw(self, budget: Budget, generator: torch.Generator) -> Tensor:
-        """Flat indices of random pixels, with replacement."""
+        """Flat indices (reference_rays) of random pixels, with replacement."""
         count = budget.reference_rays
         wanted = round(budget.foreground * count) if len(self.coloured) else 0
         anywhere = torch.randint(self.height * self.width, (count - wanted,), generator=generator)
@@ -97,11 +45,11 @@ class Reference:
         return torch.cat([anywhere, chosen]).to(self.rgb.device)
 
     def flat(self, rows: Tensor, cols: Tensor) -> Tensor:
-        """Flat indices of a patch, row by row."""
+        """Flat indices (p·q) of a patch of rows (p) and columns (q), row by row."""
         return (rows[:, None] * self.width + cols).reshape(-1).to(self.rgb.device)
 
     def image(self, rows: Tensor, cols: Tensor) -> Tensor:
-        """Colours of a patch, (1, 3, p, q)."""
+        """Colours (1, 3, p, q) of a patch of rows (p) and columns (q)."""
         return self.rgb[self.flat(rows, cols)].T.reshape(1, 3, len(rows), len(cols))
 
 
@@ -119,13 +67,13 @@ def warp_reference(reference: Reference, camera: Camera) -> Warped:
     view = reference.view
     assert view.depth is not None
     target = view.camera.moved(camera.c2w)
-    found: WarpResult = forward_warp(view.rgb, view.depth, view.camera, target, crack_filter=True)
+    warped = forward_warp(view.rgb, view.depth, view.camera, target, crack_filter=True)
     device = reference.rgb.device
     return Warped(
         target,
-        torch.from_numpy(found.depth.reshape(-1).astype(np.float32)).to(device),
-        torch.from_numpy(found.rgb.reshape(-1, 3)).to(device),
-        torch.from_numpy(found.valid.reshape(-1)).to(device),
+        torch.from_numpy(warped.depth.reshape(-1).astype(np.float32)).to(device),
+        torch.from_numpy(warped.rgb.reshape(-1, 3)).to(device),
+        torch.from_numpy(warped.valid.reshape(-1)).to(device),
     )
 
 
@@ -149,11 +97,11 @@ class WarpPool:
         self.reference, self.near, self.far = reference, near, far
         device = reference.rgb.device
         self.views = [
-            warp_reference(reference, prior.sample(reference.camera, 1.0, derive(seed, "pool", place))) for place in range(count)
+            warp_reference(reference, prior.sample(reference.camera, 1.0, derive(seed, "pool", index))) for index in range(count)
         ]
-        found = [view.valid.nonzero().flatten() for view in self.views]
-        self.pixel = torch.cat(found)
-        self.view = torch.cat([torch.full_like(pixels, place) for place, pixels in enumerate(found)])
+        known = [view.valid.nonzero().flatten() for view in self.views]
+        self.pixel = torch.cat(known)
+        self.view = torch.cat([torch.full_like(pixels, index) for index, pixels in enumerate(known)])
         if not len(self.pixel):
             raise ValueError("no unseen pose sees anything of the reference; are depth and pose prior in the same units?")
         self.depth = torch.cat([view.depth[view.valid] for view in self.views])

@@ -7,13 +7,13 @@ and nothing of semantics; results that use it are labelled ``tiny_dino``, never 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.sinnerf.encoders import FrozenEncoder, freeze
+from atlas.methods.sinnerf.settings import Distillation
 
 SIZE, PATCH = 32, 8
 
@@ -62,29 +62,6 @@ class TinyDino(FrozenEncoder):
         return self.model(image)
 
 
-@dataclass(frozen=True)
-class Distillation:
-    """Self-distillation without labels, with the settings of DINO at toy scale.
-
-    Attributes
-    ----------
-    batch : int
-        Images per step, each in two global crops and one local crop that lie near each other.
-    ema, centring : float
-        Momentum of the teacher and of the centre.
-    teacher_temperature, student_temperature : float
-        Temperatures of the two softmaxes.
-    """
-
-    batch: int = 16
-    prototypes: int = 128
-    ema: float = 0.99
-    centring: float = 0.9
-    teacher_temperature: float = 0.05
-    student_temperature: float = 0.1
-    learning_rate: float = 1e-3
-
-
 class SelfDistiller(nn.Module):
     """Student, teacher, prototypes, centre and optimiser of one self-distillation.
 
@@ -92,6 +69,8 @@ class SelfDistiller(nn.Module):
     ----------
     images : list of Tensor
         Photographs (3, h, w) in [0, 1], each at least 96 pixels in height and width.
+    settings : Distillation, optional
+        How it learns.
     """
 
     center: Tensor

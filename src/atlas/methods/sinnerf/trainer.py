@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +12,15 @@ from torch.nn import functional
 from atlas.methods.sinnerf import objective
 from atlas.methods.sinnerf.cameras import Camera, RGBDView, pixel_rays
 from atlas.methods.sinnerf.discriminator import PatchDiscriminator, diff_augment, hinge_discriminator, hinge_generator
-from atlas.methods.sinnerf.losses import LossWeights, Stage, cosine_distance
-from atlas.methods.sinnerf.objective import Group, Shape, Terms
+from atlas.methods.sinnerf.losses import cosine_distance
+from atlas.methods.sinnerf.objective import Group, Terms
 from atlas.methods.sinnerf.poses import strided_patch
 from atlas.methods.sinnerf.rendering import render_levels
-from atlas.methods.sinnerf.supervision import Budget, Reference, Warped, WarpPool, derive, warp_reference
+from atlas.methods.sinnerf.scene_model import SceneModel
+from atlas.methods.sinnerf.settings import LossWeights, Stage
+from atlas.methods.sinnerf.supervision import Reference, Warped, WarpPool, derive, warp_reference
 from atlas.nn.apart import apart
 from atlas.nn.work import ENCODING
-
-if TYPE_CHECKING:
-    from atlas.methods.sinnerf.model import SinNeRF
 
 MILESTONES = (0.25, 0.5)
 """Shares of a stage after which the learning rate is halved: epochs 500 and 1000 of 2000."""
@@ -37,43 +35,6 @@ SMALLEST_PATCH = {"patch": 16, "narrow": 16, "whole": 64}
 """Rows and columns that leave the discriminator one logit."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How the field is trained, beyond stages and weights.
-
-    Attributes
-    ----------
-    budget : Budget
-        Rays of a step.
-    shape : Shape
-        Variants of the terms.
-    decay : {"halve", "exponential", "constant"}
-        The learning rate: halved at a quarter and at half of each stage; or falling to a tenth over the whole training.
-    restart : bool
-        Whether a stage begins with a fresh optimiser and discriminator, as the official two stages do.
-    refresh : float
-        Probability per step that the reference's features are taken from another patch.
-    consistency_every : int
-        Steps between those that use DietNeRF's term.
-    discriminator : {"patch", "narrow", "whole"}
-        A map of logits, the same with a quarter of the channels, or one logit for a 64 × 64 patch.
-    discriminator_lr : float
-        Learning rate of the discriminator over the field's.
-    augment : str
-        Policy of the discriminator's augmentation, for real and rendered patches alike.
-    """
-
-    budget: Budget = field(default_factory=Budget)
-    shape: Shape = field(default_factory=Shape)
-    decay: Literal["halve", "exponential", "constant"] = "halve"
-    restart: bool = True
-    refresh: float = 0.05
-    consistency_every: int = 10
-    discriminator: Literal["patch", "narrow", "whole"] = "patch"
-    discriminator_lr: float = 0.2
-    augment: str = "color,cutout"
-
-
 class Fitting:
     """A training in progress. ``step(index)`` does one step; ``state_dict`` and ``load_state_dict`` carry it over interruptions.
 
@@ -82,7 +43,7 @@ class Fitting:
 
     Parameters
     ----------
-    model : SinNeRF
+    model : SceneModel
         What is trained, and how.
     view : RGBDView
         What it learns from.
@@ -94,7 +55,7 @@ class Fitting:
         or a patch is larger than the image, or smaller than the discriminator needs.
     """
 
-    def __init__(self, model: SinNeRF, view: RGBDView) -> None:
+    def __init__(self, model: SceneModel, view: RGBDView) -> None:
         self.model, self.options, self.seed = model, model.options, model.seed
         self.device = model.device
         self.reference = Reference(view, model.near, model.far, self.device)
@@ -118,6 +79,7 @@ class Fitting:
         return self.bounds[-1]
 
     def _check(self, stage: Stage, view: RGBDView) -> None:
+        """Refuse a stage whose terms need what the view or the patches have not."""
         if stage.weights.need_depth:
             self._check_depth(view)
             self._check_emptiness(stage.weights)
@@ -128,6 +90,7 @@ class Fitting:
                 raise ValueError(f"the discriminator needs patches of {smallest} × {smallest} pixels, not {size[0]} × {size[1]}")
 
     def _check_depth(self, view: RGBDView) -> None:
+        """Refuse a view without depth between near and far."""
         near, far = self.model.near, self.model.far
         if view.depth is None or not view.valid.any():
             raise ValueError(
@@ -141,6 +104,7 @@ class Fitting:
             )
 
     def _check_emptiness(self, weights: LossWeights) -> None:
+        """Refuse emptiness by depth without the patch that it is a term of."""
         shape, patch = self.options.shape, self.options.budget.reference_patch
         if self.model.white_background and weights.depth and shape.empty and shape.empty_by == "depth" and not patch:
             raise ValueError(
@@ -149,6 +113,7 @@ class Fitting:
             )
 
     def _needs_patch(self, weights: LossWeights) -> bool:
+        """Whether a patch is rendered, of the reference or of an unseen pose."""
         return weights.need_unseen_patch or self.options.budget.reference_patch
 
     def enter(self, stage: int) -> None:
@@ -167,7 +132,7 @@ class Fitting:
         self.features = None
 
     def learning_rate(self, index: int) -> float:
-        """Learning rate of a step."""
+        """Learning rate of the field at a step of the whole training."""
         stage = self.model.stages[self.stage]
         if self.options.decay == "exponential":
             return stage.lr * 0.1 ** (index / max(1, self.total))
@@ -183,7 +148,7 @@ class Fitting:
         FloatingPointError
             A term is not finite; the message names it.
         """
-        current = next(place for place in range(len(self.model.stages)) if index < self.bounds[place + 1])
+        current = next(stage for stage in range(len(self.model.stages)) if index < self.bounds[stage + 1])
         if current != self.stage:
             self.enter(current)
         stage = self.model.stages[current]
@@ -222,10 +187,12 @@ class Fitting:
         return groups, rows, cols
 
     def _reference_group(self, flat: Tensor, size: tuple[int, int] | None = None) -> Group:
-        one = self.reference
-        return Group(one.rays[flat], one.rgb[flat], one.depth[flat], one.valid[flat], size)
+        """Pixels of the reference by their flat indices (n): single ones, or a patch of ``size`` = (p, q)."""
+        reference = self.reference
+        return Group(reference.rays[flat], reference.rgb[flat], reference.depth[flat], reference.valid[flat], size)
 
     def _unseen_camera(self, index: int) -> Camera:
+        """The reference's camera at the unseen pose of a step."""
         sampled = self.model.pose_prior.sample(
             self.reference.camera, index / max(1, self.total), derive(self.seed, "poses", index)
         )
@@ -235,8 +202,8 @@ class Fitting:
         """The patch of an unseen pose at the reference patch's place, with the depth that is warped there."""
         warped: Warped | None = None
         if self.options.budget.unseen == "pool" and self.pool is not None:
-            place = int(torch.randint(len(self.pool.views), (1,), generator=derive(self.seed, "poses", index)))
-            warped = self.pool.views[place]
+            chosen = int(torch.randint(len(self.pool.views), (1,), generator=derive(self.seed, "poses", index)))
+            warped = self.pool.views[chosen]
             camera = warped.camera
         else:
             camera = self._unseen_camera(index)
@@ -268,6 +235,7 @@ class Fitting:
             first += len(group.rays)
 
     def _terms(self, index: int, stage: Stage, groups: Mapping[str, Group]) -> Terms:
+        """All terms of a step, of what its rays saw."""
         terms, shape, model = Terms(stage.weights), self.options.shape, self.model
         for name in ("random", "patch"):
             if name in groups:
@@ -299,6 +267,7 @@ class Fitting:
         return terms
 
     def _encode(self, image: Tensor) -> Tensor:
+        """The frozen encoder's features (b, dim) of images (b, 3, h, w)."""
         assert self.model.encoder is not None
         return apart(ENCODING, self.model.encoder, image)
 
@@ -308,9 +277,9 @@ class Fitting:
         if self.features is None or float(torch.rand(1, generator=generator)) < self.options.refresh:
             reference = self.reference
             size = self.options.budget.patch_size(reference.height, reference.width, stage.stride)
-            place = strided_patch(reference.height, reference.width, size, stage.stride, generator)
+            rows, cols = strided_patch(reference.height, reference.width, size, stage.stride, generator)
             with torch.no_grad():
-                self.features = self._encode(reference.image(*place))
+                self.features = self._encode(reference.image(rows, cols))
         return self.features
 
     def _whole_features(self, size: tuple[int, int] | None) -> Tensor:
@@ -324,8 +293,8 @@ class Fitting:
         assert self.discriminator is not None
         reference, stage = self.reference, self.model.stages[self.stage]
         generator = derive(self.seed, "real", index)
-        place = strided_patch(reference.height, reference.width, (len(rows), len(cols)), stage.stride, generator)
-        real = diff_augment(reference.image(*place), generator, self.options.augment)
+        real_rows, real_cols = strided_patch(reference.height, reference.width, (len(rows), len(cols)), stage.stride, generator)
+        real = diff_augment(reference.image(real_rows, real_cols), generator, self.options.augment)
         fake = diff_augment(unseen.image(unseen.levels[-1].seen).detach(), generator, self.options.augment)
         loss = hinge_discriminator(self.discriminator(real), self.discriminator(fake))
         for group in self.critic.param_groups:
@@ -345,7 +314,7 @@ class Fitting:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state that :meth:`state_dict` returned."""
         self.model.field.load_state_dict(state["field"])
         if state["stage"] < 0:
             return

@@ -13,48 +13,52 @@ from torch import Tensor
 
 from atlas.errors import AtlasError, UserError
 from atlas.harness.seeds import generator
-from atlas.methods.diverse_vit.config import DiversityConfig
-from atlas.methods.diverse_vit.entry import MixSettings
 from atlas.methods.diverse_vit.mixing import MixTarget, PatchMixup
+from atlas.methods.diverse_vit.settings import DiverseSettings, MixSettings
 from atlas.methods.diverse_vit.trainer import DiversityOutputs, DiversityTrainer
 from atlas.tasks.image_classification.ingredients import Batch, Ingredient
 
 if TYPE_CHECKING:
+    from atlas.harness.run import Run
     from atlas.tasks.image_classification.training import Training
 
 
-class DiverseIngredient(Ingredient):
+class DiverseTraining(Ingredient):
     """Some or all of the five terms; probes and mixing of a step follow from the run's seed and the step."""
 
-    def __init__(self, settings: MixSettings, seed: int) -> None:
-        values = settings.model_dump()
-        self.mixing = {name: values.pop(name) for name in MixSettings.model_fields}
-        self.mixes = bool(values.pop("mix", True))
-        self.config = DiversityConfig.preset("none", **values)
-        self.seed = seed
+    settings: DiverseSettings
+
+    def __init__(self, run: Run, settings: DiverseSettings) -> None:
+        super().__init__(run, settings)
         self.trainer: DiversityTrainer | None = None
         self.outputs: DiversityOutputs | None = None
         self.latest: dict[str, Tensor] = {}
 
     def start(self, training: Training) -> None:
-        """Place the hooks."""
+        """Place the hooks.
+
+        Raises
+        ------
+        UserError
+            A batch is of an odd size, so that it cannot be mixed with its mirror.
+        """
         for name in ("batch_size", "micro_batch"):
             size = getattr(training.protocol, name)
-            if self.mixes and size is not None and size % 2:
+            if self.settings.mix and size is not None and size % 2:
                 raise UserError(f"{training.run.cell}: batches are mixed with their mirror: {name} must be even, not {size}")
-        self.trainer = DiversityTrainer(training.model, self.config)
+        self.trainer = DiversityTrainer(training.model, self.settings)
 
     def mix(self, batch: Batch, training: Training) -> Batch | None:
         """Mix the batch with its mirror, with labels patch by patch."""
-        if not self.mixes or self.trainer is None:
+        if not self.settings.mix or self.trainer is None:
             return None
         protocol = training.protocol
         mixer = PatchMixup(
             training.data.classes,
             protocol.backbone.patch_size,
-            **self.mixing,
+            **self.settings.model_dump(include=set(MixSettings.model_fields)),
             smoothing=protocol.label_smoothing,
-            generator=generator(self.seed, "diverse-mix", training.step),
+            generator=generator(self.run.seed, "diverse-mix", training.step),
         )
         images, target = mixer(batch.images, batch.labels)
         return Batch(images, batch.labels, target)
@@ -73,17 +77,17 @@ class DiverseIngredient(Ingredient):
             raise self._failure(error, training) from None
 
     def loss_terms(self, batch: Batch, logits: Tensor, training: Training) -> Mapping[str, Tensor]:
-        """The weighted regularisers."""
+        """The regularisers, each times its coefficient, by the coefficient's name."""
         if self.trainer is None or self.outputs is None:
             return {}
-        self.trainer.generator = generator(self.seed, "diverse-probes", training.step)
+        self.trainer.generator = generator(self.run.seed, "diverse-probes", training.step)
         try:
             terms = self.trainer.terms(self.outputs)
         except ValueError as error:
             raise self._failure(error, training) from None
         self.outputs = None
         self.latest = {f"unweighted_{name}": term.detach() for name, term in terms.items()}
-        return {name: getattr(self.config, name) * term for name, term in terms.items()}
+        return {name: getattr(self.settings, name) * term for name, term in terms.items()}
 
     def watched(self, training: Training) -> Mapping[str, float]:
         """The terms without their coefficients; the weight term as a mean over matrices, comparable between depths."""
@@ -101,4 +105,5 @@ class DiverseIngredient(Ingredient):
 
     @staticmethod
     def _failure(error: ValueError, training: Training) -> AtlasError:
+        """What a loss that cannot be computed tells the user: the run, the step and the reason."""
         return AtlasError(f"{training.run.cell}: step {training.step + 1}: {error}")

@@ -1,0 +1,14 @@
+from .mixing import MixTarget as MixTarget
+from .mixing import PatchMixup as PatchMixup
+from .settings import DiversityConfig as DiversityConfig
+from .terms import attn_cosine as attn_cosine
+from .terms import cond_orth as cond_orth
+from .terms import cross_layer_cosine as cross_layer_cosine
+from .terms import emb_contrast as emb_contrast
+from .terms import emb_cosine as emb_cosine
+from .terms import gradient_diversity as gradient_diversity
+from .terms import mgd as mgd
+from .terms import mhs as mhs
+from .terms import soft_orth as soft_orth
+from .trainer import DiversityOutputs as DiversityOutputs
+from .trainer import DiversityTrainer as DiversityTrainer
