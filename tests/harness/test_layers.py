@@ -54,9 +54,7 @@ def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
         return seen
 
     reach = {module: reached(module) for module in graph}
-    return {
-        frozenset(other for other in reach[module] if module in reach[other]) for module in graph if module in reach[module]
-    }
+    return {frozenset(other for other in reach[module] if module in reach[other]) for module in graph if module in reach[module]}
 
 
 def test_imports_keep_the_contracts(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 import atlas.methods
 import atlas.tasks
 from atlas.errors import UserError
-from atlas.harness.registry import load
+from atlas.harness.registry import Method, Task, load, resolve
+from atlas.settings import validate_settings
 
 ENTRY = """
 from atlas.harness.registry import method
@@ -88,3 +89,34 @@ def test_the_command_line_says_it(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: left_out/entry.py")
     assert done.stderr.count("\n") == 1
+
+
+METHODS = [pytest.param(entry, id=f"{entry.task}:{entry.name}") for entry in load().all_methods()]
+
+
+@pytest.mark.parametrize("entry", [*METHODS, *(pytest.param(task, id=task.name) for task in load().tasks.values())])
+def test_the_code_that_an_entry_names_is_there(entry: Method | Task) -> None:
+    names = {getattr(entry, field, "") for field in ("plugin", "train", "evaluate", "amounts")} - {""}
+    assert names
+    assert all(callable(resolve(name, entry.package)) for name in names)
+
+
+@pytest.mark.parametrize("entry", METHODS)
+def test_presets_are_settings(entry: Method) -> None:
+    complete = validate_settings(entry.settings, entry.preset, "preset", entry.name)
+    assert validate_settings(entry.settings, complete, "preset", entry.name) == complete
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("plugin", 'write "module:name"'),
+        ("plugins:AttnScale", "there is no module atlas.methods.anti_oversmoothing.plugins"),
+        ("plugin:AttnScaled", "did you mean AttnScale?"),
+    ],
+)
+def test_code_that_is_not_there_is_named(reference: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(reference, "atlas.methods.anti_oversmoothing")
+    assert said in str(caught.value)
+    assert reference in str(caught.value)
