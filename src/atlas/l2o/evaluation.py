@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from atlas.l2o.optimizees import Batch, DataOptimizee, Optimizee
 from atlas.l2o.policies import Policy
+from atlas.l2o.settings import Criterion, Tuning
 from atlas.l2o.state import State, map_state
 
-GRID = tuple(digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5))[2:-2]
+DEFAULT = Tuning()
+GRID = DEFAULT.grid
 """{1, 2, 5} × 10ᵏ from 5e-4 to 1."""
 EXTRA_POINTS = 2
 
@@ -127,8 +128,8 @@ def _measures(problem: Optimizee, theta: Tensor, split: str, copies: int) -> dic
     """Whole-split measures of all copies; instance i of every copy has the function of instance i."""
     if isinstance(problem, DataOptimizee):
         return problem.evaluate(theta, split)
-    found = [problem.evaluate(part, split) for part in theta.chunk(copies)]
-    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    measured = [problem.evaluate(part, split) for part in theta.chunk(copies)]
+    return {name: torch.cat([part_measures[name] for part_measures in measured]) for name in measured[0]}
 
 
 def _repeat(batch: Batch, copies: int) -> Batch:
@@ -154,9 +155,6 @@ class TunedLR:
     on_edge: bool
 
 
-Criterion = Literal["final", "best-val"]
-
-
 def tune(
     policy_factory: Callable[[Tensor], Policy],
     problem: Optimizee,
@@ -164,9 +162,9 @@ def tune(
     *,
     steps: int,
     every: int,
-    seeds: int = 3,
+    seeds: int = DEFAULT.seeds,
     gen: torch.Generator,
-    criterion: Criterion = "best-val",
+    criterion: Criterion = DEFAULT.criterion,
     extend: bool = True,
 ) -> TunedLR:
     """Find a step size: the whole grid times all seeds in one batched run.

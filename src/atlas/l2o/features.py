@@ -69,7 +69,7 @@ class Features:
         return len(self.names)
 
     def init_state(self, theta: Tensor) -> State:
-        """Moments at zero."""
+        """Moments (instances, parameters) at zero, and the step counter."""
         zero = torch.zeros_like(theta)
         return {
             "step": counter(theta),
@@ -81,21 +81,21 @@ class Features:
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
         """Return ((instances, parameters, features), new state) for a gradient of (instances, parameters)."""
-        one, two = self.betas
+        beta1, beta2 = self.betas
         new = {
             "step": state["step"] + 1,
-            "m": one * state["m"] + (1 - one) * g,
-            "v": two * state["v"] + (1 - two) * g.square(),
+            "m": beta1 * state["m"] + (1 - beta1) * g,
+            "v": beta2 * state["v"] + (1 - beta2) * g.square(),
             **{f"ema{beta:g}": beta * state[f"ema{beta:g}"] + (1 - beta) * g for beta in self.means},
-            **{f"v{p:g}": two * state[f"v{p:g}"] + (1 - two) * g.abs().pow(p) for p in self.powers},
+            **{f"v{p:g}": beta2 * state[f"v{p:g}"] + (1 - beta2) * g.abs().pow(p) for p in self.powers},
         }
         return torch.stack(self._values(g, new), dim=-1), new
 
     def _values(self, g: Tensor, state: State) -> list[Tensor]:
-        one, two = self.betas
+        beta1, beta2 = self.betas
         step = state["step"]
-        second_bias = 1 - two**step
-        mhat = state["m"] / (1 - one**step)
+        second_bias = 1 - beta2**step
+        mhat = state["m"] / (1 - beta1**step)
         deviation = (state["v"] / second_bias).sqrt()
         normaliser = deviation + NORM_EPS
 

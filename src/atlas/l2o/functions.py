@@ -26,7 +26,7 @@ class FunctionOptimizee(Optimizee):
         self.constants: tuple[Tensor, ...] = ()
 
     def init(self, n: int, gen: torch.Generator) -> Tensor:
-        """N(0, start²)."""
+        """Starts (n, P) drawn from N(0, start²)."""
         return self.start * torch.randn(n, self.n, generator=gen, dtype=self.dtype)
 
     def sample(self, n: int, gen: torch.Generator, split: str = "train") -> Batch:
@@ -38,7 +38,7 @@ class FunctionOptimizee(Optimizee):
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor, split: str = "val") -> dict[str, Tensor]:
-        """The value of the function."""
+        """The value of every instance's function, (n,); there are no splits."""
         return {"loss": self.losses(theta, self.sample(len(theta), torch.Generator())).double()}
 
 
@@ -66,9 +66,9 @@ class Quadratic(FunctionOptimizee):
         )
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """‖W x − y‖²."""
-        matrix, wanted = batch
-        return (matrix @ theta - wanted).square().sum()
+        """The loss ‖W x − y‖² of one instance, ``theta`` being x, (P,)."""
+        matrix, target = batch
+        return (matrix @ theta - target).square().sum()
 
 
 class Rosenbrock(FunctionOptimizee):
@@ -109,9 +109,9 @@ class Rastrigin(FunctionOptimizee):
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """The value at x."""
-        matrix, wanted, weights = batch
+        matrix, target, weights = batch
         waves = (weights * torch.cos(2 * torch.pi * theta)).sum()
-        return (matrix @ theta - wanted).square().sum() - self.alpha * waves + self.alpha * self.n
+        return (matrix @ theta - target).square().sum() - self.alpha * waves + self.alpha * self.n
 
 
 quadratic, rosenbrock, rastrigin = Quadratic, Rosenbrock, Rastrigin

@@ -2,65 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atlas.l2o.optimizees import Optimizee
 from atlas.l2o.policies import Policy
-from atlas.l2o.windows import Boundary, Objective, unroll
-
-
-@dataclass(frozen=True)
-class MetaConfig:
-    """Settings of plain meta-training; the defaults are those of *Symbolic Learning to Optimize* at full size.
-
-    Attributes
-    ----------
-    windows : int
-        Meta-steps.
-    unroll : int
-        Updates per window, U.
-    depth : int
-        Windows on one draw of optimizees before new ones start.
-    instances : int
-        Optimizees side by side, B.
-    lr, optimizer, momentum
-        Meta-optimizer: ``adam`` or ``sgd`` with momentum.
-    objective, boundary, second_order
-        See :func:`unroll`.
-    spread : float
-        Coordinates are scaled by exp U(−spread, spread), drawn anew with the optimizees; 0 leaves them.
-
-    Raises
-    ------
-    ValueError
-        A number is out of range.
-    """
-
-    windows: int = 2000
-    unroll: int = 20
-    depth: int = 10
-    instances: int = 1
-    lr: float = 1e-3
-    optimizer: Literal["adam", "sgd"] = "adam"
-    momentum: float = 0.9
-    objective: Objective = "sum"
-    boundary: Boundary = "post"
-    second_order: bool = False
-    spread: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("windows", "unroll", "depth", "instances", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.spread < 0:
-            raise ValueError(f"spread must not be negative, not {self.spread}")
-        if self.optimizer not in ("adam", "sgd"):
-            raise ValueError(f"there is no meta-optimizer {self.optimizer}; choose from adam, sgd")
-
+from atlas.l2o.settings import MetaConfig
+from atlas.l2o.windows import unroll
 
 History = list[dict[str, float]]
 """One row per window: ``window`` (from 1), ``objective`` per update, ``loss`` of the last update."""
@@ -147,7 +97,7 @@ class MetaTrainer:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on, window for window, where :meth:`state_dict` was taken."""
         self.policy.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.gen.set_state(saved["generator"])

@@ -41,8 +41,8 @@ def best_log_loss(V: ArrayLike) -> Any:
     """
     losses = _positive(V)
     lowest = np.where(np.isnan(losses), np.inf, losses).min(-1)
-    found = np.log(np.where(np.isnan(losses).all(-1), np.nan, lowest))
-    return float(found) if found.ndim == 0 else found
+    best = np.log(np.where(np.isnan(losses).all(-1), np.nan, lowest))
+    return float(best) if best.ndim == 0 else best
 
 
 def optimization_stability(V: ArrayLike, sigma: float = 2.0) -> Any:
@@ -67,8 +67,8 @@ def optimization_stability(V: ArrayLike, sigma: float = 2.0) -> Any:
         raise ValueError(f"sigma must be positive, not {sigma}")
     losses = _positive(V)
     smooth = gaussian_filter1d(losses, sigma, axis=-1, mode="nearest")
-    found = (np.log(smooth) - np.log(losses)).std(-1)
-    return float(found) if found.ndim == 0 else found
+    deviation = (np.log(smooth) - np.log(losses)).std(-1)
+    return float(deviation) if deviation.ndim == 0 else deviation
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ class MLPOptimizee(DataOptimizee):
         x = inputs.flatten(2)
         tensors = list(self.views(theta).values())
         layers = list(zip(tensors[::2], tensors[1::2], strict=True))
-        for place, (weight, bias) in enumerate(layers):
+        for index, (weight, bias) in enumerate(layers):
             x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-            if place + 1 < len(layers):
+            if index + 1 < len(layers):
                 x = self.act(x)
         return x
 
@@ -73,9 +73,9 @@ def mlp(
     ValueError
         Fewer than two sizes, inputs of another size, an unknown activation or initialisation.
     """
-    found = data["train"][0][0].numel()
-    if len(sizes) < 2 or sizes[0] != found:
-        raise ValueError(f"sizes must start with the {found} inputs and end with the classes, not {list(sizes)}")
+    inputs = data["train"][0][0].numel()
+    if len(sizes) < 2 or sizes[0] != inputs:
+        raise ValueError(f"sizes must start with the {inputs} inputs and end with the classes, not {list(sizes)}")
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), activation(act)]

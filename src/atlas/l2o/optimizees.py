@@ -48,7 +48,7 @@ class Optimizee(ABC):
 
     @property
     def P(self) -> int:
-        """Number of scalar parameters."""
+        """Number of scalar parameters of one instance."""
         return self.layout.parameters
 
     def tensor_index(self) -> Tensor:
@@ -62,7 +62,7 @@ class Optimizee(ABC):
 
     @abstractmethod
     def init(self, n: int, gen: torch.Generator) -> Tensor:
-        """(n, P): starts of n instances."""
+        """Draw the starts of n instances, (n, P)."""
 
     @abstractmethod
     def sample(self, n: int, gen: torch.Generator, split: str = "train") -> Batch:
@@ -173,7 +173,7 @@ class DataOptimizee(Optimizee):
             yield inputs[index], labels[index]
 
     def losses(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Losses of n instances."""
+        """Losses (n,) of n instances, ``theta`` being (n, P)."""
         inputs, labels = batch
         return self.criterion(self.outputs(theta, inputs), labels)
 
@@ -185,7 +185,7 @@ class DataOptimizee(Optimizee):
         return each.reshape(labels.shape).mean(1)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Loss of one instance."""
+        """Loss of one instance, a tensor without axes, ``theta`` being (P,)."""
         inputs, labels = batch
         return self.loss_fn(self.outputs(theta[None], inputs[None])[0], labels)
 
@@ -230,7 +230,7 @@ class ModuleOptimizee(DataOptimizee):
         """The module's outputs for n instances at once; one after the other where it cannot be vectorised."""
         if len(theta) > 1 and self.vectorize:
             return vmap(self._one)(theta, inputs)
-        return torch.stack([self._one(one, x) for one, x in zip(theta, inputs, strict=True)])
+        return torch.stack([self._one(own_theta, x) for own_theta, x in zip(theta, inputs, strict=True)])
 
 
 def module_optimizee(

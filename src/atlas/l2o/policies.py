@@ -26,7 +26,7 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: Iterable[Iterable[int]]) -> Layout:
-        """The layout of tensors of these shapes."""
+        """The layout of parameters that divide into tensors of these shapes."""
         return cls(tuple(tuple(int(size) for size in shape) for shape in shapes))
 
     @cached_property

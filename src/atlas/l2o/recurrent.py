@@ -138,7 +138,7 @@ class RNNprop(Policy):
         self.head = nn.Linear(hidden[-1], 1)
 
     def options(self) -> dict[str, object]:
-        """Architecture and scale."""
+        """Architecture and scale, from which a saved policy is made again."""
         return {
             "features": list(self.features.names),
             "pre": self.pre.out_features if self.pre is not None else 0,
@@ -148,17 +148,17 @@ class RNNprop(Policy):
         }
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """Moments and cells at zero."""
+        """Moments (instances, parameters) and the memories of the cells, all at zero."""
         return {"features": self.features.init_state(theta), "cells": self.cells.init_state(theta)}
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """At most ``lr`` per coordinate."""
+        """Return updates (instances, parameters) of at most ``lr`` in each coordinate, and the new state."""
         z, features = self.features.step(g, state["features"])
         raw, cells = self.respond(z, state["cells"])
         return self.lr * raw, {"features": features, "cells": cells}
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Moments advance, cells stay."""
+        """The moments take ``g`` (instances, parameters) in; the memories of the cells stay."""
         return {**state, "features": self.features.step(g, state["features"])[1]}
 
     def respond(self, z: Tensor, cells: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -229,24 +229,24 @@ class L2ODM(Policy):
         self.head = nn.Linear(hidden[-1], 1)
 
     def options(self) -> dict[str, object]:
-        """Architecture and scale."""
+        """Architecture and scale, from which a saved policy is made again."""
         return {"hidden": list(self.cells.hidden), "lr": self.lr, "preprocess": self.preprocess}
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """Cells at zero."""
+        """The memories of the cells at zero."""
         return {"cells": self.cells.init_state(theta)}
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """Not bounded."""
+        """Return updates (instances, parameters), which nothing bounds, and the new state."""
         raw, cells = self.respond(self.inputs(g), state["cells"])
         return self.lr * raw, {"cells": cells}
 
     def observe(self, g: Tensor, state: State) -> State:
-        """There is nothing but cells, which stay."""
+        """The state is the memories of the cells, which stay as they are."""
         return state
 
     def inputs(self, g: Tensor) -> Tensor:
-        """(instances, parameters, 1 or 2)."""
+        """What the cells are fed for gradients (instances, parameters): (instances, parameters, 1), or 2 for ``log-sign``."""
         return g.unsqueeze(-1) if self.preprocess == "raw" else log_and_sign(g)
 
     def respond(self, z: Tensor, cells: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

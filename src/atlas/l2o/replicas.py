@@ -38,7 +38,7 @@ class Replicas:
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
         """State for ``theta`` of (R, instances, P)."""
-        return stack_states([self.base.init_state(one, layout) for one in theta])
+        return stack_states([self.base.init_state(own_theta, layout) for own_theta in theta])
 
     def step(self, g: Tensor, state: State, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, State]:
         """Return (updates, new state) for gradients (R, instances, P).
@@ -48,18 +48,18 @@ class Replicas:
         return self._call(g, state, dict(self.parameters if parameters is None else parameters))
 
     def _call(self, g: Tensor, state: State, parameters: dict[str, Tensor]) -> tuple[Tensor, State]:
-        def one(own: dict[str, Tensor], gradient: Tensor, before: State) -> Any:
+        def step_one(own: dict[str, Tensor], gradient: Tensor, before: State) -> Any:
             return functional_call(self.base, own, (gradient, before))
 
         if len(g) > 1:
-            return vmap(one)(parameters, g, state)
+            return vmap(step_one)(parameters, g, state)
         single = {name: value[0] for name, value in parameters.items()}
-        update, new = one(single, g[0], map_state(lambda leaf: leaf[0], state))
+        update, new = step_one(single, g[0], map_state(lambda leaf: leaf[0], state))
         return update.unsqueeze(0), map_state(lambda leaf: leaf.unsqueeze(0), new)
 
     def observe(self, g: Tensor, state: State) -> State:
         """Let statistics take gradients in; see :meth:`.Policy.observe`."""
-        states = [self.base.observe(one, map_state(lambda leaf, r=r: leaf[r], state)) for r, one in enumerate(g)]
+        states = [self.base.observe(gradient, map_state(lambda leaf, r=r: leaf[r], state)) for r, gradient in enumerate(g)]
         return stack_states(states)
 
     def rows(self, index: Sequence[int]) -> dict[str, Tensor]:
@@ -89,16 +89,16 @@ class Ensemble(Policy):
         self.replicas = Replicas(policies)
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """State of every replicate."""
+        """State of every replicate, for ``theta`` of (R · n, P), replicate by replicate."""
         return self.replicas.init_state(self._grouped(theta), layout)
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """Every replicate's updates."""
+        """Return every replicate's updates, (R · n, P), and the new state."""
         update, state = self.replicas.step(self._grouped(g), state)
         return update.flatten(0, 1), state
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Let every replicate watch."""
+        """Let every replicate watch its part of the gradients (R · n, P)."""
         return self.replicas.observe(self._grouped(g), state)
 
     def _grouped(self, values: Tensor) -> Tensor:

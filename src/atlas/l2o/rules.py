@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from atlas.l2o.policies import Layout, Policy, counter, decay, decays, described, positive
+from atlas.l2o.settings import AdaGradSettings, AdamSettings, MomentumSettings, RMSpropSettings
 from atlas.l2o.state import State
+
+MOMENTUM, ADAM, RMSPROP, ADAGRAD = MomentumSettings(), AdamSettings(), RMSpropSettings(), AdaGradSettings()
 
 
 class Analytic(Policy):
@@ -36,11 +39,11 @@ class Analytic(Policy):
         self.lr = positive("lr", lr)
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """Zeros for every slot, and a counter."""
+        """Zeros (instances, parameters) for every slot, and a counter of steps."""
         return {"step": counter(theta), **{slot: torch.zeros_like(theta) for slot in self.slots}}
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """−η times the direction."""
+        """Return −η times the direction, (instances, parameters), and the new state."""
         new = {**state, "step": state["step"] + 1}
         direction = self.direction(g, new)
         return -self.lr * direction, new
@@ -55,15 +58,15 @@ class Analytic(Policy):
         return described(self, own)
 
     def extra_repr(self) -> str:
-        """What printing shows."""
+        """The step size, or the shape of several, for printing."""
         return f"lr={self.lr}" if isinstance(self.lr, float) else f"lr={tuple(self.lr.shape)}"  # type: ignore[union-attr]
 
 
 class SGD(Analytic):
-    """−η g."""
+    """Gradient descent: the update is −η g."""
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient."""
+        """The gradient itself, (instances, parameters)."""
         return g
 
 
@@ -72,12 +75,12 @@ class Momentum(Analytic):
 
     slots = ("v",)
 
-    def __init__(self, lr: float | Tensor, beta: float = 0.9) -> None:
+    def __init__(self, lr: float | Tensor, beta: float = MOMENTUM.beta) -> None:
         super().__init__(lr)
         self.beta = decay("beta", beta)
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The velocity."""
+        """The velocity v, (instances, parameters)."""
         state["v"] = self.beta * state["v"] + g
         return state["v"]
 
@@ -86,7 +89,7 @@ class Nesterov(Momentum):
     """v ← β v + g, −η (g + β v)."""
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The velocity, looked ahead."""
+        """The gradient plus the decayed velocity: where the heavy ball would be next."""
         return g + self.beta * super().direction(g, state)
 
 
@@ -95,23 +98,23 @@ class Adam(Analytic):
 
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
-    def __init__(self, lr: float | Tensor, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+    def __init__(self, lr: float | Tensor, betas: tuple[float, float] = ADAM.betas, eps: float = ADAM.eps) -> None:
         super().__init__(lr)
         self.betas = decays("betas", betas)
         self.eps = eps
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """m̂ / (√v̂ + ε)."""
+        """The mean of gradients over their root mean square, m̂ / (√v̂ + ε)."""
         first, second = self.corrected(g, state)
         return first / (second.sqrt() + self.eps)
 
     def corrected(self, g: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Update both moments; return them with their bias corrected."""
-        one, two = self.betas
-        state["m"] = one * state["m"] + (1 - one) * g
-        state["v"] = two * state["v"] + (1 - two) * g.square()
+        beta1, beta2 = self.betas
+        state["m"] = beta1 * state["m"] + (1 - beta1) * g
+        state["v"] = beta2 * state["v"] + (1 - beta2) * g.square()
         step = state["step"]
-        return state["m"] / (1 - one**step), state["v"] / (1 - two**step)
+        return state["m"] / (1 - beta1**step), state["v"] / (1 - beta2**step)
 
 
 class AMSGrad(Adam):
@@ -120,7 +123,7 @@ class AMSGrad(Adam):
     slots = ("m", "v", "largest")
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """m̂ / (√max v̂ + ε)."""
+        """The mean of gradients over the largest root mean square so far, m̂ / (√max v̂ + ε)."""
         first, second = self.corrected(g, state)
         state["largest"] = torch.maximum(state["largest"], second)
         return first / (state["largest"].sqrt() + self.eps)
@@ -131,7 +134,7 @@ class RMSprop(Analytic):
 
     slots = ("v",)
 
-    def __init__(self, lr: float | Tensor, rho: float = 0.9, eps: float = 1e-10) -> None:
+    def __init__(self, lr: float | Tensor, rho: float = RMSPROP.rho, eps: float = RMSPROP.eps) -> None:
         super().__init__(lr)
         self.rho, self.eps = decay("rho", rho), eps
 
@@ -146,7 +149,7 @@ class AdaGrad(Analytic):
 
     slots = ("sum",)
 
-    def __init__(self, lr: float | Tensor, eps: float = 1e-10) -> None:
+    def __init__(self, lr: float | Tensor, eps: float = ADAGRAD.eps) -> None:
         super().__init__(lr)
         self.eps = eps
 
@@ -161,7 +164,7 @@ class PowerSign(Analytic):
 
     slots = ("m",)
 
-    def __init__(self, lr: float | Tensor, beta: float = 0.9) -> None:
+    def __init__(self, lr: float | Tensor, beta: float = MOMENTUM.beta) -> None:
         super().__init__(lr)
         self.beta = decay("beta", beta)
 

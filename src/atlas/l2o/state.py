@@ -25,7 +25,7 @@ def map_state(change: Callable[..., Tensor], state: Any, *others: Any) -> Any:
 
 
 def detach_state(state: Any) -> Any:
-    """The same numbers without history."""
+    """The same numbers without the history that gradients would follow."""
     return map_state(torch.Tensor.detach, state)
 
 
@@ -56,7 +56,7 @@ def select_state(mask: Tensor, chosen: Any, other: Any) -> Any:
 
 
 def leaves(state: Any) -> Iterator[Tensor]:
-    """Every tensor of a state."""
+    """Iterate over every tensor of a state, in the order of its names."""
     if isinstance(state, Mapping):
         state = list(state.values())
     if isinstance(state, tuple | list):

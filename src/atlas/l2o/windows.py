@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from atlas.l2o.optimizees import Batch, Optimizee
+from atlas.l2o.settings import Boundary, Objective
 from atlas.l2o.state import State, map_state
 
 EPS = 1e-10
-Objective = Literal["sum", "log"]
-Boundary = Literal["post", "pre", "none"]
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 Follow = Callable[[int, Tensor, Batch], tuple[Tensor, Tensor] | None]
 """Called after update i with the parameters that it reached; returns (loss (…,), its derivative (…, P)), to be added."""
@@ -103,7 +101,7 @@ class _Unroller:
             return self.problem.losses(self.true(start).reshape(-1, start.shape[-1]), batch).reshape(start.shape[:-1])
 
     def value(self, losses: Tensor, start: Tensor, batch: Batch, steps: int) -> Tensor:
-        """One term of the objective."""
+        """One term of the objective, (…,), from the losses (…,) of one update."""
         if self.objective == "sum":
             return losses
         return ((losses + EPS).log() - (self.start_losses(start, batch) + EPS).log()) / steps
@@ -206,13 +204,13 @@ def _first_order(
 
 def _suffix_sums(before: list[Tensor], after: list[Tensor | None], reached: Tensor, instances: int) -> list[Tensor]:
     """Cotangents of the updates: what later parameters, and the ones just reached, add."""
-    accumulated, found = reached, []
+    accumulated, cotangents = reached, []
     for own, following in zip(reversed(before), reversed(after), strict=True):
         if following is not None:
             accumulated = accumulated + following / instances
-        found.append(accumulated)
+        cotangents.append(accumulated)
         accumulated = accumulated + own / instances
-    return found[::-1]
+    return cotangents[::-1]
 
 
 def _second_order(

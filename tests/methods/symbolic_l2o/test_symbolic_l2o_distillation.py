@@ -143,6 +143,7 @@ def test_support_counts_lags_above_a_thousandth() -> None:
 
 def test_field_of_a_network_with_a_known_memory() -> None:
     """A cell whose forget gate is open everywhere sees all of its past alike; a closed one sees the present."""
+    torch.manual_seed(0)  # one network in twenty-five has such weights that the others hide what the gate does
     policy = rnnprop("rp-small")
     sequences = np.random.default_rng(0).normal(size=(20, 9, 2)) * 1e-3
 

@@ -15,7 +15,7 @@ from atlas.methods.symbolic_l2o import ExpressionRule, PolynomialRule, sensitivi
 from atlas.methods.symbolic_l2o.eager import chain
 from atlas.methods.symbolic_l2o.expressions import OPERATORS, Expression, call, const, parse, var
 from atlas.methods.symbolic_l2o.modules import torch_operators
-from atlas.methods.symbolic_l2o.regression import PAPER_OPERATORS
+from atlas.methods.symbolic_l2o.settings import PAPER_OPERATORS
 from atlas.methods.symbolic_l2o.sympy_bridge import from_sympy
 
 NAMES = ("m_0", "g_3", "ema0.5_12")

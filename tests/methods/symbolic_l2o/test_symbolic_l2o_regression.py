@@ -14,16 +14,15 @@ import pytest
 from atlas.cli.doctor import julia
 from atlas.methods.symbolic_l2o.expressions import parse
 from atlas.methods.symbolic_l2o.regression import (
-    PAPER_OPERATORS,
     LstsqBackend,
     OperonBackend,
     PySRBackend,
     SRBackend,
-    SRConfig,
     get_backend,
     has_pysr,
     pareto_front,
 )
+from atlas.methods.symbolic_l2o.settings import PAPER_OPERATORS, SRConfig
 
 NAMES = ("m_0", "g_0", "m_1", "g_1")
 QUICK = SRConfig(generations=60, population=100, max_size=20)
@@ -130,7 +129,9 @@ def test_unknown_names_list_the_known_ones() -> None:
         get_backend("eureqa")
     with pytest.raises(ValueError, match="there is no operator cos"):
         SRConfig(operators=frozenset({"cos"}))
-    with pytest.raises(ValueError, match="rows must be positive"):
+    with pytest.raises(ValueError, match="there is no set of operators julia; choose from operon, paper"):
+        SRConfig(operators="julia")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rows\n  Input should be greater than or equal to 1"):
         SRConfig(rows=0)
 
 

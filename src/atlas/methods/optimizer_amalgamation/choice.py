@@ -12,9 +12,11 @@ from atlas.l2o import Layout, LSTMStack, Policy
 from atlas.l2o.policies import counter
 from atlas.l2o.recurrent import across
 from atlas.l2o.state import State
+from atlas.methods.optimizer_amalgamation.settings import ChoiceConfig
 from atlas.methods.optimizer_amalgamation.student import keras_linear
 from atlas.methods.optimizer_amalgamation.teachers import check_pool
 
+DEFAULT = ChoiceConfig()
 TIME_SCALE = 2000.0
 RANKS = 3
 
@@ -39,7 +41,7 @@ class ChoicePolicy(Policy):
         The pool has fewer than two members, or a member is not frozen.
     """
 
-    def __init__(self, pool: Sequence[Policy], hidden: Sequence[int] = (20, 20)) -> None:
+    def __init__(self, pool: Sequence[Policy], hidden: Sequence[int] = DEFAULT.hidden) -> None:
         super().__init__()
         check_pool(pool, 2)
         self.pool = nn.ModuleList(pool)
@@ -63,7 +65,7 @@ class ChoicePolicy(Policy):
         }
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """The weighted sum of the members' updates."""
+        """Return the weighted sum of the members' updates, (instances, parameters), and the new state."""
         weights, updates, new = self.choose(g, state)
         return (weights * updates).sum(-2), new
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from atlas.methods.optimizer_amalgamation.noise import tensor_norm
+from atlas.methods.optimizer_amalgamation.settings import TrainerConfig
 
-CLIP, SMALLEST_NORM = 0.1, 1e-3
+DEFAULT = TrainerConfig()
+SMALLEST_NORM = 1e-3
 
 
-def clip_adaptively(gradient: Tensor, weight: Tensor, clip: float = CLIP, smallest: float = SMALLEST_NORM) -> Tensor:
+def clip_adaptively(gradient: Tensor, weight: Tensor, clip: float = DEFAULT.clip, smallest: float = SMALLEST_NORM) -> Tensor:
     """Adaptive gradient clipping of stacked replicates (R, …): ‖G‖ at most ``clip`` · max(‖W‖, ``smallest``) per tensor.
 
     Norms are Frobenius, and direction is kept. The rule of NFNets (Brock et al., ICML 2021) is per unit; this one per tensor.
@@ -41,7 +43,11 @@ class StackedAdam:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], lr: float = 1e-3, clip: float = CLIP, betas: tuple[float, float] = (0.9, 0.999)
+        self,
+        parameters: Mapping[str, Tensor],
+        lr: float = DEFAULT.lr,
+        clip: float = DEFAULT.clip,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         if not lr > 0:
             raise ValueError(f"lr must be positive, not {lr}")
@@ -60,7 +66,7 @@ class StackedAdam:
         skipped = [replicate for replicate in active if not finite[replicate]]
         taking &= finite
         self.steps += taking
-        one, two = self.betas
+        beta1, beta2 = self.betas
         counts = self.steps.clamp(min=1)
         for name, weight in self.parameters.items():
             view = (-1, *[1] * (weight.ndim - 1))
@@ -68,15 +74,15 @@ class StackedAdam:
             gradient = torch.where(mask, gradients[name], 0.0)
             if self.clip:
                 gradient = clip_adaptively(gradient, weight, self.clip)
-            self.first[name] = torch.where(mask, one * self.first[name] + (1 - one) * gradient, self.first[name])
-            self.second[name] = torch.where(mask, two * self.second[name] + (1 - two) * gradient.square(), self.second[name])
-            mean = self.first[name] / (1 - one**counts).to(weight).view(view)
-            square = self.second[name] / (1 - two**counts).to(weight).view(view)
+            self.first[name] = torch.where(mask, beta1 * self.first[name] + (1 - beta1) * gradient, self.first[name])
+            self.second[name] = torch.where(mask, beta2 * self.second[name] + (1 - beta2) * gradient.square(), self.second[name])
+            mean = self.first[name] / (1 - beta1**counts).to(weight).view(view)
+            square = self.second[name] / (1 - beta2**counts).to(weight).view(view)
             weight -= torch.where(mask, self.lr * mean / (square.sqrt() + 1e-8), 0.0)
         return skipped
 
     def numbers(self, replicate: int) -> dict[str, Any]:
-        """A copy of what belongs to one replicate."""
+        """Return a copy of one replicate's count of steps and moments, for :meth:`assign`."""
         return {
             "steps": float(self.steps[replicate]),
             "first": {name: value[replicate].clone() for name, value in self.first.items()},
@@ -84,7 +90,7 @@ class StackedAdam:
         }
 
     def assign(self, replicate: int, numbers: Mapping[str, Any]) -> None:
-        """Put such a copy back."""
+        """Put what :meth:`numbers` returned in a replicate's place."""
         self.steps[replicate] = numbers["steps"]
         for name in self.parameters:
             self.first[name][replicate] = numbers["first"][name]

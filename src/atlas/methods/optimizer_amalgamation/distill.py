@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from atlas.l2o import GRID, Optimizee, Policy, TunedLR, tune
+from atlas.l2o import Optimizee, Policy, TunedLR, tune
+from atlas.l2o.settings import Tuning
 from atlas.methods.optimizer_amalgamation.choice import ChoicePolicy
-from atlas.methods.optimizer_amalgamation.losses import Amalgamation
 from atlas.methods.optimizer_amalgamation.noise import Perturbation
-from atlas.methods.optimizer_amalgamation.schedule import Curriculum
+from atlas.methods.optimizer_amalgamation.settings import Amalgamation, ChoiceConfig, Curriculum, StudentSettings, TrainerConfig
 from atlas.methods.optimizer_amalgamation.student import Student
 from atlas.methods.optimizer_amalgamation.teachers import check_pool
-from atlas.methods.optimizer_amalgamation.trainer import Trainer, TrainerConfig
+from atlas.methods.optimizer_amalgamation.trainer import Trainer
 
 MEMORY_LIMIT_GIB = 64.0
 FUNCTION_EPOCH = 100
-METHODS = ("mean", "minmax", "choice")
+METHODS = get_args(Amalgamation)
+TUNING, DEFAULT = Tuning(), StudentSettings()
 LAYERS_KEPT = 14
 """Tensors of a cell's width that autograd keeps per cell and step: gates and their activations, memory, output, inputs."""
-
-
-@dataclass(frozen=True)
-class ChoiceConfig:
-    """How a choice policy is trained.
-
-    Attributes
-    ----------
-    hidden : tuple of int
-        Widths of its cells.
-    schedule : Curriculum
-        :meth:`Curriculum.choice` in the paper.
-    trainer : TrainerConfig
-        Meta-optimizer, instances, scaling.
-    """
-
-    hidden: tuple[int, ...] = (20, 20)
-    schedule: Curriculum = field(default_factory=Curriculum.choice)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
 @dataclass
@@ -65,7 +48,7 @@ class AmalgamationResult:
 
 
 def draw_seeds(gen: torch.Generator, count: int) -> list[int]:
-    """Seeds of replicates, from one generator."""
+    """Draw a seed for each of ``count`` replicates from one generator."""
     return torch.randint(2**62, (count,), generator=gen).tolist()
 
 
@@ -82,10 +65,10 @@ def amalgamate(
     *,
     method: Amalgamation = "choice",
     student: Policy | None = None,
-    schedule: Curriculum = Curriculum.paper(),
+    schedule: Curriculum = DEFAULT.schedule,
     noise: Perturbation | None = None,
     second_order: bool = False,
-    replicates: int = 1,
+    replicates: int = DEFAULT.replicates,
     gen: torch.Generator,
     trainer: TrainerConfig | None = None,
     choice: ChoicePolicy | ChoiceConfig | None = None,
@@ -132,7 +115,7 @@ def amalgamate(
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, not {replicates}")
     check_pool(pool, 2)
-    cfg = replace(trainer or TrainerConfig(), second_order=second_order)
+    cfg = TrainerConfig.chosen(trainer, second_order=second_order)
     sample = student or Student()
     teachers = 1 if method == "choice" else len(pool)
     check_memory(problem, sample, teachers, schedule.unroll, cfg, replicates, memory_limit_gib)
@@ -209,9 +192,9 @@ def check_memory(
 def tune_lr(
     policy_factory: Callable[[Tensor], Policy],
     problem: Optimizee,
-    grid: Sequence[float] = GRID,
-    epochs: int = 5,
-    seeds: int = 3,
+    grid: Sequence[float] = TUNING.grid,
+    epochs: int = TUNING.epochs,
+    seeds: int = TUNING.seeds,
     gen: torch.Generator | None = None,
 ) -> TunedLR:
     """Find a teacher's step size: smallest log validation loss within some epochs, mean over seeds.

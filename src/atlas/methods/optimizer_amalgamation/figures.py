@@ -125,9 +125,9 @@ def meta_stability(data: FigureData) -> Figure | None:
         if min(runs.shape) < 2:
             continue
         effects = random_effects(runs.to_numpy())
-        place, color = len(shown), style(data, row)[0]
-        axes.errorbar(effects.mean, place, xerr=effects.meta_sd, fmt="|", color=color, markersize=16, capsize=4)
-        axes.plot(runs.mean(axis=1), [place] * len(runs), "o", color=color, alpha=0.6, markersize=6)
+        height, color = len(shown), style(data, row)[0]
+        axes.errorbar(effects.mean, height, xerr=effects.meta_sd, fmt="|", color=color, markersize=16, capsize=4)
+        axes.plot(runs.mean(axis=1), [height] * len(runs), "o", color=color, alpha=0.6, markersize=6)
         shown.append(f"{data.titles[row]}  (σ = {effects.meta_sd:.2f})")
     if not shown:
         plt.close(drawing)

@@ -7,15 +7,14 @@ takes the farthest at every step: the student minimises a maximum.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atlas.l2o import Batch, Optimizee, Policy, map_state
+from atlas.methods.optimizer_amalgamation.settings import Amalgamation
 from atlas.methods.optimizer_amalgamation.teachers import EPS
-
-Amalgamation = Literal["mean", "minmax", "choice"]
 
 
 def distance(difference: Tensor, huber: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -101,10 +100,10 @@ class Lesson:
         count, shape = len(self.teachers), self.thetas.shape
         many = map_state(lambda leaf: leaf.repeat(count, *[1] * (leaf.ndim - 1)), batch) if count > 1 else batch
         _, gradients = self.problem.gradients(self.thetas.reshape(-1, shape[-1]), many)
-        moved = []
-        for place, (policy, gradient) in enumerate(zip(self.teachers, gradients.chunk(count), strict=True)):
-            update, self.states[place] = policy.step(gradient, self.states[place])
-            moved.append(update)
-        reached = self.thetas + torch.stack(moved).reshape(shape)
+        updates = []
+        for index, (policy, gradient) in enumerate(zip(self.teachers, gradients.chunk(count), strict=True)):
+            update, self.states[index] = policy.step(gradient, self.states[index])
+            updates.append(update)
+        reached = self.thetas + torch.stack(updates).reshape(shape)
         self.alive = self.alive & reached.isfinite().all(-1)
         self.thetas = torch.where(self.alive.unsqueeze(-1), reached, self.thetas)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from atlas.methods.optimizer_amalgamation.settings import Ascent, NoiseKind, NoiseSettings
+
 Numbers = dict[str, Tensor]
+DEFAULT_EPS = NoiseSettings().eps
 VARIANCE_FLOOR = 1e-8
 
 
@@ -31,7 +33,7 @@ class RandomWeightNoise:
         ``eps`` is negative.
     """
 
-    eps: float = 5e-4
+    eps: float = DEFAULT_EPS
     relative: bool = True
 
     def __post_init__(self) -> None:
@@ -75,9 +77,9 @@ class AdversarialWeightNoise:
         ``eps`` is negative, ``steps`` less than 1, or the mode unknown.
     """
 
-    eps: float = 1e-3
+    eps: float = DEFAULT_EPS
     steps: int = 1
-    mode: Literal["normalize", "clip"] = "normalize"
+    mode: Ascent = "normalize"
 
     def __post_init__(self) -> None:
         _check(self.eps)
@@ -100,12 +102,18 @@ class AdversarialWeightNoise:
         if self.eps == 0:
             return shift
         for _ in range(self.steps):
-            found = gradient({name: weight.detach() + shift[name] for name, weight in numbers.items()})
-            shift = {name: value + self.ascend(numbers[name].detach(), found[name]) for name, value in shift.items()}
+            ascent_gradient = gradient({name: weight.detach() + shift[name] for name, weight in numbers.items()})
+            shift = {name: value + self.ascend(numbers[name].detach(), ascent_gradient[name]) for name, value in shift.items()}
         return shift
 
 
 Perturbation = RandomWeightNoise | AdversarialWeightNoise
+
+
+def perturbation(kind: NoiseKind, eps: float) -> Perturbation | None:
+    """Return the noise of a kind with its defaults but for its size; nothing for the kind ``none``."""
+    kinds: dict[str, type[Perturbation]] = {"random": RandomWeightNoise, "adversarial": AdversarialWeightNoise}
+    return kinds[kind](eps) if kind in kinds else None
 
 
 def tensor_norm(values: Tensor) -> Tensor:

@@ -13,7 +13,11 @@ from atlas.l2o import Layout, LearnedOptimizer, Policy, load_policy
 from atlas.l2o.policies import counter, positive
 from atlas.l2o.saving import POLICIES
 from atlas.l2o.state import State
+from atlas.methods.optimizer_amalgamation.settings import Curriculum
 from atlas.methods.optimizer_amalgamation.student import Student
+
+PUBLISHED = Curriculum.paper()
+WARMUP_STEPS, WARMUP_LR = PUBLISHED.warmup * PUBLISHED.unroll, PUBLISHED.warmup_lr
 
 
 class WarmStart(Policy):
@@ -37,11 +41,11 @@ class WarmStart(Policy):
         return self.policy.describe()
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """The policy's, and a counter."""
+        """The policy's state for ``theta`` (instances, parameters), and a counter of the warm-up's steps."""
         return {"policy": self.policy.init_state(theta, layout), "step": counter(theta)}
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """−η g during the warm-up."""
+        """Return −η g during the warm-up, then the policy's update; updates are (instances, parameters), as ``g`` is."""
         if int(state["step"]) < self.steps:
             return -self.rate * g, {"policy": self.policy.observe(g, state["policy"]), "step": state["step"] + 1}
         update, inner = self.policy.step(g, state["policy"])
@@ -67,11 +71,13 @@ class AmalgamatedOptimizer(LearnedOptimizer):
         ``warmup_steps`` negative or ``warmup_lr`` not positive.
     """
 
-    def __init__(self, params: Any, student: Policy, *, warmup_steps: int = 100, warmup_lr: float = 0.05) -> None:
+    def __init__(self, params: Any, student: Policy, *, warmup_steps: int = WARMUP_STEPS, warmup_lr: float = WARMUP_LR) -> None:
         super().__init__(params, WarmStart(student, warmup_steps, warmup_lr))
 
 
-def load(path: Path | str, *, warmup_steps: int = 100, warmup_lr: float = 0.05) -> Callable[[Any], AmalgamatedOptimizer]:
+def load(
+    path: Path | str, *, warmup_steps: int = WARMUP_STEPS, warmup_lr: float = WARMUP_LR
+) -> Callable[[Any], AmalgamatedOptimizer]:
     """Return the optimizer that a saved student is: ``optimizer = load(path)(model.parameters())``.
 
     Parameters

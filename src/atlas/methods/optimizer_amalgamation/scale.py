@@ -15,7 +15,9 @@ from atlas.l2o import Layout, Policy
 from atlas.l2o.policies import positive
 from atlas.l2o.recurrent import across
 from atlas.l2o.state import State
+from atlas.methods.optimizer_amalgamation.settings import L2OScaleSettings
 
+DEFAULT = L2OScaleSettings()
 EPS = 1e-10
 SCALES = 4
 """Time scales: decay rates β, β^½, β^¼, β^⅛."""
@@ -45,7 +47,7 @@ def zero_head(inputs: int, bias: float = 0.0) -> nn.Linear:
 
 
 def logit(probability: float) -> float:
-    """The inverse of the sigmoid."""
+    """The number whose sigmoid is the given probability."""
     return math.log(probability / (1 - probability))
 
 
@@ -71,7 +73,7 @@ class L2OScale(Policy):
         ``lr`` is not positive.
     """
 
-    def __init__(self, hidden: tuple[int, int, int] = (20, 10, 10), lr: float = 1.0) -> None:
+    def __init__(self, hidden: tuple[int, int, int] = DEFAULT.hidden, lr: float = DEFAULT.scale) -> None:
         super().__init__()
         self.lr = positive("lr", lr)
         self.hidden = tuple(hidden)
@@ -88,7 +90,7 @@ class L2OScale(Policy):
         self.rate_decay = nn.Parameter(torch.tensor(3.2))
 
     def options(self) -> dict[str, object]:
-        """Architecture and scale."""
+        """Widths of the cells and scale of the update, from which a saved policy is made again."""
         return {"hidden": list(self.hidden), "lr": self.lr}
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
@@ -136,15 +138,15 @@ class L2OScale(Policy):
         return -self.lr * (eta.exp() + SLOWEST) * direction, new
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Averages advance, memories stay."""
+        """The averages of gradients (instances, parameters) advance; the memories of all cells stay."""
         gradients, squares = self._averages(g, state)
         return {**state, "gradients": gradients, "squares": squares}
 
     def _averages(self, g: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Means of gradients and squares at four time scales: (instances, 4, P) each."""
         powers = torch.tensor([2.0**-k for k in range(SCALES)], dtype=g.dtype, device=g.device).unsqueeze(-1)
-        found = []
+        averages = []
         for name, head, value in (("gradients", self.gradient_decay, g), ("squares", self.square_decay, g.square())):
             decay = across(head, state["own"]).sigmoid() ** powers
-            found.append(decay * state[name] + (1 - decay) * value.unsqueeze(-2))
-        return found[0], found[1]
+            averages.append(decay * state[name] + (1 - decay) * value.unsqueeze(-2))
+        return averages[0], averages[1]

@@ -16,106 +16,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from atlas.methods.optimizer_amalgamation.settings import Curriculum
+
 Action = Literal["repeat", "continue", "advance", "finish"]
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """Stages of meta-training.
-
-    Attributes
-    ----------
-    depth, validation_depth : tuple of int
-        Windows per draw, in training and in validation, of each stage.
-    imitation : tuple of float
-        Weight α of the imitation loss in each stage.
-    resets : tuple of int
-        Draws per period of each stage.
-    unroll : int
-        Updates per window, U.
-    min_periods, chances : int
-        How long a stage lasts at least, and how long it waits for an improvement.
-    repeat_threshold, max_repeats : float, int
-        When a period is repeated, and how often at most.
-    fixed : bool
-        One period per stage, whatever the validation says.
-    compare : {"train", "validation"}
-        Whose loss a stage's first period compares with the previous stage's validation.
-    validation_resets : int
-        Draws of a validation; 0 leaves validation out, and with it repeats.
-    warmup : int
-        Windows of plain SGD before each draw's first window, with rate ``warmup_lr``; none in the first period if ``cold_start``.
-
-    Raises
-    ------
-    ValueError
-        Lists of unequal length or none, a number out of range.
-    """
-
-    depth: tuple[int, ...] = (1, 2, 5, 10)
-    validation_depth: tuple[int, ...] = (2, 5, 10, 20)
-    imitation: tuple[float, ...] = (0.2, 0.1, 0.05, 0.02)
-    resets: tuple[int, ...] = (10, 10, 10, 10)
-    unroll: int = 100
-    min_periods: int = 5
-    chances: int = 5
-    repeat_threshold: float = 0.5
-    max_repeats: int = 4
-    fixed: bool = False
-    compare: Literal["train", "validation"] = "train"
-    validation_resets: int = 10
-    warmup: int = 1
-    warmup_lr: float = 0.05
-    cold_start: bool = False
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.depth), len(self.validation_depth), len(self.imitation), len(self.resets)}
-        if len(lengths) != 1 or lengths == {0}:
-            raise ValueError(f"depth, validation_depth, imitation and resets must have one length, not {sorted(lengths)}")
-        if min(*self.depth, *self.validation_depth, *self.resets, self.unroll) < 1:
-            raise ValueError("depth, validation_depth, resets and unroll must be at least 1")
-        if min(self.imitation) < 0:
-            raise ValueError("weights of imitation must not be negative")
-        if min(self.min_periods, self.chances, self.max_repeats, self.validation_resets, self.warmup) < 0:
-            raise ValueError("min_periods, chances, max_repeats, validation_resets and warmup must not be negative")
-        if not (self.warmup_lr > 0 and self.repeat_threshold >= 0):
-            raise ValueError("warmup_lr must be positive and repeat_threshold not negative")
-        if not self.fixed and not self.validation_resets:
-            raise ValueError("a curriculum that waits for improvements needs validation: validation_resets, or fixed")
-
-    @classmethod
-    def paper(cls) -> Curriculum:
-        """The published curriculum of students: at least 6 periods in each of 4 stages, 1,080 windows of 100 steps or more."""
-        return cls()
-
-    @classmethod
-    def choice(cls) -> Curriculum:
-        """The published schedule of choice policies: five periods of depth 1, 2, 5, 5, 5, repeated while much worse."""
-        return cls(
-            depth=(1, 2, 5, 5, 5),
-            validation_depth=(10,) * 5,
-            imitation=(0.0,) * 5,
-            resets=(10,) * 5,
-            repeat_threshold=0.9,
-            fixed=True,
-            compare="validation",
-            cold_start=True,
-        )
-
-    @property
-    def stages(self) -> int:
-        """Number of stages."""
-        return len(self.depth)
-
-    def windows_at_least(self) -> int:
-        """Meta-steps if nothing is repeated and nothing improves after the first periods."""
-        periods = 1 if self.fixed else self.min_periods + 1
-        return sum(periods * resets * depth for resets, depth in zip(self.resets, self.depth, strict=True))
-
-    def windows_at_most(self, longest: int = 20) -> int:
-        """A bound on meta-steps: every period repeated, and at most ``longest`` periods per stage."""
-        periods = (1 if self.fixed else longest) * (self.max_repeats + 1)
-        return sum(periods * resets * depth for resets, depth in zip(self.resets, self.depth, strict=True))
 
 
 @dataclass
@@ -196,7 +99,7 @@ class Progress:
         return f"{stage}/{period}"
 
     def state(self) -> dict[str, Any]:
-        """Plain values, for saved states."""
+        """Where the replicate is, as plain values, for saved states."""
         names = ("stage", "period", "repeat", "done", "best", "trace")
         return {name: getattr(self, name) for name in names}
 

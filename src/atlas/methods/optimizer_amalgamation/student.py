@@ -11,7 +11,10 @@ from atlas.l2o import Layout, LSTMStack, Policy
 from atlas.l2o.policies import positive
 from atlas.l2o.recurrent import across
 from atlas.l2o.state import State
+from atlas.methods.optimizer_amalgamation.settings import StudentSettings
 from atlas.methods.optimizer_amalgamation.teachers import BETAS, EPS, first_moment, second_moment
+
+DEFAULT, LARGEST_UPDATE = StudentSettings(), 0.1
 
 
 class Student(Policy):
@@ -33,29 +36,29 @@ class Student(Policy):
         ``lr`` is not positive, or there is no cell.
     """
 
-    def __init__(self, hidden: Sequence[int] = (20, 20), lr: float = 0.1) -> None:
+    def __init__(self, hidden: Sequence[int] = DEFAULT.hidden, lr: float = LARGEST_UPDATE) -> None:
         super().__init__()
         self.lr = positive("lr", lr)
         self.cells = LSTMStack(2, hidden, init="keras")
         self.head = keras_linear(hidden[-1], 1)
 
     def options(self) -> dict[str, object]:
-        """Architecture and scale."""
+        """Widths of the cells and largest update, from which a saved student is made again."""
         return {"hidden": list(self.cells.hidden), "lr": self.lr}
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """Moments and cells at zero."""
+        """Moments (instances, parameters) and the memories of the cells, all at zero."""
         return {"m": torch.zeros_like(theta), "v": torch.zeros_like(theta), "cells": self.cells.init_state(theta)}
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """At most ``lr`` per coordinate."""
+        """Return updates (instances, parameters) of at most ``lr`` in each coordinate, and the new state."""
         new = dict(state)
         x = moments(g, new)
         h, new["cells"] = self.cells(x, state["cells"])
         return -self.lr * across(self.head, h).squeeze(-2).tanh(), new
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Moments advance, cells stay."""
+        """The moments take ``g`` (instances, parameters) in; the memories of the cells stay."""
         new = dict(state)
         first_moment(g, new)
         second_moment(g, new)

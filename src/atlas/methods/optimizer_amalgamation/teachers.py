@@ -9,14 +9,16 @@ and signs are hyperbolic tangents. In the steady state ``adam_ema`` makes 0.316 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from atlas.l2o import Analytic, Policy
 from atlas.l2o.policies import positive
 from atlas.l2o.state import State
+from atlas.methods.optimizer_amalgamation.settings import ChoiceSettings, PoolName, PoolStepSizes
 
+DEFAULT = ChoiceSettings()
 BETAS = (0.9, 0.999)
 RHO = 0.9
 EPS = 1e-10
@@ -26,32 +28,32 @@ POOLS: dict[str, tuple[str, ...]] = {"small": SMALL, "large": LARGE}
 
 
 def first_moment(g: Tensor, state: State, beta: float = BETAS[0]) -> Tensor:
-    """M ← β₁ m + (1−β₁) g."""
+    """Let the mean of gradients take ``g`` in, m ← β₁ m + (1−β₁) g, and return it."""
     state["m"] = beta * state["m"] + (1 - beta) * g
     return state["m"]
 
 
 def second_moment(g: Tensor, state: State, beta: float = BETAS[1]) -> Tensor:
-    """V ← β₂ v + (1−β₂) g²."""
+    """Let the mean of squared gradients take ``g`` in, v ← β₂ v + (1−β₂) g², and return it."""
     state["v"] = beta * state["v"] + (1 - beta) * g.square()
     return state["v"]
 
 
 class SGDEma(Analytic):
-    """η g."""
+    """Gradient descent: the step is η g."""
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient."""
+        """The gradient itself, (instances, parameters)."""
         return g
 
 
 class MomentumEma(Analytic):
-    """η m."""
+    """Momentum as an exponential mean m of gradients: the step is η m, a tenth of the heavy ball's."""
 
     slots = ("m",)
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The mean of gradients."""
+        """The mean of gradients, (instances, parameters)."""
         return first_moment(g, state)
 
 
@@ -65,7 +67,7 @@ class RMSpropEma(Analytic):
         self.eps = float(positive("eps", eps))
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient over its root mean square."""
+        """The gradient over its root mean square, (instances, parameters)."""
         return g / (second_moment(g, state, RHO) + self.eps).sqrt()
 
 
@@ -75,7 +77,7 @@ class AdamEma(Analytic):
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """Corrected by constants."""
+        """m̂/√(v̂ + ε), (instances, parameters), with both moments divided by their constants."""
         mean, square = first_moment(g, state), second_moment(g, state)
         return mean / (1 - BETAS[0]) / (square / (1 - BETAS[1]) + EPS).sqrt()
 
@@ -148,9 +150,9 @@ def teacher(name: str, lr: float | Tensor | None = None) -> Analytic:
 
 
 def make_pool(
-    name: Literal["small", "large"] = "small",
+    name: PoolName = DEFAULT.pool,
     lrs: Mapping[str, float] | None = None,
-    pool_lr: Literal["tuned", "official"] = "tuned",
+    pool_lr: PoolStepSizes = DEFAULT.pool_lr,
 ) -> list[Policy]:
     """Return the small pool (Adam, RMSprop), or the large one with SGD, Momentum, PowerSign and AddSign too.
 

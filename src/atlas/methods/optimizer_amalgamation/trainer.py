@@ -4,65 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atlas.l2o import Batch, Optimizee, Policy, Replicas, State, Window, map_state, random_scale, stack_states, unroll, warm_up
-from atlas.methods.optimizer_amalgamation.descent import CLIP, StackedAdam
-from atlas.methods.optimizer_amalgamation.losses import Amalgamation, Lesson
+from atlas.methods.optimizer_amalgamation.descent import StackedAdam
+from atlas.methods.optimizer_amalgamation.losses import Lesson
 from atlas.methods.optimizer_amalgamation.noise import AdversarialWeightNoise, Perturbation, RandomWeightNoise
-from atlas.methods.optimizer_amalgamation.schedule import Curriculum, Progress
+from atlas.methods.optimizer_amalgamation.schedule import Progress
+from atlas.methods.optimizer_amalgamation.settings import Amalgamation, Curriculum, TrainerConfig
 
 VALIDATION_SEED = 12345
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """How meta-steps are made; defaults are the paper's.
-
-    Attributes
-    ----------
-    instances : int
-        Optimizees side by side, B.
-    lr, clip : float
-        Of the meta-optimizer: Adam's step size and adaptive clipping.
-    spread : float
-        Random scaling of coordinates, exp U(−spread, spread).
-    huber : float
-        δ of the Huber distance; 0 for the squared one.
-    il_mode : {"sum", "switch"}
-        Meta-loss plus α times imitation; or one of the two, imitation with probability α.
-    second_order : bool
-        Differentiate through the optimizee's gradient too, as the official graph does.
-    longest : int
-        Most periods of a stage.
-
-    Raises
-    ------
-    ValueError
-        A number out of range, an unknown mode.
-    """
-
-    instances: int = 1
-    lr: float = 1e-3
-    clip: float = CLIP
-    spread: float = 3.0
-    huber: float = 0.0
-    il_mode: Literal["sum", "switch"] = "sum"
-    second_order: bool = False
-    longest: int = 20
-
-    def __post_init__(self) -> None:
-        if self.instances < 1 or self.longest < 1:
-            raise ValueError("instances and longest must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, not {self.lr}")
-        if min(self.clip, self.spread, self.huber) < 0:
-            raise ValueError("clip, spread and huber must not be negative")
-        if self.il_mode not in ("sum", "switch"):
-            raise ValueError(f"there is no il_mode {self.il_mode}; choose from sum, switch")
 
 
 @dataclass
@@ -136,9 +90,9 @@ class Trainer:
         skipped = self.meta_optimizer.step(gradients, active)
         self.windows += 1
         rows = []
-        for place, index in enumerate(active):
-            row = self._row(index, place, result, lesson, index in skipped)
-            self._carry(index, place, result, lesson)
+        for slot, index in enumerate(active):
+            row = self._row(index, slot, result, lesson, index in skipped)
+            self._carry(index, slot, result, lesson)
             row |= self._advance(index)
             rows.append(row)
         self.history += rows
@@ -194,8 +148,8 @@ class Trainer:
         weight: Tensor,
     ) -> tuple[Window, Lesson | None]:
         carried = [self.replicates[index].carried for index in active]
-        theta = torch.stack([one["theta"] for one in carried])
-        scale = torch.stack([one["scale"] for one in carried]) if self.cfg.spread else None
+        theta = torch.stack([start["theta"] for start in carried])
+        scale = torch.stack([start["scale"] for start in carried]) if self.cfg.spread else None
 
         def step(g: Tensor, state: State) -> tuple[Tensor, State]:
             perturbed = self.noise.draw(numbers, random) if random and isinstance(self.noise, RandomWeightNoise) else numbers
@@ -206,7 +160,7 @@ class Trainer:
             step,
             self.problem,
             theta,
-            stack_states([one["state"] for one in carried]),
+            stack_states([start["state"] for start in carried]),
             batches,
             objective="log",
             follow=lesson,
@@ -217,10 +171,10 @@ class Trainer:
         return result, lesson
 
     def _lesson(self, carried: list[dict[str, Any]], scale: Tensor | None, weight: Tensor) -> Lesson:
-        thetas = torch.stack([one["teachers"] for one in carried], dim=1)
+        thetas = torch.stack([start["teachers"] for start in carried], dim=1)
         states = []
-        for place in range(len(self.teachers)):
-            own = [one["teacher_states"][place] for one in carried]
+        for index in range(len(self.teachers)):
+            own = [start["teacher_states"][index] for start in carried]
             states.append(map_state(lambda *leaves: _join(leaves, self.cfg.instances), *own))
         steps = self.curriculum.unroll
         return Lesson(self.teachers, thetas, states, self.problem, self.method, weight, steps, scale, self.cfg.huber)
@@ -247,20 +201,20 @@ class Trainer:
             carried |= {"teachers": theta.expand(len(self.teachers), *theta.shape).clone(), "teacher_states": states[1:]}
         return carried
 
-    def _carry(self, index: int, place: int, result: Window, lesson: Lesson | None) -> None:
-        """Keep a replicate's part of what the window reached."""
+    def _carry(self, index: int, slot: int, result: Window, lesson: Lesson | None) -> None:
+        """Keep a replicate's part of what the window reached; ``slot`` is its place among the active ones."""
         carried = self.replicates[index].carried
-        carried["theta"] = result.theta[place]
-        carried["state"] = map_state(lambda leaf: leaf[place], result.state)
+        carried["theta"] = result.theta[slot]
+        carried["state"] = map_state(lambda leaf: leaf[slot], result.state)
         if lesson is not None:
-            carried["teachers"] = lesson.thetas[:, place]
-            rows = slice(place * self.cfg.instances, (place + 1) * self.cfg.instances)
-            carried["teacher_states"] = [map_state(lambda leaf: leaf[rows], one) for one in lesson.states]
+            carried["teachers"] = lesson.thetas[:, slot]
+            rows = slice(slot * self.cfg.instances, (slot + 1) * self.cfg.instances)
+            carried["teacher_states"] = [map_state(lambda leaf: leaf[rows], state) for state in lesson.states]
 
-    def _row(self, index: int, place: int, result: Window, lesson: Lesson | None, skipped: bool) -> dict[str, float]:
-        """One row of the history."""
+    def _row(self, index: int, slot: int, result: Window, lesson: Lesson | None, skipped: bool) -> dict[str, float]:
+        """What the window did to one replicate, as a row of the history; ``slot`` is its place among the active ones."""
         progress = self.replicates[index].progress
-        meta = float(result.objective[place].mean()) if bool(result.valid[place].all()) else float("inf")
+        meta = float(result.objective[slot].mean()) if bool(result.valid[slot].all()) else float("inf")
         self.replicates[index].losses.append(meta)
         row = {
             "window": float(self.windows),
@@ -269,12 +223,12 @@ class Trainer:
             "period": float(progress.period),
             "repeat": float(progress.repeat),
             "meta": meta,
-            "loss": float(result.losses[-1, place].mean()),
+            "loss": float(result.losses[-1, slot].mean()),
             "skipped": float(skipped),
         }
         if lesson is not None:
-            row["imitation"] = float(lesson.total[place].mean())
-            for teacher, wins in enumerate(lesson.wins[:, place].sum(1).tolist() if self.method == "minmax" else []):
+            row["imitation"] = float(lesson.total[slot].mean())
+            for teacher, wins in enumerate(lesson.wins[:, slot].sum(1).tolist() if self.method == "minmax" else []):
                 row[f"wins_{teacher}"] = wins / (self.curriculum.unroll * self.cfg.instances)
         return row
 
@@ -352,27 +306,27 @@ class Trainer:
             "current": [self._checkpoint(index) for index in range(len(self.replicates))],
             "replicates": [
                 {
-                    "generator": one.gen.get_state(),
-                    "progress": one.progress.state(),
-                    **{name: getattr(one, name) for name in names},
+                    "generator": replicate.gen.get_state(),
+                    "progress": replicate.progress.state(),
+                    **{name: getattr(replicate, name) for name in names},
                 }
-                for one in self.replicates
+                for replicate in self.replicates
             ],
             "windows": self.windows,
             "history": self.history,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        for index, (one, state) in enumerate(zip(self.replicates, saved["replicates"], strict=True)):
+        """Go on, window for window, where :meth:`state_dict` was taken."""
+        for index, (replicate, state) in enumerate(zip(self.replicates, saved["replicates"], strict=True)):
             self._restore(index, saved["current"][index])
             for name, value in state.items():
                 if name == "generator":
-                    one.gen.set_state(value)
+                    replicate.gen.set_state(value)
                 elif name == "progress":
-                    one.progress.restore(value)
+                    replicate.progress.restore(value)
                 else:
-                    setattr(one, name, value)
+                    setattr(replicate, name, value)
         self.windows, self.history = saved["windows"], saved["history"]
 
 
@@ -396,12 +350,12 @@ def _warmed(
 ) -> tuple[Tensor, list[State]]:
     """Plain SGD in the optimizee's own coordinates; the student (first) watches gradients of its own, scaled, ones."""
     ended = theta
-    found = []
-    for place, (policy, state) in enumerate(zip(policies, states, strict=True)):
-        watched = policy if place or scale is None else _Scaled(policy, scale)
+    watched_states = []
+    for index, (policy, state) in enumerate(zip(policies, states, strict=True)):
+        watched = policy if index or scale is None else _Scaled(policy, scale)
         ended, state = warm_up(watched, problem, theta, state, batches, lr)
-        found.append(state)
-    return ended, found
+        watched_states.append(state)
+    return ended, watched_states
 
 
 class _Scaled(Policy):
@@ -412,5 +366,5 @@ class _Scaled(Policy):
         self.policy, self.scale = policy, scale
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Let the policy watch s ⊙ g."""
+        """Let the policy watch s ⊙ g, the gradient (instances, parameters) with respect to q."""
         return self.policy.observe(g * self.scale, state)

@@ -17,9 +17,7 @@ SCENE = {"scene": "scene"}
 ENCODED = {"scene": "scene", "encoder": "encoder"}
 row = partial(method, paper=PAPER, task="novel-view-synthesis")
 stage = partial(row, role="stage", metrics=())
-field = partial(
-    row, settings=SinNeRFSettings, plugin="plugin:FieldReconstruction", amounts="plugin:field_amounts", needs=SCENE
-)
+field = partial(row, settings=SinNeRFSettings, plugin="plugin:FieldReconstruction", amounts="plugin:field_amounts", needs=SCENE)
 
 stage(
     "scene",

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from atlas.l2o import History, Optimizee, Policy, meta_train
-from atlas.l2o import MetaConfig as MetaConfig
+from atlas.l2o import History, MetaConfig, Optimizee, Policy, meta_train
 from atlas.methods.symbolic_l2o.expressions import Expression
 from atlas.methods.symbolic_l2o.interpretability import mapping_complexity, r_squared, temporal_perception_field
+from atlas.methods.symbolic_l2o.policy import SymbolicPolicy
 from atlas.methods.symbolic_l2o.recording import Records, features_of, record
-from atlas.methods.symbolic_l2o.regression import ParetoEntry, SRConfig, get_backend, pareto_front
-from atlas.methods.symbolic_l2o.rules import Rule, SymbolicPolicy
+from atlas.methods.symbolic_l2o.regression import ParetoEntry, get_backend, pareto_front
+from atlas.methods.symbolic_l2o.rules import Rule
+from atlas.methods.symbolic_l2o.settings import ALPHA, EquationSettings, RecordSettings, RuleSettings, SRConfig
+
+RECORD, EQUATION, RULE = RecordSettings(), EquationSettings(), RuleSettings()
 
 TOLERANCE = 0.02
 """How far below the best R² of a front the selected expression may stay."""
@@ -59,7 +62,7 @@ class Distillation:
     engine: str
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, readable, for a file."""
+        """Plain values for a ``rule.json`` that people can read: the equation, its scores, and the whole front."""
         front = [
             {"complexity": entry.complexity, "loss": entry.loss, "r2_test": r2, "expression": str(entry.expression)}
             for entry, r2 in zip(self.front, self.r2_test, strict=True)
@@ -97,10 +100,10 @@ def distill_records(
     features: Sequence[str],
     lags: int,
     *,
-    backend: str = "operon",
+    backend: str = EQUATION.engine,
     cfg: SRConfig | None = None,
     seed: int = 0,
-    searches: int = 1,
+    searches: int = EQUATION.searches,
 ) -> Distillation:
     """Find the equation behind recorded rows; the last run is held out. See :func:`distill`.
 
@@ -111,10 +114,11 @@ def distill_records(
     """
     train, test = records.split()
     settings, engine = cfg or SRConfig(), get_backend(backend)
-    found: list[Expression] = []
+    candidates: list[Expression] = []
     for attempt in range(searches):
-        found += [entry.expression for entry in engine.fit(train.X, train.y, train.names, settings, seed + attempt)]
-    front = pareto_front(found, train.X, train.y, train.names)
+        front = engine.fit(train.X, train.y, train.names, settings, seed + attempt)
+        candidates += [entry.expression for entry in front]
+    front = pareto_front(candidates, train.X, train.y, train.names)
     env = dict(zip(test.names, test.X.T, strict=True))
     scores = [r_squared(entry.expression.numpy(env), test.y) for entry in front]
     index = select(front, scores)
@@ -137,14 +141,14 @@ def distill(
     policy: Policy,
     problems: Optimizee | Sequence[Optimizee],
     *,
-    lags: int = 10,
-    runs: int = 4,
-    steps: int = 200,
-    backend: str = "operon",
+    lags: int = RECORD.lags,
+    runs: int = RECORD.runs,
+    steps: int = RECORD.steps,
+    backend: str = EQUATION.engine,
     seed: int = 0,
     features: Sequence[str] | None = None,
     cfg: SRConfig | None = None,
-    searches: int = 1,
+    searches: int = EQUATION.searches,
 ) -> Distillation:
     """Turn a learned optimizer into an equation.
 
@@ -192,9 +196,9 @@ def meta_tune(
     cfg: MetaConfig,
     gen: Any,
     *,
-    lr: float = 0.01,
-    betas: tuple[float, float] = (0.95, 0.95),
-    clamp: float | None = 1.0,
+    lr: float = ALPHA,
+    betas: tuple[float, float] = RULE.betas,
+    clamp: float | None = RULE.clamp,
 ) -> History:
     """Fine-tune a rule's numbers in place by meta-training, as the recurrent optimizer was trained; returns a row per window.
 
@@ -203,7 +207,7 @@ def meta_tune(
     rule : Rule
         Template or expression.
     lr, betas, clamp
-        As in :class:`.rules.SymbolicPolicy`.
+        As in :class:`.policy.SymbolicPolicy`.
 
     Raises
     ------

@@ -84,7 +84,7 @@ def _arithmetic(op: str, left: Expression, right: Expression) -> Chain:
 
 
 def _from_number(op: str, value: float, inner: Chain) -> Chain:
-    """Number ∘ tensor."""
+    """The chain of an operator whose left operand is a number."""
     run = inner.run
     if op == "sub":
         return Chain(lambda env: torch.rsub(run(env), value), owned=True)
@@ -92,7 +92,7 @@ def _from_number(op: str, value: float, inner: Chain) -> Chain:
 
 
 def _with_number(op: str, inner: Chain, value: float) -> Chain:
-    """Tensor ∘ number."""
+    """The chain of an operator whose right operand is a number."""
     run, owned = inner.run, inner.owned
     kept: dict[str, Callable[..., Tensor]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
     reused: dict[str, Callable[..., Tensor]] = {"add": Tensor.add_, "sub": Tensor.sub_, "mul": Tensor.mul_}
@@ -101,7 +101,7 @@ def _with_number(op: str, inner: Chain, value: float) -> Chain:
 
 
 def _scaled(expression: Expression) -> tuple[float, Expression] | None:
-    """(c, x) of c·x or x·c, else ``None``."""
+    """The number c and the operand x where an expression is c·x or x·c, else nothing."""
     if expression.op != "mul":
         return None
     left, right = expression.args
@@ -113,7 +113,7 @@ def _scaled(expression: Expression) -> tuple[float, Expression] | None:
 
 
 def _sum(left: Chain, right: Chain, factor: float) -> Chain:
-    """Left + factor · right."""
+    """The chain of left + factor · right, which is one operation."""
     first, second = left.run, right.run
     function = Tensor.add_ if left.owned else torch.add
     return Chain(lambda env: function(first(env), second(env), alpha=factor), owned=True)

@@ -79,11 +79,11 @@ class Expression:
     name: str = ""
 
     def __post_init__(self) -> None:
-        wanted = 0 if self.op in ("const", "var") else OPERATORS.get(self.op)
-        if wanted is None:
+        operands = 0 if self.op in ("const", "var") else OPERATORS.get(self.op)
+        if operands is None:
             raise ValueError(f"there is no operator {self.op}; choose from {', '.join(OPERATORS)}")
-        if len(self.args) != wanted:
-            raise ValueError(f"{self.op} takes {wanted} operands, not {len(self.args)}")
+        if len(self.args) != operands:
+            raise ValueError(f"{self.op} takes {operands} operands, not {len(self.args)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied node by node, not level by level: sums of hundreds of terms are that deep."""
@@ -101,7 +101,7 @@ class Expression:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """Names of the variables."""
+        """Names of the variables in the tree, each once."""
         return frozenset(node.name for node in self.nodes() if node.op == "var")
 
     @cached_property
@@ -128,8 +128,8 @@ class Expression:
         arrays = {name: np.asarray(env[name], dtype=np.float64) for name in self.variables}
         shape = np.broadcast_shapes(*(array.shape for array in arrays.values()), *(() if arrays else ((),)))
         with np.errstate(all="ignore"):
-            found = self.evaluate(_numpy_operators(), arrays, iter(self.constants))
-        return np.broadcast_to(np.asarray(found, dtype=np.float64), shape).copy()
+            value = self.evaluate(_numpy_operators(), arrays, iter(self.constants))
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), shape).copy()
 
     def evaluate(self, table: Mapping[str, Callable[..., Any]], env: Mapping[str, Any], constants: Iterator[Any]) -> Any:
         """Value by a table of operators; ``constants`` are taken from left to right."""
@@ -151,10 +151,10 @@ class Expression:
     def with_constants(self, values: Any) -> Expression:
         """The same tree with other constants, given from left to right."""
         remaining = iter([float(value) for value in values])
-        found = self._replaced(remaining)
+        replaced = self._replaced(remaining)
         if next(remaining, None) is not None:
             raise ValueError(f"the expression has {len(self.constants)} constants; more were given")
-        return found
+        return replaced
 
     def _replaced(self, values: Iterator[float]) -> Expression:
         if self.op == "const":
@@ -251,8 +251,8 @@ def var(name: str) -> Expression:
     ValueError
         The name is not letters, digits and underscores (and one dot before a digit, as in ``ema0.5_3``), or is an operator's.
     """
-    found = TOKEN.fullmatch(name)
-    if found is None or found["name"] is None or name in OPERATORS or name in ALIASES:
+    match = TOKEN.fullmatch(name)
+    if match is None or match["name"] is None or name in OPERATORS or name in ALIASES:
         raise ValueError(f"{name!r} cannot be the name of a variable")
     return Expression("var", name=name)
 

@@ -41,8 +41,8 @@ def equations(data: FigureData) -> Figure | None:
     )
     written = []
     for axes, row in zip(panels[0], rows, strict=True):
-        for place, (seed, front) in enumerate(table[table["method"].eq(row)].groupby("seed")):
-            color = PALETTE[place % len(PALETTE)]
+        for index, (seed, front) in enumerate(table[table["method"].eq(row)].groupby("seed")):
+            color = PALETTE[index % len(PALETTE)]
             axes.plot(front["complexity"], front["r2_test"], "o-", color=color, markersize=3, label=f"seed {seed}")
             rule = rules.get((row, int(str(seed))))
             if rule is None:
@@ -113,7 +113,7 @@ def surfaces(data: FigureData) -> Figure | None:
     alt="Horizontal bars of state bytes per parameter; recurrent networks need the most, equations little.",
 )
 def state(data: FigureData) -> Figure | None:
-    """State bytes per parameter of every row."""
+    """Bars of the state that every row keeps, in bytes per parameter."""
     import matplotlib.pyplot as plt
 
     table = data.metrics()
@@ -122,7 +122,7 @@ def state(data: FigureData) -> Figure | None:
     means = table.dropna(subset=["state_bytes"]).groupby("method", sort=False)["state_bytes"].mean().sort_values()
     drawing, axes = plt.subplots(figsize=(7.6, 0.26 * len(means) + 1.2), layout="constrained")
     axes.barh([data.titles[row] for row in means.index], means.clip(lower=1), color=PALETTE[0])
-    for place, value in enumerate(means):
-        axes.text(max(value, 1) * 1.05, place, f"{value:.0f}", va="center", fontsize=8)
+    for height, value in enumerate(means):
+        axes.text(max(value, 1) * 1.05, height, f"{value:.0f}", va="center", fontsize=8)
     axes.set(xscale="log", xlabel="bytes per parameter")
     return drawing

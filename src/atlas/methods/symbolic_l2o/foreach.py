@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torch import Tensor
 from atlas.l2o.drop_in import as_real, wide
 from atlas.l2o.features import NORM_EPS, POWER_EPS
 from atlas.methods.symbolic_l2o.modules import torch_operators
-
-if TYPE_CHECKING:
-    from atlas.methods.symbolic_l2o.optimizer import Program
+from atlas.methods.symbolic_l2o.program import Program
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 NATIVE_UNARY = {
@@ -104,34 +102,34 @@ def _advance(
 
 
 def _features(program: Program, g: Tensors, stores: list[dict[str, Any]], scalars: dict[str, Any]) -> dict[str, Tensors]:
-    """Moments in place, and the features that are used; as :meth:`.optimizer.Program.advance` has them."""
-    one, two = scalars["betas"]
+    """Moments in place, and the features that are used; as :meth:`.program.Program.advance` has them."""
+    beta1, beta2 = scalars["betas"]
     moments = {name: [store["moments"][name] for store in stores] for name in stores[0]["moments"]}
     if program.first:
-        torch._foreach_mul_(moments["m"], one)
-        torch._foreach_add_(moments["m"], g, alpha=1 - one)
+        torch._foreach_mul_(moments["m"], beta1)
+        torch._foreach_add_(moments["m"], g, alpha=1 - beta1)
     if program.second:
-        torch._foreach_mul_(moments["v"], two)
-        torch._foreach_addcmul_(moments["v"], g, g, value=1 - two)
+        torch._foreach_mul_(moments["v"], beta2)
+        torch._foreach_addcmul_(moments["v"], g, g, value=1 - beta2)
     for name, beta in program.means.items():
         torch._foreach_mul_(moments[name], beta)
         torch._foreach_add_(moments[name], g, alpha=1 - beta)
     for power in set(program.powers.values()):
-        torch._foreach_mul_(moments[f"v{power:g}"], two)
-        torch._foreach_add_(moments[f"v{power:g}"], torch._foreach_pow(torch._foreach_abs(g), power), alpha=1 - two)
-    found: dict[str, Tensors] = {"grad": g, "mom": moments.get("m", []), **{name: moments[name] for name in program.means}}
+        torch._foreach_mul_(moments[f"v{power:g}"], beta2)
+        torch._foreach_add_(moments[f"v{power:g}"], torch._foreach_pow(torch._foreach_abs(g), power), alpha=1 - beta2)
+    features: dict[str, Tensors] = {"grad": g, "mom": moments.get("m", []), **{name: moments[name] for name in program.means}}
     if program.first:
-        found["mhat"] = torch._foreach_div(moments["m"], scalars["first_bias"])
+        features["mhat"] = torch._foreach_div(moments["m"], scalars["first_bias"])
     if program.second:
-        found["d"] = torch._foreach_sqrt(torch._foreach_div(moments["v"], scalars["second_bias"]))
-        normaliser = torch._foreach_add(found["d"], NORM_EPS)
-        found["g"] = torch._foreach_div(g, normaliser)
+        features["d"] = torch._foreach_sqrt(torch._foreach_div(moments["v"], scalars["second_bias"]))
+        normaliser = torch._foreach_add(features["d"], NORM_EPS)
+        features["g"] = torch._foreach_div(g, normaliser)
         if "m" in program.used:
-            found["m"] = torch._foreach_div(found["mhat"], normaliser)
+            features["m"] = torch._foreach_div(features["mhat"], normaliser)
     if "time" in program.used:
-        found["time"] = [torch.full_like(gradient, scalars["time"]) for gradient in g]
+        features["time"] = [torch.full_like(gradient, scalars["time"]) for gradient in g]
     for name, power in program.powers.items():
         mean = torch._foreach_div(moments[f"v{power:g}"], scalars["second_bias"])
         width = torch._foreach_add(torch._foreach_pow(mean, 1 / power), POWER_EPS)
-        found[name] = torch._foreach_div(found["mhat"] if name == "n" else moments["m"], width)
-    return {name: found[name] for name in program.used}
+        features[name] = torch._foreach_div(features["mhat"] if name == "n" else moments["m"], width)
+    return {name: features[name] for name in program.used}

@@ -7,7 +7,7 @@ reach; these follow from what it says about them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas.methods.symbolic_l2o.expressions import Expression, parse
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from atlas.l2o.recurrent import L2ODM, RNNprop
+    from atlas.methods.symbolic_l2o.policy import SymbolicPolicy
 
 SUPPORT = 1e-3
 """A lag counts as used from this share of the largest sensitivity on."""
+POINTS = 41
+"""Of each axis of the grid on which a network is compared with its equation."""
 
 
 def sensitivities(fn: Expression | Callable[[Tensor], Tensor], X: Any, features: Sequence[str], lags: int) -> np.ndarray:
@@ -71,11 +74,11 @@ def temporal_perception_field(
 
 def field_of(sensitivity: np.ndarray, features: Sequence[str]) -> dict[str, float]:
     """The temporal perception field of sensitivities (features, lags)."""
-    found = {}
+    fields = {}
     for feature, row in zip(features, sensitivity, strict=True):
         total = float(row.sum())
-        found[feature] = float(sum(lag * value for lag, value in enumerate(row)) / total) if total > 0 else math.nan
-    return found
+        fields[feature] = float(sum(lag * value for lag, value in enumerate(row)) / total) if total > 0 else math.nan
+    return fields
 
 
 def lag_support(sensitivity: np.ndarray, features: Sequence[str]) -> dict[str, int]:
@@ -116,19 +119,50 @@ def network_field(policy: RNNprop | L2ODM, sequences: Any, features: Sequence[st
     return field_of(sensitivity, features)
 
 
-def r_squared(found: Any, wanted: Any) -> float:
+def widest_field(fields: Mapping[str, float | None]) -> float:
+    """The largest temporal perception field over features; 0 where none is used."""
+    return max((value for value in fields.values() if value is not None and not math.isnan(value)), default=0.0)
+
+
+def responses(network: RNNprop | L2ODM, equation: SymbolicPolicy, features: int) -> Tensor:
+    """What a network and its equation do when their first two features have kept values for as long as the equation looks back.
+
+    Returns
+    -------
+    Tensor
+        (points, 4) on a grid over [−1, 1]²: the first feature, the second, the network's output and the equation's, both before
+        their scale. One feature alone has a line, with 0 for the second; further features are 0.
+    """
+    import torch
+
+    axis = torch.linspace(-1, 1, POINTS)
+    first, second = torch.meshgrid(axis, axis if features > 1 else torch.zeros(1), indexing="ij")
+    z = torch.zeros(1, first.numel(), features)
+    z[0, :, 0] = first.reshape(-1)
+    if features > 1:
+        z[0, :, 1] = second.reshape(-1)
+    lags, clamp = equation.rule.lags, equation.clamp or math.inf
+    with torch.no_grad():
+        cells = network.cells.init_state(z[:, :, 0])
+        for _ in range(lags):
+            response, cells = network.respond(z, cells)
+        bounded = equation.rule(z[0].T.expand(1, lags, -1, -1))[0].nan_to_num(0.0, 0.0, 0.0).clamp(-clamp, clamp)
+    return torch.stack([first.reshape(-1), second.reshape(-1), response[0], bounded], dim=1)
+
+
+def r_squared(predicted: Any, target: Any) -> float:
     """1 − SSE/SST.
 
     Raises
     ------
     ValueError
-        ``wanted`` is constant: R² undefined.
+        ``target`` is constant: R² undefined.
     """
     import numpy as np
 
-    wanted = np.asarray(wanted, dtype=np.float64)
-    spread = float(np.square(wanted - wanted.mean()).sum())
+    target = np.asarray(target, dtype=np.float64)
+    spread = float(np.square(target - target.mean()).sum())
     if spread == 0:
         raise ValueError("the target is constant: R² undefined")
-    error = float(np.square(np.broadcast_to(found, wanted.shape) - wanted).sum())
+    error = float(np.square(np.broadcast_to(predicted, target.shape) - target).sum())
     return 1 - error / spread if math.isfinite(error) else -math.inf

@@ -80,9 +80,9 @@ class ExpressionModule(nn.Module):
         """
         some = next(iter(env.values()), self.constants)
         constants = iter(self.constants.to(some.dtype).unbind()) if len(self.constants) else iter(())
-        found: Tensor = self.form.evaluate(torch_operators(), env, constants)
+        value: Tensor = self.form.evaluate(torch_operators(), env, constants)
         needed = [env[name].shape for name in self.form.variables]
-        return found.expand(torch.broadcast_shapes(*needed)) if needed else found
+        return value.expand(torch.broadcast_shapes(*needed)) if needed else value
 
     @property
     def expression(self) -> Expression:
@@ -90,5 +90,5 @@ class ExpressionModule(nn.Module):
         return self.form.with_constants(self.constants.detach().double().tolist())
 
     def extra_repr(self) -> str:
-        """What printing shows."""
+        """The expression with its present constants, for printing."""
         return str(self.expression)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from atlas.l2o import Features, Optimizee, Policy
 from atlas.methods.symbolic_l2o.rules import column_names
+from atlas.methods.symbolic_l2o.settings import RecordSettings
 
-COORDINATES = 10
+DEFAULT = RecordSettings()
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,13 @@ class Records:
     names: tuple[str, ...]
 
     def of_runs(self, runs: Sequence[int]) -> Records:
-        """The rows of some runs."""
+        """The rows that were recorded in some of the runs."""
         keep = np.isin(self.run, list(runs))
         return Records(self.X[keep], self.y[keep], self.run[keep], self.coordinate[keep], self.step[keep], self.names)
+
+    def lags(self, features: Sequence[str]) -> int:
+        """Number of steps that a row holds of each of these features, which are all of its features."""
+        return len(self.names) // len(features)
 
     def split(self) -> tuple[Records, Records]:
         """All runs but the last, and the last: rows of one trajectory never stand on both sides.
@@ -70,7 +75,7 @@ class Records:
 
     @classmethod
     def load(cls, path: Path | str) -> Records:
-        """Read what :meth:`save` wrote."""
+        """Read the file that :meth:`save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
             columns = {name: stored[name] for name in ("X", "y", "run", "coordinate", "step")}
             return cls(**columns, names=tuple(str(name) for name in stored["names"]))
@@ -103,10 +108,10 @@ def trace(
     return {name: torch.stack(values).cpu().numpy() for name, values in kept.items()}
 
 
-def features_of(policy: Policy, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The features to record: those that are wanted, else those that a policy is fed, else m̃ and g̃."""
-    if wanted is not None:
-        return tuple(wanted)
+def features_of(policy: Policy, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The features to record: those that are asked for, else those that a policy is fed, else m̃ and g̃."""
+    if asked is not None:
+        return tuple(asked)
     own = getattr(policy, "features", None)
     return own.names if isinstance(own, Features) else ("m", "g")
 
@@ -114,11 +119,11 @@ def features_of(policy: Policy, wanted: Sequence[str] | None = None) -> tuple[st
 def pick_coordinates(problem: Optimizee, count: int, random: np.random.Generator) -> Tensor:
     """Some coordinates of every tensor of a problem, all of a smaller one."""
     index = problem.tensor_index().cpu().numpy()
-    found = []
+    picked = []
     for tensor in np.unique(index):
         members = np.flatnonzero(index == tensor)
-        found.append(np.sort(random.choice(members, min(count, len(members)), replace=False)))
-    return torch.from_numpy(np.concatenate(found))
+        picked.append(np.sort(random.choice(members, min(count, len(members)), replace=False)))
+    return torch.from_numpy(np.concatenate(picked))
 
 
 def window_ends(length: int, lags: int, random: np.random.Generator) -> np.ndarray:
@@ -142,7 +147,7 @@ def windows(
     """
     z, update, gradient = traced["z"], traced["update"], traced["gradient"]
     probe = max(0, (lags // 4) * 3 - 1)
-    rows, targets, places, steps = [], [], [], []
+    rows, targets, coordinates, steps = [], [], [], []
     for coordinate in range(z.shape[1]):
         for end in window_ends(len(z), lags, random):
             start = end - lags + 1
@@ -150,10 +155,21 @@ def windows(
                 continue
             rows.append(z[start : end + 1, coordinate][::-1].reshape(-1))
             targets.append(update[end, coordinate])
-            places.append(coordinate)
+            coordinates.append(coordinate)
             steps.append(end + 1)
     width = lags * z.shape[2]
-    return np.array(rows).reshape(-1, width), np.array(targets), np.array(places, dtype=int), np.array(steps, dtype=int)
+    return np.array(rows).reshape(-1, width), np.array(targets), np.array(coordinates, dtype=int), np.array(steps, dtype=int)
+
+
+WindowsOfRun = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
+"""What :func:`windows` returns for one run, and the run's number."""
+
+
+def join_windows(parts: Sequence[WindowsOfRun], features: Sequence[str], lags: int) -> Records:
+    """Join the windows of several runs; no rows where no run has a window."""
+    X, y, coordinate, step = (np.concatenate([part[column] for part in parts]) for column in range(4))
+    run = np.concatenate([np.full(len(part[1]), part[4]) for part in parts])
+    return Records(X, y, run, coordinate, step, tuple(column_names(features, lags)))
 
 
 def record(
@@ -161,10 +177,10 @@ def record(
     problems: Optimizee | Sequence[Optimizee],
     *,
     features: Sequence[str] | None = None,
-    lags: int = 10,
-    runs: int = 4,
-    steps: int = 200,
-    coordinates: int = COORDINATES,
+    lags: int = DEFAULT.lags,
+    runs: int = DEFAULT.runs,
+    steps: int = DEFAULT.steps,
+    coordinates: int = DEFAULT.coordinates,
     seed: int = 0,
 ) -> Records:
     """Record a policy over some runs.
@@ -192,17 +208,15 @@ def record(
     chosen = list(problems) if isinstance(problems, Sequence) else [problems]
     names = features_of(policy, features)
     random = np.random.default_rng(seed)
-    columns: dict[str, list[Any]] = {"X": [], "y": [], "run": [], "coordinate": [], "step": []}
+    parts: list[WindowsOfRun] = []
     for index in range(runs):
         problem = chosen[index % len(chosen)]
         gen = torch.Generator().manual_seed(int(random.integers(2**62)))
         picked = pick_coordinates(problem, coordinates, random)
         traced = trace(policy, problem, features=names, steps=steps, coordinates=picked, gen=gen)
-        X, y, place, step = windows(traced, lags, random)
-        found = {"X": X, "y": y, "run": np.full(len(y), index), "coordinate": picked.numpy()[place], "step": step}
-        for name, column in found.items():
-            columns[name].append(column)
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    if not len(joined["y"]):
+        X, y, coordinate, step = windows(traced, lags, random)
+        parts.append((X, y, picked.numpy()[coordinate], step, index))
+    records = join_windows(parts, names, lags)
+    if not len(records.y):
         raise ValueError(f"no window of {lags} steps fits runs of {steps}; at least {3 * lags} steps are needed")
-    return Records(**joined, names=tuple(column_names(names, lags)))
+    return records

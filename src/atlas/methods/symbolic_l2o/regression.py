@@ -14,61 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from atlas.methods.symbolic_l2o.expressions import OPERATORS, Expression, call, const, parse, var
+from atlas.methods.symbolic_l2o.settings import SRConfig, TemplateSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
-DEFAULT_OPERATORS = frozenset({"add", "sub", "mul", "aq", "tanh", "abs", "sqrtm", "square"})
-PAPER_OPERATORS = frozenset(OPERATORS) - {"sub", "neg", "aq", "power"}
-"""The operators of *Symbolic Learning to Optimize*, for PySR."""
-SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-
-
-@dataclass(frozen=True)
-class SRConfig:
-    """What a search may use and how long it takes.
-
-    Attributes
-    ----------
-    operators : frozenset of str
-        Names of :data:`~.expressions.OPERATORS`.
-    max_size, max_depth : int
-        Largest expression, in nodes and in nodes along a path, as the engine counts them.
-    time_limit_s : float
-        For engines that stop on time (PySR). pyoperon stops on ``generations``, so that a seed gives one answer.
-    rows : int
-        Rows that are used, drawn by the seed where there are more.
-    standardize : bool
-        Divide every column by its standard deviation during the search; folded back into the expressions. Columns are not
-        centred: features of gradients are symmetric about 0.
-    n_threads : int
-        Threads of the engine; more than one is not reproducible in every engine.
-    population, generations : int
-        Of pyoperon's search.
-
-    Raises
-    ------
-    ValueError
-        An operator does not exist, or a number is not positive.
-    """
-
-    operators: frozenset[str] = DEFAULT_OPERATORS
-    max_size: int = 40
-    max_depth: int = 10
-    time_limit_s: float = 60.0
-    rows: int = 1500
-    standardize: bool = True
-    n_threads: int = 1
-    population: int = 200
-    generations: int = 400
-
-    def __post_init__(self) -> None:
-        for name in sorted(self.operators):
-            if name not in OPERATORS:
-                raise ValueError(f"there is no operator {name}; choose from {', '.join(OPERATORS)}")
-        for name in ("max_size", "max_depth", "time_limit_s", "rows", "n_threads", "population", "generations"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+GAMMAS = TemplateSettings().gammas
 
 
 @dataclass(frozen=True)
@@ -315,8 +266,8 @@ class PySRBackend:
         columns = [f"x{column}" for column in range(X.shape[1])]
         regressor.fit(X / scales, y, variable_names=columns)
         weights = {column: call("mul", 1 / scales[index], var(names[index])) for index, column in enumerate(columns)}
-        found = [substitute(parse(text), weights) for text in regressor.equations_["equation"]]
-        return pareto_front(found, X, y, names)
+        candidates = [substitute(parse(text), weights) for text in regressor.equations_["equation"]]
+        return pareto_front(candidates, X, y, names)
 
     def _regressor(self, cfg: SRConfig, seed: int) -> Any:
         if not has_pysr():
@@ -357,7 +308,7 @@ def _sympy_mappings() -> dict[str, Callable[..., Any]]:
 
 
 def substitute(expression: Expression, values: dict[str, Expression]) -> Expression:
-    """Replace variables by expressions."""
+    """Return the expression with variables replaced by expressions; others stay."""
     if expression.op == "var":
         return values.get(expression.name, expression)
     args = tuple(substitute(arg, values) for arg in expression.args)
@@ -370,12 +321,13 @@ class LstsqBackend:
     name = "lstsq"
 
     def fit(self, X: np.ndarray, y: np.ndarray, names: Sequence[str], cfg: SRConfig, seed: int) -> list[ParetoEntry]:
-        """See :meth:`SRBackend.fit`; one γ for all columns, from a grid in units of ``scales`` and of 1."""
+        """See :meth:`SRBackend.fit`; one γ for all columns, from the template's grid."""
         X, y, _ = prepared(X, y, names, cfg, seed)
         candidates: list[Expression] = []
-        for gamma in SCALES:
+        for gamma in GAMMAS:
             candidates += self._eliminated(X, y, names, gamma)
-        return pareto_front([one for one in candidates if one.complexity <= cfg.max_size] or candidates, X, y, names)
+        small = [candidate for candidate in candidates if candidate.complexity <= cfg.max_size]
+        return pareto_front(small or candidates, X, y, names)
 
     def _eliminated(self, X: np.ndarray, y: np.ndarray, names: Sequence[str], gamma: float) -> Iterable[Expression]:
         """The least-squares combination of all atoms, and what remains as the least useful atom is dropped, again and again."""

@@ -1,4 +1,4 @@
-"""Update rules with few trainable numbers, and the policy that runs them.
+"""Update rules with few trainable numbers; :class:`.policy.SymbolicPolicy` runs them.
 
 *Symbolic Learning to Optimize* (Zheng et al., ICLR 2022): u_t = α f(z_t, z_{t−1}, …), where z are features of the gradients
 (:class:`atlas.l2o.Features`) and the history before the first step is zero. A rule is f. It sees ``history``, (…, lags, features,
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.l2o import Features, Layout, Policy, State
-from atlas.l2o.policies import described, positive
+from atlas.l2o import Features
 from atlas.methods.symbolic_l2o.expressions import Expression, call, const, parse, var
 from atlas.methods.symbolic_l2o.modules import ExpressionModule
+from atlas.methods.symbolic_l2o.settings import RuleSettings, TemplateSettings
 
+DEFAULT = RuleSettings()
 LAGGED = re.compile(r"(.+)_(\d+)")
 
 
@@ -36,14 +37,14 @@ def used_columns(variables: Iterable[str], features: Sequence[str], lags: int) -
     ValueError
         A variable is not a feature with a lag that is kept; the valid ones are listed.
     """
-    found = {}
+    columns = {}
     for name in sorted(variables):
         match = LAGGED.fullmatch(name)
         if match is None or match[1] not in features or int(match[2]) >= lags:
             known = ", ".join(f"{feature}_0 … {feature}_{lags - 1}" if lags > 1 else f"{feature}_0" for feature in features)
             raise ValueError(f"{name} is not a variable of the rule; choose from {known}")
-        found[name] = (list(features).index(match[1]), int(match[2]))
-    return found
+        columns[name] = (list(features).index(match[1]), int(match[2]))
+    return columns
 
 
 class Rule(nn.Module):
@@ -69,11 +70,11 @@ class Rule(nn.Module):
 
     @property
     def expression(self) -> Expression:
-        """The rule with its present numbers."""
+        """The rule as an expression, with its present numbers."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """What printing shows."""
+        """The rule's equation, simplified, for printing."""
         return str(self.expression.simplify())
 
 
@@ -93,7 +94,9 @@ class ExpressionRule(Rule):
         A variable is not a feature with a lag that is kept, or ``lags`` is less than 1.
     """
 
-    def __init__(self, expression: Expression | str, features: Sequence[str] = ("m", "g"), lags: int = 10) -> None:
+    def __init__(
+        self, expression: Expression | str, features: Sequence[str] = DEFAULT.features, lags: int = DEFAULT.lags
+    ) -> None:
         super().__init__(features, lags)
         form = parse(expression) if isinstance(expression, str) else expression
         self.columns = used_columns(form.variables, features, lags)
@@ -101,14 +104,14 @@ class ExpressionRule(Rule):
 
     @property
     def expression(self) -> Expression:
-        """The tree with its present constants."""
+        """The expression with its present constants."""
         return self.form.expression
 
     def forward(self, history: Tensor) -> Tensor:
-        """(…, parameters) of (…, lags, features, parameters)."""
+        """Return f, (…, parameters), for a history of features, (…, lags, features, parameters)."""
         env = {name: history[..., lag, feature, :] for name, (feature, lag) in self.columns.items()}
-        found: Tensor = self.form(env) if env else self.form({"": history[..., 0, 0, :]})
-        return found.expand(*history.shape[:-3], history.shape[-1])
+        value: Tensor = self.form(env) if env else self.form({"": history[..., 0, 0, :]})
+        return value.expand(*history.shape[:-3], history.shape[-1])
 
 
 class TanhTemplate(Rule):
@@ -136,8 +139,8 @@ class TanhTemplate(Rule):
 
     def __init__(
         self,
-        features: Sequence[str] = ("m", "g"),
-        lags: int = 10,
+        features: Sequence[str] = DEFAULT.features,
+        lags: int = DEFAULT.lags,
         weights: Tensor | None = None,
         gamma: float | Sequence[float] = 1.0,
     ) -> None:
@@ -155,11 +158,11 @@ class TanhTemplate(Rule):
 
     @property
     def gamma(self) -> Tensor:
-        """γ, (features,)."""
+        """Widths γ of the squashing, one per feature, (features,)."""
         return self.log_gamma.exp()
 
     def forward(self, history: Tensor) -> Tensor:
-        """(…, parameters) of (…, lags, features, parameters)."""
+        """Return f, (…, parameters), for a history of features, (…, lags, features, parameters)."""
         gamma = self.gamma.to(history.dtype)
         squashed = torch.tanh(history / gamma[:, None]) * gamma[:, None]
         return -torch.einsum("...lfp,fl->...p", squashed, self.weights.to(history.dtype))
@@ -183,9 +186,9 @@ class TanhTemplate(Rule):
         cls,
         X: Any,
         y: Any,
-        features: Sequence[str] = ("m", "g"),
-        lags: int = 10,
-        gammas: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+        features: Sequence[str] = DEFAULT.features,
+        lags: int = DEFAULT.lags,
+        gammas: Sequence[float] = TemplateSettings().gammas,
     ) -> TanhTemplate:
         """Least squares for W on regression data, over a grid of γ (the same for all features).
 
@@ -226,14 +229,14 @@ class InterpolationRule(Rule):
         self.lam = nn.Parameter(torch.tensor(float(lam)))
 
     def forward(self, history: Tensor) -> Tensor:
-        """(…, parameters) of (…, 1, 2, parameters)."""
+        """Return f, (…, parameters), for the present m̂ and √v̂, (…, 1, 2, parameters)."""
         first, deviation = history[..., 0, 0, :], history[..., 0, 1, :]
         lam = self.lam.to(history.dtype)
         return -first / (1 - lam + lam * deviation)
 
     @property
     def expression(self) -> Expression:
-        """The rule with its present λ."""
+        """The rule as an expression, with its present λ."""
         lam = float(self.lam.detach())
         return call("neg", var("mhat_0") / (const(1 - lam) + lam * var("d_0")))
 
@@ -257,7 +260,7 @@ class PolynomialRule(Rule):
     def __init__(
         self,
         features: Sequence[str] = ("m", "g", "grad", "ema0.5"),
-        lags: int = 10,
+        lags: int = DEFAULT.lags,
         scale: Sequence[float] = (0.2, 1.0, 5e-4, 5e-4),
         orders: int = 3,
         delta: float = 0.05,
@@ -275,7 +278,7 @@ class PolynomialRule(Rule):
         self.orders, self.delta = orders, delta
 
     def forward(self, history: Tensor) -> Tensor:
-        """(…, parameters) of (…, lags, features, parameters)."""
+        """Return f, (…, parameters), for a history of features, (…, lags, features, parameters)."""
         assert isinstance(self.scale, Tensor)
         x = history / self.scale.to(history.dtype)[:, None]
         sign, magnitude = x.sign(), x.abs()
@@ -298,67 +301,6 @@ class PolynomialRule(Rule):
                         x = call("div", var(f"{feature}_{lag}"), float(self.scale[k]))
                         total = total + float(weights[order - 1, lag, k].detach()) * call("pow", x, exponent)
         return total.simplify()
-
-
-class SymbolicPolicy(Policy):
-    """A rule as a policy: features and their history are state, the rule's numbers are what meta-training changes.
-
-    Parameters
-    ----------
-    rule : Rule
-        f; shared, not copied.
-    lr : float
-        α.
-    betas : tuple of float
-        Decay of the moments.
-    clamp : float, optional
-        Bound on |f|; what is not finite becomes 0. ``None`` leaves f as it is.
-
-    Raises
-    ------
-    ValueError
-        ``lr`` or ``clamp`` is not positive, a β is outside [0, 1).
-    """
-
-    def __init__(
-        self, rule: Rule, lr: float = 0.01, betas: tuple[float, float] = (0.95, 0.95), clamp: float | None = 1.0
-    ) -> None:
-        super().__init__()
-        self.rule = rule
-        self.lr = positive("lr", lr)
-        self.clamp = None if clamp is None else float(positive("clamp", clamp))
-        self.inputs = Features(rule.features, betas)
-
-    def describe(self) -> str:
-        """The rule with its present numbers, and what it is fed."""
-        own = {"features": list(self.rule.features), "lags": self.rule.lags, "betas": self.inputs.betas}
-        return described(self, {"rule": self.rule.expression.simplify(), **own})
-
-    def optimizer(self, params: Any) -> torch.optim.Optimizer:
-        """The rule's equation as an optimizer, which keeps no more state than the equation uses."""
-        from atlas.methods.symbolic_l2o.optimizer import SymbolicOptimizer
-
-        return SymbolicOptimizer(params, self.rule, float(self.lr), betas=self.inputs.betas, clamp=self.clamp)
-
-    def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """Moments and history at zero."""
-        shape = (*theta.shape[:-1], self.rule.lags, len(self.rule.features), theta.shape[-1])
-        return {"features": self.inputs.init_state(theta), "history": theta.new_zeros(shape)}
-
-    def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """α f, bounded."""
-        state = self.observe(g, state)
-        raw = self.rule(state["history"])
-        if self.clamp is not None:
-            raw = torch.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clamp(-self.clamp, self.clamp)
-        return self.lr * raw, state
-
-    def observe(self, g: Tensor, state: State) -> State:
-        """Moments advance and the features join the history."""
-        z, features = self.inputs.step(g, state["features"])
-        newest = z.transpose(-1, -2).unsqueeze(-3)
-        history = torch.cat([newest, state["history"][..., :-1, :, :]], dim=-3)
-        return {"features": features, "history": history}
 
 
 def adam_like(lags: int = 1) -> TanhTemplate:

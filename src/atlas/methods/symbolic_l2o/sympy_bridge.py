@@ -50,12 +50,12 @@ TO_SYMPY: dict[str, Callable[..., Any]] = {
 
 
 def symbol(name: str) -> sympy.Symbol:
-    """The real symbol of a variable."""
+    """The symbol of a variable, which sympy takes for a real number."""
     return sympy.Symbol(name, real=True)
 
 
 def to_sympy(expression: Expression) -> sympy.Expr:
-    """See :meth:`.Expression.sympy`."""
+    """The same function in sympy, over real symbols; whole numbers stay whole. See :meth:`.Expression.sympy`."""
     if expression.op == "var":
         return symbol(expression.name)
     if expression.op == "const":
@@ -85,19 +85,19 @@ def from_sympy(expression: Any) -> Expression:
     ValueError
         It holds a function that has no counterpart; says which.
     """
-    found = sympy.sympify(expression) if isinstance(expression, int | float) else expression
-    if found.is_Symbol:
-        return var(found.name)
-    if found.is_number:
-        return const(float(found))
-    if found.is_Add or found.is_Mul:
-        return reduce(lambda x, y: call("add" if found.is_Add else "mul", x, y), map(from_sympy, found.args))
-    if found.is_Pow:
-        return _power(found.base, found.exp)
+    node = sympy.sympify(expression) if isinstance(expression, int | float) else expression
+    if node.is_Symbol:
+        return var(node.name)
+    if node.is_number:
+        return const(float(node))
+    if node.is_Add or node.is_Mul:
+        return reduce(lambda x, y: call("add" if node.is_Add else "mul", x, y), map(from_sympy, node.args))
+    if node.is_Pow:
+        return _power(node.base, node.exp)
     for kind, name in FUNCTIONS.items():
-        if isinstance(found, kind):
-            return call(name, from_sympy(found.args[0]))
-    return _special(found)
+        if isinstance(node, kind):
+            return call(name, from_sympy(node.args[0]))
+    return _special(node)
 
 
 def _power(base: Any, exponent: Any) -> Expression:
@@ -109,32 +109,32 @@ def _power(base: Any, exponent: Any) -> Expression:
     return raised(from_sympy(base), from_sympy(exponent))
 
 
-def _special(found: Any) -> Expression:
-    if isinstance(found, sympy.log):
-        argument = found.args[0]
+def _special(node: Any) -> Expression:
+    if isinstance(node, sympy.log):
+        argument = node.args[0]
         magnitude = argument - LOG_EPS
         return call("logm", from_sympy(magnitude.args[0] if isinstance(magnitude, sympy.Abs) else argument))
-    if isinstance(found, sympy.Max) and len(found.args) == 2 and sympy.Integer(0) in found.args:
-        return call("relu", from_sympy(next(arg for arg in found.args if arg != 0)))
-    if isinstance(found, sympy.Heaviside) and found.args[-1] == 0:
-        return call("greater", from_sympy(found.args[0]), 0.0)
-    if isinstance(found, sympy.Piecewise) and found == _ordinary_power(*found.args[0].expr.as_base_exp()):
-        return call("power", *map(from_sympy, found.args[0].expr.as_base_exp()))
-    raise ValueError(f"{type(found).__name__} has no counterpart among the operators: {found}")
+    if isinstance(node, sympy.Max) and len(node.args) == 2 and sympy.Integer(0) in node.args:
+        return call("relu", from_sympy(next(arg for arg in node.args if arg != 0)))
+    if isinstance(node, sympy.Heaviside) and node.args[-1] == 0:
+        return call("greater", from_sympy(node.args[0]), 0.0)
+    if isinstance(node, sympy.Piecewise) and node == _ordinary_power(*node.args[0].expr.as_base_exp()):
+        return call("power", *map(from_sympy, node.args[0].expr.as_base_exp()))
+    raise ValueError(f"{type(node).__name__} has no counterpart among the operators: {node}")
 
 
 def to_latex(expression: Expression, digits: int = 3) -> str:
     """See :meth:`.Expression.latex`; constants are rounded to ``digits`` significant digits."""
     converted = to_sympy(expression)
     rounded = converted.xreplace({number: sympy.Float(number, digits) for number in converted.atoms(sympy.Float)})
-    return sympy.latex(rounded, symbol_names={one: latex_name(one.name) for one in rounded.free_symbols})
+    return sympy.latex(rounded, symbol_names={variable: latex_name(variable.name) for variable in rounded.free_symbols})
 
 
 def latex_name(name: str) -> str:
     """LaTeX of a variable: ``m_3`` is m̃ three steps ago."""
-    found = re.fullmatch(r"(.+)_(\d+)", name)
-    if found is None:
+    match = re.fullmatch(r"(.+)_(\d+)", name)
+    if match is None:
         return name.replace("_", r"\_")
-    feature, lag = found.groups()
+    feature, lag = match.groups()
     base = GREEK.get(feature, rf"\mathrm{{{feature}}}")
     return rf"{base}_{{t}}" if lag == "0" else rf"{base}_{{t-{lag}}}"

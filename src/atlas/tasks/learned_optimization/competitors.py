@@ -5,24 +5,28 @@ To add one, subclass :class:`Competitor`, and name it as the ``plugin`` of a row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from atlas.datasets import get_dataset
 from atlas.harness.execute import training_summary
 from atlas.harness.files import read_tensors, write_tensors, write_text
 from atlas.harness.plugin import Plugin
+from atlas.harness.registry import Amount, Amounts
 from atlas.harness.resume import training
 from atlas.harness.seeds import generator
-from atlas.l2o import ANALYTIC, MetaConfig, MetaTrainer, Policy, TunedLR, analytic, tune
-from atlas.nn.work import work
+from atlas.l2o import MetaConfig, MetaTrainer, Policy, TunedLR, analytic, tune
+from atlas.nn.work import TRAIN, work
 from atlas.tasks.learned_optimization.data import Arena
-from atlas.tasks.learned_optimization.entry import TUNING
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
     from atlas.tasks.learned_optimization.evaluate import Evaluation
+
+TUNING = "tuning"
+"""Kind of work: looking for a step size."""
 
 
 class Competitor(Plugin):
@@ -51,37 +55,56 @@ class Competitor(Plugin):
 
 
 class Tuned(Competitor):
-    """An analytic optimizer whose step size is found on the meta-training problem."""
+    """A hand-made optimizer whose step size is found on the meta-training problem.
+
+    The settings have the fields of :class:`~atlas.l2o.settings.StepSizeSettings`; all but ``lr`` go to the optimizer.
+
+    Parameters
+    ----------
+    rule : str
+        Which one, a key of :data:`atlas.l2o.ANALYTIC`; subclasses that override :meth:`optimizer` need none.
+    """
+
+    def __init__(self, run: Run, settings: Any, rule: str = "") -> None:
+        super().__init__(run, settings)
+        self.rule = rule
+
+    def optimizer(self, lr: Any, tuning_steps: int | None = None) -> Policy:
+        """Make the optimizer with some step size, a number or a tensor of (instances, 1).
+
+        While the step size is looked for, ``tuning_steps`` says in how many updates, for optimizers with a schedule.
+        """
+        return analytic(self.rule, lr, **self.settings.model_dump(exclude={"lr"}))
 
     def train(self, arena: Arena) -> Mapping[str, Any]:
-        """Find the step size, unless the settings fix it; leaves ``tuning.csv``."""
+        """Find the step size, unless the settings fix it; leaves ``tuning.csv`` with the scores of the grid."""
         if self.settings.lr is not None:
             return {"lr": self.settings.lr, "on_edge": 0}
-        found = tune_on(self.run, arena, self.run.recipe[0], self.options)
-        write_table(self.run, found)
-        return {"lr": found.lr, "on_edge": int(found.on_edge)}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the optimizer takes besides a step size."""
-        return self.settings.model_dump(exclude={"lr"})
+        steps = arena.protocol.tuning.epochs * arena.steps_per_epoch()
+        tuned = tune_on(self.run, arena, lambda lr: self.optimizer(lr, steps))
+        rows = [f"{lr:g},{score:.6g}" for lr, score in tuned.table.items()]
+        write_text(self.run.results / "tuning.csv", "\n".join(["lr,score", *rows]) + "\n")
+        return {"lr": tuned.lr, "on_edge": int(tuned.on_edge)}
 
     def policies(self) -> Sequence[Policy]:
         """The optimizer with the step size that was found."""
-        return [analytic(self.run.recipe[0], training_summary(self.run)["lr"], **self.options)]
+        return [self.optimizer(training_summary(self.run)["lr"])]
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
-        """The step size."""
+        """The step size that was found, as the row's extra metric."""
         return {"tuned_lr": training_summary(self.run)["lr"]}
 
 
-def tune_on(run: Run, arena: Arena, name: str, options: Mapping[str, Any], factories: Mapping[str, Any] = ANALYTIC) -> TunedLR:
-    """Find the step size of an optimizer on the meta-training problem, as the protocol says."""
+def tune_on(run: Run, arena: Arena, make: Callable[[torch.Tensor], Policy]) -> TunedLR:
+    """Find an optimizer's step size on the meta-training problem, as the protocol says.
+
+    ``make`` returns the optimizer for step sizes of (instances, 1), one for each instance.
+    """
     settings = arena.protocol.tuning
     every = arena.steps_per_epoch()
     with work(TUNING):
         return tune(
-            lambda lr: factories[name](lr, **options),
+            make,
             arena.train,
             settings.grid,
             steps=settings.epochs * every,
@@ -93,16 +116,20 @@ def tune_on(run: Run, arena: Arena, name: str, options: Mapping[str, Any], facto
         )
 
 
-def write_table(run: Run, found: TunedLR, name: str = "tuning.csv") -> None:
-    """Leave the scores of a grid beside the run's metrics."""
-    rows = [f"{lr:g},{score:.6g}" for lr, score in found.table.items()]
-    write_text(run.results / name, "\n".join(["lr,score", *rows]) + "\n")
+def tuning_amounts(run: Run) -> Amounts:
+    """Updates while a step size is tuned, and optimizees side by side: the grid times the seeds."""
+    protocol = run.protocol_model()
+    images = cast(int, get_dataset(run.data).facts["train"])
+    share = 1.0 if protocol.data.shared else protocol.data.meta_fraction
+    epoch = max(1.0, share * (1 - protocol.data.validation_fraction) * images // protocol.train.batch_size)
+    together = len(protocol.tuning.grid) * protocol.tuning.seeds
+    return {TUNING: Amount(protocol.tuning.epochs * min(epoch, protocol.epoch_steps or epoch), together, together)}
 
 
 class Learned(Competitor):
     """A policy meta-trained plainly: the sum of losses over windows, no teachers. Override :meth:`fresh`.
 
-    The settings have the fields of :class:`~atlas.l2o.MetaConfig` under ``meta``.
+    The settings have a :class:`~atlas.l2o.MetaConfig` under ``meta``.
     """
 
     def fresh(self) -> Policy:
@@ -110,34 +137,54 @@ class Learned(Competitor):
         raise NotImplementedError
 
     def train(self, arena: Arena) -> Mapping[str, Any]:
-        """Meta-train, window by window; goes on where it was interrupted."""
+        """Meta-train a fresh policy, window by window; goes on where it was interrupted."""
         torch.manual_seed(generator(self.run.seed, "policy").initial_seed() % 2**63)
         policy = self.fresh().to(arena.device)
-        cfg = MetaConfig(**self.settings.meta.model_dump())
-        trainer = MetaTrainer(policy, arena.train, cfg, generator(self.run.seed, "meta"))
-        loop = training(self.run, cfg.windows, parts={"trainer": trainer})
-        for _ in loop:
-            row = trainer.window()
-            loop.log(**{name: value for name, value in row.items() if name != "window"})
-        store_policies(self.run, [policy])
-        return {"windows": cfg.windows, "skipped": trainer.skipped}
+        trainer = meta_train_run(self.run, policy, arena, self.settings.meta, "meta")
+        return {"windows": self.settings.meta.windows, "skipped": trainer.skipped}
 
     def policies(self) -> Sequence[Policy]:
-        """The trained policy."""
+        """The trained policy, as the one replicate."""
         return restore_policies(self.run, [self.fresh()])
 
 
+def meta_train_run(run: Run, policy: Policy, arena: Arena, settings: MetaConfig, purpose: str) -> MetaTrainer:
+    """Meta-train a policy in place, window by window, and leave its numbers as the run's weights.
+
+    It goes on where it was interrupted. ``purpose`` names the stream of random numbers.
+    """
+    trainer = MetaTrainer(policy, arena.train, settings, generator(run.seed, purpose))
+    loop = training(run, settings.windows, parts={"trainer": trainer})
+    for _ in loop:
+        row = trainer.window()
+        loop.log(**{name: value for name, value in row.items() if name != "window"})
+    store_policies(run, [policy])
+    return trainer
+
+
+def meta_training_amounts(run: Run) -> Amounts:
+    """Windows of a plain meta-training, and optimizees side by side in each."""
+    meta = run.settings_model(run.recipe[0]).meta
+    return {TRAIN: window_amount(meta.windows, meta.unroll, meta.instances)}
+
+
+def window_amount(windows: int, unroll: int, together: int) -> Amount:
+    """Windows of a meta-training, and updates in each of all optimizees side by side, one update after the other."""
+    return Amount(windows, unroll * together, together)
+
+
 def store_policies(run: Run, policies: Sequence[Policy]) -> None:
-    """Write the numbers of replicates as the run's weights."""
-    write_tensors(
-        run.weights, {f"{r}.{name}": value for r, one in enumerate(policies) for name, value in one.state_dict().items()}
-    )
+    """Write the numbers of replicates as the run's weights, each under the number of its replicate."""
+    numbers = {
+        f"{replicate}.{name}": value for replicate, policy in enumerate(policies) for name, value in policy.state_dict().items()
+    }
+    write_tensors(run.weights, numbers)
 
 
 def restore_policies(run: Run, policies: Sequence[Policy]) -> Sequence[Policy]:
-    """Fill fresh policies with a run's weights."""
+    """Fill fresh policies with a run's weights, and return them."""
     numbers = read_tensors(run.weights)
-    for r, policy in enumerate(policies):
-        prefix = f"{r}."
+    for replicate, policy in enumerate(policies):
+        prefix = f"{replicate}."
         policy.load_state_dict({name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)})
     return policies

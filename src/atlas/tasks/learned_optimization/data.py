@@ -47,12 +47,12 @@ class Arena:
 
     @cached_property
     def train(self) -> Optimizee:
-        """The meta-training problem."""
+        """The meta-training problem, on the examples of its side."""
         return self._make("train", self.protocol.train, self.meta)
 
     @cached_property
     def problems(self) -> dict[str, Optimizee]:
-        """What optimizers are judged on, by name."""
+        """The problems that optimizers are judged on, by name, in the protocol's order."""
         return {name: self._make(name, problem, self.judged) for name, problem in self.protocol.problems.items()}
 
     def steps_per_epoch(self, name: str | None = None) -> int:

@@ -55,22 +55,22 @@ class Outcome:
     finite: Tensor
 
     def replicate(self, index: int) -> Outcome:
-        """The outcome of one replicate."""
+        """The outcome of one replicate, as replicates of which there is one."""
         return Outcome(*(getattr(self, name)[index : index + 1] for name in self.__dataclass_fields__))
 
     @property
     def best_log_val(self) -> Tensor:
-        """(R, n)."""
+        """(R, n): log of the smallest validation loss of every run."""
         return torch.as_tensor(best_log_loss(self.val.numpy()))
 
     @property
     def best_log_train(self) -> Tensor:
-        """(R, n)."""
+        """(R, n): log of the smallest mean mini-batch loss of an epoch, of every run."""
         return torch.as_tensor(best_log_loss(self.train.numpy()))
 
     @property
     def stability(self) -> Tensor:
-        """(R, n)."""
+        """(R, n): optimization stability of the validation losses of every run, the start left out."""
         return torch.as_tensor(optimization_stability(self.val[..., 1:].numpy()))
 
 
@@ -87,11 +87,11 @@ class Evaluation:
         return next(iter(self.outcomes.values()))
 
     def transfer(self) -> list[Outcome]:
-        """The outcomes on the other networks."""
+        """The outcomes on the networks after the first, in the protocol's order."""
         return [self.outcomes[name] for name in self.arena.protocol.transfer]
 
     def functions(self) -> list[Outcome]:
-        """The outcomes on test functions."""
+        """The outcomes on test functions, in the protocol's order."""
         return [self.outcomes[name] for name, problem in self.arena.protocol.problems.items() if problem.is_function]
 
 
@@ -113,7 +113,7 @@ def judge(run: Run, arena: Arena, policies: list[Policy]) -> Evaluation:
     protocol = arena.protocol
     evaluation = Evaluation(arena)
     alike = len({type(policy) for policy in policies}) == 1 and len(policies) > 1
-    teams: list[tuple[Policy, int]] = [(Ensemble(policies), len(policies))] if alike else [(one, 1) for one in policies]
+    teams: list[tuple[Policy, int]] = [(Ensemble(policies), len(policies))] if alike else [(policy, 1) for policy in policies]
     for name, problem in arena.problems.items():
         every = arena.steps_per_epoch(name)
         outcomes = []
@@ -131,7 +131,7 @@ def judge(run: Run, arena: Arena, policies: list[Policy]) -> Evaluation:
                 warmup_lr=protocol.warmup_lr,
             )
             outcomes.append(outcome(curves, problem, every, size))
-        columns = {key: torch.cat([getattr(one, key) for one in outcomes]) for key in Outcome.__dataclass_fields__}
+        columns = {key: torch.cat([getattr(part, key) for part in outcomes]) for key in Outcome.__dataclass_fields__}
         evaluation.outcomes[name] = Outcome(**columns)
     return evaluation
 
@@ -181,13 +181,13 @@ def measures(evaluation: Evaluation) -> dict[str, float]:
         "log_test": average([home.test.log()]),
         "test_accuracy": average([home.test_accuracy]),
         "stability": average([home.stability]),
-        "transfer_log_val": average([one.best_log_val for one in transfer]),
-        "transfer_log_train": average([one.best_log_train for one in transfer]),
-        "transfer_trajectory_loss": average([one.train for one in transfer]),
+        "transfer_log_val": average([result.best_log_val for result in transfer]),
+        "transfer_log_train": average([result.best_log_train for result in transfer]),
+        "transfer_trajectory_loss": average([result.train for result in transfer]),
         "transfer1_log_val": average([transfer[0].best_log_val]),
         "transfer2_log_val": average([transfer[1].best_log_val]),
-        "functions_log_loss": average([one.best_log_val for one in evaluation.functions()]),
-        "diverged": average([1 - one.finite.double() for one in evaluation.outcomes.values()]),
+        "functions_log_loss": average([result.best_log_val for result in evaluation.functions()]),
+        "diverged": average([1 - result.finite.double() for result in evaluation.outcomes.values()]),
     }
 
 
@@ -196,11 +196,11 @@ def curves_table(evaluation: Evaluation) -> str:
     stream = io.StringIO()
     stream.write("problem,epoch,step,train,train_low,train_high,val,val_low,val_high,accuracy\n")
     levels = torch.tensor([0.5, 0.25, 0.75], dtype=torch.float64)
-    for name, one in evaluation.outcomes.items():
+    for name, result in evaluation.outcomes.items():
         every = evaluation.arena.steps_per_epoch(name)
-        train = torch.quantile(one.train.flatten(0, 1), levels, dim=0)
-        val = torch.quantile(one.val.flatten(0, 1), levels, dim=0)
-        accuracy = one.accuracy.mean((0, 1))
+        train = torch.quantile(result.train.flatten(0, 1), levels, dim=0)
+        val = torch.quantile(result.val.flatten(0, 1), levels, dim=0)
+        accuracy = result.accuracy.mean((0, 1))
         for epoch in range(val.shape[1]):
             shown = ["", "", ""] if epoch == 0 else [f"{value:.5g}" for value in train[:, epoch - 1].tolist()]
             shown += [f"{value:.5g}" for value in [*val[:, epoch].tolist(), float(accuracy[epoch])]]
@@ -212,8 +212,8 @@ def evaluations_table(evaluation: Evaluation) -> str:
     """CSV of problem, replicate, init, and what each single run reached."""
     stream = io.StringIO()
     stream.write("problem,replicate,init,best_log_val,best_log_train,log_test,stability\n")
-    for name, one in evaluation.outcomes.items():
-        columns = torch.stack([one.best_log_val, one.best_log_train, one.test.log(), one.stability], dim=-1)
+    for name, result in evaluation.outcomes.items():
+        columns = torch.stack([result.best_log_val, result.best_log_train, result.test.log(), result.stability], dim=-1)
         for replicate, runs in enumerate(columns.tolist()):
             for init, values in enumerate(runs):
                 stream.write(f"{name},{replicate},{init},{','.join(f'{value:.5g}' for value in values)}\n")
@@ -224,7 +224,7 @@ def step_cost(policy: Policy, device: torch.device) -> tuple[float, float]:
     """Bytes of state per parameter, and time of one update relative to Adam's as a policy: median of interleaved ratios."""
     theta = torch.zeros(1, TIMING_PARAMETERS, device=device)
     gradient = torch.ones_like(theta)
-    ours, adam = ((one, one.init_state(theta)) for one in (policy, Adam(lr=1e-3)))
+    ours, adam = ((optimizer, optimizer.init_state(theta)) for optimizer in (policy, Adam(lr=1e-3)))
 
     steps = [partial(policy.step, gradient, state) for policy, state in (ours, adam)]
     ratio = median_ratio(*interleaved_seconds(steps, TIMING_ROUNDS, device=device))

@@ -18,8 +18,8 @@ REFERENCE = "adam"
 
 def style(data: FigureData, row: str) -> tuple[str, str]:
     """Colour and line style of a row: the palette's, then the palette's dashed, so that no two rows look alike."""
-    place = list(data.colors).index(row)
-    return data.colors[row], STYLES[place // len(PALETTE) % len(STYLES)]
+    index = list(data.colors).index(row)
+    return data.colors[row], STYLES[index // len(PALETTE) % len(STYLES)]
 
 
 def _curves(axes: Axes, data: FigureData, table: pd.DataFrame, rows: list[str], measure: str) -> None:
@@ -76,10 +76,8 @@ def trajectories(data: FigureData) -> Figure | None:
 
 def _is_learned(data: FigureData, row: str) -> bool:
     """Whether a row was meta-trained rather than tuned."""
-    from atlas.tasks.learned_optimization.entry import FIELD
-
-    recipe = next(run.recipe[0] for run in data.runs if run.method == row)
-    return recipe not in {name for name, *_ in FIELD} and recipe != "oracle"
+    run = next(run for run in data.runs if run.method == row)
+    return all("hand-made" not in entry.traits for entry in run.method_entries)
 
 
 @figure(

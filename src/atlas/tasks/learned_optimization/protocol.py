@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import model_validator
 
-from atlas.settings import Settings
+from atlas.l2o.settings import Tuning
+from atlas.settings import Count, Natural, Positive, Settings
 
-Natural = Annotated[int, Gt(0)]
-Positive = Annotated[float, Gt(0)]
-Fraction = Annotated[float, Ge(0), Lt(1)]
+Part = Annotated[float, Gt(0), Lt(1)]
+"""A share that is neither nothing nor all."""
 
 FUNCTIONS = ("quadratic", "rosenbrock")
 
@@ -55,24 +55,12 @@ class Data(Settings):
     are in [0, 1], less ``shift``; ``limit`` keeps that many training examples.
     """
 
-    meta_fraction: Annotated[float, Gt(0), Lt(1)] = 0.5
+    meta_fraction: Part = 0.5
     shared: bool = False
-    validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
-    test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
+    validation_fraction: Part = 0.2
+    test_fraction: Part = 0.2
     shift: float = 0.0
     limit: Natural | None = None
-
-
-class Tuning(Settings):
-    """How step sizes of analytic optimizers are found on the meta-training problem: the whole grid times ``seeds`` starts.
-
-    ``best-val``: smallest log validation loss within ``epochs``; ``final``: log loss of the training split after them.
-    """
-
-    grid: tuple[Positive, ...] = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
-    epochs: Natural = 5
-    seeds: Natural = 3
-    criterion: Literal["best-val", "final"] = "best-val"
 
 
 PUBLISHED = {
@@ -96,7 +84,7 @@ class Protocol(Settings):
     tuning: Tuning = Tuning()
     epochs: Natural = 25
     inits: Annotated[int, Ge(1), Le(100)] = 10
-    warmup_steps: Annotated[int, Ge(0)] = 100
+    warmup_steps: Count = 100
     warmup_lr: Positive = 0.05
     epoch_steps: Natural | None = None
 

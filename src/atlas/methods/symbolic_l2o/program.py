@@ -1,0 +1,170 @@
+"""What a step of an equation does to one block of coordinates, worked out once from the expression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atlas.l2o.drop_in import wide
+from atlas.l2o.features import EMA, NORM_EPS, POWER, POWER_EPS, TIME_SCALE
+from atlas.methods.symbolic_l2o.eager import chain
+from atlas.methods.symbolic_l2o.expressions import Expression
+from atlas.methods.symbolic_l2o.rules import used_columns
+
+
+class Program:
+    """What one step does, worked out once from the expression: moments that are needed, history, and the evaluation."""
+
+    def __init__(self, expression: Expression, features: Sequence[str], lags: int, clamp: float | None) -> None:
+        columns = used_columns(expression.variables, features, lags)
+        self.settings, self.clamp = (expression, tuple(features), lags, clamp), clamp
+        # a sign in front is the step's: the bound is symmetric
+        self.sign, self.expression = (-1, expression.args[0]) if expression.op == "neg" else (1, expression)
+        self.chain = chain(self.expression)
+        self.columns = {name: (features[feature], lag) for name, (feature, lag) in columns.items()}
+        self.used = sorted({feature for feature, _ in self.columns.values()})
+        longest = {feature: max(lag for own, lag in self.columns.values() if own == feature) for feature in self.used}
+        self.history = {feature: length for feature, length in longest.items() if length}
+        self.means = {feature: float(feature[3:]) for feature in self.used if EMA.fullmatch(feature)}
+        self.powers = {feature: _power(feature) for feature in self.used if feature == "n" or POWER.fullmatch(feature)}
+        self.mean_of = {feature: _mean_name(power) for feature, power in self.powers.items()}
+        self.power_means = {_mean_name(power): power for power in sorted(set(self.powers.values()))}
+        self.first = bool({"m", "n", "mom", "mhat"} & set(self.used)) or any(map(POWER.fullmatch, self.used))
+        self.second = bool({"m", "g", "d"} & set(self.used))
+        self.normalised, self.corrected = bool({"m", "g"} & set(self.used)), bool({"mhat", "n"} & set(self.used))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is worked out anew; functions can be neither copied nor pickled."""
+        return Program, self.settings
+
+    def init(self, parameter: Tensor) -> dict[str, Any]:
+        """State of a parameter of real numbers before its first step."""
+        dtype = wide(parameter)
+
+        def zeros(*lead: int) -> Tensor:
+            return torch.zeros(*lead, parameter.numel(), dtype=dtype, device=parameter.device)
+
+        names = [*(["m"] if self.first else []), *(["v"] if self.second else []), *self.means]
+        names += self.power_means
+        return {
+            "step": 0,
+            "moments": {name: zeros() for name in names},
+            "history": {feature: zeros(length) for feature, length in self.history.items()},
+        }
+
+    def constants(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The expression's constants as tensors without axes."""
+        values = torch.tensor(self.expression.constants, dtype=like.dtype).to(like.device)
+        return values.unbind() if len(values) else ()
+
+    def scalars(self, step: int, lr: float, betas: tuple[float, float]) -> dict[str, Any]:
+        """Numbers of a step that are the same for all coordinates."""
+        beta1, beta2 = betas
+        slots = {feature: (step - 1) % length for feature, length in self.history.items()}
+        return {
+            "betas": betas,
+            "first_bias": 1 - beta1**step,
+            "second_bias": 1 - beta2**step,
+            "time": step / TIME_SCALE,
+            "lr": self.sign * lr,
+            "slots": slots,
+        }
+
+    def advance(
+        self, theta: Tensor, gradient: Tensor, moments: dict[str, Tensor], history: dict[str, Tensor], scalars: dict[str, Any]
+    ) -> None:
+        """One step on (part of) one parameter, in place; all tensors are vectors over the same coordinates."""
+        present = self._features(gradient, moments, scalars)
+        env = {name: self._value(*column, present, history, scalars) for name, column in self.columns.items()}
+        raw, owned = self.chain.run(env), self.chain.owned
+        if self.clamp is not None:
+            finite = torch.nan_to_num_ if owned else torch.nan_to_num
+            raw = finite(raw, nan=0.0, posinf=0.0, neginf=0.0).clamp_(-self.clamp, self.clamp)
+        lr = scalars["lr"]
+        if isinstance(lr, Tensor):
+            theta.add_(raw * lr)
+        else:
+            theta.add_(raw, alpha=lr)
+        for feature, memory in history.items():
+            memory[scalars["slots"][feature]] = present[feature]
+
+    def _value(
+        self, feature: str, lag: int, present: dict[str, Tensor], history: dict[str, Tensor], scalars: dict[str, Any]
+    ) -> Tensor:
+        """A feature some steps ago; the history is a ring, whose next slot holds the oldest entry."""
+        if lag == 0:
+            return present[feature]
+        length = self.history[feature]
+        return history[feature][(scalars["slots"][feature] - lag) % length]
+
+    def _features(self, g: Tensor, moments: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Tensor]:
+        """Update the moments in place, and return the features that are used; see :class:`atlas.l2o.Features`."""
+        beta1, beta2 = scalars["betas"]
+        if self.first:
+            moments["m"].lerp_(g, 1 - beta1)
+        if self.second:
+            moments["v"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        for name, beta in self.means.items():
+            moments[name].lerp_(g, 1 - beta)
+        for name, power in self.power_means.items():
+            moments[name].mul_(beta2).add_(g.abs().pow_(power), alpha=1 - beta2)
+        deviation = _unbiased(moments["v"], scalars["second_bias"]).sqrt() if self.second else None
+        normaliser = None
+        if deviation is not None and self.normalised:
+            normaliser = deviation + NORM_EPS if "d" in self.used else deviation.add_(NORM_EPS)
+        corrected = moments["m"] / scalars["first_bias"] if self.corrected else None
+        return {name: self._feature(name, g, moments, deviation, normaliser, corrected, scalars) for name in self.used}
+
+    def _feature(
+        self,
+        name: str,
+        g: Tensor,
+        moments: dict[str, Tensor],
+        deviation: Tensor | None,
+        normaliser: Tensor | None,
+        corrected: Tensor | None,
+        scalars: dict[str, Any],
+    ) -> Tensor:
+        if name in self.powers:
+            power, mean = self.powers[name], moments[self.mean_of[name]]
+            numerator = corrected if name == "n" else moments["m"]
+            assert numerator is not None
+            return numerator / ((mean / scalars["second_bias"]).pow_(1 / power).add_(POWER_EPS))
+        if name in self.means:
+            return moments[name]
+        if name == "time":
+            return torch.zeros_like(g) + scalars["time"]
+        if name in ("m", "g"):
+            assert normaliser is not None
+            return g / normaliser if name == "g" else moments["m"] / _biased(normaliser, scalars["first_bias"])
+        direct: dict[str, Tensor | None] = {"grad": g, "mom": moments.get("m"), "mhat": corrected, "d": deviation}
+        value = direct[name]
+        assert value is not None
+        return value
+
+
+def _unbiased(mean: Tensor, correction: Any) -> Tensor:
+    """A moment over its bias correction, which is 1 after some hundred steps."""
+    return mean if isinstance(correction, float) and correction == 1 else mean / correction
+
+
+def _biased(width: Tensor, correction: Any) -> Tensor:
+    return width if isinstance(correction, float) and correction == 1 else width * correction
+
+
+def _mean_name(power: float) -> str:
+    return f"v{power:g}"
+
+
+def _power(feature: str) -> float:
+    return 3.0 if feature == "n" else float(feature[1:])
+
+
+def as_tensors(scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """The numbers of a step as tensors, so that a compiled step is not compiled anew for each."""
+    numbers = {name: torch.tensor(scalars[name], dtype=like.dtype) for name in ("first_bias", "second_bias", "time", "lr")}
+    slots = {feature: torch.tensor(slot, device=like.device) for feature, slot in scalars["slots"].items()}
+    return {**scalars, **{name: number.to(like.device) for name, number in numbers.items()}, "slots": slots}
