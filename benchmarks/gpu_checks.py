@@ -249,7 +249,7 @@ CASES: dict[str, Compute] = {
     "As-ViT's measures": measures,
     "Flying Bird, two updates": topology_update,
     "PGD, one ℓ2 step": attack,
-    **{f"symbolic optimizer, {name}, compiled": symbolic(rule) for name, rule in RULES.items()},
+    **{f"symbolic optimizer, {name}, compiled": symbolic(rule, compiled=True) for name, rule in RULES.items()},
 }
 HALF = (
     "AttnScale",
