@@ -1,4 +1,4 @@
-"""UVC as an ingredient: rows of every tier build, every strategy trains and comes back from its files, and errors are lines."""
+"""UVC in its task: rows of every tier build, every strategy trains and comes back from its files, and errors are lines."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def short(root: Path, method: str, **settings: Any) -> Run:
         root=root,
         recipe=(method,),
         method=method,
+        method_entries=(entry,),
         protocol=protocol,
         settings={method: validate_settings(entry.settings, merge(entry.smallest, settings), "test", method)},
         needs={"dense": dense},
