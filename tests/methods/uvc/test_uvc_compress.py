@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from atlas.methods.uvc import (
 )
 from atlas.methods.uvc.compression import cosine_rate
 from atlas.methods.uvc.criteria import saliency_plan
+from atlas.methods.uvc.settings import UVCSettings
 
 
 def vit(**options: Any) -> Any:
@@ -106,6 +108,16 @@ def test_compress(budget: float, options: dict[str, Any]) -> None:
         assert all(
             torch.equal(a, b) for a, b in zip(result.model.state_dict().values(), again.model.state_dict().values(), strict=True)
         )
+
+
+def test_the_call_and_the_row_have_the_same_defaults() -> None:
+    row = UVCSettings()
+    call = {name: parameter.default for name, parameter in signature(compress).parameters.items()}
+    assert (call["alpha"], call["temperature"], call["kd_norm"]) == (0.1, 1.0, "batch")
+    shared = ("alpha", "temperature", "kd_norm", "weight_decay", "preset", "v_layout")
+    assert {name: call[name] for name in shared} == row.model_dump(include=set(shared))
+    assert call["epochs"] == (row.search_epochs, row.epochs) == (30, 120)
+    assert (call["learning_rate"], call["finetune_learning_rate"]) == (row.search_learning_rate, row.learning_rate)
 
 
 def test_compress_refuses() -> None:

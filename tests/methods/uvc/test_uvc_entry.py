@@ -1,4 +1,4 @@
-"""UVC as an ingredient: rows of every tier build, every strategy trains and comes back from its files, and errors are lines."""
+"""UVC in its task: rows of every tier build, every strategy trains and comes back from its files, and errors are lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atlas.harness.study import Study
 from atlas.methods.uvc import CompressionPlan, ViTShape
 from atlas.methods.uvc.baselines import Structured, Unstructured, _cross_entropy
 from atlas.methods.uvc.criteria import _saliencies, taylor_scores
-from atlas.methods.uvc.ingredient import Searched, Trainer
+from atlas.methods.uvc.plugin import Searched, Trainer
 from atlas.nn.work import TRAIN
 from atlas.settings import merge, validate_settings
 from atlas.tasks.image_classification.ingredients import Ingredients
@@ -43,6 +43,7 @@ def short(root: Path, method: str, **settings: Any) -> Run:
         root=root,
         recipe=(method,),
         method=method,
+        method_entries=(entry,),
         protocol=protocol,
         settings={method: validate_settings(entry.settings, merge(entry.smallest, settings), "test", method)},
         needs={"dense": dense},

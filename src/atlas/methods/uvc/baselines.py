@@ -1,16 +1,17 @@
-"""The baselines as ingredients: the same teacher, loss and path to a smaller model, another decision on what to keep."""
+"""The baselines as plug-ins: the same teacher, loss and path to a smaller model, another decision on what to keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.uvc.costs import ViTShape
+from atlas.harness.resume import Values
+from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.criteria import (
     batch_gradients,
     cubic_sparsity,
@@ -23,10 +24,10 @@ from atlas.methods.uvc.criteria import (
     uniform_plan,
     weight_masks,
 )
-from atlas.methods.uvc.entry import SEARCH_PHASE, BlindSettings, StructuredSettings, UnstructuredSettings
 from atlas.methods.uvc.exporting import zero_removed
-from atlas.methods.uvc.ingredient import Distilled, Trainer, scores_of
 from atlas.methods.uvc.plan import CompressionPlan
+from atlas.methods.uvc.plugin import SEARCH_PHASE, Distilled, Trainer, scores_of
+from atlas.methods.uvc.settings import BlindSettings, StructuredSettings, UnstructuredSettings
 from atlas.nn.work import TRAIN
 from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.models import build_model
@@ -37,29 +38,29 @@ if TYPE_CHECKING:
 
 
 class Dense(Distilled):
-    """Keeps everything."""
+    """Keeps everything: the dense model trained on, with itself as the teacher."""
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
-        """Nothing to decide."""
+        """Return the plan that keeps everything."""
         return CompressionPlan.identity(ViTShape.from_timm(training.model))
 
 
 class Uniform(Distilled):
-    """The same share everywhere."""
+    """Removes the same share of dims and neurons from every layer, the smallest first."""
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
-        """By squared norms of what units feed forward."""
+        """Rank units by the squared norms of what they feed forward."""
         shape, scores = scores_of(training)
         return uniform_plan(shape, scores, self.budget)
 
 
 class Blind(Distilled):
-    """Blocks by their place alone."""
+    """Keeps blocks by their place alone."""
 
     settings: BlindSettings
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
-        """Spaced or first blocks; from scratch, of the model at its initialisation."""
+        """Keep the spaced or the first blocks, from scratch those of the model at its initialisation."""
         if self.settings.from_scratch:
             fresh = build_model(training.run, Ingredients(training.run.build()), training.data.classes)
             training.model.load_state_dict(fresh.state_dict())
@@ -68,7 +69,7 @@ class Blind(Distilled):
 
 
 def _some_batches(training: Training, count: int) -> list[tuple[Tensor, Tensor]]:
-    """The first training batches of an epoch that no training has."""
+    """Return the first (images, labels) of an epoch that no training has."""
     return list(islice(training.data.train_batches(10**6), count))
 
 
@@ -77,12 +78,14 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Structured(Distilled):
-    """One-shot criteria on heads, dims and neurons."""
+    """Criteria on heads, dims and neurons; gradual pruning trains while it prunes, the others decide at once."""
 
     settings: StructuredSettings
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
-        """By magnitude, first-order loss change, or saliency."""
+        """Rank units by magnitude, at once or gradually, by first-order change of the loss, or by saliency."""
+        if self.settings.criterion == "gradual":
+            return self._gradually(training, trainer)
         shape, scores = scores_of(training)
         model = training.model.eval()
         if self.settings.criterion == "magnitude":
@@ -93,14 +96,8 @@ class Structured(Distilled):
             return one_shot_plan(shape, found, self.budget)
         return saliency_plan(model, *batches[0], _cross_entropy, self.budget, micro_batch=size)
 
-
-class Gradual(Distilled):
-    """Magnitude pruning in jumps while training: the first ``ramp`` of the epochs before the export, the rest after it."""
-
-    settings: StructuredSettings
-
-    def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
-        """Train, in the phase ``search``, with what is removed held at 0."""
+    def _gradually(self, training: Training, trainer: Trainer) -> CompressionPlan:
+        """Prune by magnitude in jumps, while the resumable loop ``search`` trains with what is removed held at 0."""
         shape = ViTShape.from_timm(training.model)
         epochs = self.settings.stages[0]
         total = epochs * training.data.steps_per_epoch
@@ -120,7 +117,7 @@ class Gradual(Distilled):
         return one_shot_plan(shape, scores_of(training)[1], self.budget)
 
     def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
-        """The rest of the epochs, further down the same schedule of the learning rate."""
+        """Train for the rest of the epochs, further down the same schedule of the learning rate."""
         before, after = self.settings.stages
         done = before * training.data.steps_per_epoch
         rate = self.rate(training)
@@ -128,7 +125,7 @@ class Gradual(Distilled):
 
 
 class _Held:
-    """A plan as a part of the resume state."""
+    """A plan that changes from step to step, as a part of the resume state."""
 
     def __init__(self, plan: CompressionPlan) -> None:
         self.plan = plan
@@ -146,13 +143,13 @@ class Unstructured(Distilled):
     settings: UnstructuredSettings
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
-        """The architecture stays; the one-shot criteria mask its weights at once."""
+        """Keep the whole architecture; criteria other than gradual pruning mask its weights at once."""
         if self.settings.criterion != "gradual":
             _apply(training.model, self.masks(training, self.settings.sparsity))
         return CompressionPlan.identity(ViTShape.from_timm(training.model))
 
     def masks(self, training: Training, sparsity: float) -> dict[str, Tensor]:
-        """Which weights stay."""
+        """Return which weights stay, as bool masks like the weights, by name."""
         weights = prunable_weights(training.model)
         if self.settings.criterion != "taylor":
             return weight_masks({name: weight.detach().abs() for name, weight in weights.items()}, sparsity)
@@ -167,11 +164,11 @@ class Unstructured(Distilled):
         return weight_masks({name: (total[name] * weight.detach()).abs() for name, weight in weights.items()}, sparsity)
 
     def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
-        """Train with masked weights held at 0."""
+        """Train with masked weights held at 0; gradual pruning renews the masks at every jump."""
         settings, per_epoch = self.settings, training.data.steps_per_epoch
         total = settings.epochs * per_epoch
         interval = max(1, int(settings.ramp * total) // (settings.jumps + 1))
-        held = _Masks({name: weight != 0 for name, weight in prunable_weights(small).items()})
+        held = Values(masks={name: weight != 0 for name, weight in prunable_weights(small).items()})
 
         def after(step: int, rate: float) -> Mapping[str, float]:
             if settings.criterion == "gradual" and step % interval == 0:
@@ -181,30 +178,17 @@ class Unstructured(Distilled):
             _apply(small, held.masks)
             return {}
 
-        rate: Callable[[int], float] = self.rate(training)
-        trainer.fit(TRAIN, small, settings.epochs, 0, rate, parts={"masks": held}, after=after)
+        trainer.fit(TRAIN, small, settings.epochs, 0, self.rate(training), parts={"masks": held}, after=after)
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
-        """The metrics of every row, and the share of weights that are not 0."""
+        """Return the metrics of every row, and the share of weights that are not 0."""
         weights = prunable_weights(evaluation.model).values()
         kept = sum(int((weight != 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
         return {**super().evaluate(evaluation), "weights_kept": kept}
 
 
-class _Masks:
-    """Masks of weights as a part of the resume state."""
-
-    def __init__(self, masks: dict[str, Tensor]) -> None:
-        self.masks = masks
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.masks)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.masks = {name: mask.to(self.masks[name].device) for name, mask in state.items()}
-
-
 @torch.no_grad()
 def _apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set masked weights to 0, in place."""
     for name, weight in prunable_weights(model).items():
         weight.mul_(masks[name].to(weight))

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.controller import UVCController
-from atlas.methods.uvc.costs import ViTShape
-from atlas.methods.uvc.distillation import Norm, kd_loss
+from atlas.methods.uvc.distillation import kd_loss
 from atlas.methods.uvc.exporting import export
 from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
+from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
 
+DEFAULTS = UVCSettings()
 ANNEALED = 0.6
 """Share of the search over which the normalised preset lowers the budget."""
 
@@ -84,14 +86,14 @@ def weight_step(
 
 
 def settle(controller: UVCController, budget: float) -> CompressionPlan:
-    """The controller's plan, repaired to the budget: by units where it prunes, else by whole blocks."""
+    """Return the controller's plan, repaired to the budget: by units where it prunes, else by whole blocks."""
     if controller.prune:
         return fill_blocks(controller.plan(), controller.shape, controller.scores(), budget)
     return fit_blocks(controller.plan(), controller.shape, controller.preferences(), budget)
 
 
 def smallest_cut(shape: ViTShape) -> CompressionPlan:
-    """Everything but a dim of every head and a neuron of every block, where there are more: to try whether a model can be cut."""
+    """Return the plan without a dim of every head and a neuron of every block: to try whether a model can be cut."""
     plan = CompressionPlan.identity(shape)
     plan.dims[..., 0] &= ~plan.dims[..., 1:].any(-1)
     plan.neurons[..., 0] &= ~plan.neurons[..., 1:].any(-1)
@@ -105,22 +107,22 @@ def compress(
     *,
     val_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
     teacher: nn.Module | None = None,
-    epochs: tuple[int, int] = (30, 120),
-    preset: str = "normalised",
+    epochs: tuple[int, int] = DEFAULTS.stages,
+    preset: ControllerPreset = DEFAULTS.preset,
     seed: int = 0,
     device: torch.device | str | None = None,
     warmup_epochs: int | None = None,
-    learning_rate: float = 1e-4,
-    finetune_learning_rate: float = 1e-4,
-    weight_decay: float = 0.05,
-    alpha: float = 0.5,
-    temperature: float = 2.0,
-    kd_norm: Norm = "batch",
-    v_layout: Any = "padded",
+    learning_rate: float = DEFAULTS.search_learning_rate,
+    finetune_learning_rate: float = DEFAULTS.learning_rate,
+    weight_decay: float = DEFAULTS.weight_decay,
+    alpha: float = DEFAULTS.alpha,
+    temperature: float = DEFAULTS.temperature,
+    kd_norm: Norm = DEFAULTS.kd_norm,
+    v_layout: ValueLayout = DEFAULTS.v_layout,
     prune: bool = True,
     skip: bool = True,
 ) -> CompressionResult:
-    """Compress a trained timm VisionTransformer to a budget.
+    """Compress a trained timm VisionTransformer to a budget; defaults are those of :class:`.settings.UVCSettings`.
 
     Parameters
     ----------
@@ -159,15 +161,15 @@ def compress(
     ExportError
         The model cannot be made smaller exactly; tried before the search.
     """
-    place = torch.device(device) if device is not None else next(model.parameters()).device
+    device = torch.device(device) if device is not None else next(model.parameters()).device
     if isinstance(train_loader, Sized) and not len(train_loader):
         raise ValueError("train_loader is empty")
-    student = copy.deepcopy(model).to(place)
-    guide = copy.deepcopy(model if teacher is None else teacher).to(place).eval().requires_grad_(False)
+    student = copy.deepcopy(model).to(device)
+    guide = copy.deepcopy(model if teacher is None else teacher).to(device).eval().requires_grad_(False)
     distills = getattr(student, "distilled_training", None)
     if distills is not None:
         student.set_distilled_training(True)
-    stages = _Stages(student, guide, train_loader, place, alpha, temperature, kd_norm)
+    stages = _Stages(student, guide, train_loader, device, alpha, temperature, kd_norm)
     batches = stages.count_batches()
     warmup = max(1, epochs[0] // 6) if warmup_epochs is None else warmup_epochs
     warmup = min(warmup, max(0, epochs[0] - 1))
@@ -186,9 +188,9 @@ def compress(
     if v_layout == "uniform":
         plan = uniform_widths(plan, controller.shape, controller.scores())
     small: Any = export(student, plan, v_layout)
-    before = None if val_loader is None else accuracy(small, val_loader, place)
+    before = None if val_loader is None else accuracy(small, val_loader, device)
     stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
-    after = None if val_loader is None else accuracy(small, val_loader, place)
+    after = None if val_loader is None else accuracy(small, val_loader, device)
     small.eval()
     if distills is not None:
         small.set_distilled_training(distills)
@@ -206,30 +208,30 @@ class _Stages:
         self.log: list[dict[str, Any]] = []
 
     def count_batches(self) -> int:
-        """Batches of an epoch, and a check that there are any and that the teacher fits."""
+        """Return the number of batches of an epoch; check that there are any, and that the teacher has the student's classes."""
         count = len(self.loader) if isinstance(self.loader, Sized) else sum(1 for _ in self.loader)
         first = next(iter(self.loader), None)
         if not count or first is None:
             raise ValueError("train_loader is empty")
         with torch.inference_mode():
             images = first[0][:1].to(self.device)
-            wanted, found = self.student.num_classes, self.teacher(images).shape[-1]
-        if wanted != found:
-            raise ValueError(f"the teacher has {found} classes, the model {wanted}")
+            classes, taught = self.student.num_classes, self.teacher(images).shape[-1]
+        if classes != taught:
+            raise ValueError(f"the teacher has {taught} classes, the model {classes}")
         return count
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
-        """Distillation loss of one batch, which must be finite."""
+        """Return the distillation loss of (batch, channels, height, width) images, which must be finite."""
         images, targets = images.to(self.device), targets.to(self.device)
         with torch.no_grad():
-            wanted = self.teacher(images)
-        loss = kd_loss(model(images), wanted, targets, self.alpha, self.temperature, self.norm)
+            taught = self.teacher(images)
+        loss = kd_loss(model(images), taught, targets, self.alpha, self.temperature, self.norm)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}")
         return loss
 
     def search(self, controller: UVCController, epochs: int, warmup: int, batches: int, rate: float, weight_decay: float) -> None:
-        """Stage 1: weights, gates and counts together."""
+        """Train weights, gates and counts together, with gates at one half for ``warmup`` epochs of ``batches`` steps."""
         model = apply_gates(self.student, controller)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
         step = 0
@@ -238,16 +240,16 @@ class _Stages:
             controller.start_epoch()
             model.train()
             for images, targets in self.loader:
-                now = cosine_rate(step, epochs * batches, rate, warmup * batches)
+                step_rate = cosine_rate(step, epochs * batches, rate, warmup * batches)
                 loss = self.loss(model, images, targets, step)
-                weight_step(optimizer, [loss], now, [*model.parameters(), *controller.parameters()])
-                seen: StepLog = controller.step(now)
+                weight_step(optimizer, [loss], step_rate, [*model.parameters(), *controller.parameters()])
+                seen: StepLog = controller.step(step_rate)
                 step += 1
                 self.log.append({"stage": "search", "step": step, "loss": float(loss.detach()), **seen.values()})
         remove_gates(model)
 
     def finetune(self, small: nn.Module, epochs: int, batches: int, rate: float, weight_decay: float) -> None:
-        """Stage 2: the frozen architecture, as an ordinary model."""
+        """Train the exported model, whose architecture is fixed, as any other."""
         optimizer = torch.optim.AdamW(small.parameters(), lr=rate, weight_decay=weight_decay)
         step = 0
         for _ in range(epochs):

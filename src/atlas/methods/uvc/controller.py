@@ -17,18 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atlas.methods.uvc.architecture import require_supported, scored_weights
-from atlas.methods.uvc.costs import Cost, ResourceFunction, ViTShape
+from atlas.methods.uvc.architecture import ViTShape, require_supported, scored_weights
+from atlas.methods.uvc.costs import Cost, ResourceFunction
 from atlas.methods.uvc.errors import InfeasibleBudgetError
-from atlas.methods.uvc.gates import Gate, gate_slope, sample_gates
+from atlas.methods.uvc.gates import EPSILON, gate_slope, sample_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.presets import PRESETS, Preset
 from atlas.methods.uvc.repair import minimum_macs
 from atlas.methods.uvc.scores import Ranked, UnitScores, column_scores, positive, stacked
+from atlas.methods.uvc.settings import Gate, UVCSettings
 from atlas.methods.uvc.updates import StepLog, boxed_step, multiply_columns
 
+DEFAULTS = UVCSettings()
 CHECK_EVERY = 50
 DUAL_INIT = 1e-3
+EPSILON_DECAY = 0.92
+"""What each epoch multiplies ε of the gates ``softl0`` by."""
 STATE = ("s", "r", "g", "y", "p", "z", "gate_memory", "gate_sum")
 
 
@@ -85,15 +89,15 @@ class UVCController:
         self,
         model: Any,
         budget: float,
-        preset: str = "normalised",
+        preset: str = DEFAULTS.preset,
         cost: Cost | None = None,
         prune: bool = True,
         skip: bool = True,
         generator: torch.Generator | None = None,
         *,
         anneal_steps: int = 0,
-        gate: Gate = "gumbel_soft",
-        pace: float = 1.0,
+        gate: Gate = DEFAULTS.gate,
+        pace: float = DEFAULTS.pace,
         img_size: int | None = None,
     ) -> None:
         if not (math.isfinite(budget) and 0 < budget <= 1):
@@ -104,7 +108,7 @@ class UVCController:
         self.model, self.budget, self.prune, self.skip = model, float(budget), prune, skip
         self.preset: Preset = PRESETS[preset].paced(pace)
         self.shape = ViTShape.from_timm(model, img_size)
-        self.anneal_steps, self.gate, self.epsilon = anneal_steps, gate, 0.1
+        self.anneal_steps, self.gate, self.epsilon = anneal_steps, gate, EPSILON
         self.warming_up = False
         self.steps = 0
         minimum = minimum_macs(self.shape, prune=prune, skip=skip) / self.shape.full_macs
@@ -121,6 +125,7 @@ class UVCController:
         self._require_finite(self._scores()[0], self._scores()[1])
 
     def _like(self) -> Tensor:
+        """A scalar of the controller's type and device: those of the weights, in float32 at least."""
         weight = self._weights[0][0]
         dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         return torch.zeros((), dtype=dtype, device=weight.device)
@@ -131,6 +136,7 @@ class UVCController:
         return tuple(None if bool(mask.all()) else mask for mask in (dims.any(-1), neurons, dims))  # type: ignore[return-value]
 
     def _prepare(self, like: Tensor) -> None:
+        """Set counts, multipliers and gates to where a search starts, and the upper ends of the counts."""
         depth, heads = self.shape.depth, self.shape.widest[0]
         self.s, self.r = like.new_zeros(depth, 2), like.new_zeros(depth, heads)
         self.y, self.p = like.new_full((depth, 2), DUAL_INIT), like.new_full((depth, heads), DUAL_INIT)
@@ -159,7 +165,7 @@ class UVCController:
         return sample_gates(self.g, self.gate, epsilon=self.epsilon, generator=self.generator)
 
     def draw(self) -> None:
-        """Draw the gates of the next forward pass."""
+        """Draw the gates of the next forward pass, one for each block."""
         self._before_draw = self.generator.get_state()
         self._drawn = self.keep_weights()
 
@@ -169,7 +175,7 @@ class UVCController:
             self.generator.set_state(self._before_draw)
 
     def drawn(self) -> Tensor:
-        """The gates of this forward pass."""
+        """Return the keep weights of this forward pass, (L,); drawn now if they were not before."""
         if self._drawn is None:
             self.draw()
         assert self._drawn is not None
@@ -186,7 +192,7 @@ class UVCController:
         return self._decision
 
     def preferences(self) -> Tensor:
-        """(L,): keep logit minus skip logit."""
+        """Return how much each block is wanted, (L,): keep logit minus skip logit."""
         return (self.g[:, 1] - self.g[:, 0]).detach()
 
     def start_epoch(self) -> None:
@@ -194,7 +200,7 @@ class UVCController:
         self.gate_sum.zero_()
         self.gate_count = 0
         if self.steps:
-            self.epsilon *= 0.92
+            self.epsilon *= EPSILON_DECAY
 
     # One step.
 
@@ -236,7 +242,7 @@ class UVCController:
         return self._log(after, target, price)
 
     def target(self) -> float:
-        """B_t: the budget in force at this step."""
+        """Return B_t, the budget in force at this step, which falls from 1 to B over ``anneal_steps``."""
         if not self.anneal_steps or not self.preset.normalised:
             return self.budget
         return 1 - (1 - self.budget) * min(1.0, self.steps / self.anneal_steps)
@@ -253,7 +259,7 @@ class UVCController:
             raise FloatingPointError(f"step {self.steps}: the weights or gates hold NaN or infinity")
 
     def _ranked(self, dims: Tensor, neurons: Tensor) -> tuple[Ranked, Ranked, Ranked]:
-        """Heads, neurons and dims, sorted by score."""
+        """Sort heads (L, H), neurons (L, M) and dims (L, H, d) by score."""
         scored = (dims.sum(-1), neurons, dims)
         return tuple(Ranked(values, exist) for values, exist in zip(scored, self._exist, strict=True))  # type: ignore[return-value]
 
@@ -281,6 +287,7 @@ class UVCController:
         return price if window is None else price * ((now - target).abs() <= window)
 
     def _update_gates(self, brackets: Tensor, draw: Tensor, price: Tensor) -> None:
+        """Momentum step on the logits, by the loss's gradient and the price of the blocks' costs, (L,)."""
         slope = gate_slope(self.g, draw, "softl0" if self.gate == "softl0" else "gumbel_soft", epsilon=self.epsilon)
         loss = torch.zeros_like(self.g) if self.g.grad is None else self.g.grad
         gradient = loss + price * self.preset.gate_resource_weight * brackets[:, None] * slope
@@ -296,10 +303,10 @@ class UVCController:
     def _collect_gate_gradient(self, gradient: Tensor) -> None:
         """One momentum step on the plain mean of gradients that grow with their place in the interval."""
         preset = self.preset
-        place = self.steps % preset.gate_interval
-        self.gate_sum += gradient * place
+        position = self.steps % preset.gate_interval
+        self.gate_sum += gradient * position
         self.gate_count += 1
-        if place + 1 < preset.gate_interval:
+        if position + 1 < preset.gate_interval:
             return
         step = self.gate_sum / self.gate_count + preset.gate_weight_decay * self.g
         self.gate_memory.copy_(step if not self.gate_steps else preset.gate_momentum * self.gate_memory + step)
@@ -312,6 +319,7 @@ class UVCController:
         self.g.grad = None
 
     def _update_counts(self, ranked: tuple[Ranked, Ranked, Ranked], removed: Tensor, draw: Tensor, price: Tensor) -> None:
+        """Step on s (L, 2) and r (L, H): what removing one more unit costs in score, against what it saves in resource."""
         heads, neurons, dims = ranked
         mean_s, mean_r = self._means(ranked)
         unit_s, unit_r = self._units()
@@ -338,6 +346,7 @@ class UVCController:
         return positive(means), positive(dims.total / self.resource.dims[:, None])
 
     def _update_duals(self, ranked: tuple[Ranked, Ranked, Ranked], target: float) -> Tensor:
+        """Raise y and p by the scores of what counts as removed, move z by how far R is off the target; return R."""
         heads, neurons, dims = ranked
         removed = heads.bottom(self.s[:, 0])
         if self.prune:
@@ -362,7 +371,7 @@ class UVCController:
     # What comes out.
 
     def scores(self) -> UnitScores:
-        """Present scores of dims, neurons and blocks."""
+        """Return the present scores of dims (L, H, d), neurons (L, M) and blocks (L,)."""
         return UnitScores(*self._scores(), self.preferences())
 
     def plan(self) -> CompressionPlan:
@@ -370,9 +379,9 @@ class UVCController:
         dims, neurons = self._scores()
         self._require_finite(dims, neurons)
         heads, hidden, inner = self._ranked(dims, neurons)
-        kept = ~(inner.bottom(self.r) | heads.bottom(self.s[:, 0])[..., None]).cpu() & self.shape.dims_exist()
-        own = ~hidden.bottom(self.s[:, 1]).cpu() & self.shape.neurons_exist()
-        plan = CompressionPlan(torch.tensor(self.decision()), kept, own)
+        dims_kept = ~(inner.bottom(self.r) | heads.bottom(self.s[:, 0])[..., None]).cpu() & self.shape.dims_exist()
+        neurons_kept = ~hidden.bottom(self.s[:, 1]).cpu() & self.shape.neurons_exist()
+        plan = CompressionPlan(torch.tensor(self.decision()), dims_kept, neurons_kept)
         plan.validate(self.shape)
         return plan
 
@@ -385,9 +394,9 @@ class UVCController:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`, identically."""
         for name in STATE:
-            mine: Tensor = getattr(self, name)
+            variable: Tensor = getattr(self, name)
             with torch.no_grad():
-                mine.copy_(state[name])
+                variable.copy_(state[name])
         for name in ("gate_count", "gate_steps", "steps", "epsilon", "warming_up"):
             setattr(self, name, state[name])
         self.generator.set_state(state["generator"])

@@ -10,117 +10,14 @@ and N_p·D·C·P² for the patch embedding. Biases, norms, softmax, activation a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from atlas.methods.uvc.architecture import ViTShape
+
 Cost = Literal["physical", "paper"]
-PerBlock = int | tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ViTShape:
-    """The sizes of a vision transformer that its cost depends on.
-
-    Attributes
-    ----------
-    depth, embed_dim : int
-        Number of blocks L, and width D.
-    heads, head_dim, mlp_dim : int or tuple of int
-        H, d and M; a tuple gives one value per block where blocks differ.
-    tokens, patches : int
-        All tokens N (patches, class, distillation and register tokens), and patches N_p alone.
-    patch, in_chans : int
-        Side of a patch P, and channels C.
-    """
-
-    depth: int
-    heads: PerBlock
-    head_dim: PerBlock
-    embed_dim: int
-    mlp_dim: PerBlock
-    tokens: int
-    patches: int
-    patch: int
-    in_chans: int
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "embed_dim", "tokens", "patches", "patch", "in_chans"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("heads", "head_dim", "mlp_dim"):
-            values = self.per_block(name)
-            if len(values) != self.depth or min(values) < 1:
-                raise ValueError(f"{name} must be positive, one for all or one for each of {self.depth} blocks, not {values}")
-
-    @classmethod
-    def from_timm(cls, model: Any, img_size: int | None = None) -> ViTShape:
-        """Read the shape of a timm VisionTransformer, at its own image size or another.
-
-        Raises
-        ------
-        UnsupportedArchitectureError
-            A block is of a kind that cannot be pruned; see :func:`.architecture.require_supported`.
-        """
-        from atlas.methods.uvc.architecture import read_shape
-
-        return read_shape(model, img_size)
-
-    def per_block(self, name: str) -> tuple[int, ...]:
-        """Return ``heads``, ``head_dim`` or ``mlp_dim`` of every block."""
-        value: PerBlock = getattr(self, name)
-        return (value,) * self.depth if isinstance(value, int) else value
-
-    @cached_property
-    def widest(self) -> tuple[int, int, int]:
-        """Largest number of heads, dims of a head and neurons of any block: the sizes of padded tensors."""
-        return max(self.per_block("heads")), max(self.per_block("head_dim")), max(self.per_block("mlp_dim"))
-
-    def dims_exist(self) -> Tensor:
-        """(depth, heads, head_dim) bool: which dims a block has, where blocks differ."""
-        heads, dims, _ = self.widest
-        exist = torch.zeros(self.depth, heads, dims, dtype=torch.bool)
-        for layer, (own, width) in enumerate(zip(self.per_block("heads"), self.per_block("head_dim"), strict=True)):
-            exist[layer, :own, :width] = True
-        return exist
-
-    def neurons_exist(self) -> Tensor:
-        """(depth, mlp_dim) bool: which neurons a block has, where blocks differ."""
-        own = torch.tensor(self.per_block("mlp_dim"))
-        return torch.arange(self.widest[2]) < own[:, None]
-
-    @property
-    def embed_macs(self) -> int:
-        """Multiply-accumulates of the patch embedding."""
-        return self.patches * self.embed_dim * self.in_chans * self.patch**2
-
-    @property
-    def head_macs(self) -> int:
-        """What one dim of queries and keys of one head costs: two projections, and its part of QKᵀ."""
-        return 2 * self.tokens * self.embed_dim + self.tokens**2
-
-    @property
-    def dim_macs(self) -> int:
-        """What one dim of values costs: its projection, its part of AV, and its column of the output projection."""
-        return 2 * self.tokens * self.embed_dim + self.tokens**2
-
-    @property
-    def neuron_macs(self) -> int:
-        """What one hidden neuron costs: a row of fc1 and a column of fc2."""
-        return 2 * self.tokens * self.embed_dim
-
-    def block_macs(self, layer: int) -> int:
-        """Multiply-accumulates of one dense block."""
-        width = self.per_block("heads")[layer] * self.per_block("head_dim")[layer]
-        return width * (self.head_macs + self.dim_macs) + self.per_block("mlp_dim")[layer] * self.neuron_macs
-
-    @cached_property
-    def full_macs(self) -> int:
-        """Multiply-accumulates of the dense model, per image."""
-        return self.embed_macs + sum(self.block_macs(layer) for layer in range(self.depth))
 
 
 class ResourceFunction:

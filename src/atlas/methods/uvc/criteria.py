@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.architecture import ViTShape, scored_weights
 from atlas.methods.uvc.distillation import class_logits
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fit_blocks, fit_to_budget
 from atlas.methods.uvc.scores import Ranked, UnitScores, stacked
+from atlas.methods.uvc.settings import BlindSettings
+
+DEFAULT_ORDER = BlindSettings().order
 
 
 def uniform_plan(shape: ViTShape, scores: UnitScores, budget: float) -> CompressionPlan:
@@ -75,7 +78,7 @@ def gradual_plan(
     return one_shot_plan(shape, scores, 1 - removed)
 
 
-def evenly_spaced_plan(shape: ViTShape, budget: float, order: str = "spaced") -> CompressionPlan:
+def evenly_spaced_plan(shape: ViTShape, budget: float, order: str = DEFAULT_ORDER) -> CompressionPlan:
     """Keep whole blocks without looking at the weights: evenly spaced (``spaced``), or the first ones (``first``).
 
     Raises
@@ -155,8 +158,6 @@ def taylor_scores(
     micro_batch : int, optional
         How many images of a batch are in memory at once; by default all.
     """
-    from atlas.methods.uvc.architecture import scored_weights
-
     shape = shape or ViTShape.from_timm(model)
     weights = scored_weights(model)
     sums = [[torch.zeros(w.shape[1], device=w.device) for w in kind] for kind in weights]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn import functional
 
-Norm = Literal["batch", "elements"]
+from atlas.methods.uvc.settings import DistillSettings, Norm
+
+DEFAULTS = DistillSettings()
 
 
 def class_logits(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -15,7 +15,13 @@ def class_logits(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     return output if isinstance(output, Tensor) else (output[0] + output[1]) / 2
 
 
-def kd_term(student: Tensor, teacher: Tensor, T: float = 1.0, norm: Norm = "batch", hard: bool = False) -> Tensor:
+def kd_term(
+    student: Tensor,
+    teacher: Tensor,
+    T: float = DEFAULTS.temperature,
+    norm: Norm = DEFAULTS.kd_norm,
+    hard: bool = DEFAULTS.hard,
+) -> Tensor:
     """T² Σ p_t (log p_t − log p_s) / norm with p = softmax(logits / T); or, ``hard``, cross-entropy with the teacher's class.
 
     Parameters
@@ -41,10 +47,10 @@ def kd_term(student: Tensor, teacher: Tensor, T: float = 1.0, norm: Norm = "batc
     student, teacher = student.float() if student.dtype.itemsize < 4 else student, teacher.detach()
     if hard:
         return functional.cross_entropy(student, teacher.argmax(-1))
-    wanted = functional.log_softmax(teacher.to(student.dtype) / T, -1)
-    got = functional.log_softmax(student / T, -1)
+    target = functional.log_softmax(teacher.to(student.dtype) / T, -1)
+    predicted = functional.log_softmax(student / T, -1)
     size = len(student) if norm == "batch" else student.numel()
-    return T**2 * functional.kl_div(got, wanted, reduction="sum", log_target=True) / size
+    return T**2 * functional.kl_div(predicted, target, reduction="sum", log_target=True) / size
 
 
 def kd_loss(
@@ -53,8 +59,8 @@ def kd_loss(
     targets: Tensor,
     alpha: float,
     T: float,
-    norm: Norm = "batch",
-    hard: bool = False,
+    norm: Norm = DEFAULTS.kd_norm,
+    hard: bool = DEFAULTS.hard,
 ) -> Tensor:
     """(1 − α) · cross-entropy with the targets + α · distillation.
 
@@ -81,5 +87,4 @@ def kd_loss(
     classified, distilled = student if isinstance(student, tuple) else (student, student)
     term = kd_term(distilled, teacher, T, norm, hard)
     logits = classified.float() if classified.dtype.itemsize < 4 else classified
-    own = functional.cross_entropy(logits, targets)
-    return (1 - alpha) * own + alpha * term
+    return (1 - alpha) * functional.cross_entropy(logits, targets) + alpha * term

@@ -8,23 +8,25 @@ compensation: what they fed has no weight in the masked model.
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.uvc.architecture import require_supported
-from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.architecture import ViTShape, require_supported
 from atlas.methods.uvc.errors import ExportError, PlanError
 from atlas.methods.uvc.gates import is_gated
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import uniform_widths
 from atlas.methods.uvc.scores import unit_scores
+from atlas.methods.uvc.settings import BudgetSettings, ValueLayout
 from atlas.nn.counts import are_flops_counted
 
+DEFAULTS = BudgetSettings()
 TOLERANCE = 1e-4
+"""Largest difference of an exported model's outputs from the masked one's, relative to 1 + their maximum."""
 
 
 class CompactAttention(Attention):
@@ -47,7 +49,7 @@ class CompactAttention(Attention):
         return compact
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Attend over (batch, tokens, dim)."""
+        """Attend over the tokens: (batch, tokens, dim) → the same."""
         batch, tokens, _ = x.shape
         inner = self.num_heads * self.head_dim
         query, key, value = self.qkv(x).split((inner, inner, self.num_heads * self.value_dim), -1)
@@ -58,6 +60,7 @@ class CompactAttention(Attention):
         return self.proj_drop(self.proj(out))
 
     def _by_head(self, part: Tensor) -> Tensor:
+        """(batch, tokens, heads · width) → (batch, heads, tokens, width)."""
         batch, tokens, _ = part.shape
         return part.view(batch, tokens, self.num_heads, -1).transpose(1, 2)
 
@@ -75,7 +78,7 @@ def _widened(value: Tensor, narrow: int) -> Tensor:
     return functional.pad(value, (0, narrow)) if widen else value
 
 
-def export(model: Any, plan: CompressionPlan, v_layout: Literal["padded", "uniform"] = "padded", check: bool = True) -> nn.Module:
+def export(model: Any, plan: CompressionPlan, v_layout: ValueLayout = DEFAULTS.v_layout, check: bool = True) -> nn.Module:
     """Return a smaller copy of a timm VisionTransformer, an ordinary module.
 
     Parameters
@@ -124,10 +127,10 @@ def export(model: Any, plan: CompressionPlan, v_layout: Literal["padded", "unifo
 
 
 class Skipped(nn.Module):
-    """Stands where a block is left out."""
+    """Stands in a masked model where a block is left out."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the tokens as they are."""
+        """Return the tokens, (batch, tokens, dim), as they are."""
         return x
 
 
@@ -154,14 +157,21 @@ def zero_removed(model: Any, plan: CompressionPlan) -> None:
 
 @torch.no_grad()
 def _verify(model: Any, plan: CompressionPlan, small: nn.Module) -> None:
-    from atlas.methods.uvc.probe import probe_images
-
-    images = probe_images(model, 2).float()
-    wanted = masked(model, plan).float().eval()(images)
-    got = copy.deepcopy(small).float().eval()(images)
-    error, scale = float((wanted - got).abs().max()), float(wanted.abs().max())
+    """Compare an exported model with the masked one on random images, in evaluation mode and single precision."""
+    images = _random_images(model, 2)
+    expected = masked(model, plan).float().eval()(images)
+    exported = copy.deepcopy(small).float().eval()(images)
+    error, scale = float((expected - exported).abs().max()), float(expected.abs().max())
     if not error <= TOLERANCE * (1 + scale):
         raise ExportError(f"the exported model differs from the masked one by {error:.3g}, where outputs reach {scale:.3g}")
+
+
+def _random_images(model: Any, count: int) -> Tensor:
+    """Random float32 images (count, channels, height, width) of a timm model's own size and device; the same every time."""
+    height, width = model.patch_embed.img_size
+    weight = model.patch_embed.proj.weight
+    random = torch.randn(count, weight.shape[1], height, width, generator=torch.Generator().manual_seed(0))
+    return random.to(weight).float()
 
 
 def _narrow_attention(attention: Any, dims: Tensor) -> None:
@@ -173,9 +183,9 @@ def _narrow_attention(attention: Any, dims: Tensor) -> None:
     inner = count * width
     rows = (heads[:, None] * width + torch.arange(width)).reshape(-1)
     columns = torch.full((len(heads), value_dim), -1)  # of the output projection; −1 is a zero column
-    for place, head in enumerate(heads.tolist()):
-        own = dims[head].nonzero().flatten()
-        columns[place, : len(own)] = head * width + own
+    for row, head in enumerate(heads.tolist()):
+        kept = dims[head].nonzero().flatten()
+        columns[row, : len(kept)] = head * width + kept
     columns = columns.reshape(-1)
     values = torch.where(columns >= 0, columns + 2 * inner, columns)
     index = torch.cat((rows, rows + inner, values))
@@ -194,6 +204,7 @@ def _narrow_attention(attention: Any, dims: Tensor) -> None:
 
 
 def _narrow_mlp(mlp: Any, neurons: Tensor) -> None:
+    """Cut a copied MLP down to its kept neurons (M,)."""
     kept = neurons[: mlp.fc2.in_features].nonzero().flatten()
     bias = None if mlp.fc1.bias is None else _picked(mlp.fc1.bias, kept, 0)
     _resize(mlp.fc1, _picked(mlp.fc1.weight, kept, 0), bias)

@@ -49,14 +49,14 @@ def compression(data: FigureData) -> Figure | None:
     everything = data.metrics()
     dense = everything[everything["method"].eq("deit")]["top1"]
     for axes, metric, title in zip(panels, ("acc_pre_ft", "top1"), ("right after the export", "after fine-tuning"), strict=True):
-        for place, row in enumerate(table.itertuples()):
-            style = {"color": data.colors[str(row.method)], "marker": MARKERS[place % len(MARKERS)]}
+        for index, row in enumerate(table.itertuples()):
+            style = {"color": data.colors[str(row.method)], "marker": MARKERS[index % len(MARKERS)]}
             axes.scatter(row.r_phys, getattr(row, metric), s=52, edgecolor="white", label=row.title, **style)
         if len(dense):
             axes.axhline(dense.mean(), color="#7F7F7F", linestyle="--", linewidth=1)
         axes.set(title=title, xlabel="multiply-accumulates left", xlim=(0, 1.06))
     panels[0].set_ylabel("top-1")
-    panels[0].yaxis.set_major_formatter(lambda value, place: f"{value:.0%}")
+    panels[0].yaxis.set_major_formatter(lambda value, position: f"{value:.0%}")
     handles, labels = panels[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=4)
     return drawing
@@ -66,13 +66,13 @@ def _shares(data: FigureData) -> dict[str, Any]:
     """Row → (3, depth) shares of head, dims and neurons kept, mean over seeds; 0 where a block is skipped."""
     import numpy as np
 
-    found = defaultdict(list)
+    by_row = defaultdict(list)
     for run, path in data.files("plan.json"):
         plan = json.loads(path.read_text())
         keep = np.array(plan["keep"])
         shares = [keep * np.array(plan[kind]) / np.array(plan["of"][kind]) for kind in ("heads", "dims", "neurons")]
-        found[run.method].append(np.stack(shares))
-    return {row: np.mean(shares, 0) for row, shares in found.items() if np.mean(shares) < 1}
+        by_row[run.method].append(np.stack(shares))
+    return {row: np.mean(shares, 0) for row, shares in by_row.items() if np.mean(shares) < 1}
 
 
 @figure(
@@ -103,15 +103,15 @@ def compression_plans(data: FigureData) -> Figure | None:
     for axes, (row, values) in zip(grid.flat, shares.items(), strict=False):
         picture = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         step = max(1, values.shape[1] // 8)
-        axes.set_xticks(range(0, values.shape[1], step), [str(place + 1) for place in range(0, values.shape[1], step)])
+        axes.set_xticks(range(0, values.shape[1], step), [str(block + 1) for block in range(0, values.shape[1], step)])
         axes.set_yticks(range(3), ["heads", "dims", "neurons"])
         axes.set_title(data.titles[row], fontsize="medium")
         axes.grid(visible=False)
-        for place, shade in enumerate(values.T):
+        for block, shade in enumerate(values.T):
             for line, value in enumerate(shade):
                 if values.shape[1] <= 6:
                     color = "white" if value > 0.6 else "black"
-                    axes.text(place, line, f"{value:.0%}", ha="center", va="center", fontsize=7, color=color)
+                    axes.text(block, line, f"{value:.0%}", ha="center", va="center", fontsize=7, color=color)
     if picture is not None:
         drawing.colorbar(picture, ax=grid, label="share kept", shrink=0.8)
     return drawing
@@ -135,7 +135,7 @@ def _curve(axes: Axes, curves: pd.DataFrame, column: str, style: str, **options:
     alt="Line plots over search steps: the resource approaches the falling budget while the price rises.",
 )
 def compression_search(data: FigureData) -> Figure | None:
-    """R, budget and price over the search."""
+    """Draw R, the falling budget and the price of the budget over the steps of the search."""
     import matplotlib.pyplot as plt
 
     table = data.frames("search.csv")
@@ -156,18 +156,18 @@ def compression_search(data: FigureData) -> Figure | None:
 
 
 def _timed(data: FigureData) -> list[tuple[str, float, float]]:
-    """(what, MACs left, time relative to dense) of every row, or of the probe's plans."""
+    """(title, MACs left, time relative to dense) of every seed of every row, and of the plans of random weights."""
     table = data.metrics()
-    found: list[tuple[str, float, float]] = []
+    points: list[tuple[str, float, float]] = []
     for plan, title in (("uvc", "blocks, heads, neurons"), ("ragged", "dims and neurons"), ("skip", "blocks alone")):
         if f"latency_ratio_{plan}" in table:
             rows = table[[f"r_phys_{plan}", f"latency_ratio_{plan}"]].dropna().astype(float)
-            found += [(title, left, ratio) for left, ratio in rows.to_numpy().tolist()]
+            points += [(title, left, ratio) for left, ratio in rows.to_numpy().tolist()]
     if "latency_ratio_b64" in table:
         rows = table.dropna(subset=["latency_ratio_b64", "r_phys"])
         numbers = rows[["r_phys", "latency_ratio_b64"]].astype(float).to_numpy().tolist()
-        found += [(str(title), left, ratio) for title, (left, ratio) in zip(rows["title"], numbers, strict=True)]
-    return found
+        points += [(str(title), left, ratio) for title, (left, ratio) in zip(rows["title"], numbers, strict=True)]
+    return points
 
 
 @figure(
@@ -182,7 +182,7 @@ def _timed(data: FigureData) -> list[tuple[str, float, float]]:
     alt="Scatter plot of relative time against the share of multiply-accumulates left, near the diagonal.",
 )
 def compression_latency(data: FigureData) -> Figure | None:
-    """Latency ratio over MAC ratio."""
+    """Draw the time of every compressed model against its multiply-accumulates, both relative to the dense one."""
     import matplotlib.pyplot as plt
 
     timed = _timed(data)
@@ -191,11 +191,11 @@ def compression_latency(data: FigureData) -> Figure | None:
     drawing, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1, zorder=0)
     titles = list(dict.fromkeys(title for title, _, _ in timed))
-    for place, title in enumerate(titles):
+    for index, title in enumerate(titles):
         points = [(left, ratio) for name, left, ratio in timed if name == title]
-        marker = MARKERS[place % len(MARKERS)]
+        marker = MARKERS[index % len(MARKERS)]
         left, ratio = zip(*points, strict=True)
-        axes.scatter(left, ratio, s=40, color=PALETTE[place % len(PALETTE)], marker=marker, label=title)
+        axes.scatter(left, ratio, s=40, color=PALETTE[index % len(PALETTE)], marker=marker, label=title)
     axes.set(xlabel="multiply-accumulates left", ylabel="time relative to dense", xlim=(0, 1.06), ylim=(0, None))
     handles, labels = axes.get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=3)

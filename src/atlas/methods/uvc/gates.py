@@ -6,25 +6,26 @@ batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from atlas.methods.uvc.controller import UVCController
+from atlas.methods.uvc.settings import Gate, UVCSettings
 
-Gate = Literal["gumbel_soft", "gumbel_hard", "softl0"]
+DEFAULTS = UVCSettings()
 TEMPERATURE = 0.5
+EPSILON = 0.1
+"""ε of the gates ``softl0``; in a search, at its start."""
 HANDLE = "_uvc_gates"
 
 
 def sample_gates(
     logits: Tensor,
-    gate: Gate = "gumbel_soft",
+    gate: Gate = DEFAULTS.gate,
     *,
     temperature: float = TEMPERATURE,
-    epsilon: float = 0.1,
+    epsilon: float = EPSILON,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw keep weights of blocks.
@@ -57,7 +58,7 @@ def sample_gates(
     return soft
 
 
-def gate_slope(logits: Tensor, keep: Tensor, gate: Gate, *, temperature: float = TEMPERATURE, epsilon: float = 0.1) -> Tensor:
+def gate_slope(logits: Tensor, keep: Tensor, gate: Gate, *, temperature: float = TEMPERATURE, epsilon: float = EPSILON) -> Tensor:
     """(L, 2): ∂k/∂logits of a draw, in closed form; ``gumbel_hard`` has the slope of the soft draw that ``keep`` must be then."""
     if gate == "softl0":
         slope = 2 * epsilon * logits[:, 1] / (logits[:, 1].square() + epsilon).square()
@@ -66,10 +67,23 @@ def gate_slope(logits: Tensor, keep: Tensor, gate: Gate, *, temperature: float =
     return torch.stack((-slope, slope), -1)
 
 
+class GateSource(Protocol):
+    """What decides about the gates of a model, for example :class:`.controller.UVCController`."""
+
+    def draw(self) -> None:
+        """Draw the gates of the next forward pass."""
+
+    def drawn(self) -> Tensor:
+        """Return the keep weights of this forward pass, (L,) in [0, 1]."""
+
+    def decision(self) -> list[bool]:
+        """Return which of the L blocks stay."""
+
+
 class GatedBlock(nn.Module):
     """A block with a gate: a weighted draw in training; kept or skipped in evaluation, without computing what is skipped."""
 
-    def __init__(self, block: nn.Module, controller: UVCController, index: int) -> None:
+    def __init__(self, block: nn.Module, controller: GateSource, index: int) -> None:
         super().__init__()
         self.block = block
         self.controller = controller
@@ -84,7 +98,7 @@ class GatedBlock(nn.Module):
         return keep * self.block(x, *args, **kwargs) + (1 - keep) * x
 
 
-def apply_gates(model: Any, controller: UVCController) -> Any:
+def apply_gates(model: Any, controller: GateSource) -> Any:
     """Put a gate around every block of a timm VisionTransformer, in place; :func:`remove_gates` takes them off.
 
     Raises
@@ -118,5 +132,5 @@ def remove_gates(model: Any) -> Any:
 
 
 def is_gated(model: Any) -> bool:
-    """Whether some block has a gate."""
+    """Return whether some block of a timm VisionTransformer has a gate around it."""
     return any(isinstance(block, GatedBlock) for block in model.blocks)

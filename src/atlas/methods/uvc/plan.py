@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.errors import PlanError
 
 
@@ -32,7 +32,7 @@ class CompressionPlan:
 
     @classmethod
     def identity(cls, shape: ViTShape) -> CompressionPlan:
-        """The plan that keeps everything."""
+        """Return the plan that keeps every block, dim and neuron that a model has."""
         return cls(torch.ones(shape.depth, dtype=torch.bool), shape.dims_exist(), shape.neurons_exist())
 
     def __eq__(self, other: object) -> bool:
@@ -46,11 +46,11 @@ class CompressionPlan:
 
     @property
     def heads(self) -> Tensor:
-        """(L, H) bool: heads with at least one dim."""
+        """Heads of which at least one dim stays, (L, H) bool."""
         return self.dims.any(-1)
 
     def copy(self) -> CompressionPlan:
-        """An independent copy."""
+        """Return a copy whose masks can change without changing these."""
         return CompressionPlan(self.keep.clone(), self.dims.clone(), self.neurons.clone())
 
     def macs(self, shape: ViTShape) -> int:

@@ -1,4 +1,4 @@
-"""Constants of the controller."""
+"""Constants of the controller: scale-free ones that anneal the budget, and those of the authors' code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Preset:
     resource_window: float | None = None
 
     def paced(self, pace: float) -> Preset:
-        """The same preset with its rates multiplied."""
+        """Return the same preset with all learning rates multiplied by ``pace``, above 0."""
         if not pace > 0:
             raise ValueError(f"pace must be above 0, not {pace}")
         rates = ("count_lr", "dual_lr", "price_lr", "gate_lr")

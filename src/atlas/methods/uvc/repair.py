@@ -12,7 +12,7 @@ import heapq
 import torch
 from torch import Tensor
 
-from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.errors import InfeasibleBudgetError
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.scores import UnitScores, relative

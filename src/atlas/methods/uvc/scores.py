@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.architecture import ViTShape, scored_weights
 
 
 class UnitScores(NamedTuple):
@@ -33,7 +33,7 @@ class UnitScores(NamedTuple):
 
 
 def low(values: Tensor, count: Tensor | float) -> Tensor:
-    """Sum of the ⌈count⌉ smallest of the last axis. (…, n), (…) → (…).
+    """Return the sum of the ⌈count⌉ smallest values of the last axis: (…, n) values and (…) counts give (…).
 
     Examples
     --------
@@ -44,12 +44,18 @@ def low(values: Tensor, count: Tensor | float) -> Tensor:
 
 
 def nxt(values: Tensor, count: Tensor | float) -> Tensor:
-    """The (⌈count⌉ + 1)-th smallest of the last axis, the largest if there are only ⌈count⌉. (…, n), (…) → (…)."""
+    """Return the (⌈count⌉ + 1)-th smallest value of the last axis, or the largest if there are only ⌈count⌉.
+
+    It is the slope of :func:`low` in ``count``; (…, n) values and (…) counts give (…).
+    """
     return Ranked(values).next(torch.as_tensor(count, device=values.device))
 
 
 class Ranked:
-    """The last axis sorted once (stable, so that among equals the lower index comes first), for all questions about it."""
+    """The last axis of (…, n) values sorted once (stable: among equals the lower index comes first), for all questions about it.
+
+    ``exist``, bool like the values, says which are there where blocks differ in size; counts are (…).
+    """
 
     def __init__(self, values: Tensor, exist: Tensor | None = None) -> None:
         keyed = values if exist is None else values.masked_fill(~exist, torch.inf)
@@ -58,16 +64,16 @@ class Ranked:
         self.total = values.sum(-1)
 
     def low(self, count: Tensor) -> Tensor:
-        """Sum of the ⌈count⌉ smallest."""
+        """Return the sum of the ⌈count⌉ smallest, (…)."""
         last = self._index(count) - 1
         return torch.where(last >= 0, self._at(self.sums, last.clamp_min(0)), 0)
 
     def next(self, count: Tensor) -> Tensor:
-        """The (⌈count⌉ + 1)-th smallest, or the largest."""
+        """Return the (⌈count⌉ + 1)-th smallest, or the largest, (…)."""
         return self._at(self.sorted, self._index(count).clamp_max(self.sorted.shape[-1] - 1))
 
     def bottom(self, count: Tensor) -> Tensor:
-        """Bool, like the values: the ⌈count⌉ smallest."""
+        """Return which values are the ⌈count⌉ smallest, bool (…, n)."""
         positions = torch.arange(self.sorted.shape[-1], device=self.sorted.device)
         below = positions < self._index(count)[..., None]
         return torch.zeros_like(self.order, dtype=torch.bool).scatter(-1, self.order, below.expand_as(self.order))
@@ -82,18 +88,18 @@ class Ranked:
 
 
 def stacked(parts: list[Tensor]) -> Tensor:
-    """Stack tensors, padded with zeros to the largest where blocks differ."""
+    """Stack one tensor per block along a new first axis, padded with zeros to the largest where blocks differ."""
     if len({part.shape for part in parts}) == 1:
         return torch.stack(parts)
     sizes = [max(lengths) for lengths in zip(*(part.shape for part in parts), strict=True)]
     out = parts[0].new_zeros(len(parts), *sizes)
-    for place, part in zip(out, parts, strict=True):
-        place[tuple(slice(length) for length in part.shape)] = part
+    for padded, part in zip(out, parts, strict=True):
+        padded[tuple(slice(length) for length in part.shape)] = part
     return out
 
 
 def column_scores(weights: list[Tensor]) -> list[Tensor]:
-    """Squared norms of the columns of weights (out, in), in float32 at least."""
+    """Return the squared norms of the columns of weights (out, in), each (in,), in float32 at least."""
     return [weight.detach().to(_float(weight)).square().sum(0) for weight in weights]
 
 
@@ -103,9 +109,7 @@ def _float(weight: Tensor) -> torch.dtype:
 
 @torch.no_grad()
 def unit_scores(model: Any, shape: ViTShape | None = None) -> UnitScores:
-    """Scores of every dim and neuron of a timm VisionTransformer, from its present weights."""
-    from atlas.methods.uvc.architecture import scored_weights
-
+    """Return the scores of every dim and neuron of a timm VisionTransformer, from its present weights."""
     shape = shape or ViTShape.from_timm(model)
     proj, fc2 = scored_weights(model)
     heads = shape.per_block("heads")
@@ -123,5 +127,5 @@ def relative(scores: UnitScores, shape: ViTShape) -> UnitScores:
 
 
 def positive(mean: Tensor) -> Tensor:
-    """The mean, with 1 in place of 0."""
+    """Return the mean with 1 in place of 0, to divide by."""
     return torch.where(mean > 0, mean, 1)

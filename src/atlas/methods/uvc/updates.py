@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.architecture import ViTShape
 
 
 def multiply_columns(weights: tuple[list[Tensor], list[Tensor]], shape: ViTShape, dims: Tensor, neurons: Tensor) -> None:
@@ -71,5 +71,5 @@ class StepLog:
     blocks: Tensor
 
     def values(self) -> dict[str, float]:
-        """Everything as plain numbers."""
+        """Return all that was logged but the step as plain numbers, by name; waits for the device."""
         return {name: float(getattr(self, name)) for name in self.__dataclass_fields__ if name != "step"}

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from atlas.harness.seeds import derive_seed, pick_device
-from atlas.methods.uvc.costs import ViTShape
+from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.criteria import evenly_spaced_plan, one_shot_plan
-from atlas.methods.uvc.entry import LatencySettings
 from atlas.methods.uvc.exporting import export
-from atlas.methods.uvc.ingredient import interleaved_seconds
 from atlas.methods.uvc.plan import CompressionPlan
+from atlas.methods.uvc.plugin import forward_seconds
 from atlas.methods.uvc.repair import fit_to_budget
 from atlas.methods.uvc.scores import UnitScores, unit_scores
+from atlas.methods.uvc.settings import LatencySettings
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
 
 
 def plans(shape: ViTShape, scores: UnitScores, settings: LatencySettings) -> dict[str, CompressionPlan]:
-    """The plans that are timed.
+    """Return the plans that are timed, by name.
 
     ``uvc`` removes a quarter of the blocks and a head of every other block, as searches do, and fits neurons and dims to the
     budget; ``ragged`` keeps all blocks and ranks dims and neurons together; ``skip`` only skips blocks.
@@ -42,8 +42,8 @@ def plans(shape: ViTShape, scores: UnitScores, settings: LatencySettings) -> dic
     }
 
 
-def measure(run: Run) -> dict[str, float]:
-    """Export every plan and time it."""
+def measure_latency(run: Run) -> dict[str, float]:
+    """Export a model of random weights under every plan, and time each export beside the dense model."""
     from timm.models.vision_transformer import VisionTransformer
 
     settings: LatencySettings = run.settings_model("compression-latency")
@@ -55,10 +55,10 @@ def measure(run: Run) -> dict[str, float]:
     chosen = plans(shape, unit_scores(dense, shape), settings)
     models = [dense, *(export(dense, plan, check=False).eval() for plan in chosen.values())]
     images = torch.randn(settings.batch, 3, settings.img_size, settings.img_size, device=device)
-    reference, *others = interleaved_seconds(models, images, settings.rounds, settings.warmup)
-    found: dict[str, float] = {}
+    reference, *others = forward_seconds(models, images, settings.rounds, settings.warmup)
+    metrics: dict[str, float] = {}
     for (name, plan), seconds in zip(chosen.items(), others, strict=True):
         ratio = statistics.median(own / base for own, base in zip(seconds, reference, strict=True))
         left = plan.r_phys(shape)
-        found |= {f"r_phys_{name}": left, f"latency_ratio_{name}": ratio, f"latency_excess_{name}": ratio - left}
-    return found
+        metrics |= {f"r_phys_{name}": left, f"latency_ratio_{name}": ratio, f"latency_excess_{name}": ratio - left}
+    return metrics

@@ -1,4 +1,4 @@
-"""Compression as an ingredient: what comes after training, in resumable phases, and back from the files that it leaves.
+"""Compression in the task's loop: what comes after training, in resumable phases, and back from the files that it leaves.
 
 ``plan.json`` says what is kept, ``exported.safetensors`` holds the smaller model before fine-tuning. The batches, their mixing
 and label smoothing are the protocol's; the loss is (1 − α) · the protocol's + α · distillation from the dense model.
@@ -10,9 +10,9 @@ import copy
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,40 +21,46 @@ from torch import Tensor, nn
 from atlas.errors import AtlasError
 from atlas.harness.files import read_tensors, write_json, write_tensors, write_text
 from atlas.harness.seeds import generator
+from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.compression import ANNEALED, cosine_rate, settle, weight_step
 from atlas.methods.uvc.controller import UVCController
-from atlas.methods.uvc.costs import ViTShape
 from atlas.methods.uvc.distillation import kd_term
-from atlas.methods.uvc.entry import SEARCH_PHASE, BudgetSettings, DistillSettings, SearchSettings
 from atlas.methods.uvc.exporting import export
 from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import uniform_widths
-from atlas.methods.uvc.scores import unit_scores
+from atlas.methods.uvc.scores import UnitScores, unit_scores
+from atlas.methods.uvc.settings import BudgetSettings, DistillSettings, UVCSettings, ValueLayout
 from atlas.nn.counts import forward_flops
+from atlas.nn.precision import mixed_precision
+from atlas.nn.timing import interleaved_seconds, median_ratio
 from atlas.nn.work import TRAIN
+from atlas.tasks.image_classification.entry import training_amount
 from atlas.tasks.image_classification.evaluate import Evaluation, predict
 from atlas.tasks.image_classification.ingredients import Batch, Ingredient
 from atlas.tasks.image_classification.models import parameter_groups
 from atlas.tasks.image_classification.training import TRAINING_PASSES
 
 if TYPE_CHECKING:
+    from atlas.harness.registry import Amounts
     from atlas.harness.run import Run
     from atlas.tasks.image_classification.training import Training
 
 PLAN, EXPORTED, SEARCH = "plan.json", "exported.safetensors", "search.json"
+SEARCH_PHASE = "search"
+"""Name of the loop before the export."""
 LATENCY_ROUNDS = 20
 SLACK = 0.01
+"""How far below its budget a model may stay that counts as having met it."""
 Hook = Callable[[int, float], Mapping[str, float]]
+"""Called after each step with its number and learning rate; returns what the curves show of it."""
 
 
 class Distilled(Ingredient):
     """Base of all rows: trains on from the dense model of the recipe, with that model as the teacher."""
 
     dense_role = "dense"
-
-    def __init__(self, settings: DistillSettings) -> None:
-        self.settings = settings
+    settings: DistillSettings
 
     @property
     def budget(self) -> float:
@@ -62,8 +68,8 @@ class Distilled(Ingredient):
         return self.settings.budget if isinstance(self.settings, BudgetSettings) else 1.0
 
     @property
-    def layout(self) -> Any:
-        """Layout of narrow values in the exported model."""
+    def layout(self) -> ValueLayout:
+        """How heads whose values differ in width are laid out in the exported model."""
         return self.settings.v_layout if isinstance(self.settings, BudgetSettings) else "padded"
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
@@ -71,12 +77,12 @@ class Distilled(Ingredient):
         raise NotImplementedError
 
     def finetune(self, training: Training, trainer: Trainer, small: nn.Module) -> None:
-        """Train the exported model."""
+        """Train the exported model for the epochs after the export, with the same teacher."""
         before, after = self.settings.stages
         trainer.fit(TRAIN, small, after, before, self.rate(training))
 
     def rate(self, training: Training) -> Callable[[int], float]:
-        """Learning rate of a fine-tuning step."""
+        """Return the learning rate by step of fine-tuning: a linear warm-up, then half a cosine."""
         settings, per_epoch = self.settings, training.data.steps_per_epoch
         warmup, total = int(settings.warmup_epochs * per_epoch), settings.epochs * per_epoch
         return lambda step: cosine_rate(step, total, settings.learning_rate, warmup, settings.min_learning_rate)
@@ -95,7 +101,7 @@ class Distilled(Ingredient):
         return small
 
     def restore(self, model: nn.Module, run: Run) -> nn.Module:
-        """Cut a dense model to the shapes of the plan."""
+        """Cut a dense model to the shapes of the plan that training left, so that its weights can be loaded."""
         plan = CompressionPlan.from_json((run.checkpoint / PLAN).read_text())
         return export(model, plan, self.layout, check=False)
 
@@ -125,16 +131,16 @@ class Distilled(Ingredient):
 
 
 class Searched(Distilled):
-    """UVC itself, and its two halves."""
+    """UVC: the primal–dual search decides, with counts of units (``prune``), gates on blocks (``skip``), or both."""
 
-    settings: SearchSettings
+    settings: UVCSettings
 
-    def __init__(self, settings: SearchSettings, *, prune: bool = True, skip: bool = True) -> None:
-        super().__init__(settings)
+    def __init__(self, run: Run, settings: UVCSettings, *, prune: bool = True, skip: bool = True) -> None:
+        super().__init__(run, settings)
         self.prune, self.skip = prune, skip
 
     def controller(self, training: Training) -> UVCController:
-        """The controller of the run's model."""
+        """Return the primal–dual controller of the dense model, whose gates are drawn from the run's seed."""
         settings, per_epoch = self.settings, training.data.steps_per_epoch
         return UVCController(
             training.model,
@@ -149,7 +155,7 @@ class Searched(Distilled):
         )
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
-        """Search, in the phase ``search``."""
+        """Search in the resumable loop ``search``, and repair the plan to the budget."""
         settings, per_epoch = self.settings, training.data.steps_per_epoch
         controller = self.controller(training)
         warmup = settings.search_warmup_epochs * per_epoch
@@ -224,13 +230,13 @@ class Trainer:
         flops = TRAINING_PASSES * forward_flops(model, data.example(1)) + self.teacher_flops
         training.spent.train_flops += flops * total * training.protocol.batch_size
         loop = training.phase(phase, total, {"model": model, "optimizer": optimizer, **(parts or {})})
-        batches: Iterator[tuple[Tensor, Tensor]] = iter(())
-        for step in loop:
-            if step == loop.start or step % per_epoch == 0:
-                batches = data.train_batches(first_epoch + step // per_epoch, first=step % per_epoch)
+
+        def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+            return data.train_batches(first_epoch + epoch, first)
+
+        for step, (images, labels) in loop.over_epochs(per_epoch, batches):
             if before is not None:
                 before(step)
-            images, labels = next(batches)
             training.step = first_epoch * per_epoch + step
             losses = self.losses(model.train(), Batch(images, labels, labels), again)
             loss = weight_step(optimizer, losses, rate(step), [*model.parameters(), *(clipped or [])], settings.clip_norm)
@@ -261,13 +267,11 @@ class Trainer:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where the protocol asks for mixed precision: the controller reads gradients, which must not be scaled."""
-        if self.training.device.type == "cuda" and self.training.protocol.precision != "float32":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return nullcontext()
+        return mixed_precision(self.training.device, self.training.protocol.precision, scaled=False)
 
 
 def described(plan: CompressionPlan, shape: ViTShape) -> dict[str, Any]:
-    """What a figure needs of a plan: kept heads, dims and neurons of every block, in numbers."""
+    """Return how many heads, dims and neurons every block of a plan keeps, and of how many, as plain values for figures."""
     heads, dims = plan.heads.sum(-1), plan.dims.sum((1, 2))
     total = torch.tensor(shape.per_block("heads")) * torch.tensor(shape.per_block("head_dim"))
     return {
@@ -279,40 +283,31 @@ def described(plan: CompressionPlan, shape: ViTShape) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
-def interleaved_seconds(models: list[nn.Module], images: Tensor, rounds: int, warmup: int = 3) -> list[list[float]]:
-    """Seconds of every forward pass of every model: round after round, so that a slow moment hits all alike."""
-
-    def once(model: nn.Module) -> float:
-        began = time.perf_counter()
-        model(images)
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    for _ in range(warmup):
-        for model in models:
-            once(model.eval())
-    seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds):
-        for model, found in zip(models, seconds, strict=True):
-            found.append(once(model))
-    return seconds
+def forward_seconds(models: list[nn.Module], images: Tensor, rounds: int, warmup: int = 3) -> list[list[float]]:
+    """Time forward passes of (batch, channels, height, width) images; seconds by model and round, see :mod:`atlas.nn.timing`."""
+    return interleaved_seconds([partial(model.eval(), images) for model in models], rounds, device=images.device, warmup=warmup)
 
 
 def latencies(evaluation: Evaluation) -> dict[str, float]:
     """Median milliseconds of the compressed model, and of its ratio to the dense backbone, at batches of 1 and 64."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     rehearsed = evaluation.run.limit is not None
     for batch in (1, 64):
         images = evaluation.data.example(1 if rehearsed else batch)
-        dense, own = interleaved_seconds([evaluation.baseline, evaluation.model], images, 1 if rehearsed else LATENCY_ROUNDS)
-        found[f"latency_ms_b{batch}"] = 1e3 * statistics.median(own)
-        found[f"latency_ratio_b{batch}"] = statistics.median(a / b for a, b in zip(own, dense, strict=True))
-    return found
+        dense, own = forward_seconds([evaluation.baseline, evaluation.model], images, 1 if rehearsed else LATENCY_ROUNDS)
+        metrics[f"latency_ms_b{batch}"] = 1e3 * statistics.median(own)
+        metrics[f"latency_ratio_b{batch}"] = median_ratio(own, dense)
+    return metrics
 
 
-def scores_of(training: Training) -> Any:
-    """Shape and unit scores of the dense model."""
+def scores_of(training: Training) -> tuple[ViTShape, UnitScores]:
+    """Return the shape of the model in training, and the squared norms of what its units feed forward."""
     shape = ViTShape.from_timm(training.model)
     return shape, unit_scores(training.model, shape)
+
+
+def amounts(run: Run) -> Amounts:
+    """Epochs before and after the export."""
+    (settings,) = (own for own in map(run.settings_model, run.recipe) if isinstance(own, DistillSettings))
+    before, after = settings.stages
+    return {SEARCH_PHASE: training_amount(run, before), TRAIN: training_amount(run, after)}
