@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.registry import load
 from atlas.harness.run import Run
 from atlas.harness.study import Study
-from atlas.methods.sparse_robust import FlyingBird, SparseTraining, density_of
+from atlas.methods.sparse_robust import (
+    EarlyBird,
+    FlyingBird,
+    FlyingBirdPlus,
+    SparseTraining,
+    density_of,
+    random_masks,
+    robust_bird,
+    score_masks,
+)
+from atlas.methods.sparse_robust.settings import DynamicSettings, PlusSettings, RobustBirdSettings, ScoreSettings, SparseSettings
 from atlas.tasks.adversarial_robustness.networks import build_network
 from atlas.tasks.adversarial_robustness.topology import DenseStepper
 from atlas.tasks.adversarial_robustness.training import Training
@@ -23,19 +34,19 @@ SHAPES = {"digits": (1, 8, 8), "tiny-imagenet": (3, 64, 64)}
 
 
 def rows(tier: str) -> list[Run]:
-    found = {(run.dataset, run.method): run for run in reversed(Study.read(tier, ROOT).runs) if run.task == TASK}
-    return list(found.values())
+    first = {(run.dataset, run.method): run for run in reversed(Study.read(tier, ROOT).runs) if run.task == TASK}
+    return list(first.values())
 
 
 @pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
 def test_rows_of_every_tier_build(tier: str) -> None:
-    found = rows(tier)
+    runs = rows(tier)
     essential = {"dense", "small-dense", "static-random", "robust-bird", "flying-bird", "flying-bird-plus"}
-    assert {"cost-table"} | essential <= {run.recipe[0] for run in found}
-    for run in found:
-        built = run.build()[0]
-        if run.recipe == ("cost-table",):
+    assert {"cost-table"} | essential <= {run.recipe[0] for run in runs}
+    for run in runs:
+        if not run.method_entries[0].plugin:
             continue
+        built = run.build()[0]
         protocol = run.protocol_model()
         with torch.device("meta"):
             model = build_network(built.network(protocol.network), 10, SHAPES.get(run.data, (3, 32, 32)), run.seed)
@@ -54,12 +65,35 @@ def test_paper_tier_is_the_papers_protocol() -> None:
     assert (settings.prune_extra, settings.grow_extra, settings.threshold) == (0.4, 0.05, 0.5)
 
 
+def test_library_calls_have_the_defaults_of_the_rows() -> None:
+    defaults = {
+        FlyingBird: (DynamicSettings(), {"density", "interval", "rate", "rate_end", "growth"}),
+        FlyingBirdPlus: (PlusSettings(), {"window", "threshold", "prune_extra", "grow_extra"}),
+        EarlyBird: (RobustBirdSettings(), {"threshold", "queue"}),
+        robust_bird: (RobustBirdSettings(), {"threshold", "queue"}),
+        random_masks: (SparseSettings(), {"scheme"}),
+        score_masks: (ScoreSettings(), {"scope", "rounds"}),
+    }
+    for call, (settings, names) in defaults.items():
+        parameters = inspect.signature(call).parameters
+        assert {name: parameters[name].default for name in names} == settings.model_dump(include=names)
+
+
+def test_only_flying_bird_plus_adapts(workspace: Path) -> None:
+    study = Study.read("demo", ROOT)
+    for name, adapts in (("flying-bird", False), ("flying-bird-plus", True)):
+        bench = Training(replace(study.find(f"{TASK}/digits/{name}/seed10"), root=workspace))
+        rules = bench.topology.stepper(bench, bench.optimizer()).adaptive
+        assert bench.topology.watches_validation == adapts
+        assert rules == (FlyingBirdPlus(60, 4, 0.5, 0.4, 0.05) if adapts else None)
+
+
 @pytest.mark.parametrize("name", ["static-random", "magnitude", "snip", "grasp", "synflow", "flying-bird", "flying-bird-plus"])
 def test_topologies_start_at_their_density(name: str, workspace: Path) -> None:
     run = Study.read("demo", ROOT).find(f"{TASK}/digits/dense/seed10")
     entry = load().method(TASK, name)
     settings = entry.settings(**{"rounds": 5} if name == "synflow" else {}).model_dump(mode="json")
-    run = replace(run, root=workspace, recipe=(name,), settings={name: settings})
+    run = replace(run, root=workspace, recipe=(name,), settings={name: settings}, method_entries=(entry,))
     benches = [Training(run), Training(run)]
     stepper, again = (bench.topology.stepper(bench, bench.optimizer()) for bench in benches)
     assert isinstance(stepper, FlyingBird if name.startswith("flying") else SparseTraining)

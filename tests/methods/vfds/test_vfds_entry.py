@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -23,9 +24,11 @@ from atlas.harness.files import read_tensors, write_json
 from atlas.harness.registry import load
 from atlas.harness.run import Run
 from atlas.harness.study import Study
-from atlas.methods.vfds import SelectiveGRU, Sweep, arm_loss, baselines
-from atlas.methods.vfds.baselines import bayes_filter, target_count, top
-from atlas.settings import merge, validate_settings
+from atlas.methods.vfds import SelectiveGRU, Sweep, arm_loss, baselines, selection_loss
+from atlas.methods.vfds.baselines import target_count, top
+from atlas.methods.vfds.settings import SelectionSettings
+from atlas.methods.vfds.stages import bayes_filter
+from atlas.settings import Settings, merge, validate_settings
 from atlas.tasks.feature_acquisition.protocol import Protocol, Stream
 from atlas.tasks.feature_acquisition.streams import synthetic_sequences
 
@@ -41,7 +44,7 @@ def test_rows_of_every_tier_build(tier: str) -> None:
     known = {entry.name for entry in load().methods[TASK].values() if entry.paper == "vfds"}
     assert known - set(rows) <= (LONG_ROWS if tier == "demo" else {"oracle"})
     for run in rows.values():
-        if not run.needs:
+        if run.method_entries[0].plugin and not run.needs:
             run.build()
 
 
@@ -102,6 +105,33 @@ def test_settings_refuse_a_weight_that_is_none(kappa: Any) -> None:
 def test_settings_refuse(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         validate_settings(load().method(TASK, "vfds").settings, settings, "test", "vfds")
+
+
+def test_library_calls_have_the_defaults_of_the_rows() -> None:
+    default = SelectionSettings()
+    calls = {SelectiveGRU: default.model_options, selection_loss: default.loss_options}
+    calls[arm_loss] = SelectionSettings(relaxation="arm").loss_options
+    for call, options in calls.items():
+        parameters = inspect.signature(call).parameters
+        assert options == {name: parameters[name].default for name in options}
+    assert set().union(*calls.values()) == set(SelectionSettings.model_fields) - {"lams", "lam"}
+
+
+@pytest.mark.parametrize(
+    ("row", "relaxation", "scale", "published"),
+    [
+        ("vfds", "concrete", 1, False),
+        ("vfds-st", "st", 1, False),
+        ("vfds-arm", "arm", 5, False),
+        ("vfds-arm-unbiased", "arm-unbiased", 5, False),
+        ("vfds-arm-published", "arm", 5, True),
+        ("static", "concrete", 1, False),
+    ],
+)
+def test_rows_differ_by_their_presets(row: str, relaxation: str, scale: float, published: bool) -> None:
+    settings = Study.read("paper", ROOT).find(f"{TASK}/uci-har/{row}/seed0").settings[row]
+    assert (settings["relaxation"], settings["logit_scale"], settings["published"]) == (relaxation, scale, published)
+    assert (settings["kappa"], settings["cost_path"]) == (1.0, True)
 
 
 def shrink(run: Run, root: Path) -> Run:
@@ -176,21 +206,22 @@ def test_mutual_information_waits_for_labels(monkeypatch: pytest.MonkeyPatch) ->
         streams=SimpleNamespace(batch=batch, layout=layout), protocol=SimpleNamespace(batch_size=4), run=SimpleNamespace(seed=1)
     )
     monkeypatch.setattr(baselines, "target_count", lambda run, gates: 1)
-    values, labels = baselines.MutualInformation().labelled_steps(bench)
+    learner = baselines.MutualInformation(bench.run, Settings())
+    values, labels = learner.labelled_steps(bench)
     assert values.shape == (78, 3)
     assert labels.unique().tolist() == [0, 1]
-    assert baselines.MutualInformation().choose(bench).tolist() == [False, True, False]
+    assert learner.choose(bench).tolist() == [False, True, False]
 
 
 def test_oracle_is_exact_on_the_synthetic_stream() -> None:
     stream = Stream(kind="synthetic", steps=40)
-    found = synthetic_sequences(stream, 2000, 40, seed=123)
+    sequences = synthetic_sequences(stream, 2000, 40, seed=123)
 
     def accuracy(*seen: int) -> float:
         blocks = torch.zeros(4, dtype=torch.bool)
         blocks[list(seen)] = True
-        logits, _ = bayes_filter(found, 4, 0.05, blocks if seen else None)
-        return float((logits.argmax(-1) == found.y).double().mean())
+        logits, _ = bayes_filter(sequences, 4, 0.05, blocks if seen else None)
+        return float((logits.argmax(-1) == sequences.y).double().mean())
 
     assert accuracy(0, 1, 2, 3) == pytest.approx(0.9865, abs=0.005)
     assert accuracy() == pytest.approx(0.961, abs=0.005)
@@ -198,5 +229,5 @@ def test_oracle_is_exact_on_the_synthetic_stream() -> None:
     for count, expected in ((1, 0.629), (2, 0.748), (3, 0.872)):
         choices = list(combinations(range(4), count))[:4]
         assert sum(accuracy(*one) for one in choices) / len(choices) == pytest.approx(expected, abs=0.0075)
-    _, gates = bayes_filter(found, 4, 0.05)
+    _, gates = bayes_filter(sequences, 4, 0.05)
     assert float(gates[:, 1:].mean()) == pytest.approx(0.2)

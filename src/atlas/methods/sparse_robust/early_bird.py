@@ -17,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from atlas.methods.sparse_robust.masks import Masks
 from atlas.methods.sparse_robust.scores import magnitude_ticket
+from atlas.methods.sparse_robust.settings import EarlyBirdSettings
 
+DEFAULT = EarlyBirdSettings()
 CHANNEL_THRESHOLD = 0.1
 """The authors' threshold for masks of channels."""
 
@@ -49,7 +51,11 @@ class EarlyBird:
     """
 
     def __init__(
-        self, sparsity: float, threshold: float = 0.08, queue: int = 5, kind: Literal["unstructured", "channel"] = "unstructured"
+        self,
+        sparsity: float,
+        threshold: float = DEFAULT.threshold,
+        queue: int = DEFAULT.queue,
+        kind: Literal["unstructured", "channel"] = "unstructured",
     ) -> None:
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity must be in [0, 1), not {sparsity}")
@@ -76,8 +82,8 @@ class EarlyBird:
         watched = self._watched(model)
         self._shapes = {name: tuple(weight.shape) for name, weight in watched.items()}
         magnitudes = torch.cat([weight.detach().abs().flatten() for weight in watched.values()])
-        place = int(magnitudes.numel() * self.sparsity)
-        self._masks.append(magnitudes > magnitudes.kthvalue(place + 1).values)
+        pruned = int(magnitudes.numel() * self.sparsity)
+        self._masks.append(magnitudes > magnitudes.kthvalue(pruned + 1).values)
         newest = self._masks[-1]
         if len(self._masks) == self.queue:
             older = list(self._masks)[:-1]
@@ -107,7 +113,7 @@ class EarlyBird:
         return {"masks": list(self._masks), "distances": list(self.distances), "shapes": dict(self._shapes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on with the queue of masks and the distances of a state."""
         self._masks = deque(state["masks"], maxlen=self.queue)
         self.distances = tuple(state["distances"])
         self._shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
@@ -115,14 +121,14 @@ class EarlyBird:
     def _watched(self, model: nn.Module) -> dict[str, nn.Parameter]:
         if self.kind == "channel":
             scales = {name: module.weight for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
-            found = {f"{name}.weight": weight for name, weight in scales.items() if weight is not None}
+            watched = {f"{name}.weight": weight for name, weight in scales.items() if weight is not None}
         else:
             weights = dict(model.named_parameters())
-            found = {name: weight for name, weight in weights.items() if weight.ndim == 4}
-            found = found or {name: weight for name, weight in weights.items() if weight.ndim == 2}
-        if not found:
+            watched = {name: weight for name, weight in weights.items() if weight.ndim == 4}
+            watched = watched or {name: weight for name, weight in weights.items() if weight.ndim == 2}
+        if not watched:
             raise ValueError(f"the model has nothing for {self.kind} masks")
-        return found
+        return watched
 
 
 def robust_bird(
@@ -132,8 +138,8 @@ def robust_bird(
     sparsity: float,
     max_epochs: int,
     *,
-    threshold: float = 0.08,
-    queue: int = 5,
+    threshold: float = DEFAULT.threshold,
+    queue: int = DEFAULT.queue,
 ) -> Masks:
     """Find Robust Bird's mask (stage 1), leaving the model trained up to there.
 

@@ -36,15 +36,15 @@ def gap_density(data: FigureData) -> Figure | None:
         return None
     drawing, axes = plt.subplots(1, 2, figsize=(9.0, 4.4), layout="constrained")
     panels = (("robust_gap", "gap (points)"), ("robust_overfitting", "overfitting (points)"))
-    for place, (metric, label) in zip(axes, panels, strict=True):
-        place.axhline(0, color="#7F7F7F", linewidth=0.8)
+    for panel, (metric, label) in zip(axes, panels, strict=True):
+        panel.axhline(0, color="#7F7F7F", linewidth=0.8)
         means = table.groupby("method", sort=False)["parameters"].mean()
         for row, x in spread(dict(zip(map(str, means.index), means.tolist(), strict=True))).items():
             values, color = 100 * table[table["method"].eq(row)][metric], data.colors[row]
-            place.plot([x] * len(values), values, ".", color=color, alpha=0.5, markersize=5)
-            place.plot(x, values.mean(), "o", color=color, markersize=8, label=data.titles[row])
-        place.set_ylabel(label)
-        logarithmic(place, "weights")
+            panel.plot([x] * len(values), values, ".", color=color, alpha=0.5, markersize=5)
+            panel.plot(x, values.mean(), "o", color=color, markersize=8, label=data.titles[row])
+        panel.set_ylabel(label)
+        logarithmic(panel, "weights")
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=LEGEND_COLUMNS)
     return drawing
@@ -70,9 +70,9 @@ def layer_densities(data: FigureData) -> Figure | None:
         return None
     layers = list(dict.fromkeys(table[table["method"].isin(sparse)]["layer"]))
     drawing, axes = plt.subplots(figsize=(max(8.0, 0.45 * len(layers)), 4.4), layout="constrained")
-    for place, row in enumerate(sparse):
+    for index, row in enumerate(sparse):
         means = table[table["method"].eq(row)].groupby("layer")["density"].mean().reindex(layers)
-        shift = 0.6 * ((place + 0.5) / len(sparse) - 0.5)
+        shift = 0.6 * ((index + 0.5) / len(sparse) - 0.5)
         axes.plot(
             [x + shift for x in range(len(layers))], means, "o", color=data.colors[row], label=data.titles[row], markersize=5
         )

@@ -10,38 +10,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atlas.methods.sparse_robust.masks import SCHEMES, Masks, random_masks, require_density
+from atlas.methods.sparse_robust.settings import AdaptiveSettings, DynamicSettings, Growth, Scheme
 from atlas.methods.sparse_robust.static import SparseTraining
+
+DEFAULT, ADAPTIVE = DynamicSettings(), AdaptiveSettings()
 
 
 @dataclass(frozen=True)
 class FlyingBirdPlus:
-    """When and by how much Flying Bird+ changes the density.
-
-    Attributes
-    ----------
-    start_epoch : int
-        First epoch (from 0) whose updates may change it; the paper's is that of the first decay of the learning rate.
-    window : int
-        Number of latest changes of a curve that are looked at.
-    threshold : float
-        Share of them that must be rises.
-    prune_extra : float
-        Weights pruned in addition, relative to those pruned anyway.
-    grow_extra : float
-        Weights grown in addition, relative to those grown anyway.
-    """
+    """When and by how much Flying Bird+ changes the density; the attributes are those of :class:`.settings.AdaptiveSettings`."""
 
     start_epoch: int
-    window: int = 4
-    threshold: float = 0.5
-    prune_extra: float = 0.4
-    grow_extra: float = 0.05
+    window: int = ADAPTIVE.window
+    threshold: float = ADAPTIVE.threshold
+    prune_extra: float = ADAPTIVE.prune_extra
+    grow_extra: float = ADAPTIVE.grow_extra
 
     def prunes_more(self, gaps: Sequence[float]) -> bool:
         """Whether the robust gap (training − validation accuracy) rose often enough of late."""
@@ -87,13 +76,15 @@ class TopologyUpdate:
     grow_more: bool = False
 
 
-def cosine_rate(step: int, total_steps: int, rate: float = 0.5, rate_end: float = 0.005) -> float:
+def cosine_rate(step: int, total_steps: int, rate: float = DEFAULT.rate, rate_end: float = DEFAULT.rate_end) -> float:
     """Prune rate after ``step`` optimiser steps: half a cosine from ``rate`` to ``rate_end`` over ``total_steps``."""
     progress = min(step / total_steps, 1.0)
     return rate_end + 0.5 * (rate - rate_end) * (1 + math.cos(math.pi * progress))
 
 
-def two_stage_interval(steps_per_epoch: int, epochs: int, first: int = 900, second: int = 1200) -> Callable[[int], int]:
+def two_stage_interval(
+    steps_per_epoch: int, epochs: int, first: int = DEFAULT.interval, second: int = DEFAULT.late_interval
+) -> Callable[[int], int]:
     """Return the steps between updates by the step just done: ``first`` up to epoch ``epochs``/2 (from 0), then ``second``."""
 
     def interval(step: int) -> int:
@@ -144,13 +135,13 @@ class FlyingBird(SparseTraining):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        density: float = 0.2,
-        init: Literal["igq", "erk", "uniform"] | Masks = "igq",
+        density: float = DEFAULT.density,
+        init: Scheme | Masks = DEFAULT.scheme,
         total_steps: int,
-        interval: int | Callable[[int], int] = 900,
-        rate: float = 0.5,
-        rate_end: float = 0.005,
-        growth: Literal["gradient", "random"] = "gradient",
+        interval: int | Callable[[int], int] = DEFAULT.interval,
+        rate: float = DEFAULT.rate,
+        rate_end: float = DEFAULT.rate_end,
+        growth: Growth = DEFAULT.growth,
         adaptive: FlyingBirdPlus | None = None,
         generator: torch.Generator | None = None,
         steps_per_epoch: int | None = None,
@@ -302,9 +293,9 @@ class FlyingBird(SparseTraining):
             self.generator.set_state(state["generator"].cpu())
 
 
-def _above_kth(values: Tensor, place: int) -> Tensor:
-    """Where values (n,) exceed the ``place``-th smallest (from 1); ties at it do not.
+def _above_kth(values: Tensor, k: int) -> Tensor:
+    """Booleans (n,): where values (n,) exceed the ``k``-th smallest (from 1); ties at it do not.
 
     On a GPU the whole layer is sorted: torch selects a single value there in one block of threads, four times as slowly.
     """
-    return values > (values.sort().values[place - 1] if values.is_cuda else values.kthvalue(place).values)
+    return values > (values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from atlas.methods.sparse_robust.settings import Scheme, SparseSettings
+
 Masks = dict[str, Tensor]
 """Parameter name to a bool tensor of the parameter's shape, on its device: where a weight exists."""
 
-Scheme = Literal["uniform", "erk", "igq"]
-SCHEMES = ("uniform", "erk", "igq")
+DEFAULT = SparseSettings()
+SCHEMES = get_args(Scheme)
 BISECTIONS = 200
 
 
@@ -41,24 +43,24 @@ def prunable(model: nn.Module, exclude: Collection[str] = ()) -> dict[str, nn.Pa
         if name not in known:
             raise KeyError(f"exclude names {name}, which the model does not have")
     left_out = tuple(f"{name}." for name in exclude)
-    found = {
+    weights = {
         name: parameter
         for name, parameter in model.named_parameters()
         if parameter.ndim in (2, 4) and name not in exclude and not name.startswith(left_out)
     }
-    if not found:
+    if not weights:
         raise ValueError("there is no weight of 2 or 4 dimensions to prune")
-    return found
+    return weights
 
 
 def require_density(density: float) -> None:
-    """Refuse a density outside (0, 1]."""
+    """Raise a ``ValueError`` for a density outside (0, 1]."""
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], not {density}")
 
 
 def layer_densities(
-    shapes: Mapping[str, tuple[int, ...]], density: float, scheme: Scheme = "igq", power: float = 1.0
+    shapes: Mapping[str, tuple[int, ...]], density: float, scheme: Scheme = DEFAULT.scheme, power: float = 1.0
 ) -> dict[str, float]:
     """Share a density out over layers, so that the densities weighted by size have the asked mean.
 
@@ -121,7 +123,11 @@ def _igq(sizes: Mapping[str, int], density: float) -> dict[str, float]:
 
 
 def random_masks(
-    model: nn.Module, density: float, scheme: Scheme = "igq", generator: torch.Generator | None = None, power: float = 1.0
+    model: nn.Module,
+    density: float,
+    scheme: Scheme = DEFAULT.scheme,
+    generator: torch.Generator | None = None,
+    power: float = 1.0,
 ) -> Masks:
     """Draw masks uniformly, with exactly N − ⌊(1 − d)·N⌋ weights in a layer of size N and density d.
 

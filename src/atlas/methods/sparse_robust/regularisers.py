@@ -92,7 +92,7 @@ class WeightAverage:
         return {"count": self.count, "average": dict(self.average), "masks": dict(self.masks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on with the average of a state."""
         self.count, self.average, self.masks = int(state["count"]), dict(state["average"]), dict(state["masks"])
 
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.sparse_robust.masks import Masks, check_masks, prunable, require_density
+from atlas.methods.sparse_robust.settings import Criterion, Scope, ScoreSettings
 
-Criterion = Literal["magnitude", "snip", "grasp", "synflow"]
-CRITERIA = ("magnitude", "snip", "grasp", "synflow")
+DEFAULT = ScoreSettings()
+CRITERIA = get_args(Criterion)
 Batches = Iterable[tuple[Tensor, Tensor]]
 GRASP_TEMPERATURE = 200.0
-SYNFLOW_ROUNDS = 100
 
 
 def score_masks(
@@ -30,8 +30,8 @@ def score_masks(
     density: float,
     criterion: Criterion,
     data: Batches | tuple[Tensor, Tensor] | None = None,
-    scope: Literal["global", "layer"] = "global",
-    rounds: int | None = None,
+    scope: Scope = DEFAULT.scope,
+    rounds: int = DEFAULT.rounds,
 ) -> Masks:
     """Keep the weights of the highest score.
 
@@ -44,9 +44,9 @@ def score_masks(
         Clean batches for SNIP and GraSP; SynFlow takes the shape of an input from it, and magnitude needs none.
     scope : {"global", "layer"}
         One threshold for all weights, or one per layer.
-    rounds : int, optional
-        SynFlow prunes in this many rounds, to density d^(k/rounds) in the k-th; 100 as in its paper if left out. A single one
-        is quicker, and may empty a layer.
+    rounds : int
+        SynFlow prunes in this many rounds, to density d^(k/rounds) in the k-th. A single one is quicker, and
+        may empty a layer.
 
     Raises
     ------
@@ -58,12 +58,11 @@ def score_masks(
         raise ValueError(f"scope must be global or layer, not {scope!r}")
     if criterion != "synflow":
         return _highest(saliency(model, criterion, data), density, scope, nearest=criterion == "magnitude")
-    total = SYNFLOW_ROUNDS if rounds is None else rounds
-    if total < 1:
+    if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
     masks: Masks | None = None
-    for done in range(1, total + 1):
-        masks = _highest(saliency(model, criterion, data, masks), density ** (done / total), scope, nearest=False)
+    for done in range(1, rounds + 1):
+        masks = _highest(saliency(model, criterion, data, masks), density ** (done / rounds), scope, nearest=False)
     assert masks is not None
     return masks
 
@@ -102,10 +101,10 @@ def saliency(
 def _batches(data: Batches | tuple[Tensor, Tensor] | None, criterion: str) -> list[tuple[Tensor, Tensor]]:
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         return [(data[0], data[1])]  # type: ignore[list-item]
-    found: list[tuple[Tensor, Tensor]] = [] if data is None else list(data)  # type: ignore[arg-type]
-    if not found:
+    batches: list[tuple[Tensor, Tensor]] = [] if data is None else list(data)  # type: ignore[arg-type]
+    if not batches:
         raise ValueError(f"{criterion} needs data: batches of (x, y)")
-    return found
+    return batches
 
 
 @contextmanager
@@ -152,9 +151,9 @@ def _grasp(model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[
     total = [torch.zeros_like(weight) for weight in weights.values()]
     for x, y in batches:
         gradients = _gradients(model, weights, x, y, GRASP_TEMPERATURE)
-        product = torch.stack([(one * other).sum() for one, other in zip(direction, gradients, strict=True)]).sum()
-        found = torch.autograd.grad(product, list(weights.values()), allow_unused=True)
-        for sum_, gradient in zip(total, found, strict=True):
+        product = torch.stack([(along * gradient).sum() for along, gradient in zip(direction, gradients, strict=True)]).sum()
+        second = torch.autograd.grad(product, list(weights.values()), allow_unused=True)
+        for sum_, gradient in zip(total, second, strict=True):
             if gradient is not None:  # a weight on which its own gradient does not depend
                 sum_.add_(gradient)
     return {name: sum_ * weight.detach() for (name, weight), sum_ in zip(weights.items(), total, strict=True)}

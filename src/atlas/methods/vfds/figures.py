@@ -29,7 +29,7 @@ MOST = 40
     alt="Heat map: activities in rows, gates in columns, darker where a gate opens more often.",
 )
 def selection(data: FigureData) -> Figure | None:
-    """Heat map of gates per activity."""
+    """Draw the mean gates (columns) of every activity (rows) as a heat map."""
     import matplotlib.pyplot as plt
 
     table = data.frames("profile.csv")
@@ -73,7 +73,7 @@ def session(data: FigureData) -> Figure | None:
     table = table[table["method"].eq(ROW)]
     table = table[table["seed"].eq(table["seed"].iloc[0])].fillna("")
     opened = [str(value).split(" | ") if value else [] for value in table["gates"]]
-    gates = list(dict.fromkeys(gate for one in opened[1:] for gate in one))
+    gates = list(dict.fromkeys(gate for names in opened[1:] for gate in names))
     height = 2.6 + 0.16 * max(4, len(gates))
     drawing, (strips, raster) = plt.subplots(
         2, 1, figsize=(9.6, height), sharex=True, layout="constrained", height_ratios=[1.1, max(2.0, 0.2 * len(gates))]
@@ -81,7 +81,7 @@ def session(data: FigureData) -> Figure | None:
     _strips(strips, table)
     _shade(raster, table)
     for row, gate in enumerate(gates):
-        steps = [step for step, one in zip(table["step"], opened, strict=True) if gate in one]
+        steps = [step for step, names in zip(table["step"], opened, strict=True) if gate in names]
         raster.scatter(steps, [row] * len(steps), marker="s", s=18, color=PALETTE[0], linewidths=0)
     raster.set_yticks(range(len(gates)), gates, fontsize=8)
     raster.set(xlabel="step", ylim=(len(gates) - 0.4, -0.6), xlim=(-0.6, len(table) - 0.4))
@@ -89,7 +89,7 @@ def session(data: FigureData) -> Figure | None:
 
 
 def _strips(axes: Axes, table: pd.DataFrame) -> None:
-    """Activity and prediction as two strips with one colour per class."""
+    """Draw activity and prediction over the steps as two strips with a colour per class."""
     classes = sorted({str(name) for column in ("label", "prediction") for name in table[column] if name})
     colors = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(classes)}
     for row, column in enumerate(("label", "prediction")):
@@ -104,7 +104,7 @@ def _strips(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _shade(axes: Axes, table: pd.DataFrame) -> None:
-    """Grey bands under every second stretch of one context."""
+    """Put grey bands under every second stretch of a context."""
     contexts = [str(value) for value in table["context"]]
     if not any(contexts):
         return

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atlas.methods.vfds.losses import Loss, arm_loss, check_lambda, lambda_at, selection_loss
 from atlas.methods.vfds.model import FILL, SelectiveGRU
+from atlas.methods.vfds.sweep import Sweep
 from atlas.nn.sequences import check_complete, check_labels, labelled, valid_steps
 
 LEARNING_RATE = 3e-3
@@ -31,7 +32,7 @@ def parameter_groups(
 
 
 def training_loss(
-    model: SelectiveGRU,
+    model: SelectiveGRU | Sweep,
     x: Tensor,
     y: Tensor,
     *,
@@ -41,12 +42,16 @@ def training_loss(
     noise: Tensor | None = None,
     **options: Any,
 ) -> Loss:
-    """Loss of the model's own kind: of the relaxation, or of a pair of trajectories for ARM; ``options`` are theirs."""
-    cost = (model.groups.cost if cost is None else cost).to(x)
-    if model.arm:
+    """Loss of the model's own kind on x (B, T, D): of its relaxation, or of a pair of trajectories for ARM; a sweep's are (M,).
+
+    The other parameters, ``options`` among them, are those of :func:`.losses.selection_loss` and :func:`.losses.arm_loss`.
+    """
+    template = model.template if isinstance(model, Sweep) else model
+    cost = (template.groups.cost if cost is None else cost).to(x)
+    if template.arm:
         return arm_loss(model, x, y, lam=lam, cost=cost, lengths=lengths, noise=noise, **options)
     rollout = model(x, lengths=lengths, noise=noise, gates="relaxed")
-    if model.policy not in ("dynamic", "static"):
+    if template.policy not in ("dynamic", "static"):
         lam = 0.0  # nothing to learn about cost: the gates are given, or (attention) the paper's code asks nothing for them
     return selection_loss(rollout, y, cost=cost, lam=lam, **options)
 
@@ -139,8 +144,8 @@ def fit(
         loss.total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if clip_norm is None else clip_norm)
         if not bool(torch.isfinite(loss.total.detach()) & torch.isfinite(norm)):
-            found = f"the loss is {float(loss.total.detach())} and its gradient's norm {float(norm)}"
-            raise FloatingPointError(f"{found} at step {step + 1}; a smaller learning rate may help")
+            values = f"the loss is {float(loss.total.detach())} and its gradient's norm {float(norm)}"
+            raise FloatingPointError(f"{values} at step {step + 1}; a smaller learning rate may help")
         optimiser.step()
         curve.append({name: float(value.detach()) for name, value in loss._asdict().items()})
     return curve
@@ -181,8 +186,8 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise ValueError("a dataset must be made of pairs (x, y); lengths of padded sequences are an argument of their own")
     xs, ys = ([torch.as_tensor(pair[part]) for pair in pairs] for part in range(2))
-    for name, found in (("x", xs), ("y", ys)):
-        shapes = {tuple(one.shape) for one in found}
+    for name, tensors in (("x", xs), ("y", ys)):
+        shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(shapes) > 1:
             raise ValueError(
                 f"the dataset's {name} have different shapes {sorted(shapes)}: pad the sequences and give their lengths"
@@ -207,13 +212,13 @@ class Front:
     points: tuple[Point, ...]
 
     def mean(self) -> Front:
-        """Mean over the seeds of every λ."""
-        found = []
+        """Front of the means over seeds: one point per λ, of the seed −1."""
+        means = []
         for lam in sorted({point.lam for point in self.points}):
             own = [point for point in self.points if point.lam == lam]
             fraction, accuracy = (sum(values) / len(own) for values in zip(*((p.fraction, p.accuracy) for p in own), strict=True))
-            found.append(Point(lam, -1, fraction, accuracy))
-        return Front(tuple(found))
+            means.append(Point(lam, -1, fraction, accuracy))
+        return Front(tuple(means))
 
     def efficient(self) -> Front:
         """The points that no other point beats in both accuracy and cost, by rising cost."""
@@ -261,6 +266,6 @@ def pareto(model_fn: Callable[[float, int], tuple[float, float]], lams: Sequence
     points = [Point(lam, seed, *model_fn(lam, seed)) for lam in lams for seed in seeds]
     for point in points:
         if not (math.isfinite(point.fraction) and math.isfinite(point.accuracy)):
-            found = f"cost fraction {point.fraction} and accuracy {point.accuracy}"
-            raise ValueError(f"the model of λ = {point.lam} and seed {point.seed} has {found}; both must be finite")
+            values = f"cost fraction {point.fraction} and accuracy {point.accuracy}"
+            raise ValueError(f"the model of λ = {point.lam} and seed {point.seed} has {values}; both must be finite")
     return Front(tuple(points))

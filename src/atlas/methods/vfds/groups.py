@@ -36,15 +36,16 @@ class FeatureGroups:
         if self.groups.ndim != 1 or not len(self.groups) or self.groups.is_floating_point():
             raise ValueError(f"groups must be a vector of whole numbers, not of shape {tuple(self.groups.shape)}")
         self.groups = self.groups.long()
-        found = torch.unique(self.groups)
-        if not torch.equal(found, torch.arange(len(found))):
-            raise ValueError(f"groups must be numbered 0 … G − 1 without a gap, not {found.tolist()}")
-        if self.cost.shape != found.shape:
-            raise ValueError(f"there are {len(found)} groups, but costs of shape {tuple(self.cost.shape)}")
+        numbers = torch.unique(self.groups)
+        count = len(numbers)
+        if not torch.equal(numbers, torch.arange(count)):
+            raise ValueError(f"groups must be numbered 0 … G − 1 without a gap, not {numbers.tolist()}")
+        if self.cost.shape != (count,):
+            raise ValueError(f"there are {count} groups, but costs of shape {tuple(self.cost.shape)}")
         check_cost(self.cost)
-        self.names = [f"group{index}" for index in range(len(found))] if names is None else list(names)
-        if len(self.names) != len(found):
-            raise ValueError(f"there are {len(found)} groups, but {len(self.names)} names")
+        self.names = [f"group{index}" for index in range(count)] if names is None else list(names)
+        if len(self.names) != count:
+            raise ValueError(f"there are {count} groups, but {len(self.names)} names")
 
     @classmethod
     def per_feature(cls, n_features: int) -> FeatureGroups:
@@ -54,19 +55,19 @@ class FeatureGroups:
 
     @property
     def n_features(self) -> int:
-        """Number D of features."""
+        """How many features there are: D."""
         return len(self.groups)
 
     @property
     def n_groups(self) -> int:
-        """Number G of gates."""
+        """How many gates there are: G, one per group."""
         return len(self.cost)
 
     @property
     def trivial(self) -> bool:
-        """Whether gate j is feature j."""
+        """Whether every feature has a gate of its own, in the features' order."""
         return torch.equal(self.groups, torch.arange(self.n_features))
 
     def expand(self, gates: Tensor) -> Tensor:
-        """Gates (…, G) to features (…, D)."""
+        """Give every feature the gate of its group: (…, G) to (…, D)."""
         return gates if self.trivial else gates[..., self.groups.to(gates.device)]

@@ -7,21 +7,19 @@ variational objective with a Bernoulli prior is ours, see :func:`selection_loss`
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from atlas.methods.vfds.estimators import bernoulli_entropy, bernoulli_kl, check_noise, logistic_noise, uniform_noise
-from atlas.methods.vfds.model import Rollout
+from atlas.methods.vfds.model import Rollout, SelectiveGRU
+from atlas.methods.vfds.settings import CostNorm, SelectionSettings
 from atlas.nn.selection import check_cost
 from atlas.nn.sequences import check_labels, first_place, labelled, valid_steps
 
-if TYPE_CHECKING:
-    from atlas.methods.vfds.model import SelectiveGRU
-
-CostNorm = Literal["steady", "official"]
+DEFAULT = SelectionSettings()
 Kappa = float | Tensor | Literal["lambda"]
 
 
@@ -93,7 +91,7 @@ def step_task_loss(logits: Tensor, y: Tensor, valid: Tensor | None, ignore_index
     return torch.where(known, each, 0) / count
 
 
-def step_cost(gates: Tensor, cost: Tensor, lengths: Tensor | None = None, norm: CostNorm = "steady") -> Tensor:
+def step_cost(gates: Tensor, cost: Tensor, lengths: Tensor | None = None, norm: CostNorm = DEFAULT.cost_norm) -> Tensor:
     """Contribution of every step to the cost fraction: (…, B, T), zero at the first step, which nobody decides.
 
     ``"steady"`` divides by the (valid) steps after the first, so that all gates on are 1; ``"official"`` divides by all steps, so
@@ -126,8 +124,8 @@ def selection_loss(
     *,
     cost: Tensor,
     lam: float | Tensor,
-    entropy_weight: float = 0.0,
-    cost_norm: CostNorm = "steady",
+    entropy_weight: float = DEFAULT.entropy_weight,
+    cost_norm: CostNorm = DEFAULT.cost_norm,
     ignore_index: int = -1,
     prior: Literal["bernoulli"] | None = None,
 ) -> Loss:
@@ -179,7 +177,7 @@ def selection_loss(
 
 
 def returns_to_go(losses: Tensor, gamma: float) -> Tensor:
-    """Σ_{s ≥ t} γ^{s−t} losses_s over the last dimension."""
+    """Discounted sums Σ_{s ≥ t} γ^{s−t} losses_s over the steps, the last dimension: (…, T) to (…, T)."""
     if gamma == 0:
         return losses
     if gamma == 1:
@@ -196,16 +194,16 @@ def arm_loss(
     y: Tensor,
     *,
     lam: float | Tensor,
-    gamma: float = 0.0,
+    gamma: float = DEFAULT.gamma,
     unbiased: bool | None = None,
     cost: Tensor | None = None,
     lengths: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     detach_policy_input: bool = False,
-    published: bool = False,
-    kappa: Kappa = 1.0,
-    cost_path: bool = True,
+    published: bool = DEFAULT.published,
+    kappa: Kappa = DEFAULT.kappa,
+    cost_path: bool = DEFAULT.cost_path,
     ignore_index: int = -1,
 ) -> Loss:
     """Loss whose gradient trains hard gates by two antithetic trajectories on common noise, run as one batch of 2B.
@@ -300,15 +298,15 @@ def gate_price(kappa: Kappa, lam: Tensor, cost: Tensor) -> Tensor:
         if kappa != "lambda":
             raise ValueError(f"{wanted}; not {kappa!r}")
         return lam[..., None, None, None] * relative
-    found = torch.as_tensor(kappa, dtype=cost.dtype, device=cost.device)
-    if found.shape not in ((), (gates,)):
-        raise ValueError(f"{wanted}; not of shape {tuple(found.shape)}")
-    wrong = ~(found.isfinite() & (found >= 0))
+    weight = torch.as_tensor(kappa, dtype=cost.dtype, device=cost.device)
+    if weight.shape not in ((), (gates,)):
+        raise ValueError(f"{wanted}; not of shape {tuple(weight.shape)}")
+    wrong = ~(weight.isfinite() & (weight >= 0))
     if bool(wrong.any()):
-        place = first_place(wrong)
-        where = f" at {list(place)}" if place else ""
-        raise ValueError(f"kappa must be finite and not negative, not {found[place].item()}{where}")
-    return found * relative
+        index = first_place(wrong)
+        where = f" at {list(index)}" if index else ""
+        raise ValueError(f"kappa must be finite and not negative, not {weight[index].item()}{where}")
+    return weight * relative
 
 
 class _Pair(NamedTuple):
@@ -368,7 +366,7 @@ class _Pair(NamedTuple):
         return self.loss(self.each[0].sum((-2, -1)), (difference * logits).sum((-3, -2, -1)))
 
     def unbiased(self, gamma: float) -> Loss:
-        """½ Σ_k [loss^k + (R^k − base^k) ε_k (1 − 2u) α^k]."""
+        """Score-function pair: ½ Σ_k [loss^k + (R^k − base^k) ε_k (1 − 2u) α^k], ε = ±1, base the mean return of the others."""
         returns = returns_to_go(self.each.detach(), gamma)
         batch = returns.shape[-2]
         if batch > 1:

@@ -50,7 +50,7 @@ def sensor_on(gates: Tensor, groups: FeatureGroups, sensors: Tensor) -> Tensor:
         (S,).
     """
     opened = groups.expand(gates)[:, 1:] > 0
-    return torch.stack([opened[..., sensors == one].any(-1).double().mean() for one in range(int(sensors.max()) + 1)])
+    return torch.stack([opened[..., sensors == sensor].any(-1).double().mean() for sensor in range(int(sensors.max()) + 1)])
 
 
 @torch.no_grad()

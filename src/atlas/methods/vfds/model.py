@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,16 @@ from atlas.methods.vfds.estimators import check_noise, check_temperature, logist
 from atlas.methods.vfds.groups import FeatureGroups
 from atlas.methods.vfds.recurrence import gated_rollout, ungated_rollout
 from atlas.methods.vfds.rollout import Gating, Layer, admit, gate, plain_rollout, project, spread
+from atlas.methods.vfds.settings import PAIRED, AttentionSettings, Relaxation, SelectionSettings
+from atlas.methods.vfds.streaming import StreamingPolicy
 from atlas.nn.sequences import check_complete, check_lengths, first_place, valid_steps
 
-if TYPE_CHECKING:
-    from atlas.methods.vfds.streaming import StreamingPolicy
-
-Relaxation = Literal["concrete", "st", "st-concrete", "arm", "arm-unbiased"]
 Mode = Literal["relaxed", "sample", "threshold"]
-RELAXATIONS = ("concrete", "st", "st-concrete", "arm", "arm-unbiased")
-MODES = ("relaxed", "sample", "threshold")
+RELAXATIONS, MODES = get_args(Relaxation), get_args(Mode)
 POLICIES = ("dynamic", "static", "attention", "none")
 FILL = ": fill gaps with the mean, which is 0 in standardised data"
 """What to do about missing values that are read."""
+DEFAULT = SelectionSettings()
 STATIC_STD = 0.1
 """Standard deviation of the initial logits of the static policy (official code: variance 0.1² of a normal)."""
 
@@ -72,7 +70,7 @@ class Rollout:
 
     @property
     def valid(self) -> Tensor | None:
-        """(B, T) booleans: steps that are not padding; ``None`` if all are valid."""
+        """Booleans (B, T), true at steps that are not padding; ``None`` if all are valid."""
         return valid_steps(self.lengths, self.gates.shape[1])
 
 
@@ -88,8 +86,8 @@ def as_mask(name: str, mask: Tensor, count: int) -> Tensor:
         raise ValueError(f"{name} must have shape ({count},), not {tuple(mask.shape)}")
     wrong = (mask != 0) & (mask != 1)
     if bool(wrong.any()):
-        place = first_place(wrong)
-        raise ValueError(f"{name} must hold booleans, or 0 and 1, not {mask[place].item()} at {list(place)}")
+        index = first_place(wrong)
+        raise ValueError(f"{name} must hold booleans, or 0 and 1, not {mask[index].item()} at {list(index)}")
     return mask.bool()
 
 
@@ -145,12 +143,12 @@ class SelectiveGRU(nn.Module):
         n_layers: int = 1,
         groups: FeatureGroups | None = None,
         policy: Policy = "dynamic",
-        relaxation: Relaxation = "concrete",
-        temperature: float = 0.05,
-        logit_scale: float = 1.0,
+        relaxation: Relaxation = DEFAULT.relaxation,
+        temperature: float = DEFAULT.temperature,
+        logit_scale: float = DEFAULT.logit_scale,
         first_step: Literal["all", "none", "policy"] | Tensor = "all",
         append_mask: bool = False,
-        attention_threshold: float = 0.5,
+        attention_threshold: float = AttentionSettings().threshold,
         fused: bool = True,
     ) -> None:
         super().__init__()
@@ -231,7 +229,7 @@ class SelectiveGRU(nn.Module):
     @property
     def arm(self) -> bool:
         """Whether the policy learns from pairs of hard trajectories, by :func:`.losses.arm_loss`."""
-        return self.relaxation in ("arm", "arm-unbiased") and self.policy in ("dynamic", "static")
+        return self.relaxation in PAIRED and self.policy in ("dynamic", "static")
 
     @property
     def stacked(self) -> bool:
@@ -313,7 +311,7 @@ class SelectiveGRU(nn.Module):
         check_lengths(lengths, *x.shape[:2])
 
     def noise_shape(self, x: Tensor) -> tuple[int, int, int]:
-        """(T, B, G) of the noise for x: (B, T, D)."""
+        """Shape (T, B, G) of the noise that x of the shape (B, T, D) needs."""
         return (x.shape[1], x.shape[0], self.groups.n_groups)
 
     def _copies(self, offset: Tensor, x: Tensor) -> int:
@@ -377,7 +375,7 @@ class SelectiveGRU(nn.Module):
         """Uniform noise as ν in logit space, in the relaxation's direction of comparison: (T, B, G); zeros without noise."""
         if noise is None:
             return x.new_zeros(()).expand(x.shape[1], x.shape[0], self.groups.n_groups)
-        reverse = self.relaxation in ("st", "arm", "arm-unbiased")  # these open a gate where u < σ(α)
+        reverse = self.relaxation in ("st", *PAIRED)  # these open a gate where u < σ(α)
         return logistic_noise(1 - noise) if reverse else logistic_noise(noise)
 
     def _adaptive(self, x: Tensor, offset: Tensor, gating: Gating) -> tuple[Tensor, Tensor, Tensor]:
@@ -416,6 +414,4 @@ class SelectiveGRU(nn.Module):
         self, batch: int = 1, gates: Literal["sample", "threshold"] = "threshold", generator: torch.Generator | None = None
     ) -> StreamingPolicy:
         """Return the deployment loop: ask what to acquire, acquire it, hand it in; see :class:`.streaming.StreamingPolicy`."""
-        from atlas.methods.vfds.streaming import StreamingPolicy
-
         return StreamingPolicy(self, batch, gates, generator)

@@ -69,7 +69,7 @@ class Gating:
 
 
 def spread(gates: Tensor, gating: Gating) -> Tensor:
-    """Gates (…, G) to features (…, D)."""
+    """Give every feature the gate of its group: (…, G) to (…, D)."""
     return gates if gating.index is None else gates[..., gating.index]
 
 

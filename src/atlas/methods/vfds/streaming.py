@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from atlas.methods.vfds.rollout import Layer, gate
 from atlas.nn.sequences import first_place
-
-if TYPE_CHECKING:
-    from atlas.methods.vfds.model import SelectiveGRU
 
 
 class StreamingPolicy:
@@ -28,7 +25,7 @@ class StreamingPolicy:
 
     def __init__(
         self,
-        model: SelectiveGRU,
+        model: Any,  # a SelectiveGRU, whose module imports this one
         batch: int = 1,
         gates: Literal["sample", "threshold"] = "threshold",
         generator: torch.Generator | None = None,
@@ -102,8 +99,8 @@ class StreamingPolicy:
         opened = self.model.groups.expand(self._asked)
         wrong = opened & ~values.isfinite()
         if bool(wrong.any()):
-            place = list(first_place(wrong))
-            raise ValueError(f"a requested value is NaN or infinite; there are {int(wrong.sum())}, the first at {place}")
+            first = list(first_place(wrong))
+            raise ValueError(f"a requested value is NaN or infinite; there are {int(wrong.sum())}, the first at {first}")
         gain = 1.0 if self._steps == 0 and self.model.first is not None else self._gating.gain
         below = self._from_input(values.to(self._columns), opened, gain)
         self._states[0] = below = _advance(below, self._states[0], self._first)
@@ -130,7 +127,7 @@ class StreamingPolicy:
 
 
 def _advance(from_input: Tensor, state: Tensor, layer: Layer) -> Tensor:
-    """PyTorch's GRU cell on pre-activations from the input."""
+    """PyTorch's GRU cell on pre-activations from the input (B, 3H) and the state (B, H): the next state (B, H)."""
     from_state = torch.addmm(layer.bias_hh, state, layer.weight_hh.T)
     reset_i, update_i, new_i = from_input.chunk(3, -1)
     reset_h, update_h, new_h = from_state.chunk(3, -1)

@@ -1,98 +1,53 @@
-"""The paper's methods and its static baselines as topologies of adversarial robustness."""
+"""Robust Bird, Flying Bird and Flying Bird+ as topologies of adversarial robustness."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from atlas.harness.files import read_tensors
+from atlas.harness.registry import Amounts
+from atlas.harness.run import Run
 from atlas.harness.seeds import generator
 from atlas.methods.sparse_robust.early_bird import EarlyBird
-from atlas.methods.sparse_robust.entry import EARLY_BIRD
 from atlas.methods.sparse_robust.flying_bird import FlyingBird, FlyingBirdPlus, two_stage_interval
-from atlas.methods.sparse_robust.masks import Masks, random_masks
+from atlas.methods.sparse_robust.masks import random_masks
 from atlas.methods.sparse_robust.regularisers import WeightAverage
-from atlas.methods.sparse_robust.scores import magnitude_ticket, score_masks
+from atlas.methods.sparse_robust.scores import magnitude_ticket
+from atlas.methods.sparse_robust.settings import AdaptiveSettings, DynamicSettings, RobustBirdSettings
 from atlas.methods.sparse_robust.static import SparseTraining
 from atlas.nn.attacks import PGD
-from atlas.tasks.adversarial_robustness.networks import build_network
+from atlas.nn.work import TRAIN
+from atlas.tasks.adversarial_robustness.entry import training_amounts
 from atlas.tasks.adversarial_robustness.protocol import learning_rate_at
 from atlas.tasks.adversarial_robustness.topology import Stepper, Topology
-
-if TYPE_CHECKING:
-    from atlas.methods.sparse_robust.entry import (
-        DynamicSettings,
-        PlusSettings,
-        RobustBirdSettings,
-        ScoreSettings,
-        SparseSettings,
-    )
-    from atlas.tasks.adversarial_robustness.training import Progress, Training
+from atlas.tasks.adversarial_robustness.training import Progress, Training
 
 FAST_STEP = 1.25
 """Step of the one-step attack of fast adversarial training, relative to the radius (E. Wong et al., ICLR 2020)."""
 FAST_PEAK = 0.2
 """Highest learning rate of its cycle, reached after two fifths of the epochs."""
+EARLY_BIRD = "early-bird"
+"""Name of the loop in which Robust Bird looks for its mask."""
 
 
-class RandomTopology(Topology):
-    """Fixed masks, drawn at the quotas of a scheme, or by one global draw."""
-
-    def __init__(self, settings: SparseSettings) -> None:
-        self.settings = settings
-
-    def stepper(self, training: Training, optimizer: torch.optim.Optimizer) -> Stepper:
-        """Draw the masks by the run's seed."""
-        random = generator(training.run.seed, "masks")
-        masks = random_masks(training.model, self.settings.density, self.settings.scheme, random)
-        return SparseTraining(training.model, optimizer, masks)
-
-
-class ScoredTopology(Topology):
-    """Fixed masks by a score of the initial weights, on clean training batches."""
-
-    def __init__(self, criterion: Any, settings: ScoreSettings) -> None:
-        self.criterion, self.settings = criterion, settings
-
-    def stepper(self, training: Training, optimizer: torch.optim.Optimizer) -> Stepper:
-        """Score the weights and keep the highest."""
-        batches = None if self.criterion == "magnitude" else list(self._batches(training))
-        masks = score_masks(
-            training.model, self.settings.density, self.criterion, batches, self.settings.scope, self.settings.rounds
-        )
-        return SparseTraining(training.model, optimizer, masks)
-
-    def _batches(self, training: Training) -> Iterator[tuple[Tensor, Tensor]]:
-        for count, batch in enumerate(training.data.train_batches(0, purpose="scores"), 1):
-            yield batch
-            if count == self.settings.batches:
-                return
-
-
-class TrainedMagnitudeTopology(Topology):
-    """One-shot magnitude pruning: the mask of a trained dense network, the weights of the initialisation."""
-
-    def __init__(self, settings: SparseSettings) -> None:
-        self.settings = settings
-
-    def stepper(self, training: Training, optimizer: torch.optim.Optimizer) -> Stepper:
-        """Read the mask off the dense run's final weights."""
-        dense = build_network(training.protocol.network, training.data.classes, training.data.shape, training.run.seed)
-        dense.load_state_dict(read_tensors(training.run.needed("dense").weights))
-        masks: Masks = score_masks(dense, self.settings.density, "magnitude")
-        return SparseTraining(training.model, optimizer, masks)
+def bird_amounts(run: Run) -> Amounts:
+    """The first stage counts at its longest, ``max_epochs``: nobody knows beforehand when its masks will have settled."""
+    amounts = training_amounts(run)
+    longest = run.settings_model("robust-bird").max_epochs / run.protocol_model().epochs
+    return {**amounts, EARLY_BIRD: amounts[TRAIN]._replace(steps=longest * amounts[TRAIN].steps)}
 
 
 class RobustBird(Topology):
     """Train cheaply until the magnitude mask settles, prune, and train adversarially from there under the mask."""
 
-    def __init__(self, settings: RobustBirdSettings) -> None:
-        self.settings = settings
+    def __init__(self, run: Run, settings: RobustBirdSettings) -> None:
+        super().__init__(run, settings)
         self.milestones = settings.milestones
 
     def before(self, training: Training) -> None:
@@ -100,15 +55,13 @@ class RobustBird(Topology):
         settings, per_epoch = self.settings, training.data.steps_per_epoch
         bird = EarlyBird(1 - settings.density, settings.threshold, settings.queue)
         optimizer = training.optimizer()
-        progress = _progress(training)
+        progress = Progress(training.device)
         parts = {"model": training.model, "optimizer": optimizer, "bird": bird, "ledger": training.ledger, "progress": progress}
         loop = training.phase(EARLY_BIRD, settings.max_epochs * per_epoch, parts)
         cost = training.forward_flops({})
-        for step in loop:
+        batches = partial(training.data.train_batches, purpose="early-bird")
+        for step, (images, labels) in loop.over_epochs(per_epoch, batches):
             epoch, index = divmod(step, per_epoch)
-            if step == loop.start or not index:
-                batches = training.data.train_batches(epoch, first=index, purpose="early-bird")
-            images, labels = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = self._rate(training, step)
             training.ledger.seen(len(images), cost)
@@ -126,6 +79,7 @@ class RobustBird(Topology):
                 break
 
     def _attack_steps(self, training: Training) -> int:
+        """Steps of the attack on every batch of stage 1."""
         return {"standard": 0, "fast": 1, "pgd": training.protocol.attack.train_steps}[self.settings.stage]
 
     def _rate(self, training: Training, step: int) -> float:
@@ -161,20 +115,19 @@ class RobustBird(Topology):
 
 
 class Flying(Topology):
-    """Flying Bird, and with ``plus`` Flying Bird+; optionally ends at an average of its weights."""
+    """Flying Bird, and with ``adaptive`` Flying Bird+; optionally ends at an average of its weights."""
 
-    def __init__(self, settings: DynamicSettings, plus: PlusSettings | None = None) -> None:
-        self.settings, self.plus = settings, plus
-        self.dense_gradients = settings.growth == "gradient"
-        self.watches_validation = plus is not None
+    def __init__(self, run: Run, settings: DynamicSettings, *, adaptive: bool = False) -> None:
+        super().__init__(run, settings)
+        self.dense_gradients, self.watches_validation = settings.growth == "gradient", adaptive
         self.average = WeightAverage("current")
 
     def stepper(self, training: Training, optimizer: torch.optim.Optimizer) -> Stepper:
-        """Wrap the optimiser."""
-        settings, plus, per_epoch, epochs = self.settings, self.plus, training.data.steps_per_epoch, training.protocol.epochs
+        """Wrap the optimiser, starting from masks that are drawn by the run's seed."""
+        settings, per_epoch, epochs = self.settings, training.data.steps_per_epoch, training.protocol.epochs
         adaptive = None
-        if plus is not None:
-            adaptive = FlyingBirdPlus(plus.start_epoch, plus.window, plus.threshold, plus.prune_extra, plus.grow_extra)
+        if self.watches_validation:
+            adaptive = FlyingBirdPlus(**{name: getattr(settings, name) for name in AdaptiveSettings.model_fields})
         return FlyingBird(
             training.model,
             optimizer,
@@ -191,11 +144,11 @@ class Flying(Topology):
         )
 
     def parts(self) -> Mapping[str, Any]:
-        """The running average."""
+        """The running average of the weights, where there is one."""
         return {} if self.settings.average_from is None else {"average": self.average}
 
     def end_epoch(self, training: Training, epoch: int) -> None:
-        """Add the epoch's weights to the average."""
+        """Add the epoch's weights to the average, from the epoch on that the settings say."""
         first = self.settings.average_from
         if first is not None and epoch >= first:
             self.average.update(training.model, training.stepper.masks)
@@ -205,17 +158,3 @@ class Flying(Topology):
         if self.average.count:
             batches = training.data.train_batches(0, purpose="average")
             self.average.apply_to(training.model, (images for images, _ in batches))
-
-
-def _progress(training: Training) -> Progress:
-    from atlas.tasks.adversarial_robustness.training import Progress
-
-    return Progress(training.device)
-
-
-def table_network(classes: int) -> nn.Module:
-    """PreAct-ResNet-18 without values: for arithmetic on its shapes."""
-    from atlas.nn.convnets import PreActResNet
-
-    with torch.device("meta"):
-        return PreActResNet(classes)
