@@ -63,7 +63,7 @@ from atlas.methods.diverse_vit import (
     emb_contrast,
     emb_cosine,
 )
-from atlas.methods.diverse_vit.config import COEFFICIENTS
+from atlas.methods.diverse_vit.settings import COEFFICIENTS
 from atlas.methods.sinnerf import Camera, CoarseFine, NeRFNetwork, Sampler, VectorMatrixField, all_rays, render_levels
 from atlas.methods.sinnerf.bounds import Bounded
 from atlas.methods.split_mix import Client, DigitCNN, FedTrainer, budgets
