@@ -11,12 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import model_validator
 
-from atlas.settings import Settings
-
-Fraction = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
-Natural = Annotated[int, Gt(0)]
-Count = Annotated[int, Ge(0)]
+from atlas.settings import Count, Natural, Positive, Settings
 
 
 class Network(Settings):
@@ -119,7 +114,7 @@ class Protocol(Settings):
     evaluation_batch_size: Natural = 500
 
     def tested_epochs(self) -> list[int]:
-        """Epochs (from 0) after which the test images are attacked: the first, every so-manieth, and the last."""
+        """Epochs (from 0) after which the test images are attacked: the first, every ``test_every``-th, and the last."""
         every = self.test_every
         return [epoch for epoch in range(self.epochs) if every and ((epoch + 1) % every == 0 or epoch in (0, self.epochs - 1))]
 

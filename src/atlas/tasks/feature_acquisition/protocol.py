@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Lt
 from pydantic import model_validator
 
-from atlas.settings import Settings
-
-Natural = Annotated[int, Gt(0)]
-Positive = Annotated[float, Gt(0)]
-Fraction = Annotated[float, Ge(0), Le(1)]
+from atlas.settings import Fraction, Natural, Positive, Settings
 
 
 class Stream(Settings):

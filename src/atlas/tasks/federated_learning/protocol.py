@@ -11,14 +11,11 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import field_validator, model_validator
 
-from atlas.settings import Settings
+from atlas.settings import Fraction, Natural, Positive, Settings
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
 """Widths at which models are asked for."""
 
-Natural = Annotated[int, Gt(0)]
-Positive = Annotated[float, Gt(0)]
-Fraction = Annotated[float, Ge(0), Le(1)]
 FEWEST_CLIENTS = 4
 """So that the budgets 8-4-2-1 are all there, and each as often."""
 DomainName = Literal["identity", "inverted", "blended", "noisy-transpose", "blurred", "tinted"]

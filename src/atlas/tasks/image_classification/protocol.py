@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Lt
 from pydantic import model_validator
 
-from atlas.settings import Settings
-
-Fraction = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
-Natural = Annotated[int, Gt(0)]
+from atlas.settings import Fraction, Natural, Positive, Settings
 
 
 class Backbone(Settings):

@@ -200,7 +200,7 @@ def average_pose(poses: Array) -> Array:
 
 
 def llff_scene(folder: Path, settings: SceneSettings) -> Scene:
-    """Poses recentred and scaled so that the nearest depth is 4/3; every so-manieth view is held out."""
+    """Poses recentred and scaled so that the nearest depth is 4/3; every ``test_every``-th view is held out."""
     if not (folder / POSES).is_file():
         raise UserError(f"{folder / POSES} does not exist; which scene of {folder.parent} is meant?")
     pictures, bounds = read_llff(folder)

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Len
 from pydantic import Field, model_validator
 
-from atlas.settings import Settings
+from atlas.settings import Count, Fraction, Natural, Positive, Settings
 
-Fraction = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
-Natural = Annotated[int, Gt(0)]
-Count = Annotated[int, Ge(0)]
 Triple = tuple[float, float, float]
 
 
@@ -36,9 +32,9 @@ class SceneSettings(Settings):
         place by name (LLFF), its id (DTU); for LLFF −1 means the neighbour of the pose nearest to the centre.
     test_split, test_views, test_degrees, test_every : …
         What is held out: numbers of a split; or, with ``test_degrees``, views of the split within so many degrees of the
-        reference; or every so-manieth view (LLFF). DTU holds out every second source view.
+        reference; or every ``test_every``-th view (LLFF). DTU holds out every second source view.
     test_stride, test_limit : …
-        Render every so-manieth row and column of the test views; of at most so many views.
+        Render every ``test_stride``-th row and column of the test views; of at most ``test_limit`` views.
     depth : {"given", "teacher", "none"}
         The reference's depth: of the data set; rendered by a field that is trained on all views but the test views; or none.
         What is given is compared where it is known; what is rendered, as a whole on patches, 0 being empty.
@@ -145,7 +141,7 @@ class Protocol(Settings):
         Weight and form of emptiness where a white scene's reference has no depth: ``opacity`` of all its rays, or ``depth`` on
         its patch alone, which the paper's configuration has on Blender scenes only.
     teacher_steps, teacher_stride : int
-        Steps of the teacher that renders depth; it renders every so-manieth row and column of the reference.
+        Steps of the teacher that renders depth; it renders every ``teacher_stride``-th row and column of the reference.
     shown : int
         Number of test views whose renderings are kept as pictures.
     chunk : int

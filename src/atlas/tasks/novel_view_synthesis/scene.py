@@ -48,7 +48,7 @@ class Views:
         return Views(self.rgb[chosen], self.intrinsics[chosen], self.poses[chosen], depth)
 
     def strided(self, stride: int) -> Views:
-        """Every so-manieth row and column; pixel centres stay integers."""
+        """Every ``stride``-th row and column; pixel centres stay integers."""
         intrinsics = self.intrinsics.copy()
         intrinsics[:, :2] /= stride
         depth = None if self.depth is None else self.depth[:, ::stride, ::stride]
