@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.split_mix import MLP, Client, ClientBatches, DigitCNN, FedTrainer, SplitMix, budgets, local_train
-from atlas.methods.split_mix.widths import Execution
+from atlas.methods.split_mix.settings import Execution
 
 
 def federation(method: str, execution: Execution, device: str = "cpu") -> Callable[[], object]:

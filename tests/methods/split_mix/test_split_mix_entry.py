@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from atlas.harness.claims import load_reported
 from atlas.harness.registry import load
 from atlas.harness.run import Run
 from atlas.harness.study import Study
-from atlas.methods.split_mix.ingredient import TrainedFederation, network_costs
+from atlas.methods.split_mix import FedTrainer, SplitMix, local_train
+from atlas.methods.split_mix.plugin import TrainedFederation
+from atlas.methods.split_mix.settings import FederatedSettings, LocalSettings
+from atlas.methods.split_mix.stages import network_costs
 from atlas.settings import merge, validate_settings
 from atlas.tasks.federated_learning.data import load_data
 
@@ -25,8 +29,8 @@ TASK = "federated-learning"
 def rows(tier: str) -> list[Run]:
     """The first run of every row of the task that trains."""
     study = Study.read(tier, ROOT)
-    runs = [found[0] for (task, _, _), found in study.by_row.items() if task == TASK]
-    return [run for run in runs if run.method_entries[0].train is None]
+    runs = [seeds[0] for (task, _, _), seeds in study.by_row.items() if task == TASK]
+    return [run for run in runs if not run.method_entries[0].train]
 
 
 def smallest(run: Run, root: Path, **protocol: object) -> Run:
@@ -39,10 +43,10 @@ def smallest(run: Run, root: Path, **protocol: object) -> Run:
 
 @pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
 def test_rows_of_every_tier_are_what_they_say(tier: str) -> None:
-    found = rows(tier)
-    by_method = {run.recipe[0] for run in found}
+    trained = rows(tier)
+    by_method = {run.recipe[0] for run in trained}
     assert by_method == {"split-mix", "sheterofl", "heterofl", "fedavg", "fedavg-at", "fedavg-dat", "split-mix-dat"}
-    for run in found:
+    for run in trained:
         (federation,) = run.build()
         assert isinstance(federation, TrainedFederation)
         protocol = run.protocol_model()
@@ -117,6 +121,34 @@ def test_personal_models_differ_between_clients(workspace: Path) -> None:
         assert torch.isfinite(first).all()
 
 
+def test_library_calls_have_the_defaults_of_the_rows() -> None:
+    settings = {**FederatedSettings().model_dump(), **LocalSettings().model_dump()}
+    calls = {
+        FedTrainer: {"lr", "epochs", "momentum", "weight_decay", "loss", "temperature", "lam", "atom", "width", "rescale_init"},
+        SplitMix: {"atom", "rescale_init"},
+        local_train: {"momentum", "weight_decay", "loss", "temperature", "lam"},
+    }
+    for call, names in calls.items():
+        parameters = inspect.signature(call).parameters
+        assert {name: parameters[name].default for name in names} == {name: settings[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("split-mix", {"method": "split-mix", "norm": "bn", "adversarial": False, "atom": 0.125, "rescale_init": True}),
+        ("fedavg", {"method": "fedavg", "norm": "bn", "adversarial": False, "rescale_init": False}),
+        ("fedavg-at", {"method": "fedavg", "norm": "bn", "adversarial": True, "rescale_init": False}),
+        ("fedavg-dat", {"method": "split-mix", "norm": "dual_bn", "adversarial": True, "atom": 1, "rescale_init": False}),
+        ("split-mix-dat", {"method": "split-mix", "norm": "dual_bn", "adversarial": True, "atom": 0.125, "rescale_init": True}),
+    ],
+)
+def test_rows_differ_by_what_they_fix(name: str, expected: dict[str, object]) -> None:
+    entry = load().method(TASK, name)
+    federation = entry.build(None, entry.settings())
+    assert {"method": federation.method, **federation.settings.model_dump()}.items() >= expected.items()
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "parameters", "macs"),
     [
@@ -126,15 +158,16 @@ def test_personal_models_differ_between_clients(workspace: Path) -> None:
     ],
 )
 def test_mixed_networks_cost_an_eighth(network: str, shape: tuple[int, ...], parameters: float, macs: float) -> None:
-    found = network_costs(network, shape, 0.125)
-    assert found["parameters_ratio"] == pytest.approx(parameters, abs=5e-4)
-    assert found["macs_ratio"] == pytest.approx(macs, abs=5e-4)
+    costs = network_costs(network, shape, 0.125)
+    assert costs["parameters_ratio"] == pytest.approx(parameters, abs=5e-4)
+    assert costs["macs_ratio"] == pytest.approx(macs, abs=5e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
         ("split-mix", {"atom": 0.3}, "must divide 0.125"),
+        ("split-mix-dat", {"atom": 0.25}, "must divide 0.125"),
         ("split-mix", {"statistics": "global"}, "statistics"),
         ("split-mix-dat", {"lam": 1.5}, "lam = 1.5"),
         ("fedavg", {"width": 0}, "width = 0"),

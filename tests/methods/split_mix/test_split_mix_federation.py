@@ -445,7 +445,7 @@ def test_bytes_are_images() -> None:
         ({"rounds": 0}, "rounds must be at least 1, not 0"),
         ({"schedule": "step"}, "schedule must be constant, cosine or a list of rounds, not 'step'"),
         ({"atom": 0.25}, "client 0 cannot host one base: its budget is 0.125, a base has 0.25"),
-        ({"loss": "mse"}, "loss must be ce or masked_ce, not 'mse'"),
+        ({"loss": "mse"}, "loss = 'mse': input should be 'ce' or 'masked_ce'"),
         ({"method": "sheterofl", "norm": NormSpec(stats="tracked")}, "statistics must be batch, not tracked"),
         ({"method": "heterofl", "widths": (0.5, 1.0)}, "client 0 cannot host the width 0.5"),
         ({"batch_size": 99, "drop_last": True}, "make no minibatch of 99"),

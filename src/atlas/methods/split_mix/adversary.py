@@ -38,7 +38,7 @@ class PGD:
     random_start: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse a radius, a number of steps, a step size or a box that no attack can have."""
         if not self.eps >= 0:
             raise ValueError(f"eps must be at least 0, not {self.eps}")
         if self.steps < 0:
@@ -50,7 +50,7 @@ class PGD:
 
     @property
     def step(self) -> float:
-        """The step size in use."""
+        """The step size in use: the one given, or that of the authors' code."""
         if self.step_size is not None:
             return self.step_size
         return min(1.25 * self.eps, self.eps + FRESH_STEP) / max(1, self.steps)

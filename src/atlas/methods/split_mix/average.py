@@ -50,10 +50,10 @@ def average_stack(
         raise ValueError(f"the server has {len(server)} base networks, uploads are of {sorted(set(bases))}")
     if any(weight < 0 for weight in weights):
         raise ValueError(f"weights must not be negative: {min(weights)}")
-    some = next(iter(server.tensors.values()))
-    index = torch.as_tensor(bases, device=some.device)
-    share = torch.as_tensor(weights, device=some.device, dtype=torch.float64)
-    total = torch.zeros(len(server), device=some.device, dtype=torch.float64).index_add_(0, index, share)
+    device = next(iter(server.tensors.values())).device
+    index = torch.as_tensor(bases, device=device)
+    share = torch.as_tensor(weights, device=device, dtype=torch.float64)
+    total = torch.zeros(len(server), device=device, dtype=torch.float64).index_add_(0, index, share)
     share = share / total[index].clamp(min=torch.finfo(torch.float64).tiny)
     averaged = dict(server.tensors)
     for name, sent in tensors.items():

@@ -23,7 +23,7 @@ NORMS = (_BatchNorm, BatchNorm, GroupedNorm)
 
 @dataclass(frozen=True)
 class Complexity:
-    """Cost of one image.
+    """What a network costs per image.
 
     Attributes
     ----------
@@ -72,9 +72,9 @@ def complexity(model: nn.Module, input_shape: Sequence[int], *, style: Literal["
 
     counted = (*CONVOLUTIONS, *NORMS, _AdaptiveAvgPoolNd) if style == "thop" else ()
     handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, counted)]
-    some = next(model.parameters())
+    weight = next(model.parameters())
     try:
-        macs = forward_macs(model, torch.zeros(batch, *input_shape, device=some.device, dtype=some.dtype))
+        macs = forward_macs(model, torch.zeros(batch, *input_shape, device=weight.device, dtype=weight.dtype))
     finally:
         for handle in handles:
             handle.remove()

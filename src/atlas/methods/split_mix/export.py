@@ -35,7 +35,7 @@ class BlockLinear(nn.Module):
         self.bias = None if layers[0].bias is None else nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """One batched product."""
+        """Multiply (batch, groups·in) by every block in one batched product, to (batch, groups·out)."""
         groups, _, size = self.weight.shape
         blocks = x.reshape(len(x), groups, size).transpose(0, 1)
         out = torch.bmm(blocks, self.weight.transpose(1, 2))

@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.split_mix.adversary import PGD
-from atlas.methods.split_mix.local import (
-    Augmentation,
-    ClientBatches,
-    LocalOptions,
-    LossName,
-    as_images,
-    batch_sizes,
-    check_samples,
-    checked_sizes,
-    seeded,
-)
+from atlas.methods.split_mix.clients import Batches, Client, Rules
+from atlas.methods.split_mix.local import LocalOptions, as_images, batch_sizes, check_samples, checked_sizes
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
-from atlas.methods.split_mix.networks import WidthFactory
-from atlas.methods.split_mix.norms import NormSpec
-from atlas.methods.split_mix.widths import Execution, base_count
+from atlas.methods.split_mix.servers import PrefixServer, SplitMixServer
+from atlas.methods.split_mix.widths import base_count
 
-Method = Literal["split-mix", "fedavg", "heterofl", "sheterofl"]
-METHODS = ("split-mix", "fedavg", "heterofl", "sheterofl")
 DECAY = 0.1
-BATCH_NORM = NormSpec()
-
-
-@dataclass(frozen=True)
-class Client:
-    """One client's training data and the widest network that it can train.
-
-    Attributes
-    ----------
-    inputs, labels : Tensor
-        (n, …) in [0, 1], or bytes, of one shape and type in a whole federation; and (n,) class indices of any whole type.
-    budget : float
-        Width R in (0, 1].
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    budget: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,148 +29,17 @@ class FitResult:
     history: list[dict[str, float]]
 
 
-class Server(Protocol):
-    """What holds the global weights and knows how a round of its method goes."""
-
-    def round(self, participants: Sequence[int], batches: Batches, options: LocalOptions) -> float:
-        """Train one round; returns the mean loss."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Global weights, and what stays on clients."""
-        ...
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take weights over."""
-        ...
-
-    def model(self, client: int | None = None) -> SplitMix | PrefixModel:
-        """A model with the present weights; of one client where norms are local."""
-        ...
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Groups clients whose minibatches have the same sizes, and seeds their order."""
-
-    clients: Sequence[Client]
-    batch_size: int
-    drop_last: bool
-    augment: Augmentation | None
-    seed: int
-    round: int
-
-    def groups(self, participants: Sequence[int], networks: Mapping[int, int], limit: int | None) -> Iterator[list[int]]:
-        """Yield lists of clients to train at once: alike in their minibatches, at most ``limit`` networks together."""
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for client in participants:
-            sizes = batch_sizes(len(self.clients[client].labels), self.batch_size, self.drop_last)
-            alike.setdefault(sizes, []).append(client)
-        for members in alike.values():
-            group: list[int] = []
-            for client in members:
-                if group and limit is not None and sum(networks[one] for one in (*group, client)) > limit:
-                    yield group
-                    group = []
-                group.append(client)
-            yield group
-
-    def of(self, group: Sequence[int], owners: Sequence[int]) -> ClientBatches:
-        """Minibatches of a group."""
-        members = [self.clients[client] for client in group]
-        return ClientBatches(
-            [client.inputs for client in members],
-            [client.labels for client in members],
-            self.batch_size,
-            [seeded(self.seed, self.round, client) for client in group],
-            owners,
-            self.drop_last,
-            self.augment,
-        )
-
-
 @dataclass
-class FedTrainer:
-    """Federated training of one method over all its clients.
+class FedTrainer(Rules):
+    """Federated training of one method over all its clients; the parameters are those of :class:`.clients.Rules`."""
 
-    Parameters
-    ----------
-    method : {"split-mix", "fedavg", "heterofl", "sheterofl"}
-        ``fedavg`` trains one network of ``width`` on all clients, whatever their budgets.
-    factory : WidthFactory
-        Makes a network of any width.
-    rounds, epochs, batch_size : int
-        Rounds T, and epochs E and minibatch b of a client's round.
-    lr, schedule : float, str or tuple
-        Learning rate of the first round; constant, half a cosine over the rounds, or × 0.1 at given rounds.
-    norm : NormSpec
-        Normalisation; its statistics also say what is aggregated.
-    adversary, lam : PGD, float
-        Adversarial training with this weight of the attacked loss.
-    atom : float
-        Width of Split-Mix's base networks.
-    widths : tuple of float
-        Widths that Slimmable HeteroFL's clients train, up to their budgets; duplicates count once.
-    rescale_init, rescale_layer : bool
-        See :class:`SplitMix`. The former is of Split-Mix alone; the latter also divides the hidden layers of prefixes, and of
-        FedAvg's network, by their width in training, and leaves classifiers alone.
-    clients_per_round : int, optional
-        Sampled uniformly without replacement, at most as many as there are; all of them if left out.
-    weigh_by_widths : bool
-        The authors' code uploads a Slimmable client once per width that it trained; this does so too, to compare with it.
-    execution, stack_limit
-        How networks of a round run, and how many at once (memory); the numbers are the same up to rounding.
-    seed : int
-        Of initialisation, sampling and data order.
-    """
-
-    method: Method
-    factory: WidthFactory
-    rounds: int = 300
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.1
-    schedule: str | Sequence[int] = "constant"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    loss: LossName = "ce"
-    temperature: float = 1.0
-    norm: NormSpec = BATCH_NORM
-    adversary: PGD | None = None
-    lam: float = 0.5
-    atom: float = 0.125
-    width: float = 1.0
-    widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    rescale_init: bool = True
-    rescale_layer: bool = False
-    clients_per_round: int | None = None
-    weigh_by_widths: bool = False
-    drop_last: bool = False
-    augment: Augmentation | None = None
-    execution: Execution = "auto"
-    stack_limit: int | None = None
-    device: torch.device | str = "cpu"
-    seed: int = 0
     completed: int = field(default=0, init=False)
     history: list[dict[str, float]] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("rounds", "epochs", "batch_size", "clients_per_round", "stack_limit"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, Integral):
-                raise ValueError(f"{name} must be a whole number, not {value}")
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if isinstance(self.schedule, str) and self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule must be constant, cosine or a list of rounds, not {self.schedule!r}")
-        self._pending: dict[str, Any] | None = None
+    _pending: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     @torch.inference_mode(False)
     def start(self, clients: Sequence[Client]) -> FedTrainer:
-        """Meet the clients and initialise the global weights, or go on from a state that was loaded before.
+        """Check the clients' data and initialise the global weights, or go on from a state that was loaded before.
 
         Raises
         ------
@@ -223,7 +60,8 @@ class FedTrainer:
                 raise TypeError(f"client {index} is a {type(client).__name__}: Client(inputs, labels, budget) is needed")
             self._check(index, client, met[0])
         self.clients = [
-            replace(one, inputs=one.inputs.detach().to(self.device), labels=one.labels.to(self.device).long()) for one in met
+            replace(client, inputs=client.inputs.detach().to(self.device), labels=client.labels.to(self.device).long())
+            for client in met
         ]
         sizes = np.array([len(client.labels) for client in self.clients], dtype=np.float64)
         self.weights = sizes / sizes.sum()
@@ -252,9 +90,9 @@ class FedTrainer:
 
     def _classes(self) -> int:
         """Number of classes of the network, which a pass over the smallest minibatch of all clients tells."""
-        width = self.atom if self.method == "split-mix" else self.server.model().width
+        width = self.server.width if isinstance(self.server, PrefixServer) else self.atom
         inputs = self.clients[0].inputs
-        count = min(min(batch_sizes(len(one.labels), self.batch_size, self.drop_last)) for one in self.clients)
+        count = min(min(batch_sizes(len(client.labels), self.batch_size, self.drop_last)) for client in self.clients)
         probe = as_images(inputs[: min(count, 2)])  # batch norm tells one from more
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -264,8 +102,8 @@ class FedTrainer:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"the network cannot train on minibatches of {what}: {reason}") from error
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probe):
-            found = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ValueError(f"the network returns {found} for {len(probe)} inputs, and not logits (batch, classes)")
+            output = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(f"the network returns {output} for {len(probe)} inputs, and not logits (batch, classes)")
         return logits.shape[1]
 
     def _check_labels(self, classes: int) -> None:
@@ -274,9 +112,7 @@ class FedTrainer:
             if low < 0 or high >= classes:
                 raise ValueError(f"client {index} has labels {low} … {high}; the network has the classes 0 … {classes - 1}")
 
-    def _server(self) -> Any:
-        from atlas.methods.split_mix.servers import PrefixServer, SplitMixServer
-
+    def _server(self) -> SplitMixServer | PrefixServer:
         return SplitMixServer(self) if self.method == "split-mix" else PrefixServer(self)
 
     def learning_rate(self, index: int) -> float:
@@ -288,7 +124,7 @@ class FedTrainer:
         return self.lr * DECAY ** sum(index >= int(milestone) for milestone in self.schedule)
 
     def participants(self, index: int) -> list[int]:
-        """Clients of a round, ascending."""
+        """Indices of the clients that take part in a round, ascending; drawn from the seed and the round alone."""
         count = len(self.clients)
         if self.clients_per_round is None or self.clients_per_round == count:
             return list(range(count))
@@ -300,9 +136,7 @@ class FedTrainer:
         """Run the next round; returns its loss and learning rate."""
         index = self.completed
         lr = self.learning_rate(index)
-        options = LocalOptions(
-            lr, self.epochs, self.momentum, self.weight_decay, self.loss, self.adversary, self.lam, self.temperature
-        )
+        options = LocalOptions.chosen(**{**{name: getattr(self, name) for name in LocalOptions.model_fields}, "lr": lr})
         batches = Batches(self.clients, self.batch_size, self.drop_last, self.augment, self.seed, index)
         loss = self.server.round(self.participants(index), batches, options)
         self.completed += 1

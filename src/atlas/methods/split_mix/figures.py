@@ -54,8 +54,8 @@ def trade_off(data: FigureData) -> Figure | None:
             for end, offset in ((ordered.iloc[0], (6, -9)), (ordered.iloc[-1], (-6, 6))):
                 side = "left" if offset[0] > 0 else "right"
                 name = f"λ = {end['lam']:g}"
-                place = (end["clean"], end["attacked"])
-                axes.annotate(name, place, xytext=offset, textcoords="offset points", fontsize=8, ha=side)
+                point = (end["clean"], end["attacked"])
+                axes.annotate(name, point, xytext=offset, textcoords="offset points", fontsize=8, ha=side)
     axes.margins(0.12)
     axes.set(xlabel="accuracy", ylabel="accuracy under attack")
     drawing.legend(loc="outside lower center", ncols=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from atlas.methods.split_mix.adversary import PGD
 from atlas.methods.split_mix.norms import norm_mode
+from atlas.methods.split_mix.settings import Execution, LocalSettings, LossName
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict
-from atlas.methods.split_mix.widths import Execution
 
-LossName = Literal["ce", "masked_ce"]
+DEFAULT = LocalSettings()
 
 
 class Augmentation(Protocol):
@@ -32,7 +32,7 @@ class Augmentation(Protocol):
 
 
 def as_images(x: Tensor) -> Tensor:
-    """Bytes to [0, 1]; floats as they are. Inputs are never normalised by mean and deviation."""
+    """Turn bytes (n, …) into numbers in [0, 1]; floats stay as they are. Nothing is normalised by mean and deviation."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
@@ -127,8 +127,8 @@ class ClientBatches:
     def __post_init__(self) -> None:
         """Refuse clients that cannot be batched together."""
         if not len(self.inputs) == len(self.labels) == len(self.seeds) >= 1:
-            found = f"{len(self.labels)} and {len(self.seeds)}"
-            raise ValueError(f"{len(self.inputs)} clients' inputs need as many labels and seeds, not {found}")
+            given = f"{len(self.labels)} and {len(self.seeds)}"
+            raise ValueError(f"{len(self.inputs)} clients' inputs need as many labels and seeds, not {given}")
         sizes = set()
         for client, (inputs, labels) in enumerate(zip(self.inputs, self.labels, strict=True)):
             check_samples(client, inputs, labels, self.inputs[0])
@@ -137,12 +137,12 @@ class ClientBatches:
             raise ValueError("clients of one group must have minibatches of the same sizes")
 
     def sizes(self, client: int) -> tuple[int, ...]:
-        """Minibatch sizes of a client."""
+        """Sizes of the minibatches of a client, in their order."""
         return batch_sizes(len(self.labels[client]), self.batch_size, self.drop_last)
 
     @property
     def networks(self) -> list[int]:
-        """Owner of every network."""
+        """Index of the client on whose minibatches every network trains."""
         return list(self.owners) or list(range(len(self.labels)))
 
     def steps(self, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -153,36 +153,21 @@ class ClientBatches:
         for _ in range(epochs):
             pairs = zip(self.labels, generators, strict=True)
             used = sum(self.sizes(0))
-            order = torch.stack([torch.randperm(len(own), generator=one)[:used] for own, one in pairs]).to(labels.device)
-            for place in order.split(self.sizes(0), dim=1):
-                yield self._changed(as_images(images[rows, place]), generators), labels[rows, place].long()
+            order = torch.stack([torch.randperm(len(own), generator=random)[:used] for own, random in pairs]).to(labels.device)
+            for columns in order.split(self.sizes(0), dim=1):
+                yield self._changed(as_images(images[rows, columns]), generators), labels[rows, columns].long()
 
     def _changed(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         if self.augment is None:
             return x
-        draws = torch.cat([self.augment.draw(x.shape[1], one) for one in generators]).to(x.device)
+        draws = torch.cat([self.augment.draw(x.shape[1], random) for random in generators]).to(x.device)
         return self.augment(x.flatten(0, 1), draws).reshape(x.shape)
 
 
-@dataclass(frozen=True)
-class LocalOptions:
-    """How clients train; see :func:`local_train`."""
+class LocalOptions(LocalSettings):
+    """How clients train in a round, and against which attack; see :func:`local_train`."""
 
-    lr: float
-    epochs: int
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    loss: LossName = "ce"
     adversary: PGD | None = None
-    lam: float = 0.5
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        if self.loss not in ("ce", "masked_ce"):
-            raise ValueError(f"loss must be ce or masked_ce, not {self.loss!r}")
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lam must be in [0, 1], not {self.lam}")
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -256,22 +241,21 @@ def train_passes(
     total, steps = torch.zeros((), device=leaves[0].device), 0
     for x, y in data.steps(options.epochs):
         optimizer.zero_grad(set_to_none=True)
-        losses = [_loss(one, tensors, x, y, owners, options, noise) for one in passes]
+        losses = [_loss(part, tensors, x, y, owners, options, noise) for part in passes]
         loss = torch.stack(losses).sum()
         loss.backward()
         optimizer.step()
         total, steps = total + loss.detach(), steps + 1
     trained = {name: tensor.detach() for name, tensor in tensors.items()}
-    count = sum(one.runner.groups for one in passes)
+    count = sum(part.runner.groups for part in passes)
     return stack.replaced(trained), float(total) / max(1, steps) / count
 
 
-def _loss(one: Pass, tensors: TensorDict, x: Tensor, y: Tensor, owners: Tensor, options: LocalOptions, noise: _Noise) -> Tensor:
+def _loss(part: Pass, tensors: TensorDict, x: Tensor, y: Tensor, owners: Tensor, options: LocalOptions, noise: _Noise) -> Tensor:
     """Sum of the losses of a pass's networks; each on its client's minibatch, clean and attacked as the options say."""
-    own = owners[one.networks]
-    mine, labels = one.view(tensors), y[own]
-    inputs = x[own[:: one.runner.groups // one.runner.inputs]]
-    runner, criterion = one.runner, _criterion(options)
+    runner, criterion, own = part.runner, _criterion(options), owners[part.networks]
+    mine, labels = part.view(tensors), y[own]
+    inputs = x[own[:: runner.groups // runner.inputs]]
     if options.adversary is None:
         runner.module.train()
         return criterion(runner(mine, inputs), labels)
@@ -280,7 +264,7 @@ def _loss(one: Pass, tensors: TensorDict, x: Tensor, y: Tensor, owners: Tensor, 
         with norm_mode(runner.module, "clean", True):
             parts.append((1 - options.lam) * criterion(runner(mine, inputs), labels))
     if runner.dual or options.lam > 0:
-        attacked = _attack(runner, mine, inputs, labels, options.adversary, noise.draw(inputs, one.networks))
+        attacked = _attack(runner, mine, inputs, labels, options.adversary, noise.draw(inputs, part.networks))
         with norm_mode(runner.module, "noise", True):
             parts.append(options.lam * criterion(runner(mine, attacked), labels))
     return torch.stack(parts).sum()
@@ -306,7 +290,7 @@ class _Noise:
         self.generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in data.seeds]
 
     def draw(self, x: Tensor, networks: slice) -> Tensor:
-        """Draw for inputs (G, b, …) of the networks of a pass."""
+        """Draw starts for the inputs (G, b, …) of the networks of a pass."""
         shape, owners = x.shape[1:], self.owners[networks]
         draws = [torch.rand(shape, generator=self.generators[owner]) for owner in owners]
         return torch.stack(draws).to(x).mul_(2).sub_(1)
@@ -328,12 +312,12 @@ def local_train(
     *,
     lr: float,
     epochs: int,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    loss: LossName = "ce",
+    momentum: float = DEFAULT.momentum,
+    weight_decay: float = DEFAULT.weight_decay,
+    loss: LossName = DEFAULT.loss,
     adversary: PGD | None = None,
-    lam: float = 0.5,
-    temperature: float = 1.0,
+    lam: float = DEFAULT.lam,
+    temperature: float = DEFAULT.temperature,
     execution: Execution = "auto",
 ) -> ParamStack:
     """Train every network of a stack on its client's minibatches, each as if it were alone.
@@ -364,7 +348,16 @@ def local_train(
     ValueError
         A network's client does not exist, adversarial training lacks running statistics, or an option is impossible.
     """
-    options = LocalOptions(lr, epochs, momentum, weight_decay, loss, adversary, lam, temperature)
+    options = LocalOptions.chosen(
+        lr=lr,
+        epochs=epochs,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        loss=loss,
+        adversary=adversary,
+        lam=lam,
+        temperature=temperature,
+    )
     return train_stack(stack, data, options, execution)[0]
 
 

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from atlas.methods.split_mix.export import Ensemble, Form, merge_bases
 from atlas.methods.split_mix.networks import TOLERANCE, WidthFactory
 from atlas.methods.split_mix.norms import NormSpec, dual_norms, set_robustness
+from atlas.methods.split_mix.settings import FederatedSettings
 from atlas.methods.split_mix.stacks import ParamStack, require_batch_statistics
 from atlas.methods.split_mix.widths import Role, Slicer, base_count, checked_width, layer_roles, rescale_as_slice
+
+DEFAULT = FederatedSettings()
 
 
 def _drawn(factory: WidthFactory, width: float, norm: NormSpec, seed: int) -> nn.Module:
@@ -67,10 +70,10 @@ class SplitMix(nn.Module):
         self,
         factory: WidthFactory,
         *,
-        atom: float = 0.125,
+        atom: float = DEFAULT.atom,
         max_width: float = 1.0,
         norm: NormSpec = NormSpec(),
-        rescale_init: bool = True,
+        rescale_init: bool = DEFAULT.rescale_init,
         seed: int = 0,
         rescale_layer: bool = False,
     ) -> None:
@@ -212,7 +215,7 @@ class PrefixModel(nn.Module):
         return Slicer({name: tuple(tensor.shape) for name, tensor in full.items()}, grows)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the full network."""
+        """Logits (batch, classes) of the full network on images (batch, …)."""
         return self.net(x)
 
     def customize(self, width: float, *, lam: float | None = None) -> nn.Module:

@@ -167,8 +167,8 @@ class PreResNet18(nn.Module):
         self.conv = nn.Conv2d(channels, sizes[0], 3, padding=1, bias=False)
         blocks, before = [], sizes[0]
         for index, size in enumerate(sizes):
-            for place in range(depth):
-                blocks.append(PreActivationBlock(before, size, 2 if index and not place else 1, norm))
+            for block in range(depth):
+                blocks.append(PreActivationBlock(before, size, 2 if index and not block else 1, norm))
                 before = size
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm.layer(before)
@@ -220,7 +220,7 @@ class AlexNet(nn.Module):
 
 
 NETWORKS: dict[str, WidthFactory] = {"mlp": MLP, "digit-cnn": DigitCNN, "preresnet18": PreResNet18, "alexnet": AlexNet}
-"""Factories by name."""
+"""The factories of networks by the name that settings give."""
 
 
 def network(name: str, **options: Any) -> WidthFactory:

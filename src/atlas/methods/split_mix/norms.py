@@ -108,7 +108,7 @@ class DualNorm(nn.Module):
         self.lam: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` as the mode says."""
+        """Normalise ``x`` (batch, channels, …) as the mode says."""
         if self.mode == "clean":
             return self.clean(x)
         if self.mode == "noise":
@@ -121,7 +121,7 @@ class DualNorm(nn.Module):
 
 
 def dual_norms(model: nn.Module) -> list[DualNorm]:
-    """Every dual norm of a model."""
+    """List every dual norm of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, DualNorm)]
 
 
@@ -142,22 +142,22 @@ def set_robustness(model: nn.Module, lam: float) -> int:
     """
     if isinstance(lam, bool) or not 0 <= lam <= 1:
         raise ValueError(f"lam must be a number in [0, 1], not {lam}")
-    found = dual_norms(model)
-    if not found:
+    norms = dual_norms(model)
+    if not norms:
         raise RuntimeError("the model has no dual norm: it was not trained for a robustness knob")
     if model.training:
         raise RuntimeError("the model is in training mode: call eval() before set_robustness")
-    for norm in found:
+    for norm in norms:
         norm.mode, norm.lam = "mix", float(lam)
-    return len(found)
+    return len(norms)
 
 
 def set_norm_mode(model: nn.Module, mode: Literal["clean", "noise"]) -> int:
     """Let one of the two norms of every dual norm act; returns how many there are (0 for ordinary networks)."""
-    found = dual_norms(model)
-    for norm in found:
+    norms = dual_norms(model)
+    for norm in norms:
         norm.mode = mode
-    return len(found)
+    return len(norms)
 
 
 @contextmanager

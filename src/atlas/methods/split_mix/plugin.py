@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from atlas.errors import UserError
+from atlas.harness.run import Run
 from atlas.methods.split_mix.adversary import PGD
-from atlas.methods.split_mix.costs import complexity
-from atlas.methods.split_mix.entry import FederatedSettings
-from atlas.methods.split_mix.federation import Client, FedTrainer, Method
-from atlas.methods.split_mix.model import SplitMix
+from atlas.methods.split_mix.clients import Client
+from atlas.methods.split_mix.costs import Complexity, complexity
+from atlas.methods.split_mix.federation import FedTrainer
 from atlas.methods.split_mix.networks import WidthFactory, network
 from atlas.methods.split_mix.norms import NormSpec, post_statistics, set_norm_mode
+from atlas.methods.split_mix.settings import FederatedSettings, Method, RateSettings
 from atlas.methods.split_mix.widths import base_count
 from atlas.tasks.federated_learning.augment import augmentation
 from atlas.tasks.federated_learning.data import FederatedData
@@ -40,18 +41,23 @@ class TrainedFederation(Federation):
 
     Parameters
     ----------
+    run, settings
+        As every plug-in's.
     method : str
         Which federation it is.
-    settings : FederatedSettings
-        The row's settings.
+    fixed
+        Those of :class:`FederatedSettings` that the row does not leave open.
     """
 
-    def __init__(self, method: Method, settings: FederatedSettings) -> None:
-        self.method, self.settings = method, settings
-        self.single = method == "fedavg" or settings.atom == 1
+    settings: FederatedSettings
+
+    def __init__(self, run: Run, settings: RateSettings, *, method: Method, **fixed: Any) -> None:
+        super().__init__(run, FederatedSettings(**{**settings.model_dump(), **fixed}))
+        self.method = method
+        self.counted: dict[float, Complexity] = {}
 
     def start(self, data: FederatedData, protocol: Protocol, device: torch.device, seed: int) -> None:
-        """Meet the clients.
+        """Make the trainer that the settings and the protocol describe, and give it the clients' training data.
 
         Raises
         ------
@@ -60,7 +66,6 @@ class TrainedFederation(Federation):
         """
         self.data, self.protocol, settings = data, protocol, self.settings
         self.factory = factory_of(protocol, data)
-        stats = settings.statistics if settings.statistics != "post" else "batch"
         self.trainer = FedTrainer(
             self.method,
             self.factory,
@@ -73,7 +78,7 @@ class TrainedFederation(Federation):
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
             loss=protocol.loss,
-            norm=NormSpec(settings.norm, stats),
+            norm=NormSpec(settings.norm, "batch" if settings.statistics == "post" else settings.statistics),
             adversary=self._adversary(),
             lam=settings.lam,
             atom=settings.atom,
@@ -106,51 +111,51 @@ class TrainedFederation(Federation):
 
     @property
     def widths(self) -> tuple[float, ...]:
-        """All widths, or FedAvg's own."""
+        """All widths that the task asks for, or the one of a federation with a single network."""
         if self.method == "fedavg":
             return (self.settings.width,)
         return (1.0,) if self.settings.atom == 1 else WIDTHS
 
     @property
     def lams(self) -> tuple[float, ...]:
-        """The protocol's trade-offs, for dual norms."""
+        """The protocol's trade-offs where dual norms make a knob of them, else none."""
         attack = self.protocol.attack
         return attack.lams if attack is not None and self.settings.norm == "dual_bn" else ()
 
     @property
     def trains_with_attacks(self) -> bool:
-        """As the row's settings say."""
+        """Whether the row trains with attacks."""
         return self.settings.adversarial
 
     @property
     def robust_weight(self) -> float:
-        """λ of the training."""
+        """λ of the training; 0 without attacks."""
         return self.settings.lam if self.settings.adversarial else 0.0
 
     @property
     def personal(self) -> bool:
-        """With statistics of their own, clients have models of their own."""
+        """Whether batch statistics are a client's own, and with them its model."""
         return self.settings.statistics in ("local", "post")
 
     def round(self) -> dict[str, float]:
-        """Loss and learning rate of the next round."""
+        """Run the next round; returns its loss and learning rate."""
         row = self.trainer.round()
         return {"loss": row["loss"], "learning_rate": row["learning_rate"]}
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the trainer."""
+        """State of the trainer, all that later rounds depend on."""
         return self.trainer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from it."""
+        """Go on from a state that :meth:`state_dict` returned."""
         self.trainer.load_state_dict(state)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Global weights, and norms that stay on clients."""
+        """Global weights by name, and norms that stay on clients."""
         return self.trainer.server.tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take weights over."""
+        """Take over weights that :meth:`tensors` returned."""
         self.trainer.server.load_tensors(tensors)
 
     def deploy(self, width: float, lam: float | None = None, client: int | None = None) -> nn.Module:
@@ -163,29 +168,29 @@ class TrainedFederation(Federation):
         return made
 
     def deploy_for(self, kind: Literal["clean", "noise"], client: int | None = None) -> nn.Module:
-        """The widest model with one of its two kinds of norms."""
+        """The widest model with one of its two kinds of norms, as validation uses it."""
         made = self.deploy(self.widths[-1], client=client)
         set_norm_mode(made, kind)
         return made
 
     def costs(self, client: int) -> ClientCosts:
-        """What the client trains and sends."""
+        """Parameters that a client sends, its multiply–accumulates per image, and whether it keeps to its budget."""
         budget = self.data.members[client].budget
         if self.method == "split-mix":
             count = 1 if self.settings.atom == 1 else base_count(budget, self.settings.atom)
-            sizes, sent = [self.settings.atom] * count, count * self._complexity(self.settings.atom)[1]
+            sizes, sent = [self.settings.atom] * count, count * self._complexity(self.settings.atom).parameters
         elif self.method == "sheterofl":
             sizes = [width for width in WIDTHS if width <= budget]
-            sent = self._complexity(sizes[-1])[1]
+            sent = self._complexity(sizes[-1]).parameters
         else:
             sizes = [self.settings.width if self.method == "fedavg" else max(width for width in WIDTHS if width <= budget)]
-            sent = self._complexity(sizes[0])[1]
-        macs = sum(self._complexity(size)[0] for size in sizes) * self._passes()
+            sent = self._complexity(sizes[0]).parameters
+        macs = sum(self._complexity(size).macs for size in sizes) * self._passes()
         widest = sum(sizes) if self.method == "split-mix" else sizes[-1]
         return ClientCosts(sent, macs, widest <= budget)
 
     def _passes(self) -> float:
-        """Forward passes that a training image costs."""
+        """Forward passes that a training image costs, backward passes and attacks converted to them."""
         attack, settings = self.protocol.attack, self.settings
         if not settings.adversarial or attack is None:
             return TRAINING_PASSES
@@ -194,28 +199,8 @@ class TrainedFederation(Federation):
         attacked = TRAINING_PASSES + ATTACK_PASSES * attack.train_steps if dual or settings.lam > 0 else 0
         return clean + attacked
 
-    def _complexity(self, width: float) -> tuple[int, int]:
-        if not hasattr(self, "_known"):
-            self._known: dict[float, tuple[int, int]] = {}
-        if width not in self._known:
-            found = complexity(self.factory(width, norm=self.trainer.norm), self.data.shape)
-            self._known[width] = (found.macs, found.parameters)
-        return self._known[width]
-
-
-def network_costs(name: str, shape: Sequence[int], atom: float) -> dict[str, float]:
-    """Size and cost of a mixed network of width 1 beside the ordinary one, and of one base network; nothing is trained."""
-    factory = network(name, **({"inputs": int(torch.Size(shape).numel())} if name == "mlp" else {}))
-    wide = complexity(factory(1.0, norm=NormSpec()), shape)
-    base = complexity(factory(atom, norm=NormSpec()), shape)
-    mixed = complexity(SplitMix(factory, atom=atom).customize(1.0, form="ensemble"), shape)
-    return {
-        "parameters_ratio": mixed.parameters / wide.parameters,
-        "macs_ratio": mixed.macs / wide.macs,
-        "parameters": mixed.parameters,
-        "forward_macs": mixed.macs,
-        "wide_parameters": wide.parameters,
-        "wide_macs": wide.macs,
-        "base_parameters": base.parameters,
-        "base_macs": base.macs,
-    }
+    def _complexity(self, width: float) -> Complexity:
+        """Cost of a network of a width on the data's images, counted once."""
+        if width not in self.counted:
+            self.counted[width] = complexity(self.factory(width, norm=self.trainer.norm), self.data.shape)
+        return self.counted[width]

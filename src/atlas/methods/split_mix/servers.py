@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from atlas.methods.split_mix.average import average_stack, prefix_average
+from atlas.methods.split_mix.clients import Batches, Rules
 from atlas.methods.split_mix.local import LocalOptions, Pass, train_passes, train_stack
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.scheduler import BaseScheduler
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict, require_batch_statistics
 from atlas.methods.split_mix.widths import Role, base_count, layer_roles
 from atlas.nn.work import AVERAGING, work
-
-if TYPE_CHECKING:
-    from atlas.methods.split_mix.federation import Batches, FedTrainer
 
 LOCAL = "local."
 """Prefix of the names of tensors that stay on clients."""
@@ -29,7 +27,7 @@ LOCAL = "local."
 class SplitMixServer:
     """M base networks; every participant trains as many as its budget holds."""
 
-    def __init__(self, trainer: FedTrainer) -> None:
+    def __init__(self, trainer: Rules) -> None:
         self.trainer = trainer
         counts = [base_count(client.budget, trainer.atom) for client in trainer.clients]
         self.skeleton = SplitMix(
@@ -57,7 +55,7 @@ class SplitMixServer:
         sent: list[tuple[list[int], list[float], TensorDict]] = []
         losses = []
         for group in self._groups(participants, batches):
-            owners = [place for place, client in enumerate(group) for _ in drawn[client]]
+            owners = [index for index, client in enumerate(group) for _ in drawn[client]]
             bases = [base for client in group for base in drawn[client]]
             start = self._download([group[owner] for owner in owners], bases)
             trained, loss = train_stack(start, batches.of(group, owners), options, self.trainer.execution)
@@ -95,11 +93,11 @@ class SplitMixServer:
         self.local = {name: tensors[LOCAL + name].clone() for name in self.local}
 
     def scheduler_state(self) -> dict[str, Any]:
-        """State of the draws."""
+        """State of the scheduler that draws base networks."""
         return self.scheduler.state_dict()
 
     def load_scheduler_state(self, state: dict[str, Any]) -> None:
-        """Go on with the draws."""
+        """Go on with the draws where that state was taken."""
         self.scheduler.load_state_dict(state)
 
     def model(self, client: int | None = None) -> SplitMix:
@@ -111,7 +109,7 @@ class SplitMixServer:
 class PrefixServer:
     """One network; every participant trains its prefix of the width that its budget holds, or several of them."""
 
-    def __init__(self, trainer: FedTrainer) -> None:
+    def __init__(self, trainer: Rules) -> None:
         self.trainer = trainer
         single = trainer.method == "fedavg"
         self.options = (trainer.width,) if single else tuple(sorted(set(trainer.widths)))
@@ -150,7 +148,7 @@ class PrefixServer:
                 tensor[group] = trained.tensors[name]
             with work(AVERAGING):
                 uploads += self._uploads(group, trained.tensors)
-            losses.append((loss, sum(one.runner.groups for one in passes)))
+            losses.append((loss, sum(step.runner.groups for step in passes)))
         kept = {name: tensor for name, tensor in self.state.items() if name not in self.local}
         with work(AVERAGING):
             self.state = {**self.state, **prefix_average(kept, uploads, self.slicer)}
@@ -173,11 +171,11 @@ class PrefixServer:
         tensors.update({name: tensor[list(group)].clone() for name, tensor in self.local.items()})
         passes = []
         for width in sorted({width for client in group for width in self.trained_widths(client)}):
-            places = [place for place, client in enumerate(group) if width in self.trained_widths(client)]
-            networks = slice(places[0], places[-1] + 1)
+            members = [index for index, client in enumerate(group) if width in self.trained_widths(client)]
+            networks = slice(members[0], members[-1] + 1)
             scale = width if self.trainer.rescale_layer else 1.0
             shape = ParamStack(self._net(width), tensors, self.roles, scale)
-            runner = Runner(shape, len(places), len(places), self.trainer.execution)
+            runner = Runner(shape, len(members), len(members), self.trainer.execution)
             passes.append(Pass(runner, partial(self._view, width=width, networks=networks), networks))
         return ParamStack(self._net(widest), tensors), passes
 
@@ -192,12 +190,12 @@ class PrefixServer:
         """Prefixes of a group, clients of one budget combined into their weighted mean first."""
         uploads = []
         for budget in sorted({self.budgets[client] for client in group}):
-            places = [place for place, client in enumerate(group) if self.budgets[client] == budget]
-            counts = [len(self.trained_widths(group[place])) if self.trainer.weigh_by_widths else 1 for place in places]
-            weights = [count * self.trainer.weights[group[place]] for count, place in zip(counts, places, strict=True)]
+            members = [index for index, client in enumerate(group) if self.budgets[client] == budget]
+            counts = [len(self.trained_widths(group[index])) if self.trainer.weigh_by_widths else 1 for index in members]
+            weights = [count * self.trainer.weights[group[index]] for count, index in zip(counts, members, strict=True)]
             total = float(sum(weights))
             mean = {}
-            view = self._view(tensors, budget, slice(places[0], places[-1] + 1))
+            view = self._view(tensors, budget, slice(members[0], members[-1] + 1))
             for name, tensor in view.items():
                 if name not in self.local:
                     share = torch.as_tensor([weight / total for weight in weights], dtype=tensor.dtype, device=tensor.device)
@@ -215,11 +213,11 @@ class PrefixServer:
         self.local = {name: tensors[LOCAL + name].clone() for name in self.local}
 
     def scheduler_state(self) -> dict[str, Any]:
-        """Nothing is drawn."""
+        """Return an empty state: prefixes follow from budgets, without a draw."""
         return {}
 
     def load_scheduler_state(self, state: dict[str, Any]) -> None:
-        """Nothing is drawn."""
+        """Take over the empty state of :meth:`scheduler_state`."""
 
     def model(self, client: int | None = None) -> PrefixModel:
         """The network, customisable to its prefixes; with a client's own norms where they are local."""

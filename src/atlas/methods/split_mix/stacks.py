@@ -12,7 +12,8 @@ from torch.func import functional_call, vmap
 
 from atlas.methods.split_mix.grouped import GroupedConv2d, GroupedLinear, GroupedNet
 from atlas.methods.split_mix.norms import KNOWN_STATISTICS, BatchNorm, NormSpec, dual_norms
-from atlas.methods.split_mix.widths import Execution, Role
+from atlas.methods.split_mix.settings import Execution
+from atlas.methods.split_mix.widths import Role
 
 TensorDict = dict[str, Tensor]
 
@@ -85,12 +86,12 @@ class ParamStack:
 
 def norm_names(template: nn.Module) -> list[str]:
     """Names of all tensors of normalisation layers, told by the layers' type and not by their names."""
-    found = []
+    names: list[str] = []
     for prefix, module in template.named_modules():
         if isinstance(module, BatchNorm):
-            names = ("weight", "bias", *(name for name in KNOWN_STATISTICS if getattr(module, name) is not None))
-            found += [f"{prefix}.{name}" for name in names]
-    return found
+            statistics = (name for name in KNOWN_STATISTICS if getattr(module, name) is not None)
+            names += [f"{prefix}.{name}" for name in ("weight", "bias", *statistics)]
+    return names
 
 
 class TrainScale:
@@ -100,7 +101,7 @@ class TrainScale:
         self.width = width
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """Divide; nothing in evaluation."""
+        """Divide the output (batch, …) in training; nothing in evaluation."""
         return output / self.width if module.training else None
 
 
@@ -168,6 +169,6 @@ class Runner:
             return self.grouped.call(tensors, x)
         x = x.repeat_interleave(self.groups // self.inputs, 0)
         if self.execution == "vmap":
-            return vmap(lambda own, one: functional_call(self.module, own, (one,)))(dict(tensors), x)
+            return vmap(lambda own, images: functional_call(self.module, own, (images,)))(dict(tensors), x)
         own = ({name: tensor[index] for name, tensor in tensors.items()} for index in range(self.groups))
-        return torch.stack([functional_call(self.module, mine, (one,)) for mine, one in zip(own, x, strict=True)])
+        return torch.stack([functional_call(self.module, mine, (images,)) for mine, images in zip(own, x, strict=True)])

@@ -6,15 +6,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atlas.methods.split_mix.networks import TOLERANCE, WidthFactory
 from atlas.methods.split_mix.norms import NormSpec
-
-Layer = nn.Conv2d | nn.Linear
 
 
 def base_count(width: float, atom: float) -> int:
@@ -129,6 +127,3 @@ class Slicer:
     def prefix(self, tensors: Mapping[str, Tensor], width: float) -> dict[str, Tensor]:
         """Views of the prefixes of all tensors."""
         return {name: tensor[self.slices(name, width)] for name, tensor in tensors.items()}
-
-
-Execution = Literal["auto", "grouped", "vmap", "sequential"]

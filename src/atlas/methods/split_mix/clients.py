@@ -1,0 +1,158 @@
+"""Who takes part in a federation, with which data, and by which rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atlas.methods.split_mix.adversary import PGD
+from atlas.methods.split_mix.local import Augmentation, ClientBatches, batch_sizes, seeded
+from atlas.methods.split_mix.networks import WidthFactory
+from atlas.methods.split_mix.norms import NormSpec
+from atlas.methods.split_mix.settings import Execution, FederatedSettings, LocalSettings, LossName, Method
+
+METHODS = get_args(Method)
+BATCH_NORM = NormSpec()
+FEDERATED, LOCAL = FederatedSettings(), LocalSettings()
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client's training data and the widest network that it can train.
+
+    Attributes
+    ----------
+    inputs, labels : Tensor
+        (n, …) in [0, 1], or bytes, of one shape and type in a whole federation; and (n,) class indices of any whole type.
+    budget : float
+        Width R in (0, 1].
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    budget: float = 1.0
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Groups clients whose minibatches have the same sizes, and seeds their order."""
+
+    clients: Sequence[Client]
+    batch_size: int
+    drop_last: bool
+    augment: Augmentation | None
+    seed: int
+    round: int
+
+    def groups(self, participants: Sequence[int], networks: Mapping[int, int], limit: int | None) -> Iterator[list[int]]:
+        """Yield lists of clients to train at once: alike in their minibatches, at most ``limit`` networks together."""
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for client in participants:
+            sizes = batch_sizes(len(self.clients[client].labels), self.batch_size, self.drop_last)
+            alike.setdefault(sizes, []).append(client)
+        for members in alike.values():
+            group: list[int] = []
+            for client in members:
+                if group and limit is not None and sum(networks[member] for member in (*group, client)) > limit:
+                    yield group
+                    group = []
+                group.append(client)
+            yield group
+
+    def of(self, group: Sequence[int], owners: Sequence[int]) -> ClientBatches:
+        """Minibatches of a group of clients; ``owners`` says on whose of them each network of a stack trains."""
+        members = [self.clients[client] for client in group]
+        return ClientBatches(
+            [client.inputs for client in members],
+            [client.labels for client in members],
+            self.batch_size,
+            [seeded(self.seed, self.round, client) for client in group],
+            owners,
+            self.drop_last,
+            self.augment,
+        )
+
+
+@dataclass
+class Rules:
+    """What a federation is told, before and when its clients are there; see :class:`.federation.FedTrainer`.
+
+    Parameters
+    ----------
+    method : {"split-mix", "fedavg", "heterofl", "sheterofl"}
+        ``fedavg`` trains one network of ``width`` on all clients, whatever their budgets.
+    factory : WidthFactory
+        Makes a network of any width.
+    rounds, epochs, batch_size : int
+        Rounds T, and epochs E and minibatch b of a client's round.
+    lr, schedule : float, str or tuple
+        Learning rate of the first round; constant, half a cosine over the rounds, or × 0.1 at given rounds.
+    norm : NormSpec
+        Normalisation; its statistics also say what is aggregated.
+    adversary, lam : PGD, float
+        Adversarial training with this weight of the attacked loss.
+    atom : float
+        Width of Split-Mix's base networks.
+    widths : tuple of float
+        Widths that Slimmable HeteroFL's clients train, up to their budgets; duplicates count once.
+    rescale_init, rescale_layer : bool
+        See :class:`SplitMix`. The former is of Split-Mix alone; the latter also divides the hidden layers of prefixes, and of
+        FedAvg's network, by their width in training, and leaves classifiers alone.
+    clients_per_round : int, optional
+        Sampled uniformly without replacement, at most as many as there are; all of them if left out.
+    weigh_by_widths : bool
+        The authors' code uploads a Slimmable client once per width that it trained; this does so too, to compare with it.
+    execution, stack_limit
+        How networks of a round run, and how many at once (memory); the numbers are the same up to rounding.
+    seed : int
+        Of initialisation, sampling and data order.
+    """
+
+    method: Method
+    factory: WidthFactory
+    rounds: int = 300
+    epochs: int = LOCAL.epochs
+    batch_size: int = 32
+    lr: float = LOCAL.lr
+    schedule: str | Sequence[int] = "constant"
+    momentum: float = LOCAL.momentum
+    weight_decay: float = LOCAL.weight_decay
+    loss: LossName = LOCAL.loss
+    temperature: float = LOCAL.temperature
+    norm: NormSpec = BATCH_NORM
+    adversary: PGD | None = None
+    lam: float = LOCAL.lam
+    atom: float = FEDERATED.atom
+    width: float = FEDERATED.width
+    widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    rescale_init: bool = FEDERATED.rescale_init
+    rescale_layer: bool = False
+    clients_per_round: int | None = None
+    weigh_by_widths: bool = False
+    drop_last: bool = False
+    augment: Augmentation | None = None
+    execution: Execution = "auto"
+    stack_limit: int | None = None
+    device: torch.device | str = "cpu"
+    seed: int = 0
+    clients: list[Client] = field(default_factory=list, init=False, repr=False, compare=False)
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what no federation can be told; what clients are told is checked by :class:`.local.LocalOptions`."""
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        for name in ("rounds", "epochs", "batch_size", "clients_per_round", "stack_limit"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number, not {value}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if isinstance(self.schedule, str) and self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule must be constant, cosine or a list of rounds, not {self.schedule!r}")
