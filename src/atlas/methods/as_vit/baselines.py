@@ -17,26 +17,71 @@ from atlas.errors import UserError
 from atlas.harness.files import read_tensors, write_tensors, write_text
 from atlas.harness.resume import training
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.methods.as_vit.entry import PROXIES, RankingSettings, topology_phase
 from atlas.methods.as_vit.geometry import great_circle
-from atlas.methods.as_vit.ingredient import Candidates, shapes_of, write_artefact
 from atlas.methods.as_vit.layout import count
 from atlas.methods.as_vit.measures import MeasureSpec, Scorer, length_of
-from atlas.methods.as_vit.network import build
+from atlas.methods.as_vit.network import HierarchicalViT, build
+from atlas.methods.as_vit.plugin import shapes_of, space_with, write_artefact
 from atlas.methods.as_vit.proxies import grad_norm, mean_curvature, synflow
 from atlas.methods.as_vit.ranking import correlate, log_fit
+from atlas.methods.as_vit.settings import PROXIES, REHEARSED, RankingSettings
 from atlas.methods.as_vit.stages import finite, first_images, from_finite, spec_of
+from atlas.methods.as_vit.topology import SearchSpace, Topology
 from atlas.tasks.image_classification.data import load_data
+from atlas.tasks.image_classification.entry import training_amount
 from atlas.tasks.image_classification.evaluate import accuracy
-from atlas.tasks.image_classification.ingredients import Batch
+from atlas.tasks.image_classification.ingredients import Batch, Ingredient
 from atlas.tasks.image_classification.models import parameter_groups
 from atlas.tasks.image_classification.training import Training
 
 if TYPE_CHECKING:
+    from atlas.harness.registry import Amounts
     from atlas.harness.run import Run
     from atlas.tasks.image_classification.data import Batches
 
 TOPOLOGIES = "topologies.json"
+
+
+class RandomTopologies(Ingredient):
+    """The topologies of a ranking study; as a backbone, the first of them."""
+
+    settings: RankingSettings
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Stem width, stride of the stem and cap on the width: arguments of ``build`` and ``count``."""
+        return self.settings.model_dump(include={"width", "stride", "max_width"})
+
+    def space(self) -> SearchSpace:
+        """Return the published space with the study's own choices."""
+        return space_with(self.settings.choices)
+
+    def topologies(self) -> list[Topology]:
+        """Return the uniform sample of the run's seed."""
+        random = generator(self.run.seed, "ranking")
+        return [self.space().sample(random) for _ in range(self.settings.topologies)]
+
+    def build(self, classes: int, index: int) -> HierarchicalViT:
+        """Build one of the networks at its initialisation."""
+        run, topology = self.run, self.topologies()[index]
+        return build(topology, **self.shape, **shapes_of(run, classes), generator=generator(run.seed, "init", index))  # type: ignore[arg-type]
+
+    def backbone(self, run: Run, classes: int) -> HierarchicalViT:
+        """Build the first network."""
+        return self.build(classes, 0)
+
+
+def topology_phase(index: int) -> str:
+    """Return the name of the loop that trains a topology of the ranking study."""
+    return f"topology{index:03d}"
+
+
+def amounts(run: Run) -> Amounts:
+    """A training of each topology that a rehearsal has, as if all the others cost the same; measures cost little beside it."""
+    settings: RankingSettings = run.settings_model("as-vit-ranking")
+    training_of_one = training_amount(run, run.protocol_model().epochs)
+    share = training_of_one._replace(steps=training_of_one.steps * settings.topologies / REHEARSED)
+    return {topology_phase(index): share for index in range(REHEARSED)}
 
 
 def rank_topologies(run: Run) -> None:
@@ -46,22 +91,22 @@ def rank_topologies(run: Run) -> None:
     if not bench.data.size("validation") and run.limit is None:
         raise UserError(f"{run.cell}: the best of several topologies is chosen on validation data; set data.validation_fraction")
     bench.protocol = bench.protocol.model_copy(update={"ema_decay": None, "evaluate_ema": False})
-    candidates = Candidates(settings)
+    candidates = RandomTopologies(run, settings)
     trained = [_trained(bench, candidates, index) for index in range(settings.topologies)]
     measured = _measured(run, candidates, bench)
-    found = [
+    topologies = [
         {"topology": str(topology), **{name: finite(value) for name, value in values.items()}, **result}
-        for topology, values, result in zip(candidates.topologies(run.seed), measured, trained, strict=True)
+        for topology, values, result in zip(candidates.topologies(), measured, trained, strict=True)
     ]
     law = _kernel_law(run, candidates, bench)
     write_rows(run, "law.csv", law)
-    write_artefact(run, TOPOLOGIES, {"topologies": found, "law": law})
+    write_artefact(run, TOPOLOGIES, {"topologies": topologies, "law": law})
 
 
-def _trained(bench: Training, candidates: Candidates, index: int) -> dict[str, float]:
+def _trained(bench: Training, candidates: RandomTopologies, index: int) -> dict[str, float]:
     """Train one topology by the protocol, leave its weights, and return its last loss and its validation accuracy."""
     run, protocol, per_epoch = bench.run, bench.protocol, bench.data.steps_per_epoch
-    bench.model = model = candidates.build(run, bench.data.classes, index).to(bench.device)
+    bench.model = model = candidates.build(bench.data.classes, index).to(bench.device)
     groups = parameter_groups(model, protocol.learning_rate, protocol.weight_decay, lambda name: 1.0)
     optimizer = torch.optim.AdamW(groups, lr=protocol.learning_rate, foreach=True)
     scaled = bench.device.type == "cuda" and protocol.precision == "float16"
@@ -94,11 +139,11 @@ class _Last:
 
 
 def weights_of(run: Run, index: int) -> Path:
-    """Where the weights of a trained topology lie."""
-    return run.checkpoint / f"topology{index:03d}.safetensors"
+    """Return where the weights of a trained topology lie."""
+    return run.checkpoint / f"{topology_phase(index)}.safetensors"
 
 
-def _kernel_law(run: Run, candidates: Candidates, bench: Training) -> list[dict[str, Any]]:
+def _kernel_law(run: Run, candidates: RandomTopologies, bench: Training) -> list[dict[str, Any]]:
     """Length of further topologies beside the product of their merge kernels, one draw of the weights each."""
     settings = candidates.settings
     random = generator(run.seed, "law")
@@ -113,27 +158,27 @@ def _kernel_law(run: Run, candidates: Candidates, bench: Training) -> list[dict[
     return rows
 
 
-def _measured(run: Run, candidates: Candidates, bench: Training) -> list[dict[str, float]]:
+def _measured(run: Run, candidates: RandomTopologies, bench: Training) -> list[dict[str, float]]:
     """Every proxy of every topology before training, as measured; larger is not always better."""
     settings, data = candidates.settings, bench.data
     spec = spec_of(run, settings, data)
-    options = {"stride": settings.stride, "max_width": settings.max_width}
+    options = settings.model_dump(include={"stride", "max_width"})
     score = Scorer(spec, derive_seed(run.seed, "ranking-weights"), settings.width, options)
     batch = first_images(run, data, settings.proxy_images)
     rows = []
-    for index, topology in enumerate(candidates.topologies(run.seed)):
+    for index, topology in enumerate(candidates.topologies()):
         counts = count(topology, **candidates.shape, **shapes_of(run, data.classes))
-        found = score(topology)
+        measures = score(topology)
         repeats = [_proxies(model, spec, batch, repeat) for repeat, model in _draws(run, candidates, bench, index)]
-        means = {name: statistics.fmean(one[name] for one in repeats) for name in repeats[0]}
+        means = {name: statistics.fmean(repeat[name] for repeat in repeats) for name in repeats[0]}
         sizes = {"merge_product": topology.merge_product, "parameters": counts.params, "macs": counts.macs}
-        rows.append({"length": found.length, "ntk": found.ntk, **sizes, **means})
+        rows.append({"length": measures.length, "ntk": measures.ntk, **sizes, **means})
     return rows
 
 
-def _draws(run: Run, candidates: Candidates, bench: Training, index: int) -> Iterator[tuple[int, nn.Module]]:
-    """One topology at several draws of its weights."""
-    model = candidates.build(run, bench.data.classes, index)
+def _draws(run: Run, candidates: RandomTopologies, bench: Training, index: int) -> Iterator[tuple[int, nn.Module]]:
+    """Yield one topology at several draws of its weights, each with its number."""
+    model = candidates.build(bench.data.classes, index)
     for repeat in range(candidates.settings.repeats):
         model.cpu().reset_parameters(generator(run.seed, "proxy", index, repeat))
         yield repeat, model.to(bench.device).eval()
@@ -159,8 +204,9 @@ def judge_ranking(run: Run) -> dict[str, float]:
     content = json.loads((run.checkpoint / TOPOLOGIES).read_text())
     rows = content["topologies"]
     data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
+    candidates = RandomTopologies(run, settings)
     for index, row in enumerate(rows):
-        model = Candidates(settings).build(run, data.classes, index).to(pick_device(run.resources.device))
+        model = candidates.build(data.classes, index).to(pick_device(run.resources.device))
         model.load_state_dict(read_tensors(weights_of(run, index)))
         row["top1"] = accuracy(model, data.batches("test"))
     top1 = [row["top1"] for row in rows]

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from atlas.harness.plots import PALETTE, FigureData, figure
-from atlas.methods.as_vit.entry import PROXIES
+from atlas.methods.as_vit.settings import PROXIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,8 +93,8 @@ def growth(data: FigureData) -> Figure | None:
         content = json.loads(path.read_text())
         for policy, (label, color, marker) in POLICIES.items():
             members = content[policy]
-            depths = [sum(int(stage.split(",")[3]) for stage in one["architecture"].split("|")[:4]) for one in members]
-            widths = [one["total_width"] for one in members]
+            depths = [sum(int(stage.split(",")[3]) for stage in member["architecture"].split("|")[:4]) for member in members]
+            widths = [member["total_width"] for member in members]
             left.plot(depths, widths, color=color, marker=marker, markersize=5, linewidth=1, label="" if number else label)
     left.set(xlabel="depth, blocks", ylabel="total width")
     left.legend()
@@ -130,21 +130,21 @@ def ranking(data: FigureData) -> Figure | None:
         return None
     drawing, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2), layout="constrained")
     seeds = sorted(topologies["seed"].unique())
-    places = {name: len(PROXIES) - 1 - index for index, name in enumerate(PROXIES)}
+    lines = {name: len(PROXIES) - 1 - index for index, name in enumerate(PROXIES)}
     for index, seed in enumerate(seeds):
         color = PALETTE[index % len(PALETTE)]
-        points, found = topologies[topologies["seed"].eq(seed)], taus[taus["seed"].eq(seed)]
-        tau = found.loc[found["proxy"].eq("length"), "tau"].iloc[0]
+        points, correlations = topologies[topologies["seed"].eq(seed)], taus[taus["seed"].eq(seed)]
+        tau = correlations.loc[correlations["proxy"].eq("length"), "tau"].iloc[0]
         left.plot(points["length"], points["top1"], "o", color=color, markersize=5, label=f"seed {seed}: τ = {tau:.2f}")
         shift = 0.5 * ((index + 0.5) / len(seeds) - 0.5)
-        heights = [places[name] - shift for name in found["proxy"]]
-        right.hlines(heights, found["low"], found["high"], color=color, linewidth=1.2)
-        right.plot(found["tau"], heights, "o", color=color, markersize=4)
+        heights = [lines[name] - shift for name in correlations["proxy"]]
+        right.hlines(heights, correlations["low"], correlations["high"], color=color, linewidth=1.2)
+        right.plot(correlations["tau"], heights, "o", color=color, markersize=4)
     left.set(xlabel="length distortion", ylabel="top-1 accuracy")
     left.legend(fontsize="small")
     right.axvline(0, color="#444444", linewidth=0.8)
-    right.set(xlabel="Kendall's τ-b with accuracy", xlim=(-1.05, 1.05), yticks=list(places.values()))
-    right.set_yticklabels([PROXIES[name] for name in places])
+    right.set(xlabel="Kendall's τ-b with accuracy", xlim=(-1.05, 1.05), yticks=list(lines.values()))
+    right.set_yticklabels([PROXIES[name] for name in lines])
     right.grid(axis="y", visible=False)
     return drawing
 

@@ -112,18 +112,18 @@ def points_on(basis: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
 @contextmanager
 def without_norm(model: nn.Module) -> Iterator[nn.Module]:
     """Replace every LayerNorm inside ``model`` by the identity while the block runs, then put the same objects back."""
-    places = [
+    norms = [
         (parent, name, module)
         for parent in model.modules()
         for name, module in parent._modules.items()
         if isinstance(module, nn.LayerNorm)
     ]
     try:
-        for parent, name, _ in places:
+        for parent, name, _ in norms:
             setattr(parent, name, nn.Identity())
         yield model
     finally:
-        for parent, name, module in places:
+        for parent, name, module in norms:
             setattr(parent, name, module)
 
 
@@ -177,12 +177,12 @@ def length_distortion(
         require_independent_points(owner)
     size = chunk or len(circle.theta)
     pieces = zip(circle.x.split(size), circle.dx.split(size), strict=True)
-    found = torch.cat([speeds(fn, x, dx) for x, dx in pieces]).double()
+    by_point = torch.cat([speeds(fn, x, dx) for x, dx in pieces]).double()
     if reduction == "sum":
-        return float(found.sum())
+        return float(by_point.sum())
     if reduction == "mean":
-        return float(found.mean())
-    return FULL_TURN * float((found[:-1] if circle.closed else found).mean())
+        return float(by_point.mean())
+    return FULL_TURN * float((by_point[:-1] if circle.closed else by_point).mean())
 
 
 def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ import torch
 from atlas.methods.as_vit.layout import MAX_WIDTH, SINGLE_BLOCKS, Counts, count
 from atlas.methods.as_vit.measures import Measures
 from atlas.methods.as_vit.search import best_of
+from atlas.methods.as_vit.settings import GrowthSettings
 from atlas.methods.as_vit.topology import FIRST_STAGE_HEADS, STAGES, Quadruple, Topology, quadruple
 
 Policy = Literal["rank", "random", "max-width"]
-RATIOS = (0.05, 0.10, 0.15, 0.20)
+DEFAULTS = GrowthSettings()
 
 
 class ScaleScore(Protocol):
@@ -88,11 +89,11 @@ class GrowthPlan:
     """
 
     topology: Topology
-    width0: int = 8
-    width_scale: int = 4
-    ratios: tuple[float, ...] = RATIOS
-    limit: int = 110_000_000
-    target: int = 80_000_000
+    width0: int = DEFAULTS.width0
+    width_scale: int = DEFAULTS.width_scale
+    ratios: tuple[float, ...] = DEFAULTS.ratios
+    limit: int = DEFAULTS.limit
+    target: int = DEFAULTS.target
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,23 +106,23 @@ class GrowthPlan:
             raise ValueError(f"limit {self.limit:,} is below the {start:,} parameters that growth starts from")
 
     def counts(self, depths: Sequence[int], width: int) -> Counts:
-        """Size and cost at the final width."""
+        """Return size and cost at the final width, for blocks per stage and the small width that is measured."""
         return count(self.topology, depths=depths, width=self.width_scale * width, **self.options)
 
     def candidates(self, depths: Quadruple, width: int) -> list[Candidate]:
-        """What may follow: one more block in one stage (outer), each next width (inner), within the limit."""
-        found = []
+        """Return what may follow: one more block in one stage (outer), each next width (inner), within the limit."""
+        allowed = []
         for stage in range(STAGES):
             deeper = quadruple("depths", [depth + (index == stage) for index, depth in enumerate(depths)])
             for wider in next_widths(width, self.ratios):
                 counts = self.counts(deeper, wider)
                 if counts.params <= self.limit:
-                    found.append(Candidate(stage, deeper, wider, counts))
-        return found
+                    allowed.append(Candidate(stage, deeper, wider, counts))
+        return allowed
 
 
-def next_widths(width: int, ratios: Sequence[float] = RATIOS) -> list[int]:
-    """Widths that a step may take: width · (1 + q), rounded half to even, repeated ones once.
+def next_widths(width: int, ratios: Sequence[float] = DEFAULTS.ratios) -> list[int]:
+    """Return the widths that a step may take: width · (1 + q), rounded half to even, repeated ones once.
 
     >>> next_widths(8), next_widths(20)
     ([8, 9, 10], [21, 22, 23, 24])
@@ -220,11 +221,11 @@ def grow(
     topology: Topology,
     score: ScaleScore | None = None,
     *,
-    width0: int = 8,
-    width_scale: int = 4,
-    ratios: Sequence[float] = RATIOS,
-    limit: int = 110_000_000,
-    target: int = 80_000_000,
+    width0: int = DEFAULTS.width0,
+    width_scale: int = DEFAULTS.width_scale,
+    ratios: Sequence[float] = DEFAULTS.ratios,
+    limit: int = DEFAULTS.limit,
+    target: int = DEFAULTS.target,
     policy: Policy = "rank",
     generator: torch.Generator | None = None,
     evaluate: Callable[..., Iterable[Measures]] = map,
@@ -261,7 +262,13 @@ def grow(
 
 
 def matched(
-    plan: GrowthPlan, budget: int, policy: Policy, *, generator: torch.Generator, tolerance: float = 0.05, attempts: int = 200
+    plan: GrowthPlan,
+    budget: int,
+    policy: Policy,
+    *,
+    generator: torch.Generator,
+    tolerance: float = DEFAULTS.tolerance,
+    attempts: int = DEFAULTS.attempts,
 ) -> list[GrowthStep]:
     """Grow without measures, again and again, until a member's size is within ``tolerance`` of a budget of parameters.
 
@@ -315,17 +322,17 @@ def uniform_scaling(topology: Topology, params: int, **options: Any) -> tuple[Qu
 
     Depths up to 8 are tried.
     """
-    found = []
+    fitting = []
     for depth in range(1, 9):
         depths = quadruple("depths", (depth,) * STAGES)
         try:
             width = width_for(topology, params, depths=depths, **options)
         except ValueError:
             continue
-        found.append((abs(count(topology, depths=depths, width=width, **options).params - params), depths, width))
-    if not found:
+        fitting.append((abs(count(topology, depths=depths, width=width, **options).params - params), depths, width))
+    if not fitting:
         raise ValueError(f"no uniform scaling of {topology} fits {params:,} parameters")
-    _, depths, width = min(found)
+    _, depths, width = min(fitting)
     return depths, width
 
 

@@ -107,10 +107,10 @@ def ntk_gram(
         raise ValueError("no parameter of the model receives a gradient from these features")
     rest = _outside_layers(wanted, recorder.calls)
     outputs = [output for _, _, output in recorder.calls]
-    found = torch.autograd.grad(targets.sum(), [*outputs, *rest], retain_graph=bool(rest), allow_unused=True)
-    rest = [parameter for parameter, gradient in zip(rest, found[len(outputs) :], strict=True) if gradient is not None]
+    gradients = torch.autograd.grad(targets.sum(), [*outputs, *rest], retain_graph=bool(rest), allow_unused=True)
+    rest = [parameter for parameter, gradient in zip(rest, gradients[len(outputs) :], strict=True) if gradient is not None]
     gram = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    for pieces in _by_parameter(wanted, recorder.calls, found[: len(outputs)]):
+    for pieces in _by_parameter(wanted, recorder.calls, gradients[: len(outputs)]):
         gram += _gram_of(pieces, len(x))
     if rest:
         gram += _gram_by_backward(targets, rest)

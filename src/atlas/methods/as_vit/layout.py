@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
+from atlas.methods.as_vit.settings import ModelSettings, PositionEmbedding, SpaceSettings
 from atlas.methods.as_vit.topology import STAGES, Quadruple, Topology, quadruple
 
-MAX_WIDTH = 1024
-SEARCH_WIDTH = 32
+DEFAULTS = SpaceSettings()
+MAX_WIDTH, SEARCH_WIDTH, STRIDE = DEFAULTS.max_width, DEFAULTS.width, DEFAULTS.stride
+POSITIONS = ModelSettings().pos_embed
 SINGLE_BLOCKS: Quadruple = (1, 1, 1, 1)
-PositionEmbedding = Literal["none", "absolute"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens."""
+        """Number of tokens, grid²."""
         return self.grid**2
 
     @property
     def inner(self) -> int:
-        """Inner width of attention."""
+        """Inner width of attention, heads · head_dim."""
         return self.heads * self.head_dim
 
 
@@ -73,7 +73,7 @@ def layout(
     width: int = SEARCH_WIDTH,
     depths: Sequence[int] = SINGLE_BLOCKS,
     img_size: int = 224,
-    stride: int = 4,
+    stride: int = STRIDE,
     max_width: int = MAX_WIDTH,
     ceil: bool = False,
 ) -> tuple[Stage, ...]:
@@ -134,11 +134,11 @@ def count(
     width: int = SEARCH_WIDTH,
     depths: Sequence[int] = SINGLE_BLOCKS,
     img_size: int = 224,
-    stride: int = 4,
+    stride: int = STRIDE,
     in_chans: int = 3,
     num_classes: int = 1000,
     max_width: int = MAX_WIDTH,
-    pos_embed: PositionEmbedding = "none",
+    pos_embed: PositionEmbedding = POSITIONS,
     drop_path: float = 0.0,
     ceil: bool = False,
 ) -> Counts:

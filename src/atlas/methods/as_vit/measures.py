@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from atlas.methods.as_vit.geometry import Circle, great_circle, length_distortion, without_norm
 from atlas.methods.as_vit.kernel import MIN_IMAGES, condition_number, default_feature, ntk_gram
-from atlas.methods.as_vit.layout import SINGLE_BLOCKS, layout
+from atlas.methods.as_vit.layout import SEARCH_WIDTH, SINGLE_BLOCKS, STRIDE, layout
 from atlas.methods.as_vit.network import INIT_STD, build
+from atlas.methods.as_vit.settings import Average, MeasureSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from atlas.methods.as_vit.topology import Topology
+
+DEFAULTS = MeasureSettings()
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ class MeasureSpec:
         Seed of the circles, one per repeat.
     """
 
-    repeats: int = 5
-    points: int = 10
+    repeats: int = DEFAULTS.repeats
+    points: int = DEFAULTS.points
     images: Tensor = field(default_factory=lambda: torch.empty(0))
     redraw: Literal["all", "linear"] = "all"
-    average: Literal["mean", "median"] = "mean"
+    average: Average = DEFAULTS.average
     circle_seed: int = 0
     scale: Literal["unit", "sqrt_dim"] = "unit"
 
@@ -106,7 +109,7 @@ def measure(make_model: Callable[[], nn.Module], spec: MeasureSpec, generator: t
         Source of the seeds of the repeats.
     """
     seeds = torch.randint(2**62, (spec.repeats,), generator=generator).tolist()
-    found = []
+    per_repeat = []
     stem: dict[str, Tensor] = {}
     for seed, circle in zip(seeds, spec.circles, strict=True):
         with torch.random.fork_rng(devices=[]):
@@ -117,14 +120,14 @@ def measure(make_model: Callable[[], nn.Module], spec: MeasureSpec, generator: t
             model.load_state_dict(stem, strict=False)
         model = model.to(spec.images.device, spec.images.dtype).eval()
         gram = ntk_gram(model, spec.images)
-        found.append((length_of(model, circle), condition_number(gram, computed_in=spec.images.dtype)))
-    lengths, kernels = zip(*found, strict=True)
+        per_repeat.append((length_of(model, circle), condition_number(gram, computed_in=spec.images.dtype)))
+    lengths, kernels = zip(*per_repeat, strict=True)
     reduce = statistics.median if spec.average == "median" else statistics.fmean
-    return Measures(reduce(lengths), reduce(kernels), tuple(found))
+    return Measures(reduce(lengths), reduce(kernels), tuple(per_repeat))
 
 
 def length_of(model: nn.Module, circle: Circle) -> float:
-    """Length distortion of a network's features, its LayerNorms off; the sum over the points."""
+    """Return the length distortion of a network's features, its LayerNorms off: the sum over the points of a circle."""
     with without_norm(model):
         return length_distortion(default_feature(model), circle)
 
@@ -160,7 +163,7 @@ class Scorer:
 
     spec: MeasureSpec
     seed: int
-    width: int = 32
+    width: int = SEARCH_WIDTH
     options: Mapping[str, Any] = field(default_factory=dict)
     known: dict[str, Measures] = field(default_factory=dict, compare=False, repr=False)
 
@@ -177,7 +180,9 @@ class Scorer:
         return self.known[name]
 
 
-def length_law(topology: Topology, *, width: int = 32, img_size: int = 224, stride: int = 4, in_chans: int = 3) -> float:
+def length_law(
+    topology: Topology, *, width: int = SEARCH_WIDTH, img_size: int = 224, stride: int = STRIDE, in_chans: int = 3
+) -> float:
     """Predict the speed of a fresh network's features along the unit circle in closed form.
 
     E g² = D₄ · Π_{i=1..3}(σ² K_{i+1}² D_i) / (3 r₄² N), with σ = 0.02: the stem and the merges alone, without the padding at

@@ -18,13 +18,15 @@ from torch.nn import functional
 
 from atlas.methods.as_vit.layout import (
     MAX_WIDTH,
+    POSITIONS,
     SEARCH_WIDTH,
     SINGLE_BLOCKS,
-    PositionEmbedding,
+    STRIDE,
     Stage,
     fitting_split,
     layout,
 )
+from atlas.methods.as_vit.settings import PositionEmbedding
 from atlas.methods.as_vit.topology import Quadruple, Topology, quadruple
 
 if TYPE_CHECKING:
@@ -54,11 +56,11 @@ class Design:
     width: int = SEARCH_WIDTH
     depths: Quadruple = SINGLE_BLOCKS
     img_size: int = 224
-    stride: int = 4
+    stride: int = STRIDE
     in_chans: int = 3
     num_classes: int = 1000
     max_width: int = MAX_WIDTH
-    pos_embed: PositionEmbedding = "none"
+    pos_embed: PositionEmbedding = POSITIONS
     drop_path: float = 0.0
     ceil: bool = False
 
@@ -92,7 +94,7 @@ class Stem(nn.Module):
         self.proj.dilation = (dilation, dilation)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, side, side) → (batch, tokens, width), rows first."""
+        """Cut images into tokens: (batch, channels, side, side) → (batch, tokens, width), rows first."""
         missing = max(0, self.proj.dilation[0] * (self.kernel - 1) + 1 - self.proj.stride[0])
         before, after = missing // 2, missing - missing // 2
         tokens = self.proj(functional.pad(images, (before, after, before, after)))
@@ -109,7 +111,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(stage.inner, stage.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, grid², width) → the same."""
+        """Mix tokens inside their windows: (batch, grid², width) → the same."""
         batch, count, _ = tokens.shape
         grid = math.isqrt(count)
         split = fitting_split(grid, self.split)
@@ -127,7 +129,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _cut(tokens: Tensor, split: int, window: int) -> Tensor:
-    """(batch, grid², width) → (batch · split², window², width)."""
+    """Cut tokens into windows: (batch, grid², width) → (batch · split², window², width)."""
     if split == 1:
         return tokens
     batch, _, width = tokens.shape
@@ -136,7 +138,7 @@ def _cut(tokens: Tensor, split: int, window: int) -> Tensor:
 
 
 def _join(windows: Tensor, batch: int, split: int, window: int) -> Tensor:
-    """Undo :func:`_cut`."""
+    """Undo :func:`_cut`: (batch · split², window², width) → (batch, grid², width)."""
     if split == 1:
         return windows
     width = windows.shape[-1]
@@ -161,7 +163,7 @@ class Block(nn.Module):
             self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens, width) → the same."""
+        """Pass tokens through attention and FFN: (batch, tokens, width) → the same."""
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
         return tokens + self.drop_path(self.fc2(functional.gelu(self.fc1(self.norm2(tokens)))))
 
@@ -176,7 +178,7 @@ class Merge(nn.Module):
         self.reduction = nn.Linear(kernel**2 * width, out, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, grid², width) → (batch, ⌈grid/2⌉², out); an odd grid gets a row and a column of zeros."""
+        """Merge neighbours: (batch, grid², width) → (batch, ⌈grid/2⌉², out); an odd grid gets a row and a column of zeros."""
         batch, count, width = tokens.shape
         grid = math.isqrt(count)
         before, after = (self.kernel - 2) // 2, (self.kernel - 1) // 2 + grid % 2
@@ -194,7 +196,7 @@ class Level(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens, width) → (batch, tokens', width')."""
+        """Merge, then transform: (batch, tokens, width) → (batch, fewer tokens, larger width); the first stage keeps both."""
         return self.blocks(tokens if self.merge is None else self.merge(tokens))
 
 
@@ -270,8 +272,8 @@ class HierarchicalViT(nn.Module):
     def _tokens(self, images: Tensor) -> Tensor:
         """Tokens of the last stage, before the final norm."""
         if images.shape[-2:] != (self.design.img_size,) * 2:
-            found = " × ".join(map(str, images.shape[-2:]))
-            raise ValueError(f"images of {found} pixels; the network was built for {self.design.img_size}")
+            size = " × ".join(map(str, images.shape[-2:]))
+            raise ValueError(f"images of {size} pixels; the network was built for {self.design.img_size}")
         tokens = self.stem(images)
         if self.pos_embed is not None:
             tokens = tokens + self._positions(self.pos_embed)
@@ -300,7 +302,7 @@ class HierarchicalViT(nn.Module):
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, side, side) → logits (batch, classes)."""
+        """Classify images: (batch, channels, side, side) → logits (batch, classes)."""
         return self.forward_head(self.forward_features(images))
 
 
@@ -310,11 +312,11 @@ def build(
     width: int = SEARCH_WIDTH,
     depths: Sequence[int] = SINGLE_BLOCKS,
     img_size: int = 224,
-    stride: int = 4,
+    stride: int = STRIDE,
     in_chans: int = 3,
     num_classes: int = 1000,
     max_width: int = MAX_WIDTH,
-    pos_embed: PositionEmbedding = "none",
+    pos_embed: PositionEmbedding = POSITIONS,
     drop_path: float = 0.0,
     ceil: bool = False,
     generator: torch.Generator | None = None,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 2000
+from atlas.methods.as_vit.settings import RankingSettings
+
+DRAWS = RankingSettings().draws
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Correlation:
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Kendall's τ-b of two paired samples; ties count half-way, ``nan`` for a constant sample.
+    """Return Kendall's τ-b of two paired samples; ties count half-way, ``nan`` for a constant sample.
 
     Raises
     ------

@@ -7,12 +7,12 @@ A dilated kernel covers the coarser token: at kernel 4, strides 16, 8, 4 have di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from atlas.methods.as_vit.layout import count
 from atlas.methods.as_vit.network import HierarchicalViT, dilation_for
+from atlas.methods.as_vit.settings import RetokenizeSettings, require_order
 
-OFFICIAL_PHASES = ((0.0, 16), (0.267, 8), (0.44, 4))
+OFFICIAL_PHASES = RetokenizeSettings().phases
 
 
 class ProgressiveTokenizer:
@@ -39,12 +39,8 @@ class ProgressiveTokenizer:
         self._check()
 
     def _check(self) -> None:
-        begins, strides = [begin for begin, _ in self.phases], [stride for _, stride in self.phases]
-        design = self.model.design
-        if not begins or begins[0] != 0:
-            raise ValueError(f"phases {self.phases} must begin at progress 0")
-        if begins[-1] >= 1 or any(later <= before for before, later in pairwise(begins)):
-            raise ValueError(f"phases {self.phases} must begin at increasing progress below 1")
+        require_order(self.phases)
+        design, strides = self.model.design, [stride for _, stride in self.phases]
         for stride in strides:
             if stride < 1 or design.img_size % stride:
                 raise ValueError(f"stride {stride} does not divide the image's {design.img_size} pixels")

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from atlas.methods.as_vit.measures import Measures
+from atlas.methods.as_vit.settings import SearchSettings
 from atlas.methods.as_vit.topology import SearchSpace, Topology
 
 Score = Callable[[Topology], Measures]
+DEFAULTS = SearchSettings()
 EPSILON = 1e-6
+"""What the authors add to the range of a measure before they divide by it."""
 LOGIT_NOISE = 1e-3
+"""Standard deviation of the policy's initial logits."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class RewardTracker:
         small networks is of that size.
     """
 
-    def __init__(self, window: int = 20, momentum: float = 0.9, relative: bool = False) -> None:
+    def __init__(
+        self, window: int = DEFAULTS.window, momentum: float = DEFAULTS.momentum, relative: bool = DEFAULTS.relative
+    ) -> None:
         if window < 2 or not 0 <= momentum < 1:
             raise ValueError(f"window {window} must be at least 2 and momentum {momentum} in [0, 1)")
         self.window, self.momentum, self.relative = window, momentum, relative
@@ -128,7 +134,7 @@ class Reinforce:
         space: SearchSpace,
         score: Score,
         *,
-        lr: float = 0.08,
+        lr: float = DEFAULTS.learning_rate,
         generator: torch.Generator,
         tracker: RewardTracker | None = None,
     ) -> None:
@@ -193,13 +199,13 @@ class Reinforce:
 def reinforce(
     space: SearchSpace,
     score: Score,
-    steps: int = 500,
-    lr: float = 0.08,
-    window: int = 20,
-    momentum: float = 0.9,
+    steps: int = DEFAULTS.steps,
+    lr: float = DEFAULTS.learning_rate,
+    window: int = DEFAULTS.window,
+    momentum: float = DEFAULTS.momentum,
     *,
     generator: torch.Generator,
-    relative: bool = False,
+    relative: bool = DEFAULTS.relative,
 ) -> SearchResult:
     """Search a topology with REINFORCE; defaults are the authors'.
 
@@ -256,7 +262,7 @@ class RandomSearch:
         self.trials = [Trial(Topology.parse(text)[0], Measures(length, ntk)) for text, length, ntk in state["trials"]]
 
 
-def random_search(space: SearchSpace, score: Score, steps: int = 500, *, generator: torch.Generator) -> SearchResult:
+def random_search(space: SearchSpace, score: Score, steps: int = DEFAULTS.steps, *, generator: torch.Generator) -> SearchResult:
     """Measure uniform samples and return the one of the smallest rank sum: what the measures do without a policy."""
     searcher = RandomSearch(space, score, generator=generator)
     history = [searcher.step() for _ in range(steps)]
@@ -264,7 +270,7 @@ def random_search(space: SearchSpace, score: Score, steps: int = 500, *, generat
 
 
 def dense_ranks(values: Sequence[float], *, descending: bool = False) -> list[int]:
-    """Ranks from 0; equal values share a rank, and no rank is left out."""
+    """Return ranks from 0, one per value; equal values share a rank, and no rank is left out."""
     order = {value: rank for rank, value in enumerate(sorted(set(values), reverse=descending))}
     return [order[value] for value in values]
 

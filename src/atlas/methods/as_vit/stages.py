@@ -11,22 +11,15 @@ import torch
 from torch import Tensor
 
 from atlas.errors import UserError
+from atlas.harness.registry import Amount, Amounts
 from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.methods.as_vit.entry import (
-    CHECK,
-    GROWTH,
-    RANDOM_SEARCH,
-    REINFORCE,
-    GrowthSettings,
-    MeasureSettings,
-    SearchSettings,
-)
 from atlas.methods.as_vit.growth import Growth, GrowthPlan, GrowthStep, matched, swin_like, uniform_scaling, width_for
-from atlas.methods.as_vit.ingredient import FAMILY, SEARCH, read_artefact, shapes_of, space_with, write_artefact
-from atlas.methods.as_vit.layout import count, layout, total_width
+from atlas.methods.as_vit.layout import MAX_WIDTH, count, layout, total_width
 from atlas.methods.as_vit.measures import Measures, MeasureSpec, Scorer
+from atlas.methods.as_vit.plugin import FAMILY, SEARCH, read_artefact, shapes_of, space_with, write_artefact
 from atlas.methods.as_vit.search import RandomSearch, Reinforce, RewardTracker
+from atlas.methods.as_vit.settings import GrowthSettings, MeasureSettings, SearchSettings
 from atlas.methods.as_vit.topology import STAGES, Quadruple, SearchSpace, Topology
 from atlas.nn.work import work
 from atlas.tasks.image_classification.data import load_data
@@ -34,6 +27,9 @@ from atlas.tasks.image_classification.data import load_data
 if TYPE_CHECKING:
     from atlas.harness.run import Run
     from atlas.tasks.image_classification.data import ImageData
+
+REINFORCE, RANDOM_SEARCH, CHECK, GROWTH = "reinforce", "random-search", "check", "growth"
+"""Loops of the stages, and the comparison of what was found."""
 
 
 def first_images(run: Run, data: ImageData, number: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +39,7 @@ def first_images(run: Run, data: ImageData, number: int) -> tuple[Tensor, Tensor
 
 
 def spec_of(run: Run, settings: MeasureSettings, data: ImageData, repeats: int | None = None) -> MeasureSpec:
-    """How a run measures candidates; the circles follow from its seed."""
+    """Return how a run measures candidates; the circles follow from its seed."""
     return MeasureSpec(
         repeats or settings.repeats,
         settings.points,
@@ -56,12 +52,19 @@ def spec_of(run: Run, settings: MeasureSettings, data: ImageData, repeats: int |
 # search
 
 
+def search_amounts(run: Run) -> Amounts:
+    """Trials of either search, and the three topologies that are compared; draws of the weights in each."""
+    settings: SearchSettings = run.settings_model("as-vit-search")
+    trials = Amount(settings.steps, settings.repeats, 1)
+    return {REINFORCE: trials, RANDOM_SEARCH: trials, CHECK: Amount(1, settings.check_repeats, 1)}
+
+
 def search_topology(run: Run) -> dict[str, float]:
     """Search a topology twice, with REINFORCE and with random search; leave ``search.json`` and the curves of both."""
     settings: SearchSettings = run.settings_model("as-vit-search")
     data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
     space = space_with(settings.choices)
-    options = {"stride": settings.stride, "max_width": settings.max_width}
+    options = settings.model_dump(include={"stride", "max_width"})
     score = Scorer(spec_of(run, settings, data), derive_seed(run.seed, "search-weights"), settings.width, options)
     reinforce = Reinforce(
         space,
@@ -75,14 +78,14 @@ def search_topology(run: Run) -> dict[str, float]:
     _follow(loops[0], reinforce)
     loops.append(training(run, settings.steps, {"search": random}, phase=RANDOM_SEARCH))
     _follow(loops[1], random)
-    found = {"topology": reinforce.best(), "random_search": random.best(), "largest_merges": space.largest_merges()}
+    winners = {"topology": reinforce.best(), "random_search": random.best(), "largest_merges": space.largest_merges()}
     check = Scorer(spec_of(run, settings, data, settings.check_repeats), derive_seed(run.seed, "check"), settings.width, options)
     with work(CHECK):
-        measured = {name: check(topology) for name, topology in found.items()}
-    write_artefact(run, SEARCH, _search_record(settings, space, reinforce, found, measured))
+        measured = {name: check(topology) for name, topology in winners.items()}
+    write_artefact(run, SEARCH, _search_record(settings, space, reinforce, winners, measured))
     return {
-        "merge_product": found["topology"].merge_product,
-        "random_merge_product": found["random_search"].merge_product,
+        "merge_product": winners["topology"].merge_product,
+        "random_merge_product": winners["random_search"].merge_product,
         **{f"{prefix}length": measured[name].length for name, prefix in PREFIXES.items()},
         **{f"{prefix}ntk": measured[name].ntk for name, prefix in PREFIXES.items()},
         "search_seconds": sum(loop.seconds for loop in loops),
@@ -107,30 +110,35 @@ def _search_record(
     settings: SearchSettings,
     space: SearchSpace,
     searcher: Reinforce,
-    found: Mapping[str, Topology],
+    winners: Mapping[str, Topology],
     measured: Mapping[str, Measures],
 ) -> dict[str, Any]:
+    """Return what the search leaves, as plain values: topologies, their measures, the space, and the policy."""
     probabilities = {
         name: {str(choice): round(p, 6) for choice, p in zip(choices, searcher.probability(name), strict=True)}
         for name, choices in space.groups.items()
     }
     return {
-        **{name: str(topology) for name, topology in found.items()},
+        **{name: str(topology) for name, topology in winners.items()},
         "measures": {name: {"length": finite(m.length), "ntk": finite(m.ntk)} for name, m in measured.items()},
-        "width": settings.width,
-        "stride": settings.stride,
-        "max_width": settings.max_width,
+        **{name: getattr(settings, name) for name in ("width", "stride", "max_width")},
         "space": {name: list(choices) for name, choices in space.groups.items()},
         "probabilities": probabilities,
     }
 
 
 def finite(value: float) -> float | None:
-    """A number for JSON, which knows no infinity; :func:`from_finite` reads it."""
+    """Return a number for JSON, or ``None`` where it is infinite or undefined; :func:`from_finite` reads it."""
     return value if math.isfinite(value) else None
 
 
 # growth
+
+
+def growth_amounts(run: Run) -> Amounts:
+    """Steps of growth and draws of the weights in each; a family has about ten steps."""
+    settings: GrowthSettings = run.settings_model("as-vit-growth")
+    return {GROWTH: Amount(min(10, settings.max_steps), settings.repeats, 1)}
 
 
 class Family:
@@ -165,8 +173,8 @@ class Family:
 
 
 def member(plan: GrowthPlan, step: GrowthStep) -> dict[str, Any]:
-    """One member of a family as plain values."""
-    cap = plan.options.get("max_width", 1024)
+    """Return one member of a family as plain values."""
+    cap = plan.options.get("max_width", MAX_WIDTH)
     return {
         "architecture": plan.topology.format(step.depths, step.final_width),
         "parameters": step.counts.params,
@@ -184,11 +192,11 @@ def member(plan: GrowthPlan, step: GrowthStep) -> dict[str, Any]:
 def grow_family(run: Run) -> dict[str, float]:
     """Grow the searched topology, and scale it otherwise to the same size; leave ``family.json``."""
     settings: GrowthSettings = run.settings_model("as-vit-growth")
-    found = read_artefact(run, "search", SEARCH)
+    record = read_artefact(run, "search", SEARCH)
     data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
-    shape = {"stride": found["stride"], "max_width": found["max_width"]}
+    shape = {"stride": record["stride"], "max_width": record["max_width"]}
     counted = {**shape, **shapes_of(run, data.classes)}
-    topology = Topology.parse(found["topology"])[0]
+    topology = Topology.parse(record["topology"])[0]
     sizes = (settings.width0, settings.width_scale, settings.ratios, settings.limit, settings.target)
     plan = GrowthPlan(topology, *sizes, options=counted)
     score = Scorer(spec_of(run, settings, data), derive_seed(run.seed, "growth-weights"), settings.width0, shape)
@@ -205,10 +213,10 @@ def grow_family(run: Run) -> dict[str, float]:
     if not members:
         raise UserError(f"{run.cell}: growth took no step: its start has the target of {settings.target:,} parameters already")
     others = _other_scalings(run, settings, plan, members[-1]["parameters"])
-    budget = {"topology": found["topology"], "budget": members[-1]["parameters"], **shape}
+    budget = {"topology": record["topology"], "budget": members[-1]["parameters"], **shape}
     write_artefact(run, FAMILY, {**budget, "rank": members, **others})
     return {
-        "widest_share": statistics.fmean(one["widest"] for one in members),
+        "widest_share": statistics.fmean(grown["widest"] for grown in members),
         "growth_steps": len(members),
         **{name: members[-1][name] for name in ("parameters", "macs", "total_width")},
         "random_parameters_ratio": others["random"][-1]["parameters"] / members[-1]["parameters"],
@@ -217,13 +225,13 @@ def grow_family(run: Run) -> dict[str, float]:
 
 
 def from_finite(value: float | None) -> float:
-    """A number from JSON; what is missing was infinite."""
+    """Return a number from JSON; what is missing was infinite."""
     return math.inf if value is None else value
 
 
 def _other_scalings(run: Run, settings: GrowthSettings, plan: GrowthPlan, budget: int) -> dict[str, list[dict[str, Any]]]:
     """Scalings without measures of the same number of parameters, by name; empty where none comes near."""
-    found = {
+    scalings = {
         policy: [
             member(plan, step)
             for step in matched(
@@ -239,11 +247,11 @@ def _other_scalings(run: Run, settings: GrowthSettings, plan: GrowthPlan, budget
     }
     try:
         depths, width = uniform_scaling(plan.topology, budget, **plan.options)
-        found["uniform"] = [_manual(plan.topology, depths, width, plan.options)]
+        scalings["uniform"] = [_manual(plan.topology, depths, width, plan.options)]
     except ValueError:
-        found["uniform"] = []
-    found["swin"] = _swin(settings, plan, budget)
-    return found
+        scalings["uniform"] = []
+    scalings["swin"] = _swin(settings, plan, budget)
+    return scalings
 
 
 def _swin(settings: GrowthSettings, plan: GrowthPlan, budget: int) -> list[dict[str, Any]]:
@@ -263,10 +271,11 @@ def _swin(settings: GrowthSettings, plan: GrowthPlan, budget: int) -> list[dict[
 
 
 def _manual(topology: Topology, depths: Quadruple, width: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network that nobody measured as plain values."""
     counts = count(topology, depths=depths, width=width, **options)
     return {
         "architecture": topology.format(depths, width),
         "parameters": counts.params,
         "macs": counts.macs,
-        "total_width": total_width(depths, width, options.get("max_width", 1024)),
+        "total_width": total_width(depths, width, options.get("max_width", MAX_WIDTH)),
     }

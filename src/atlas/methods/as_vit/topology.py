@@ -48,12 +48,12 @@ def quadruple(name: str, values: Sequence[int]) -> Quadruple:
     ValueError
         There are not four, or one is not a positive whole number.
     """
-    found = tuple(values)
-    if len(found) != STAGES:
-        raise ValueError(f"{name} {list(found)} has {len(found)} values; a topology has {STAGES} stages")
-    if not all(isinstance(value, int) and value > 0 for value in found):
-        raise ValueError(f"{name} {list(found)} must be positive whole numbers")
-    return found  # type: ignore[return-value]
+    four = tuple(values)
+    if len(four) != STAGES:
+        raise ValueError(f"{name} {list(four)} has {len(four)} values; a topology has {STAGES} stages")
+    if not all(isinstance(value, int) and value > 0 for value in four):
+        raise ValueError(f"{name} {list(four)} must be positive whole numbers")
+    return four  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from atlas.datasets import get_dataset
 from atlas.errors import UserError
+from atlas.harness.files import write_json
 from atlas.harness.seeds import generator, pick_device
-from atlas.methods.as_vit.entry import RankingSettings
-from atlas.methods.as_vit.layout import PositionEmbedding, count
+from atlas.methods.as_vit.layout import count
 from atlas.methods.as_vit.network import Design, HierarchicalViT, build, published
 from atlas.methods.as_vit.retokenize import ProgressiveTokenizer
+from atlas.methods.as_vit.settings import ModelSettings, RetokenizeSettings
 from atlas.methods.as_vit.topology import SearchSpace, Topology
+from atlas.nn.work import TRAIN
+from atlas.settings import Settings
+from atlas.tasks.image_classification.entry import training_amount
 from atlas.tasks.image_classification.ingredients import Ingredient
 
 if TYPE_CHECKING:
+    from atlas.harness.registry import Amounts
     from atlas.harness.run import Run
     from atlas.tasks.image_classification.training import Training
 
-SEARCH = "search.json"
-FAMILY = "family.json"
-DesignOf = Callable[["Run", int], Design]
+SEARCH, FAMILY = "search.json", "family.json"
+"""What the stages leave."""
 
 
 def shapes_of(run: Run, classes: int) -> dict[str, Any]:
@@ -44,42 +47,6 @@ def read_artefact(run: Run, role: str, name: str) -> dict[str, Any]:
     """Read the JSON file that a needed stage left."""
     content: dict[str, Any] = json.loads((run.needed(role).checkpoint / name).read_text())
     return content
-
-
-def design_of(source: str, key: str, pos_embed: PositionEmbedding) -> DesignOf:
-    """Say which network a row trains, to be looked up when it is built.
-
-    Parameters
-    ----------
-    source : {"search", "growth", "published"}
-        Stage that chose it; or the paper.
-    key : str
-        Which of what the stage chose; ``random`` of a search is a draw of the run's own seed.
-    """
-
-    def from_search(run: Run, classes: int) -> Design:
-        found = read_artefact(run, "search", SEARCH)
-        if key == "random":
-            topology = SearchSpace(found["space"]).sample(generator(run.seed, "random-topology"))
-        else:
-            topology = Topology.parse(found[key])[0]
-        shape = {name: found[name] for name in ("width", "stride", "max_width")}
-        return Design(topology, pos_embed=pos_embed, **shape, **shapes_of(run, classes))
-
-    def from_growth(run: Run, classes: int) -> Design:
-        found = read_artefact(run, "growth", FAMILY)
-        if not found[key]:
-            raise UserError(f"{run.cell}: the growth found no {key} scaling of {found['budget']:,} parameters")
-        topology, depths, width = Topology.parse(found[key][-1]["architecture"])
-        assert depths is not None
-        assert width is not None
-        shape = {name: found[name] for name in ("stride", "max_width")}
-        return Design(topology, width, depths, pos_embed=pos_embed, **shape, **shapes_of(run, classes))
-
-    def from_paper(run: Run, classes: int) -> Design:
-        return published(key, **shapes_of(run, classes))
-
-    return {"search": from_search, "growth": from_growth, "published": from_paper}[source]
 
 
 def hierarchical(model: nn.Module, run: Run) -> HierarchicalViT:
@@ -103,8 +70,11 @@ def tokens_and_cost(design: Design, stride: int) -> dict[str, float]:
 class Network(Ingredient):
     """A network of the hierarchical space as the backbone; its weights follow from the run's seed."""
 
-    def __init__(self, design: DesignOf) -> None:
-        self.design = design
+    settings: ModelSettings
+
+    def design(self, run: Run, classes: int) -> Design:
+        """Return which network a run trains; called once what it needs is there."""
+        raise NotImplementedError
 
     def backbone(self, run: Run, classes: int) -> HierarchicalViT:
         """Build the network at its published initialisation."""
@@ -117,16 +87,69 @@ class Network(Ingredient):
         return tokens_and_cost(model.design, model.stride) if isinstance(model, HierarchicalViT) else {}
 
 
+class Searched(Network):
+    """A topology that the search left under ``key``; ``random`` is a draw of the run's own seed from the searched space."""
+
+    def __init__(self, run: Run, settings: ModelSettings, *, key: str) -> None:
+        super().__init__(run, settings)
+        self.key = key
+
+    def design(self, run: Run, classes: int) -> Design:
+        """Return the topology at the width of the search, one block in every stage."""
+        record = read_artefact(run, "search", SEARCH)
+        if self.key == "random":
+            topology = SearchSpace(record["space"]).sample(generator(run.seed, "random-topology"))
+        else:
+            topology = Topology.parse(record[self.key])[0]
+        shape = {name: record[name] for name in ("width", "stride", "max_width")}
+        return Design(topology, pos_embed=self.settings.pos_embed, **shape, **shapes_of(run, classes))
+
+
+class Grown(Network):
+    """The last network of a scaling that growth left under ``key``."""
+
+    def __init__(self, run: Run, settings: ModelSettings, *, key: str) -> None:
+        super().__init__(run, settings)
+        self.key = key
+
+    def design(self, run: Run, classes: int) -> Design:
+        """Return the network of the grown size."""
+        family = read_artefact(run, "growth", FAMILY)
+        if not family[self.key]:
+            raise UserError(f"{run.cell}: the growth found no {self.key} scaling of {family['budget']:,} parameters")
+        topology, depths, width = Topology.parse(family[self.key][-1]["architecture"])
+        assert depths is not None
+        assert width is not None
+        shape = {name: family[name] for name in ("stride", "max_width")}
+        return Design(topology, width, depths, pos_embed=self.settings.pos_embed, **shape, **shapes_of(run, classes))
+
+
+class Published(Network):
+    """A model of the paper, by its name."""
+
+    def __init__(self, run: Run, settings: Settings, *, name: str) -> None:
+        super().__init__(run, settings)
+        self.name = name
+
+    def design(self, run: Run, classes: int) -> Design:
+        """Return the published design, at the protocol's size of images."""
+        return published(self.name, **shapes_of(run, classes))
+
+
 class Retokenize(Ingredient):
     """Sets the tokenisation before every step; training ends, and evaluation is, at the finest."""
 
-    def __init__(self, phases: Sequence[tuple[float, int]]) -> None:
-        self.phases = phases
+    settings: RetokenizeSettings
+
+    def __init__(self, run: Run, settings: RetokenizeSettings) -> None:
+        super().__init__(run, settings)
         self.tokenizer: ProgressiveTokenizer | None = None
 
     def start(self, training: Training) -> None:
         """Check the phases against the network; a rehearsal, of one step, takes it at the finest and most expensive one."""
-        phases = self.phases if training.run.limit is None else [(0.0, self.phases[-1][1])]
+        phases = self.settings.phases
+        if training.run.limit is not None:
+            phases = ((0.0, phases[-1][1]),)
         try:
             self.tokenizer = ProgressiveTokenizer(hierarchical(training.model, training.run), phases)
         except ValueError as error:
@@ -161,42 +184,17 @@ class Retokenize(Ingredient):
 def mean_share(run: Run) -> float:
     """What an image costs on average over the phases of a recipe's re-tokenisation, relative to one at the finest of them."""
     ingredients = run.build()
-    (network,) = (one for one in ingredients if isinstance(one, Network))
-    (schedule,) = (one for one in ingredients if isinstance(one, Retokenize))
+    (network,) = (plugin for plugin in ingredients if isinstance(plugin, Network))
+    (schedule,) = (plugin for plugin in ingredients if isinstance(plugin, Retokenize))
     model = network.backbone(run, int(str(get_dataset(run.data).facts["classes"])))
-    tokenizer = ProgressiveTokenizer(model, schedule.phases)
+    tokenizer = ProgressiveTokenizer(model, schedule.settings.phases)
     return tokenizer.average_macs() / tokenizer.macs(1.0)
 
 
-class Candidates(Ingredient):
-    """The topologies of a ranking study; as a backbone, the first of them."""
-
-    def __init__(self, settings: RankingSettings) -> None:
-        self.settings = settings
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        """Stem width, stride of the stem and cap on the width: arguments of ``build`` and ``count``."""
-        settings = self.settings
-        return {"width": settings.width, "stride": settings.stride, "max_width": settings.max_width}
-
-    def space(self) -> SearchSpace:
-        """The published space with the study's own choices."""
-        return space_with(self.settings.choices)
-
-    def topologies(self, seed: int) -> list[Topology]:
-        """The uniform sample of a seed."""
-        random = generator(seed, "ranking")
-        return [self.space().sample(random) for _ in range(self.settings.topologies)]
-
-    def build(self, run: Run, classes: int, index: int) -> HierarchicalViT:
-        """One of the networks at its initialisation."""
-        topology = self.topologies(run.seed)[index]
-        return build(topology, **self.shape, **shapes_of(run, classes), generator=generator(run.seed, "init", index))  # type: ignore[arg-type]
-
-    def backbone(self, run: Run, classes: int) -> HierarchicalViT:
-        """The first network."""
-        return self.build(run, classes, 0)
+def retokenized_amounts(run: Run) -> Amounts:
+    """A rehearsal trains at the finest tokenisation alone: its images are counted in images of the mean cost of all phases."""
+    amount = training_amount(run, run.protocol_model().epochs)
+    return {TRAIN: amount if run.limit is None else amount._replace(batch=amount.batch / mean_share(run))}
 
 
 def space_with(choices: Mapping[str, Sequence[int]]) -> SearchSpace:
@@ -214,7 +212,7 @@ def space_with(choices: Mapping[str, Sequence[int]]) -> SearchSpace:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Evaluate a trained network on the test split."""
+    """Evaluate a trained network on the test split: accuracy, size and cost of an image."""
     from atlas.tasks.image_classification.data import load_data
     from atlas.tasks.image_classification.evaluate import essentials, load_trained
 
@@ -225,7 +223,5 @@ def evaluate(run: Run) -> dict[str, float]:
 
 def write_artefact(run: Run, name: str, content: Mapping[str, Any]) -> None:
     """Write what a stage found, for the runs that need it and for the reader."""
-    from atlas.harness.files import write_json
-
     for folder in (run.checkpoint, run.results):
-        write_json(Path(folder) / name, content)
+        write_json(folder / name, content)
