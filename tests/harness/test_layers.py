@@ -13,7 +13,23 @@ from importlinter import cli
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "atlas"
 HEAVY = ("torch", "timm", "sklearn", "pandas", "numpy", "scipy", "matplotlib", "torchvision", "skimage")
 
-CIRCLES: dict[frozenset[str], str] = {}
+CIRCLES: dict[frozenset[str], str] = {
+    frozenset({"atlas.l2o.drop_in", "atlas.l2o.optimizer", "atlas.l2o.policies"}): (
+        "Policy.optimizer makes the drop-in optimizer, which is made of policies; imported when it is called"
+    ),
+    frozenset(f"atlas.methods.symbolic_l2o.{name}" for name in ("expressions", "modules", "simplification", "sympy_bridge")): (
+        "Expression.module, .simplify and .sympy are methods of the public class; each is imported when it is called"
+    ),
+    frozenset(f"atlas.tasks.adversarial_robustness.{name}" for name in ("topology", "training")): (
+        "the hooks of a plug-in are told the training that calls them: for types only"
+    ),
+    frozenset(f"atlas.tasks.feature_acquisition.{name}" for name in ("evaluate", "learner", "scores", "training")): (
+        "the hooks of a plug-in are told the evaluation that calls them: for types only"
+    ),
+    frozenset(f"atlas.tasks.image_classification.{name}" for name in ("evaluate", "ingredients", "models", "training")): (
+        "the hooks of a plug-in are told the training and the evaluation that call them: for types only"
+    ),
+}
 """Modules that import each other, directly or round about (also for types, also inside functions), and why they do."""
 
 

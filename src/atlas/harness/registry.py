@@ -11,7 +11,7 @@ import importlib
 import re
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -56,8 +56,6 @@ def resolve(reference: str, package: str) -> Any:
     CodeReferenceError
         There is no such module, or nothing of that name in it. Errors inside the module are raised as they are.
     """
-    if callable(reference):  # TRANSITION
-        return reference
     place, _, name = reference.partition(":")
     if not name:
         raise CodeReferenceError(f'{package}.entry: {reference!r} names no code; write "module:name"')
@@ -343,7 +341,7 @@ def paper(slug: str, *, title: str, citation: str, url: str) -> str:
     return slug
 
 
-def method(name: str, *, task: str, paper: str = "", title: str, summary: str, **options: Any) -> Any:
+def method(name: str, *, task: str, paper: str = "", title: str, summary: str, **options: Any) -> None:
     """Register one row: a method, one of its ablations, a baseline or a stage; the options are the fields of :class:`Method`.
 
     What all rows of an entry share is said once, by :func:`functools.partial`.
@@ -359,12 +357,6 @@ def method(name: str, *, task: str, paper: str = "", title: str, summary: str, *
     if name in known:
         raise ValueError(f"two methods of {task} are called {name}: {known[name].paper or task} and {paper or task}")
     known[name] = Method(name=name, paper=paper, task=task, title=title, summary=summary, **options)
-
-    def decorated(build: Any) -> Any:  # TRANSITION
-        known[name] = replace(known[name], plugin=build)
-        return build
-
-    return decorated
 
 
 @cache

@@ -65,7 +65,7 @@ def trained(method: str, people: list[Client], **options) -> dict[str, torch.Ten
     return one.server.tensors()
 
 
-def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float = 1e-12) -> None:
+def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float = 1e-11) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.allclose(tensor, second[name], rtol=0, atol=tolerance), name

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors, write_tensors, write_text
-from atlas.harness.resume import training
+from atlas.harness.resume import Values, training
 from atlas.harness.seeds import derive_seed, generator, pick_device
 from atlas.methods.as_vit.geometry import great_circle
 from atlas.methods.as_vit.layout import count
@@ -37,7 +37,6 @@ from atlas.tasks.image_classification.training import Training
 if TYPE_CHECKING:
     from atlas.harness.registry import Amounts
     from atlas.harness.run import Run
-    from atlas.tasks.image_classification.data import Batches
 
 TOPOLOGIES = "topologies.json"
 
@@ -105,37 +104,21 @@ def rank_topologies(run: Run) -> None:
 
 def _trained(bench: Training, candidates: RandomTopologies, index: int) -> dict[str, float]:
     """Train one topology by the protocol, leave its weights, and return its last loss and its validation accuracy."""
-    run, protocol, per_epoch = bench.run, bench.protocol, bench.data.steps_per_epoch
+    run, protocol = bench.run, bench.protocol
     bench.model = model = candidates.build(bench.data.classes, index).to(bench.device)
     groups = parameter_groups(model, protocol.learning_rate, protocol.weight_decay, lambda name: 1.0)
     optimizer = torch.optim.AdamW(groups, lr=protocol.learning_rate, foreach=True)
     scaled = bench.device.type == "cuda" and protocol.precision == "float16"
     scaler = torch.amp.GradScaler(bench.device.type, enabled=scaled)
-    last = _Last()
+    last = Values(loss=0.0)
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "last": last}
     loop = training(run, bench.total_steps, parts, phase=topology_phase(index))
-    batches: Batches = iter(())
-    for step in loop:
+    for step, (images, labels) in loop.over_epochs(bench.data.steps_per_epoch, bench.data.train_batches):
         bench.step = step
-        if step == loop.start or step % per_epoch == 0:
-            batches = bench.data.train_batches(step // per_epoch, first=step % per_epoch)
-        images, labels = next(batches)
         last.loss = float(bench.take_step(optimizer, scaler, Batch(images, labels, labels))["loss"])
     write_tensors(weights_of(run, index), model.state_dict())
     validated = accuracy(model, bench.data.batches("validation")) if bench.data.size("validation") else 0.0
     return {"loss": last.loss, "validation_top1": validated}
-
-
-class _Last:
-    """The last loss, as a part of the resume state."""
-
-    loss = 0.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"loss": self.loss}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.loss = state["loss"]
 
 
 def weights_of(run: Run, index: int) -> Path:

@@ -45,6 +45,7 @@ row = partial(method, paper=PAPER, task="image-classification")
 compression = partial(
     row,
     phase="after",
+    traits=("timm-blocks",),
     needs={"dense": RECIPE_BEFORE},
     extra_metrics=METRICS,
     amounts="plugin:amounts",
@@ -64,7 +65,6 @@ search(
     "uvc",
     title="UVC",
     summary="Heads, dims, neurons and blocks go together, learned with the weights under a budget.",
-    traits=("timm-blocks",),
 )
 search(
     "prune-only",
