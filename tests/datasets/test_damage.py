@@ -106,7 +106,7 @@ WHOLE: dict[str, Callable[[], Members]] = {
     },
     "uci-har-subset": har_signals,
     "opportunity": lambda: {f"data/S{k}-ADL1.dat": table(20, 250) for k in range(1, 5)},
-    "extrasensory": lambda: {f"U{k}.features_labels.csv.gz": gzip.compress(USER) for k in range(10)},
+    "extrasensory": lambda: {f"U{k}.features_labels.csv.gz": gzip.compress(USER, mtime=0) for k in range(10)},
 }
 TARS = ("cifar10", "cifar100", "cifar10-jpeg")
 NOTHING = [b"", b"<!DOCTYPE html>\n<title>404</title>\n", zipped({}), tarred({}), b"PK\3\4", b"\x1f\x8b\x08"]
@@ -274,16 +274,16 @@ U3 = "U3.features_labels.csv.gz"
             table(9, 250) + b"1 " * 249 + b"nan\n",
             "S3-ADL1.dat is damaged: a label is missing in row 10",
         ),
-        ("extrasensory", U3, gzip.compress(USER + b"3,1\n"), f"{U3} is damaged: line 4 has 2 columns, not 4"),
-        ("extrasensory", U3, gzip.compress(USER + b"3,x,1,2\n"), f"{U3} is damaged: line 4: could not convert"),
-        ("extrasensory", U3, gzip.compress(USER)[:40], f"{U3} is damaged: "),
+        ("extrasensory", U3, gzip.compress(USER + b"3,1\n", mtime=0), f"{U3} is damaged: line 4 has 2 columns, not 4"),
+        ("extrasensory", U3, gzip.compress(USER + b"3,x,1,2\n", mtime=0), f"{U3} is damaged: line 4: could not convert"),
+        ("extrasensory", U3, gzip.compress(USER, mtime=0)[:40], f"{U3} is damaged: "),
         ("extrasensory", U3, b"<html>", f"{U3} is damaged: Not a gzipped file"),
-        ("extrasensory", U3, gzip.compress(b"\xff\xfe\0"), f"{U3} is damaged: "),
-        ("extrasensory", U3, gzip.compress(b"\n\n"), f"{U3} has no header"),
+        ("extrasensory", U3, gzip.compress(b"\xff\xfe\0", mtime=0), f"{U3} is damaged: "),
+        ("extrasensory", U3, gzip.compress(b"\n\n", mtime=0), f"{U3} has no header"),
         (
             "extrasensory",
             U3,
-            gzip.compress(USER.replace(b"SITTING", b"LYING")),
+            gzip.compress(USER.replace(b"SITTING", b"LYING"), mtime=0),
             f"{U3} has other columns than the users before it",
         ),
         ("cifar10-jpeg", "set/test/dog/1.png", picture(31), "test/dog/1.png has 31 × 31 pixels, not 32 × 32"),

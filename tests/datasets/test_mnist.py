@@ -33,7 +33,9 @@ def test_prepares_both_splits(tmp_path: Path) -> None:
     assert found["test_images"].shape == (2, 1, 4, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"plain", gzip.compress(b"\0\0\x0d\x01"), gzip.compress(b"\0\0\x08\x01\0\0\0\x09abc")])
+@pytest.mark.parametrize(
+    "content", [b"", b"plain", gzip.compress(b"\0\0\x0d\x01", mtime=0), gzip.compress(b"\0\0\x08\x01\0\0\0\x09abc", mtime=0)]
+)
 def test_refuses_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / FILES[0]
     path.write_bytes(content)
