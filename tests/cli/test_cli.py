@@ -70,12 +70,19 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, arguments: list[str
 
 
 def test_failures_exit_with_1_and_are_recorded(folder: Path) -> None:
-    done = atlas(folder, "train", RUN, "--set", "heads=3")
+    done = atlas(folder, "train", RUN, "--set", "tokens=1000000000000")
     assert done.returncode == 1
-    assert "width 64 is not a multiple of heads 3" in done.stderr
+    assert "allocate" in done.stderr
     failure = json.loads((folder / "results/demo-trial/runs" / RUN / "failure.json").read_text())
     assert failure["stage"] == "train"
-    assert "width 64" in failure["error"]
+    assert "allocate" in failure["error"]
+
+
+def test_settings_that_do_not_go_together_are_the_user_s_mistake(folder: Path) -> None:
+    done = atlas(folder, "train", RUN, "--set", "heads=3")
+    assert done.returncode == 2
+    assert "width 64 is not a multiple of heads 3" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_trial_by_hand(folder: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -27,9 +29,12 @@ relay:
 
 
 @pytest.fixture
-def relay(tmp_path: Path) -> Iterator[Study]:
+def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
     """A task whose third row needs the second, which needs the first."""
     load()
+    running = ModuleType(f"atlas.tasks.{TASK}.running")
+    running.train, running.evaluate = lambda run: None, lambda run: {"distance": 1.0}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, running.__name__, running)
     registry.task(
         Task(
             TASK,
@@ -37,13 +42,13 @@ def relay(tmp_path: Path) -> Iterator[Study]:
             "Who runs?",
             Settings,
             (Metric("distance", "distance", "higher", ".3g"),),
-            train=lambda run: None,
-            evaluate=lambda run: {"distance": 1.0},
+            train="running:train",
+            evaluate="running:evaluate",
             baseline="alone",
         )
     )
     for name, needs in (("first", {}), ("second", {"baton": "first"}), ("third", {"baton": "second"}), ("alone", {})):
-        registry.method(name, task=TASK, title=name, summary=f"The {name}.", needs=needs)(lambda run, settings: None)
+        registry.method(name, task=TASK, title=name, summary=f"The {name}.", needs=needs)
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "mine.yaml").write_text(CONFIG)
     yield Study.read("mine", tmp_path)

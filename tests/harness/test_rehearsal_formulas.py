@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from atlas.harness.rehearsal import amounts_of
 from atlas.harness.study import Study
 from atlas.nn.work import ENCODING, TRAIN
 
@@ -72,11 +73,9 @@ def test_a_row_that_costs_more_than_its_formula_is_found(formulas: ModuleType) -
 )
 def test_fields_are_charged_for_the_rays_and_images_of_their_terms(row: str, rays: float, encoded: float) -> None:
     run = Study.read("paper", ROOT).find(f"novel-view-synthesis/lego/{row}/seed0")
-    (entry,) = run.method_entries
-    assert entry.amounts is not None
-    amounts = entry.amounts(run)
+    amounts = amounts_of(run)
     assert amounts[TRAIN].steps == 125_000
     assert amounts[TRAIN].batch == pytest.approx(rays * 192)
     assert amounts[ENCODING].steps == pytest.approx(encoded)
-    first = entry.amounts(replace(run, limit=1))[TRAIN]  # an unseen view is in a rehearsal's only step
+    first = amounts_of(replace(run, limit=1))[TRAIN]  # an unseen view is in a rehearsal's only step
     assert first.batch == first.at_once == pytest.approx(amounts[TRAIN].at_once)

@@ -42,6 +42,8 @@ toy-task:
       methods: {{plain: {{}}, fast: {{}}, search: {{}}}}
 """
 EVIL = "<script>alert(1)</script>".replace("/", "-")
+UNUSED = "nowhere:nothing"
+"""Names no code: the report runs nothing."""
 PROVENANCE = {
     "git_commit": "0123456789abcdef",
     "git_dirty": False,
@@ -97,19 +99,16 @@ def study(make_study: Callable[..., Study]) -> Study:
 def toy() -> Iterator[str]:
     """A second task, with a cost, a measurement of time, and a stage that one of its rows needs."""
 
-    def unused(*arguments: Any) -> Any:
-        raise AssertionError("the report runs nothing")
-
     metrics = (
         Metric("loss", "loss", "lower", ".3g"),
         Metric("train_flops", "training FLOPs", "lower", ".3g"),
         Metric("step_seconds", "time of a step", "lower", ".2g", measured=True),
     )
     load()
-    registry.task(Task(TOY, "A toy", "Which is lower?", Settings, metrics, unused, unused, baseline="plain"))
-    registry.method("plain", task=TOY, title="Plain", summary="The baseline.", role="baseline")(unused)
-    registry.method("fast", task=TOY, title="Fast & <b>new</b>", summary="The method.", needs={"found": "search"})(unused)
-    registry.method("search", task=TOY, title="Search", summary="A stage.", role="stage", metrics=())(unused)
+    registry.task(Task(TOY, "A toy", "Which is lower?", Settings, metrics, UNUSED, UNUSED, baseline="plain"))
+    registry.method("plain", task=TOY, title="Plain", summary="The baseline.", role="baseline", plugin=UNUSED)
+    registry.method("fast", task=TOY, title="Fast & <b>new</b>", summary="The method.", needs={"found": "search"}, plugin=UNUSED)
+    registry.method("search", task=TOY, title="Search", summary="A stage.", role="stage", metrics=(), train=UNUSED)
     yield TOY
     del load().tasks[TOY], load().methods[TOY]
 

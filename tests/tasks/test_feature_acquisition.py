@@ -299,7 +299,7 @@ def test_modes_are_chosen_on_validation_data(workspace: Path) -> None:
             gates = torch.full((2, *x.shape), float(mode == "sample"))
             return Prediction(logits.expand(2, *logits.shape), gates)
 
-    modes, best = choose_modes(Fixed(), bench)
+    modes, best = choose_modes(Fixed(bench.run, None), bench)
     assert modes == ["sample", "threshold"]
     assert (best[0]["accuracy"], best[1]["frac_steady"]) == (1.0, 0.0)
 

@@ -93,8 +93,8 @@ def test_an_ingredient_may_bring_its_own_backbone(run: Run) -> None:
         def backbone(self, run: Run, classes: int) -> torch.nn.Module:
             return torch.nn.Linear(2, classes)
 
-    assert isinstance(build_model(run, Ingredients([Ingredient(), Bringer()]), 3), torch.nn.Linear)
-    assert len(build_model(run, Ingredients([Ingredient()]), 3).blocks) == 12
+    assert isinstance(build_model(run, Ingredients([Ingredient(run, None), Bringer(run, None)]), 3), torch.nn.Linear)
+    assert len(build_model(run, Ingredients([Ingredient(run, None)]), 3).blocks) == 12
 
 
 def test_data_that_does_not_fit_the_protocol(run: Run) -> None:

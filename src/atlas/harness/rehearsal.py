@@ -336,7 +336,7 @@ def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
     with Meter() as meter:
         train_run(small)
     content = evaluate_run(small) if small.declared_metrics else {"metrics": {}}
-    whole, rehearsed = _amounts(run), {kind: amount._replace(steps=1) for kind, amount in _amounts(small).items()}
+    whole, rehearsed = amounts_of(run), {kind: amount._replace(steps=1) for kind, amount in amounts_of(small).items()}
     unknown = meter.spent.keys() - whole.keys() - {ONCE}
     if unknown:
         raise AtlasError(f"its amounts do not say how much of the work {', '.join(sorted(unknown))} a training does")
@@ -361,7 +361,7 @@ def _prepare(run: Run) -> None:
         train_run(needed)
 
 
-def _amounts(run: Run) -> Amounts:
+def amounts_of(run: Run) -> Amounts:
     """Steps and examples of a run, by the first of its methods that knows, else by its task."""
     entries: list[Method | Task] = [*run.method_entries, run.task_entry]
     amounts = next((resolve(entry.amounts, entry.package) for entry in entries if entry.amounts), None)

@@ -15,6 +15,7 @@ from atlas.errors import UserError
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.files import read_tensors
 from atlas.harness.registry import load
+from atlas.harness.rehearsal import amounts_of
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.methods.uvc import CompressionPlan, ViTShape
@@ -246,6 +247,5 @@ def test_the_rehearsal_of_compression_follows_the_micro_batch() -> None:
     for row in ("imagenet-compressed-base/uvc-b50", "imagenet-compressed-base/taylor-b50"):
         run = study.find(f"{TASK}/{row}/seed0")
         protocol = run.protocol_model()
-        amounts = load().method(TASK, run.recipe[0]).amounts(run)  # type: ignore[misc]
-        assert {amount.at_once for amount in amounts.values()} == {protocol.micro_batch}
+        assert {amount.at_once for amount in amounts_of(run).values()} == {protocol.micro_batch}
         assert protocol.micro_batch < protocol.batch_size
