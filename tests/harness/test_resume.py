@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from atlas.errors import Interrupted
 from atlas.harness import resume
 from atlas.harness.registry import load
-from atlas.harness.resume import SLOTS, StateStore, elapsed_seconds, training
+from atlas.harness.resume import SLOTS, StateStore, Values, elapsed_seconds, training
 from atlas.harness.run import Resources, Run
 
 
@@ -208,3 +209,33 @@ def test_state_refuses_code(tmp_path: Path) -> None:
     (tmp_path / SLOTS[0]).write_bytes(hashlib.sha256(payload).hexdigest().encode() + payload)
     with pytest.raises(Exception, match="[Uu]nsupported|weights_only|Weights only"):
         StateStore(tmp_path, "f").load()
+
+
+def test_an_interrupted_epoch_goes_on_with_the_next_batch(tmp_path: Path) -> None:
+    """Seven steps of epochs of three, stopped inside the second: the same batches and values as without the stop."""
+
+    def fit(run: Run, stop_after: int | None = None) -> tuple[list[tuple[int, str]], list[int], float]:
+        spent = Values(total=0.0, mask=torch.zeros(2))
+        seen: list[tuple[int, str]] = []
+        begun: list[int] = []
+
+        def batches(epoch: int, first: int) -> Iterator[str]:
+            return iter([f"epoch {epoch} batch {index}" for index in range(first, 3)])
+
+        loop = training(run, 7, {"spent": spent})
+        for step, batch in loop.over_epochs(3, batches, begun.append):
+            spent.total += step
+            spent.mask[step % 2] += 1
+            seen.append((step, batch))
+            if stop_after == step:
+                loop.save(step + 1)
+                break
+        return seen, begun, spent.total + 100 * float(spent.mask[0])
+
+    whole, begun, total = fit(make_run(tmp_path / "whole"))
+    assert begun == [0, 3, 6]
+    first, _, _ = fit(make_run(tmp_path / "cut"), stop_after=4)
+    rest, begun, total_cut = fit(make_run(tmp_path / "cut"))
+    assert first + rest == whole
+    assert begun == [5, 6]
+    assert total_cut == total == 21 + 400

@@ -296,6 +296,7 @@ class FlyingBird(SparseTraining):
 def _above_kth(values: Tensor, k: int) -> Tensor:
     """Booleans (n,): where values (n,) exceed the ``k``-th smallest (from 1); ties at it do not.
 
-    On a GPU the whole layer is sorted: torch selects a single value there in one block of threads, four times as slowly.
+    On a GPU the whole layer is sorted, because an update by selection took four times as long there as one by sorting
+    (docs/performance.md).
     """
     return values > (values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values)

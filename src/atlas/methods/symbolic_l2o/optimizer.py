@@ -2,8 +2,8 @@
 
 A step costs some passes over the parameters: the gradient comes in, the moments that the equation uses are updated, the
 equation is evaluated, the parameters move. Done tensor by tensor, each pass would stream whole tensors through memory; here they
-are taken in blocks that stay in the cache through all passes, so that a block is read and written once. On CUDA the same passes
-are compiled into few kernels per tensor, or done by foreach operations over all tensors at once.
+are taken in blocks that stay in the cache through all passes, so that a block is read and written once. On CUDA each
+operation of the same passes acts on all tensors at once.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ class SymbolicOptimizer(DropIn):
     clamp : float, optional
         Bound on |f|, where what is not finite becomes 0. ``None`` leaves f as it is.
     foreach : bool, optional
-        Evaluate operation by operation over all tensors at once, instead of block by block. By default on CUDA, where it takes a
-        third of the compiled step's time or less; block by block is faster on a CPU, whose caches hold a block.
+        Evaluate operation by operation over all tensors at once, instead of block by block. By default on CUDA, where it
+        took between a third and an eightieth of the compiled step's time (docs/performance.md); block by block is faster on a
+        CPU, whose caches hold a block.
     compiled : bool
         Compile the step of a tensor, instead.
     weight_decay : float
