@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from workflow_helpers import NOTHING, SMALL, copy_checkout, planned, rows, snakemake
+from workflow_helpers import NOTHING, SMALL, break_code, copy_checkout, planned, rows, snakemake
 
 
 def test_study_runs_to_its_report_and_then_there_is_nothing_to_do(finished: Path) -> None:
@@ -88,13 +88,23 @@ def test_metrics_that_changed_make_the_tables_again(small: Path) -> None:
 
 def test_a_failed_row_leaves_the_others_and_a_report_that_says_why(tmp_path: Path, checkout: Path) -> None:
     folder = copy_checkout(checkout, tmp_path / "atlas")
+    cells = "image-classification/stacks/plain/seed0"
+    output = snakemake(folder, check=False, extra=break_code(folder, cells))
+    assert "the method has a bug" in output
+    page = (folder / "results/demo/report.html").read_text()
+    assert "the method has a bug" in page
+    assert (folder / "results/demo/runs/image-classification/stacks/residual/seed0/metrics.json").is_file()
+
+
+def test_a_row_that_cannot_be_built_is_refused_before_anything_runs(tmp_path: Path, checkout: Path) -> None:
+    folder = copy_checkout(checkout, tmp_path / "atlas")
     config = folder / "config" / "demo.yaml"
     config.write_text(SMALL.replace("stack: attention,", "stack: attention, heads: 3,"))  # 64 is no multiple of 3
     output = snakemake(folder, check=False)
+    assert "methods.plain" in output
     assert "width 64 is not a multiple of heads 3" in output
-    page = (folder / "results/demo/report.html").read_text()
-    assert "width 64 is not a multiple of heads 3" in page
-    assert (folder / "results/demo/runs/image-classification/stacks/residual/seed0/metrics.json").is_file()
+    assert "Traceback" not in output
+    assert not (folder / "results/demo").exists()
 
 
 def test_a_wrong_study_is_one_line(small: Path) -> None:
