@@ -22,6 +22,7 @@ COLUMNS = (
     "parameters",
     "steps",
     "batch",
+    "example_flops",
     "step_flops",
     "flops",
     "memory_gibibytes",
@@ -116,7 +117,7 @@ def table(done: list[Rehearsal], gpu: GPU) -> str:
         counts = "; ".join(
             f"{count.metric} {count.ours:.6g} published {count.published:.6g} {count.verdict}" for count in result.counts
         )
-        costs = (result.step_flops, result.flops, result.memory_gibibytes, result.hours(gpu))
+        costs = (result.example_flops, result.step_flops, result.flops, result.memory_gibibytes, result.hours(gpu))
         numbers = (result.main.steps, result.main.batch, *costs)
         status = "failed" if result.error else "stepped"
         parameters = result.metrics.get("parameters")

@@ -140,6 +140,14 @@ class Rehearsal:
         """Floating-point operations of one step of the training loop."""
         return math.nan if self.cost is None else self._scaled(self.cost.main).flops / self.main.steps
 
+    @property
+    def example_flops(self) -> float:
+        """Floating-point operations of one example of the training loop, which do not depend on how many examples there are."""
+        if self.cost is None or self.cost.main not in self.rehearsed:
+            return math.nan
+        kind = self.cost.main
+        return self.cost.spent[kind].flops / self.rehearsed[kind].batch
+
     def hours(self, gpu: GPU) -> float:
         """GPU hours of one training: the larger of arithmetic at the usual utilisation and of launching kernels one by one.
 

@@ -67,7 +67,7 @@ class LiveMemory(TorchDispatchMode):
         return int(self._peak(lambda shape, kind: float(shape not in self._weights)))
 
     def grown(self, growth: Mapping[str, float]) -> float:
-        """Most bytes at once if activations were larger: those made in work of a kind by its factor, of other kinds as they are."""
+        """Most bytes at once if activations were larger: those made in work of a kind by its factor, others as they are."""
         return self._peak(lambda shape, kind: 1.0 if shape in self._weights else growth.get(kind, 1.0))
 
     @property
