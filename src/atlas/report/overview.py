@@ -115,6 +115,7 @@ class Overview:
             ("when", self.when),
             ("computing", self.computing),
             ("hardware", _common(self.sources, "hardware")),
+            ("kernels", _common(self.sources, "kernels")),
             ("code", self.commit),
             ("software", self.packages),
         ]
