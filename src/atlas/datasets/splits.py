@@ -1,13 +1,18 @@
-"""Splits that do not depend on a run's seed, so that no run trains on what another is tested on."""
+"""Splits: shared by all seeds, so that no run trains on what another is tested on, or drawn anew by every seed.
+
+Intervals over seeds that share a test split cover the noise of training alone; with a split of every seed's own they also cover
+which images happened to be tested on.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
 SPLIT_SEED = 20220
+TestSplit = Literal["shared", "per-seed"]
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from atlas.datasets.images import IMAGES
 from atlas.datasets.splits import stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
-from atlas.harness.seeds import derive_seed, generator
+from atlas.harness.seeds import derive_seed, generator, split_seed
 from atlas.nn.augmentation import random_crops, random_flips, random_rotations
 from atlas.tasks.adversarial_robustness.protocol import Data, Protocol
 
@@ -115,7 +115,7 @@ def split_images(arrays: dict[str, Tensor], settings: Data, seed: int, who: str)
     if "test_images" in arrays:
         test = arrays["test_images"], arrays["test_labels"]
     else:
-        kept, held = stratified_split(labels.numpy(), settings.test_fraction)
+        kept, held = stratified_split(labels.numpy(), settings.test_fraction, split_seed(settings.test_split, seed))
         test = images[held], labels[held]
         images, labels = images[kept], labels[kept]
     order = _order(len(images), settings, seed)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import field_validator, model_validator
 
+from atlas.datasets.splits import TestSplit
 from atlas.settings import Fraction, Natural, Positive, Settings
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
@@ -29,7 +30,8 @@ class Data(Settings):
     changing its images; datasets of several domains have their own. ``clients`` counts all of them, domain by domain; ``fewest``
     takes as few as the partition allows instead, for rehearsals.
 
-    The test split does not depend on the run's seed (``test_fraction`` of every class where there is no official one).
+    Where there is no official test split, ``test_fraction`` of every class is one: the same for all seeds (``test_split:
+    shared``), or drawn by each (``per-seed``).
     ``validation_fraction`` of every client's share is held out: for curves, for the choice of the best round, for tuning.
     """
 
@@ -43,6 +45,7 @@ class Data(Settings):
     train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.5
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
+    test_split: TestSplit = "shared"
     crop_padding: Annotated[int, Ge(0)] = 0
     flip: bool = False
     rotation_degrees: Annotated[float, Ge(0)] = 0.0

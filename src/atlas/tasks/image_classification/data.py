@@ -17,7 +17,7 @@ from atlas.datasets.images import IMAGES
 from atlas.datasets.splits import stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
-from atlas.harness.seeds import generator
+from atlas.harness.seeds import generator, split_seed
 from atlas.nn.augmentation import random_crops, random_flips
 from atlas.tasks.image_classification.protocol import Protocol as Settings
 
@@ -96,7 +96,7 @@ class MemoryImages:
         if "test_images" in arrays:
             test = arrays["test_images"], arrays["test_labels"]
         else:
-            kept, held = stratified_split(labels.numpy(), settings.test_fraction)
+            kept, held = stratified_split(labels.numpy(), settings.test_fraction, split_seed(settings.test_split, self.seed))
             test = images[held], labels[held]
             images, labels = images[kept], labels[kept]
         kept, held = stratified_split(labels.numpy(), settings.validation_fraction)

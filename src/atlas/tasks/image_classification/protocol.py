@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import model_validator
 
+from atlas.datasets.splits import TestSplit
 from atlas.settings import Fraction, Natural, Positive, Settings
 
 
@@ -43,12 +44,13 @@ class Backbone(Settings):
 class Data(Settings):
     """Splits and augmentation.
 
-    ``test_fraction`` applies to datasets without an official test split. The test split does not depend on the run's
-    seed. ``validation_fraction`` of the training images is held out for tuning; 0 trains on all of them. ``upsample`` enlarges
-    small images bilinearly by a whole factor, before they are normalised.
+    ``test_fraction`` applies to datasets without an official test split; there ``test_split`` says whether all seeds share one
+    (``shared``) or each draws its own (``per-seed``). ``validation_fraction`` of the training images is held out for tuning; 0
+    trains on all of them. ``upsample`` enlarges small images bilinearly by a whole factor, before they are normalised.
     """
 
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
+    test_split: TestSplit = "shared"
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     upsample: Natural = 1
     crop_padding: Annotated[int, Ge(0)] = 0
