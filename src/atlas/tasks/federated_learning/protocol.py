@@ -29,6 +29,7 @@ class Data(Settings):
     changing its images; datasets of several domains have their own. ``clients`` counts all of them, domain by domain; ``fewest``
     takes as few as the partition allows instead, for rehearsals.
 
+    ``train_fraction`` keeps that share of the training images: of every class, the same for all runs, where there is one dataset.
     The test split does not depend on the run's seed (``test_fraction`` of every class where there is no official one).
     ``validation_fraction`` of every client's share is held out: for curves, for the choice of the best round, for tuning.
     """
@@ -77,7 +78,7 @@ class Protocol(Settings):
     gives every domain all budgets. ``select_best`` keeps the round with the best validation score of the widest model.
     """
 
-    network: Literal["mlp", "digit-cnn", "preresnet18", "alexnet"] = "digit-cnn"
+    network: Literal["mlp", "digit-cnn", "small-cnn", "preresnet18", "alexnet"] = "digit-cnn"
     hidden: Annotated[tuple[Natural, ...], MinLen(1)] = (256, 128)
     data: Data = Data()
     budgets: str = "8-4-2-1"
