@@ -69,8 +69,7 @@ def drifts(folder: Path, tier: str, patterns: list[str]) -> Iterator[dict[str, o
         def again(run: Run) -> Run:
             """The run and what it needs in another folder; what it needs is taken as it is, so that drift is the row's own."""
             needs = {role: again(needed) for role, needed in run.needs.items()}
-            other = replace(run, root=root, needs=needs)
-            return other
+            return replace(run, root=root, needs=needs)
 
         for run in study.runs:
             row = f"{run.task}/{run.dataset}/{run.method}"

@@ -1,4 +1,4 @@
-"""Train a short form of every row of the demo study in one process, in the mode of kernels that studies have, and print its digest.
+"""Train a short form of every row of the demo study, in one process and the mode that studies have, and print its digest.
 
 ``python -m tests.conformance.short_runs`` in the checkout; with ``--write`` the digests become the reference in reference.json.
 """
@@ -39,9 +39,10 @@ def digest(run) -> str:  # type: ignore[no-untyped-def]
 
 def digests(root: Path) -> dict[str, str]:
     """Row of the demo study to the digest of its first seed, trained as shortly as its entries say it can be."""
+    from tests.conformance.test_methods import shortest, train_with_needs
+
     from atlas.datasets import acquire
     from atlas.study import Study
-    from tests.conformance.test_methods import shortest, train_with_needs
 
     study = Study.read("demo", HERE.parents[1])
     for name in study.datasets:

@@ -196,8 +196,9 @@ def _single(run: Run, data: Data, facts: Mapping[str, object]) -> _Shares:
         train, test = train[kept], train[held]
     if top != BYTE:
         train, test = (Examples(part.images.float() / top, part.labels) for part in (train, test))
-    order = torch.randperm(len(train), generator=generator(run.seed, "clients")).numpy()
-    train = train[order[: int(data.train_fraction * len(train))]]
+    if data.train_fraction < 1:
+        train = train[stratified_split(train.labels.numpy(), data.train_fraction)[1]]
+    train = train[torch.randperm(len(train), generator=generator(run.seed, "clients")).numpy()]
     build = {"feature": _by_domain, "class": _by_class, "iid": _evenly}[data.partition]
     return build(train, test, data, run.seed)
 
