@@ -1,4 +1,4 @@
-"""The numbers of the demo's rows, in short, are the same bits on every x86-64 processor: each machine that runs this proves it or not.
+"""Short forms of the demo's rows give the same bits on every x86-64 processor: each machine that runs this proves it or not.
 
 ``reference.json`` names the makers of processors on which the digests were seen. On one of those another digest is a fault. On
 another maker's it is news, which the test tells without failing: add the maker to the file where all digests agree, and write

@@ -41,19 +41,13 @@ class Network(Settings):
 class Data(Settings):
     """Splits and augmentation.
 
-        Training images come first in an order and validation images last: ``tail`` is the order of the files, ``permuted`` one
-    <<<<<<< HEAD
-        permutation that every run shares, ``per-seed`` a permutation by the run's seed. ``train_size`` leaves images between them
-        unused. ``test_fraction`` applies to datasets without an official test split; there ``test_split`` says whether all seeds
-        share one (``shared``) or each draws its own (``per-seed``). ``label_noise`` is the share of training labels that are replaced
-        by a uniform draw (which may be the right one).
-    =======
-        permutation that every run shares, ``per-seed`` a permutation by the run's seed. ``stratified`` is an order that every run
-        shares, in which classes are evenly spread: training, validation, and the first test images (``test_images``,
-        ``strong.images``) hold every class as often as all images do. ``train_size`` leaves images between them
-        unused. ``test_fraction`` applies to datasets without an official test split, whose test images never depend on the seed.
-        ``label_noise`` is the share of training labels that are replaced by a uniform draw (which may be the right one).
-    >>>>>>> h-h30
+    Training images come first in an order and validation images last: ``tail`` is the order of the files, ``permuted`` one
+    permutation that every run shares, ``per-seed`` a permutation by the run's seed. ``stratified`` is an order that every run
+    shares, in which classes are evenly spread: training, validation, and the first test images (``test_images``,
+    ``strong.images``) hold every class as often as all images do. ``train_size`` leaves images between them unused.
+    ``test_fraction`` applies to datasets without an official test split; there ``test_split`` says whether all seeds share one
+    (``shared``) or each draws its own (``per-seed``). ``label_noise`` is the share of training labels that are replaced by a
+    uniform draw (which may be the right one).
     """
 
     split: Literal["tail", "permuted", "per-seed", "stratified"] = "tail"

@@ -25,19 +25,15 @@ DomainName = Literal["identity", "inverted", "blended", "noisy-transpose", "blur
 class Data(Settings):
     """Who has which data.
 
-        ``partition``: ``feature`` gives every domain to clients of its own, in equal contiguous shares trimmed to the smallest
-        domain; ``class`` gives every client a few classes; ``iid`` splits evenly. ``domains`` makes domains of a single dataset by
-        changing its images; datasets of several domains have their own. ``clients`` counts all of them, domain by domain; ``fewest``
-        takes as few as the partition allows instead, for rehearsals.
+    ``partition``: ``feature`` gives every domain to clients of its own, in equal contiguous shares trimmed to the smallest
+    domain; ``class`` gives every client a few classes; ``iid`` splits evenly. ``domains`` makes domains of a single dataset by
+    changing its images; datasets of several domains have their own. ``clients`` counts all of them, domain by domain; ``fewest``
+    takes as few as the partition allows instead, for rehearsals.
 
-    <<<<<<< HEAD
-        Where there is no official test split, ``test_fraction`` of every class is one: the same for all seeds (``test_split:
-        shared``), or drawn by each (``per-seed``).
-    =======
-        ``train_fraction`` keeps that share of the training images: of every class, the same for all runs, where there is one dataset.
-        The test split does not depend on the run's seed (``test_fraction`` of every class where there is no official one).
-    >>>>>>> h-h30
-        ``validation_fraction`` of every client's share is held out: for curves, for the choice of the best round, for tuning.
+    ``train_fraction`` keeps that share of the training images: of every class, the same for all runs, where there is one
+    dataset. Where there is no official test split, ``test_fraction`` of every class is one: the same for all seeds
+    (``test_split: shared``), or drawn by each (``per-seed``). ``validation_fraction`` of every client's share is held out: for
+    curves, for the choice of the best round, for tuning.
     """
 
     partition: Literal["feature", "class", "iid"] = "feature"
