@@ -81,6 +81,26 @@ def test_the_epochs_before_and_after_an_export_count_for_themselves(tmp_path: Pa
     assert found.flops == pytest.approx(wanted, rel=CLOSE)
 
 
+def test_timing_costs_all_its_rounds(tmp_path: Path) -> None:
+    text = f"""
+image-classification:
+  datasets:
+    plans:
+      data: null
+      methods:
+        deit: false
+        compression-latency:
+          {{img_size: 8, patch_size: 2, embed_dim: {WIDTH}, depth: {DEPTH}, num_heads: 2, blocks: 1, batch: 5, rounds: 20, warmup: 4}}
+"""
+    found = rehearsed(tmp_path, text, "image-classification/plans/compression-latency")
+    patches, head = PATCHES * 12 * WIDTH, WIDTH * 1000
+    dense = LINEAR + 2 * PRODUCTS + patches + head
+    one_block = dense - (LINEAR + 2 * PRODUCTS) / 2
+    # two plans keep half of the operations or somewhat less, since so small a model has few units
+    assert found.whole["timing"].batch == 24 * 5
+    assert 2 * 24 * 5 * (dense + one_block) < found.flops <= 2 * 24 * 5 * (dense + one_block + 2 * dense / 2)
+
+
 # adversarial training
 
 
