@@ -22,6 +22,8 @@ CLASSES = 10
 POOLS = {"small": 2, "large": 6}
 KINDS_OF_COORDINATES = 3
 """What a choice policy is told of a coordinate besides its members' steps and the time: of how many axes its tensor is."""
+FEATURES = 2
+"""What RNNprop is fed at each coordinate."""
 FIELD_STEPS, FIELD_COORDINATES = 60, 64
 
 
@@ -131,7 +133,7 @@ RNNPROP = {"rp": (20, (20, 20)), "rp-small": (6, (7,))}
 def rnnprop(size: str) -> Policy:
     """A linear layer on two features, cells, a linear layer."""
     entry, widths = RNNPROP[size]
-    return Policy(2 * entry + sum(lstm(entry, widths)) + widths[-1], 2 * entry, always=True)
+    return Policy(FEATURES * entry + sum(lstm(entry, widths)) + widths[-1], FEATURES * entry, always=True)
 
 
 def scale_window(run: Run, network: Trained, updates: int) -> float:
@@ -155,10 +157,11 @@ def policy_of(run: Run) -> Policy:
     if method == "l2o-dm":
         return cells(1, settings.hidden)
     if method == "template-tuned":
-        return Policy(0.0)
+        records = run.needed("template").needed("records")
+        return Policy(FEATURES * records.settings_model(records.recipe[0]).lags)
     if method.startswith("choice-policy"):
         return choice(settings)
-    return cells(2, settings.hidden)
+    return cells(FEATURES, settings.hidden)
 
 
 def choice(settings: Any) -> Policy:

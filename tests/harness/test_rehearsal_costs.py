@@ -90,7 +90,15 @@ image-classification:
       methods:
         deit: false
         compression-latency:
-          {{img_size: 8, patch_size: 2, embed_dim: {WIDTH}, depth: {DEPTH}, num_heads: 2, blocks: 1, batch: 5, rounds: 20, warmup: 4}}
+          img_size: 8
+          patch_size: 2
+          embed_dim: {WIDTH}
+          depth: {DEPTH}
+          num_heads: 2
+          blocks: 1
+          batch: 5
+          rounds: 20
+          warmup: 4
 """
     found = rehearsed(tmp_path, text, "image-classification/plans/compression-latency")
     patches, head = PATCHES * 12 * WIDTH, WIDTH * 1000

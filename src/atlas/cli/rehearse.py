@@ -141,9 +141,10 @@ def markdown(study: Study, done: list[Rehearsal], gpu: GPU) -> str:
         "checkpoint written and loaded, an evaluation. The runs of a row differ in their seed alone, so one of them was carried "
         f"out. Hours and memory are estimates for one {gpu.name}: counted operations at {UTILISATION:.0%} of its peak, or "
         f"{LAUNCH_SECONDS * 1e6:.0f} µs for every kernel where that is more; activations in full precision, without "
-        "recomputation, of the examples in memory at once; what is read or made once is as large as in the rehearsal. They are those of training, with the validations in it; reading data and the evaluation at the end come "
-        "on top. They are blank where a loop's length depends on data that are not there; memory is an upper bound where a row "
-        "holds copies of its network (clients, values of λ, replicates), which are scaled as activations are. "
+        "recomputation, of the examples in memory at once; what is read or made once is as large as in the rehearsal. They are "
+        "those of training, with the validations in it; reading data and the evaluation at the end come on top. They are blank "
+        "where a loop's length depends on data that are not there; memory is an upper bound where a row holds copies of its "
+        "network (clients, values of λ, replicates), which are scaled as activations are. "
         f"All runs together: about {hours:,.0f} GPU hours.",
         "",
         "| row | runs | status | parameters | steps | batch | FLOPs / step | FLOPs / run | GiB | hours / run |",
