@@ -4,9 +4,12 @@ What must be made is judged by content (atlas.study.agenda), not by Snakemake's 
 have. Only what is on the agenda has inputs: first of all a marker that is newer than anything, so that its job is done.
 """
 
+import fcntl
 import os
 import shlex
+import shutil
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from snakemake.logging import logger
 
 from atlas.errors import UserError
 from atlas.study import MARKER, Demands, Study, agenda
+from atlas.warm import OWNER
 
 TIER = config.get("tier", "demo")
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
@@ -26,7 +30,31 @@ ATLAS = (
 )
 DONE = f".atlas/done/{TIER}"
 
+WARM = config.get("warm") not in (False, "no")
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
+
+
+def alive():
+    """Say that this Snakemake is alive, and forget the locks of those that were killed: they would stop every later one.
+
+    The system lets go of what a process holds when it ends, however it ends; Snakemake's own locks are files, and stay.
+    """
+    Path(".atlas").mkdir(exist_ok=True)
+    held = open(".atlas/alive", "a")
+    with suppress(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(".snakemake/locks", ignore_errors=True)
+    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return held
+
+
+if workflow.is_main_process:
+    with suppress(
+        OSError
+    ):  # in a folder that cannot be written there is nothing to keep apart
+        ALIVE = alive()
+    # Every scheduling round would start a timer that starts another round, for the sake of a limit that no study here comes near.
+    workflow.scheduling_settings.max_jobs_per_timespan = None
 
 try:
     STUDY = Study.read(TIER)
@@ -104,15 +132,17 @@ def stamps(runs, trained=False):
     for run in runs:
         if run.cell in todo().training:
             found[f"{DONE}/{job_of(run)}/trained"] = True
-        if not trained and run.cell in todo().evaluation:
+        elif not trained and run.cell in todo().evaluation:
             found[final_stamp(run)] = True
     return list(found)
 
 
 def final_stamp(run):
-    """The mark of the job that evaluates a run: short runs are evaluated where they are trained."""
+    """The mark of the job that evaluates a run: where any run of its job is trained, that one evaluates all of them."""
     row = STUDY.by_row[run.task, run.dataset, run.method]
-    trains = STUDY.batch_seeds and any(one.cell in todo().training for one in row)
+    trains = any(
+        one.cell in todo().training for one in row if job_of(one) == job_of(run)
+    )
     return f"{DONE}/{job_of(run)}/{'trained' if trains else 'evaluated'}"
 
 
