@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow_helpers import NOTHING, copy_checkout, environment, planned, snakemake
+from workflow_helpers import NOTHING, copy_checkout, environment, snakemake
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 RUN = "feature-acquisition/synth/vanilla/seed0"
@@ -24,7 +24,7 @@ feature-acquisition:
   datasets:
     synth:
       data: null
-      protocol: {stream: {kind: synthetic, steps: 10, test_sequences: 50}, hidden: 8, batch_size: 16, steps: 2500}
+      protocol: {stream: {kind: synthetic, steps: 10, test_sequences: 50}, hidden: 8, batch_size: 16, steps: 800}
       methods: {vanilla: {}}
 """
 
@@ -85,35 +85,22 @@ def test_the_next_start_goes_on(folder: Path) -> None:
     log = folder / "logs/demo/feature-acquisition/synth/vanilla/train.log"
     started(folder).kill()
     until(lambda: not processes(folder))
-    assert log.read_text().count("stopped by SIGTERM") == 1
+    assert "stopped by SIGTERM" in log.read_text()
 
     process = started(folder)  # the lock of the one that was killed stops nobody
-    os.kill(forks(folder)[0], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "Error in rule train" in output
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+    assert process.wait(60) == 1
     until(lambda: not processes(folder))
-    assert log.read_text().count("going on with train") == 1
+    assert "going on with train" in log.read_text()
+    assert "stopped by SIGINT" in log.read_text()
 
     process = started(folder)
     (worker,) = set(processes(folder, "atlas.cli.worker")) - set(forks(folder))
     os.kill(worker, signal.SIGKILL)
-    until(lambda: log.read_text().count("going on with train") == 3)  # in this start, and then in a process of its own
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert log.read_text().count("going on with train") == 2  # in a fork, and then in a process of its own
     assert "the worker that ran this is gone" in log.read_text()
-    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-    assert process.wait(60) == 1
-    until(lambda: not processes(folder))
-    assert log.read_text().count("stopped by SIGINT") == 1
-
-    process = started(folder)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 1
-    until(lambda: not processes(folder))
-    assert log.read_text().count("stopped by SIGINT") == 2
-
-    assert planned(snakemake(folder, "-n"))["train"] == 1
-    snakemake(folder)
-    assert log.read_text().count("going on with train") == 5
     assert (folder / "results/demo/runs" / RUN / "metrics.json").is_file()
     until(lambda: not processes(folder))
     assert NOTHING in snakemake(folder, "-n")
@@ -121,7 +108,7 @@ def test_the_next_start_goes_on(folder: Path) -> None:
 
 def test_without_workers_every_job_is_a_process(folder: Path) -> None:
     config = folder / "config/demo.yaml"
-    config.write_text(STUDY.replace("steps: 2500", "steps: 3"))
+    config.write_text(STUDY.replace("steps: 800", "steps: 3"))
     snakemake(folder, "--config", "warm=no")
     assert not (folder / ".atlas/worker.log").exists()
     assert (folder / "results/demo/runs" / RUN / "metrics.json").is_file()

@@ -31,6 +31,7 @@ ATLAS = (
 DONE = f".atlas/done/{TIER}"
 
 WARM = config.get("warm") not in (False, "no")
+READY_JOBS = 100
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
 
 
@@ -53,8 +54,6 @@ if workflow.is_main_process:
         OSError
     ):  # in a folder that cannot be written there is nothing to keep apart
         ALIVE = alive()
-    # Every scheduling round would start a timer that starts another round, for the sake of a limit that no study here comes near.
-    workflow.scheduling_settings.max_jobs_per_timespan = None
 
 try:
     STUDY = Study.read(TIER)
@@ -86,6 +85,17 @@ def forced():
     return settings.forceall or bool({"train", "evaluate"} & set(settings.forcerun))
 
 
+def spare_the_scheduler():
+    """Let Snakemake's own process cost the same for every job, whatever their number, where jobs are processes of this machine.
+
+    A round looks at all jobs that are ready, and there is one for every job that ends: some are enough. And every round would leave
+    a timer behind that starts another one, for the sake of a limit of starts per second that nothing here comes near.
+    """
+    if workflow.local_exec and not workflow.dryrun:
+        workflow.scheduling_settings.subsample = READY_JOBS
+        workflow.scheduling_settings.max_jobs_per_timespan = None
+
+
 @cache
 def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
@@ -94,6 +104,7 @@ def todo():
     if RESULTS.startswith(".atlas") and not workflow.dryrun:
         raise WorkflowError(f"results/{TIER} cannot be written")
     if workflow.is_main_process:
+        spare_the_scheduler()
         found.mark()
         for line in found.lines():
             logger.warning(line)
