@@ -76,5 +76,5 @@ def test_what_a_run_took_is_told(relay: Study) -> None:
     record = json.loads(run.record.read_text())["provenance"]
     for name in ("train_seconds", "train_cpu_seconds"):
         assert told[name] == record[name] >= 0
-    assert 0 <= told["evaluate_cpu_seconds"]
-    assert 0 < told["peak_memory_mebibytes"]
+    assert told["evaluate_cpu_seconds"] >= 0
+    assert told["peak_memory_mebibytes"] > 0

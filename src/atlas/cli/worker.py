@@ -229,8 +229,10 @@ def _tier(arguments: list[str]) -> str:
 def load_runs(arguments: list[str]) -> None:
     """Import what training and evaluating the named runs begin with."""
     from atlas.harness.execute import import_code
+    from atlas.harness.kernels import hold_kernels
     from atlas.harness.startup import defer_compiler
 
+    hold_kernels()
     defer_compiler()
     known = read_once(_tier(arguments)).by_cell
     for run in [known[word] for word in arguments if word in known]:
@@ -239,6 +241,9 @@ def load_runs(arguments: list[str]) -> None:
 
 def load_pages(arguments: list[str]) -> None:
     """Import what tables, verdicts and the page are made with."""
+    from atlas.harness.kernels import hold_kernels
+
+    hold_kernels()
     for module in PAGES:
         importlib.import_module(module)
     read_once(_tier(arguments))
