@@ -1,7 +1,6 @@
 rule evaluate:
     input:
         data=ancient(dataset_of),
-        records=lambda wildcards: stamps(runs_of(wildcards), trained=True),
         due=lambda wildcards: due(True),
     output:
         touch(f"{DONE}/{JOB}/evaluated"),

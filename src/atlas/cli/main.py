@@ -260,9 +260,9 @@ def doctor(
 
 
 def _study(tier: str) -> Study:
-    from atlas.study import Study
+    from atlas.study import read_once
 
-    return Study.read(tier)
+    return read_once(tier)
 
 
 def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[Run]:

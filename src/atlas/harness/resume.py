@@ -28,6 +28,7 @@ from atlas.errors import Interrupted
 from atlas.harness.files import write_bytes, write_json
 from atlas.harness.history import History
 from atlas.harness.progress import Progress
+from atlas.harness.provenance import cpu_seconds
 from atlas.nn.work import work
 
 if TYPE_CHECKING:
@@ -173,8 +174,8 @@ class TrainingLoop:
         Number of steps; no more than ``run.limit``, where that is set.
     history : History
         The curves so far, restored with the state.
-    seconds : float
-        Time spent in the loop, over all processes that worked on it.
+    seconds, cpu_seconds : float
+        Time spent in the loop, and of processors, over all processes that worked on it.
     """
 
     def __init__(self, run: Run, total: int, parts: Mapping[str, Any], phase: str) -> None:
@@ -183,7 +184,7 @@ class TrainingLoop:
         self.history = History(run.history if phase == "train" else run.results / f"{phase}.csv")
         self.store = StateStore(run.checkpoint / "state" / phase, run.fingerprint)
         self.start = 0
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self._step = 0
         self._restore()
 
@@ -199,7 +200,7 @@ class TrainingLoop:
         """
         with stop_requests() as request, Progress(self.run.cell, self.phase, self.total, self.start) as self._progress:
             began = saved = time.monotonic()
-            before = self.seconds
+            before, cpu_before = self.seconds, self.cpu_seconds - cpu_seconds()
             for step in range(self.start, self.total):
                 self._step = step
                 with work(self.phase):
@@ -207,6 +208,7 @@ class TrainingLoop:
                 self._progress.advance()
                 now = time.monotonic()
                 self.seconds = before + now - began
+                self.cpu_seconds = cpu_before + cpu_seconds()
                 done = step + 1
                 if request.signal is not None and done < self.total:
                     self.save(done)
@@ -249,11 +251,15 @@ class TrainingLoop:
             "parts": {name: _state_of(part) for name, part in self.parts.items()},
             "random": _random_state(),
             "history": self.history.rows,
-            "seconds": self.seconds,
+            **self._spent,
         }
         self.store.save(step, content)
-        write_json(self.store.folder / SECONDS, {"seconds": self.seconds})
+        write_json(self.store.folder / SECONDS, self._spent)
         self.history.write()
+
+    @property
+    def _spent(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def _restore(self) -> None:
         found = self.store.load()
@@ -264,7 +270,7 @@ class TrainingLoop:
             _restore_part(part, content["parts"][name])
         _set_random_state(content["random"])
         self.history.rows = content["history"]
-        self.seconds = content["seconds"]
+        self.seconds, self.cpu_seconds = content["seconds"], content.get("cpu_seconds", 0.0)
         print(f"{self.run.cell}: going on with {self.phase} after step {self.start} of {self.total}", file=sys.stderr)
 
 
@@ -299,10 +305,10 @@ def training(run: Run, total: int, parts: Mapping[str, Any], phase: str = "train
     return TrainingLoop(run, total, parts, phase)
 
 
-def elapsed_seconds(run: Run) -> float:
-    """Time that the phases of a run have taken, over all processes that worked on it."""
-    files = (run.checkpoint / "state").glob(f"*/{SECONDS}")
-    return float(sum(json.loads(path.read_text())["seconds"] for path in files))
+def spent(run: Run) -> dict[str, float]:
+    """Time that the phases of a run have taken, ``seconds`` and ``cpu_seconds``, over all processes that worked on it."""
+    phases = [json.loads(path.read_text()) for path in (run.checkpoint / "state").glob(f"*/{SECONDS}")]
+    return {name: float(sum(phase.get(name, 0.0) for phase in phases)) for name in ("seconds", "cpu_seconds")}
 
 
 def clear_state(run: Run) -> None:
