@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.anti_oversmoothing import apply_attnscale
-from atlas.nn import vit
-from atlas.nn.vit import attention_maps, logit_bias, plain_attentions, softmax_map
+from atlas.nn.anatomy import Site, anatomy_of, attention_sites
+from atlas.nn.vit import attention_maps, logit_bias, softmax_map
 
 SMALL = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -27,9 +27,9 @@ def maps_inside(model: nn.Module) -> Iterator[list[Tensor]]:
     """The maps of a pass, caught where they are dropped out, with fused attention off."""
     seen: list[Tensor] = []
     handles = []
-    for _, attention in plain_attentions(model):
-        attention.fused_attn = False
-        handles.append(attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0])))
+    for site in attention_sites(model):
+        site.module.fused_attn = False
+        handles.append(site.module.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0])))
     try:
         yield seen
     finally:
@@ -107,7 +107,10 @@ def test_masks_are_in_the_maps(call: dict[str, Any]) -> None:
     seen: list[Tensor] = []
     attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     attention(tokens, **call)
-    found = softmax_map(attention, attention.qkv(tokens), logit_bias(attention, (tokens,), call))
+    anatomy = anatomy_of(type(attention))
+    assert anatomy is not None
+    site = Site("attn", "", attention, anatomy)
+    found = softmax_map(site, attention.qkv(tokens), logit_bias(site, (tokens,), call))
     assert torch.allclose(found, seen[0], atol=1e-6)
 
 
@@ -146,10 +149,11 @@ def test_a_wrapped_projection_is_named() -> None:
     model.blocks[1].attn.qkv = nn.Sequential(model.blocks[1].attn.qkv)
     model.blocks[0].attn.proj = nn.Sequential(model.blocks[0].attn.proj)
     with pytest.raises(TypeError, match=r"blocks\.0\.attn\.proj \(Sequential\), blocks\.1\.attn\.qkv \(Sequential\)"):
-        vit.plain_attentions(model)
+        attention_sites(model)
 
 
 def test_an_attention_that_only_shares_its_name_is_told_apart() -> None:
-    model = create_model("beit_base_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)
-    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(beit\.Attention\); supported: Attention or RelPosAttention"):
-        plain_attentions(model)
+    model = create_model("vit_tiny_patch16_224", **SMALL)
+    model.blocks[0].attn = create_model("fastvit_sa12").stages[3].blocks[0].token_mixer  # another ``Attention``
+    with pytest.raises(TypeError, match=r"known kind.* in blocks\.0\.attn \(fastvit\.Attention\); `atlas list backbones`"):
+        attention_sites(model)

@@ -126,7 +126,7 @@ class TokensToTokens(nn.Module):
 
 
 def sinusoids(tokens: int, dim: int) -> Tensor:
-    """Fixed position embedding, (1, tokens, dim): sines at even channels, cosines at odd ones (Vaswani et al., 2017, Sec. 3.5)."""
+    """Fixed position embedding, (1, tokens, dim): sines at even channels, cosines at odd ones (Vaswani et al., 2017)."""
     rates = 10000 ** (-2 * (torch.arange(dim, dtype=torch.float64) // 2) / dim)
     angles = torch.arange(tokens, dtype=torch.float64)[:, None] * rates
     table = torch.where(torch.arange(dim) % 2 == 0, angles.sin(), angles.cos())

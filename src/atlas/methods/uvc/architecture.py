@@ -163,7 +163,7 @@ def plain_block(block: Any) -> Any:
 
 
 def require_supported(model: Any) -> list[Any]:
-    """Return the blocks of a timm VisionTransformer, of timm's Eva (EVA-02, DINOv3, Perception Encoder) or of T2T-ViT, without gates.
+    """Return the blocks of a timm VisionTransformer, Eva (EVA-02, DINOv3, Perception Encoder) or T2T-ViT, without gates.
 
     Raises
     ------

@@ -122,7 +122,7 @@ def compress(
     prune: bool = True,
     skip: bool = True,
 ) -> CompressionResult:
-    """Compress a trained timm VisionTransformer, Eva or T2T-ViT to a budget; defaults are those of :class:`.settings.UVCSettings`.
+    """Compress a trained timm VisionTransformer, Eva or T2T-ViT to a budget; defaults as in :class:`.settings.UVCSettings`.
 
     Parameters
     ----------
