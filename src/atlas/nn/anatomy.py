@@ -181,13 +181,13 @@ class Site(NamedTuple):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """W_q, W_k and W_v, (out, in) each."""
-        others = [getattr(self.module, name).weight for name in self.anatomy.projections]
         weight = self.values.weight
-        if self.values_name != self.anatomy.joint:
+        if self.values_name != self.anatomy.joint or self.anatomy.joint == "kv":
+            others = [getattr(self.module, name).weight for name in self.anatomy.projections]
+            if self.values_name == "kv":
+                return others[0], *weight.chunk(2)
             query, key = others[0].chunk(2) if len(others) == 1 else others
             return query, key, weight
-        if self.anatomy.joint == "kv":
-            return others[0], *weight.chunk(2)
         if self.anatomy.joint == "in_proj":
             _, query, key, value = weight.split(self.module.in_split)
         else:

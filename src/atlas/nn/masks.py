@@ -22,13 +22,13 @@ class Seen(NamedTuple):
 
     Attributes
     ----------
-    weights : Tensor
-        (masks, groups, tokens) float32: each row averages over one group. Batches are ``masks`` long or a multiple of it.
+    chosen : Tensor
+        (masks, groups, tokens) float32, 0 or 1: each row says which tokens one group has. Batches are a multiple of ``masks``.
     members : Tensor or None
         (masks, tokens, groups) float32: one-hot, the group whose mean a token gets; ``None`` for a single group.
     """
 
-    weights: Tensor
+    chosen: Tensor
     members: Tensor | None
 
 
@@ -82,7 +82,7 @@ def _groups(visible: Tensor) -> Seen:
     """The groups of (masks, queries, tokens): one, of the tokens that are no padding, or those that attend within themselves."""
     some = visible.any(1, keepdim=True)
     if bool(((visible == some).all(-1) | ~visible.any(-1)).all()):
-        return Seen(_averages(some), None)
+        return Seen(some.float(), None)
     first = visible.int().argmax(-1)  # of the tokens that a query sees: it stands for its group
     alike = visible == visible.gather(1, first[..., None].expand_as(visible))
     if not bool((alike & (visible == (first[:, :, None] == first[:, None, :]))).all()):
@@ -93,12 +93,7 @@ def _groups(visible: Tensor) -> Seen:
     leads = first == torch.arange(first.shape[1], device=first.device)
     rank = (leads.cumsum(-1) - 1).gather(1, first)
     members = torch.nn.functional.one_hot(rank, int(leads.sum(-1).max()))
-    return Seen(_averages(members.transpose(1, 2).bool()), members.float())
-
-
-def _averages(chosen: Tensor) -> Tensor:
-    """Weights of a mean over the chosen tokens, (…, tokens) bool."""
-    return chosen.float() / chosen.sum(-1, keepdim=True).clamp_min(1)
+    return Seen(members.transpose(1, 2).float(), members.float())
 
 
 @torch.fx.wrap  # one node of a traced graph: which dtype it gets is known only when the graph runs
@@ -117,8 +112,8 @@ def token_mean(tokens: Tensor, seen: Seen | None = None, axes: tuple[int, ...] =
         return tokens.mean(axes, keepdim=True, dtype=torch.float32).to(tokens.dtype) if half else tokens.mean(axes, keepdim=True)
     wide = tokens.float() if half else tokens
     with torch.autocast(tokens.device.type, enabled=False):
-        wide = wide.unflatten(0, (-1, len(seen.weights)))
-        means = seen.weights.to(wide.dtype) @ wide
+        chosen = seen.chosen.to(wide.dtype)
+        means = chosen @ wide.unflatten(0, (-1, len(chosen))) / chosen.sum(-1, keepdim=True).clamp_min(1)
         if seen.members is not None:
             means = seen.members.to(wide.dtype) @ means
     return means.flatten(0, 1).to(tokens.dtype)

@@ -142,7 +142,8 @@ def naflex(valid: int) -> dict[str, Tensor]:
     """A batch of two images of six patches, of which the second has ``valid``."""
     patches = torch.randn(2, 6, 16 * 16 * 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     coordinates = torch.tensor([[[y, x] for y in range(3) for x in range(2)]]).expand(2, -1, -1)
-    return {"patches": patches, "patch_coord": coordinates, "patch_valid": torch.arange(6) < torch.tensor([[6], [valid]])}
+    present = torch.arange(6) < torch.tensor([[6], [valid]])
+    return {"patches": patches, "patch_coord": coordinates * present[..., None], "patch_valid": present}
 
 
 @pytest.mark.parametrize(("apply", "book"), [(apply_attnscale, textbook_attnscale), (apply_featscale, textbook_featscale)])

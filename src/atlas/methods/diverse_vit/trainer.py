@@ -128,7 +128,7 @@ class DiversityTrainer:
             raise NotImplementedError(
                 "an attention mask of several groups: the terms average over all tokens but padding or future"
             )
-        self._keep("valid", None if seen is None else seen.weights[:, 0] > 0)
+        self._keep("valid", None if seen is None else seen.chosen[:, 0] > 0)
 
     def _watching(self) -> bool:
         """Whether the present call is a training pass."""
