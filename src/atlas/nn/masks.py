@@ -32,7 +32,6 @@ class Seen(NamedTuple):
     members: Tensor | None
 
 
-@torch.fx.wrap  # one node of a traced graph: a mask that is an input of the model is known only when the graph runs
 def seen_tokens(mask: Tensor | None, causal: bool) -> Seen | None:
     """Return the groups into which a call's mask splits the tokens; ``None`` where every token sees all.
 
@@ -96,7 +95,6 @@ def _groups(visible: Tensor) -> Seen:
     return Seen(members.transpose(1, 2).float(), members.float())
 
 
-@torch.fx.wrap  # one node of a traced graph: which dtype it gets is known only when the graph runs
 def token_mean(tokens: Tensor, seen: Seen | None = None, axes: tuple[int, ...] = (-2,)) -> Tensor:
     """Mean over the token axis (−2) or axes, kept; accumulated in float32 under mixed precision, in the dtype of ``tokens``.
 

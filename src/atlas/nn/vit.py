@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from atlas.nn.anatomy import Site, attention_sites, call_arguments, prefix_tokens, transformer_blocks
+from atlas.nn.anatomy import (
+    Site,
+    anatomy_of,
+    attention_modules,
+    attention_sites,
+    call_arguments,
+    prefix_tokens,
+    transformer_blocks,
+)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -43,9 +51,9 @@ def captured(modules: dict[str, nn.Module], take: Callable[[nn.Module, tuple[Any
             handle.remove()
 
 
-def as_tokens(features: Any) -> Tensor | None:
-    """(batch, tokens, dim) as it is, a feature map (batch, height, width, dim) as tokens, ``None`` for anything else."""
-    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+def as_tokens(features: Any, maps: bool) -> Tensor | None:
+    """(batch, tokens, dim) as it is, with ``maps`` (batch, height, width, dim) as tokens, ``None`` for anything else."""
+    if not isinstance(features, Tensor) or features.ndim not in ((3, 4) if maps else (3,)):
         return None
     return features if features.ndim == 3 else features.flatten(1, 2)
 
@@ -78,7 +86,9 @@ def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
             model(images)
     finally:
         handle.remove()
-    features = [as_tokens(feature) for feature in (*first[:1], *outputs.values())]
+    known = [part for block in blocks.values() for _, part in attention_modules(block)]
+    maps = bool(known) and all(anatomy_of(type(part)) is not None for part in known)
+    features = [as_tokens(feature, maps) for feature in (*first[:1], *outputs.values())]
     found = [at_least_float32(feature) for feature in features if feature is not None]
     if len(found) != len(blocks) + 1:
         raise TypeError(

@@ -16,6 +16,8 @@ from torch.nn import functional
 from atlas.nn.anatomy import Site, anatomy_of, attention_sites, call_arguments, fused_biases, sample_call, transformer_blocks
 from atlas.nn.masks import Seen, seen_tokens
 
+torch.fx.wrap("seen_tokens")  # one node of a traced graph: a mask that is an input is known only when the graph runs
+
 
 class Rewritten:
     """A part of an attention that was changed in place; ``seen`` says whom its means are over, where a mask hides tokens."""
@@ -249,7 +251,7 @@ def tell_mask(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, 
     anatomy = anatomy_of(type(attention))
     arguments = call_arguments(anatomy, inputs, options) if anatomy is not None else options
     mask, causal = arguments.get("attn_mask", arguments.get("mask")), arguments.get("is_causal", False)
-    seen = None if mask is None and not causal else seen_tokens(mask, causal)
+    seen = None if mask is None and causal is False else seen_tokens(mask, causal)
     for part in attention.children():
         if isinstance(part, Rewritten) and part.seen is not seen:
             part.__dict__["seen"] = seen

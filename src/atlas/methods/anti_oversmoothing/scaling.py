@@ -47,6 +47,8 @@ from atlas.methods.anti_oversmoothing.rewriting import (
 from atlas.nn.anatomy import Site, attention_sites
 from atlas.nn.masks import token_mean
 
+torch.fx.wrap("token_mean")  # one node of a traced graph: which dtype it gets is known only when the graph runs
+
 
 class ScaledQKV(RewrittenQKV):
     """Amplifies the high frequencies of the values, head by head: AttnScale. Adds ``omega`` (heads,)."""

@@ -75,9 +75,14 @@ def _attend_by(site: Site, omega: Tensor, undo: ExitStack) -> None:
     if site.anatomy.gives_maps:
         hooks.append(attention.attn_drop.register_forward_hook(lambda module, inputs, output: change(output)))
     else:
-        mode = _Softmax(change)
-        hooks.append(attention.register_forward_pre_hook(lambda *given: mode.__enter__() and None))
-        hooks.append(attention.register_forward_hook(lambda *given: mode.__exit__(None, None, None)))
+        forward = attention.forward
+
+        def inside(*inputs: Any, **options: Any) -> Any:
+            with _Softmax(change):
+                return forward(*inputs, **options)
+
+        attention.forward = inside
+        undo.callback(delattr, attention, "forward")
     for hook in hooks:
         undo.callback(hook.remove)
 
