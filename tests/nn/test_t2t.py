@@ -13,13 +13,12 @@ from atlas.nn.t2t import Performer, T2TViT, sinusoids, t2t_vit_14
 
 def test_size_and_cost_of_the_paper() -> None:
     """21.5 M parameters and 4.8 G multiply-accumulates at 224 pixels, within one percent (Table 1 of the paper)."""
-    with torch.device("meta"):
-        model = t2t_vit_14().eval()
+    model = t2t_vit_14().eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert parameters == 21_545_550
     assert parameters == pytest.approx(21.5e6, rel=0.01)
     with torch.no_grad():
-        macs = forward_flops(model, torch.empty(1, 3, 224, 224, device="meta")) / 2
+        macs = forward_flops(model, torch.randn(1, 3, 224, 224)) / 2
     assert macs == pytest.approx(4.8e9, rel=0.01)
     assert model.patch_embed.macs == pytest.approx(0.3e9, rel=0.01)
     assert model.patch_embed.num_patches == 196
