@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "eva02_small_patch14_224": VIT,
     "hiera_tiny_224": {"stages": (1, 1, 2, 1)},
     "naflexvit_base_patch16_gap": VIT,
-    "sam2_hiera_tiny": {"stages": (1, 2, 2, 1), "global_att_blocks": (3,)},
+    "sam2_hiera_tiny": {"stages": (1, 2, 2, 1), "global_att_blocks": (4,)},
     "samvit_base_patch16_224": VIT | {"window_size": 7, "global_attn_indexes": (1,)},
     "swin_small_patch4_window7_224": STAGES | {"window_size": 7},
     "swinv2_cr_small_224": STAGES,

@@ -301,12 +301,12 @@ def diagnose(
     weights: bool = True,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """Measure redundancy and frequencies of a timm VisionTransformer, layer by layer, at three levels.
+    """Measure redundancy and frequencies of a transformer of timm, layer by layer, at three levels.
 
     Parameters
     ----------
     model : nn.Module
-        Any timm VisionTransformer; measured in evaluation mode, which is restored.
+        A transformer of timm (``atlas list backbones``); measured in evaluation mode, which is restored.
     images : Tensor
         (n, channels, height, width), normalised as for the model.
     tokens : {"patch", "all"}
@@ -327,8 +327,8 @@ def diagnose(
     Raises
     ------
     TypeError
-        The model is not a timm VisionTransformer: it has no ``blocks``, or they do not pass on (batch, tokens, dim). Or, with
-        ``attention``, some block has no plain softmax attention.
+        The model has no ``blocks``, or they do not pass on one sequence or map of tokens. Or, with
+        ``attention``, some block has no attention whose maps can be read.
     ValueError
         ``tokens`` is neither "patch" nor "all", or there is no image.
     """

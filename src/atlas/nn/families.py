@@ -21,7 +21,7 @@ STAGES = {"img_size": 32, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2)
 SIZES: dict[str, dict[str, Any]] = {
     "CrossVit": {"embed_dim": (16, 32), "depth": ((1, 2, 0),), "num_heads": (2, 2)},
     "Hiera": {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)},
-    "HieraDet": {"embed_dim": 16, "num_heads": 2, "stages": (1, 2, 2, 1), "global_att_blocks": (3,)},
+    "HieraDet": {"embed_dim": 16, "num_heads": 2, "stages": (1, 2, 2, 1), "global_att_blocks": (4,)},
     "MobileNetV5": {},
     "MobileNetV5Encoder": {},
     "SwinTransformer": STAGES,

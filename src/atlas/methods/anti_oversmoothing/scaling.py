@@ -208,7 +208,7 @@ def apply_attnscale(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int
     Parameters
     ----------
     model : nn.Module
-        Any timm VisionTransformer with plain softmax attention.
+        A transformer of timm: VisionTransformer, Eva, BEiT, CaiT, Swin, SAM, NaFlexVit … (``atlas list backbones``).
     init : float
         Initial ω of every head.
     blocks : sequence of int, optional
@@ -217,19 +217,21 @@ def apply_attnscale(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int
     Returns
     -------
     nn.Module
-        The same model; new parameters ``blocks.<l>.attn.qkv.omega`` (heads,).
+        The same model; new parameters ``…attn.qkv.omega`` (heads,), or ``…attn.v_proj.omega`` where values have a projection of
+        their own, ``…attn.proj_w.omega`` in talking heads, ``….in_proj.omega`` in parallel blocks. Heads share ω as they do values.
 
     Raises
     ------
     TypeError
-        Names the blocks whose attention is not plain softmax attention with one fused linear ``qkv``: wrapped and parametrised
-        layers (adapters, ``torch.nn.utils.parametrize``) are refused, hooks on a linear layer (``torch.nn.utils.prune``) are not.
+        Names the blocks whose attention has no maps over tokens, or is of an unknown kind; wrapped and parametrised layers
+        (adapters, ``torch.nn.utils.parametrize``) are refused, hooks on a linear layer (``torch.nn.utils.prune``) are not.
     ValueError
         AttnScale is already there, several blocks share a layer, ``init`` is not finite, or ``blocks`` is empty or out of range.
     RuntimeError
-        A trial shows that the attention bypasses its ``qkv``.
+        A trial shows that the attention bypasses the layer that makes its values.
     NotImplementedError
-        Later, when the model is called with an attention mask, or causally: the mean is over all tokens.
+        Later, when the model is called causally, or with a mask that does not split the tokens into groups (padding does): a mean
+        over tokens would show a token what it must not see.
 
     Whatever is raised here, the model is as it was before.
     """
@@ -250,7 +252,7 @@ def apply_featscale(
     Parameters
     ----------
     model : nn.Module
-        Any timm VisionTransformer with plain softmax attention.
+        A transformer of timm: VisionTransformer, Eva, BEiT, CaiT, Swin, SAM, NaFlexVit … (``atlas list backbones``).
     init_dc, init_hc : float
         Initial s and t.
     gain : float
@@ -262,7 +264,8 @@ def apply_featscale(
     Returns
     -------
     nn.Module
-        The same model; new parameters ``blocks.<l>.attn.proj_drop.s`` and ``.t`` (dim,).
+        The same model; new parameters ``…attn.proj_drop.s`` and ``.t`` (dim,); in Swin ``….featscale.s`` and ``.t`` of the block;
+        where no dropout follows the output projection, those of the projection.
 
     Raises
     ------

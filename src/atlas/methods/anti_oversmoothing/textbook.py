@@ -65,6 +65,8 @@ def _attend_by(site: Site, omega: Tensor, undo: ExitStack) -> None:
         call["mask"] = arguments.get("attn_mask", arguments.get("mask"))
 
     def change(maps: Tensor) -> Tensor:
+        if site.anatomy.tokens == "units" and maps.ndim == 5:  # (batch, heads, units, …)
+            return scaled_maps(maps.transpose(1, 2), omega).transpose(1, 2)
         by_head = maps.unflatten(0, (-1, site.heads)) if maps.ndim == 3 else maps
         return scaled_maps(by_head, omega, call["mask"]).view_as(maps)
 
