@@ -7,7 +7,6 @@ changed.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -109,11 +108,15 @@ ANATOMIES: dict[str, Anatomy] = {
 }
 
 
-@functools.cache
 def anatomy_of(kind: type) -> Anatomy | None:
     """The anatomy of a class or of the nearest class that it inherits from; ``None`` if it is not known."""
-    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
-    return next((ANATOMIES[name] for name in names if name in ANATOMIES), None)
+    if kind not in _FOUND:
+        names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+        _FOUND[kind] = next((ANATOMIES[name] for name in names if name in ANATOMIES), None)
+    return _FOUND[kind]
+
+
+_FOUND: dict[type, Anatomy | None] = {}
 
 
 class Site(NamedTuple):
@@ -204,7 +207,7 @@ def fused_biases(attention: Any) -> bool:
 def sample_call(site: Site) -> tuple[Any, ...]:
     """Arguments of a small call of an attention, random and the same every time; made on the CPU."""
     attention, weight = site.module, site.values.weight
-    width = int(getattr(attention, "qkv", None).in_features if site.values_name == "qkv" else weight.shape[1])
+    width = int(weight.shape[1])
     random = torch.Generator().manual_seed(0)
 
     def tokens(*shape: int) -> Tensor:

@@ -7,6 +7,7 @@ family. Looking at an entrypoint builds it without memory for its weights.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -127,12 +128,19 @@ def _created(entrypoint: str, options: dict[str, Any], device: str) -> Any:
         return create_model(entrypoint, pretrained=False, **options)
 
 
-def looks(entrypoints: list[str] | None = None) -> Iterator[tuple[str, Look]]:
-    """Look at every entrypoint of the installed timm, or at some: minutes for all."""
-    from timm.models import list_models
+def looks() -> Iterator[tuple[str, Look]]:
+    """Look at every entrypoint of the installed timm: minutes.
 
-    for entrypoint in list_models() if entrypoints is None else entrypoints:
-        yield entrypoint, look(entrypoint)
+    Those of a module that has no class of an attention or a transformer, nor imports one, are not built.
+    """
+    from timm.models import list_models, list_modules
+
+    for module in sorted(list_modules()):
+        names = list_models(module=module)
+        kinds = [name for name, kind in vars(importlib.import_module(f"timm.models.{module}")).items() if isinstance(kind, type)]
+        attends = any("Att" in name or "Transformer" in name for name in kinds)
+        for entrypoint in names:
+            yield entrypoint, look(entrypoint) if attends else Look("", "", 0, 0)
 
 
 def small_model(entrypoint: str, found: Look, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:

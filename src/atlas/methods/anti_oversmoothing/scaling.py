@@ -218,7 +218,7 @@ def apply_attnscale(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int
     -------
     nn.Module
         The same model; new parameters ``…attn.qkv.omega`` (heads,), or ``…attn.v_proj.omega`` where values have a projection of
-        their own, ``…attn.proj_w.omega`` in talking heads, ``….in_proj.omega`` in parallel blocks. Heads share ω as they do values.
+        their own, ``…attn.proj_w.omega`` in talking heads, ``….in_proj.omega`` in parallel blocks. Heads share ω as values.
 
     Raises
     ------

@@ -128,9 +128,9 @@ def _reweight(model: nn.Module, site: Site, s: Tensor, t: Tensor) -> list[Remova
             remember,
             site.module.register_forward_hook(lambda module, inputs, output: scaled_features(output, s, t, axes, call["mask"])),
         ]
-    width = site.module.in_split[-1]
+    width = int(site.module.in_split[-1])
 
-    def both(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def both(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         attended = output if layer.in_features == width else inputs[0][..., :width] @ layer.weight[:, :width].T
         return output - attended + scaled_features(attended, s, t, (1,), call["mask"])
 

@@ -112,7 +112,7 @@ class DiversityTrainer:
         self._handles = [
             first.register_forward_pre_hook(lambda module, inputs: self._keep("h_first", inputs[0])),
             last.register_forward_hook(lambda module, inputs, output: self._keep("h_last", output)),
-            model.norm.register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
+            self.model.norm.register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
             *(
                 site.module.register_forward_pre_hook(functools.partial(self._keep_mask, site), with_kwargs=True)
                 for site in sites
