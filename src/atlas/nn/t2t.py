@@ -18,9 +18,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-CUTS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
-"""Kernel, stride and padding of the three soft splits (Sec. 3.1, Table 1)."""
+STRIDES = (4, 2, 2)
+"""Strides of the three soft splits (Sec. 3.1, Table 1)."""
 EPSILON = 1e-8
+
+
+def soft_split(stride: int) -> tuple[int, int, int]:
+    """Kernel, stride and padding of a soft split: 7, 4 and 2, or 3, 2 and 1, as in the paper; at stride 1 the latter kernel."""
+    return (2 * stride - 1, stride, stride // 2) if stride > 1 else (3, 1, 1)
 
 
 class Performer(nn.Module):
@@ -84,29 +89,39 @@ class TokensToTokens(nn.Module):
         Side and channels of the images, width of the tokens.
     token_dim : int
         Width of the tokens inside the module.
+    strides : tuple of int
+        Of the three soft splits; their product is the side of a patch.
     """
 
     output_fmt = Format.NLC
 
-    def __init__(self, img_size: int = 224, in_chans: int = 3, embed_dim: int = 384, token_dim: int = 64) -> None:
+    def __init__(
+        self,
+        img_size: int = 224,
+        in_chans: int = 3,
+        embed_dim: int = 384,
+        token_dim: int = 64,
+        strides: tuple[int, int, int] = STRIDES,
+    ) -> None:
         super().__init__()
+        cuts = [soft_split(stride) for stride in strides]
         sides = [img_size]
-        for kernel, stride, padding in CUTS:
+        for kernel, stride, padding in cuts:
             sides.append((sides[-1] + 2 * padding - kernel) // stride + 1)
         if sides[-1] < 1:
             raise ValueError(f"img_size {img_size} leaves no patch")
         self.sides = tuple(sides[1:])
         self.img_size = (img_size, img_size)
-        self.patch_size = (16, 16)
+        self.patch_size = (math.prod(strides), math.prod(strides))
         self.grid_size = (sides[-1], sides[-1])
         self.num_patches = sides[-1] ** 2
         self.in_chans = in_chans
-        self.splits = nn.ModuleList(nn.Unfold(kernel, stride=stride, padding=padding) for kernel, stride, padding in CUTS)
+        self.splits = nn.ModuleList(nn.Unfold(kernel, stride=stride, padding=padding) for kernel, stride, padding in cuts)
         self.mixers = nn.ModuleList(
             Performer(width * kernel**2, token_dim, token_dim // 2)
-            for width, (kernel, _, _) in zip((in_chans, token_dim), CUTS, strict=False)
+            for width, (kernel, _, _) in zip((in_chans, token_dim), cuts, strict=False)
         )
-        self.project = nn.Linear(token_dim * CUTS[-1][0] ** 2, embed_dim)
+        self.project = nn.Linear(token_dim * cuts[-1][0] ** 2, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Cut, mix, cut, mix, cut and project."""
@@ -134,18 +149,25 @@ def sinusoids(tokens: int, dim: int) -> Tensor:
 
 
 class T2TViT(VisionTransformer):
-    """T2T-ViT; the defaults are T2T-ViT-14. ``options`` are those of timm's VisionTransformer.
+    """T2T-ViT; the defaults are T2T-ViT-14. ``strides`` are those of the soft splits, ``options`` timm's VisionTransformer's.
 
     The position embedding is fixed: it is a parameter that wants no gradient.
     """
 
     def __init__(
-        self, img_size: int = 224, in_chans: int = 3, embed_dim: int = 384, depth: int = 14, num_heads: int = 6, **options: Any
+        self,
+        img_size: int = 224,
+        in_chans: int = 3,
+        embed_dim: int = 384,
+        depth: int = 14,
+        num_heads: int = 6,
+        strides: tuple[int, int, int] = STRIDES,
+        **options: Any,
     ) -> None:
         settings = {"mlp_ratio": 3.0, "qkv_bias": False, "norm_layer": nn.LayerNorm, "global_pool": "token"} | options
 
         def cut(img_size: int, patch_size: int, in_chans: int, embed_dim: int, **unused: Any) -> TokensToTokens:
-            return TokensToTokens(img_size, in_chans, embed_dim)
+            return TokensToTokens(img_size, in_chans, embed_dim, strides=strides)
 
         super().__init__(
             img_size=img_size,

@@ -21,6 +21,7 @@ from atlas.methods.uvc import (
     export,
     fit_to_budget,
     masked,
+    uniform_widths,
     unit_scores,
 )
 from atlas.methods.uvc.criteria import saliency_plan
@@ -57,7 +58,7 @@ MODELS: dict[str, Any] = {
     "DINOv3": lambda: timm_model("vit_small_patch16_dinov3"),
     "DINOv3, gated": lambda: timm_model("vit_small_plus_patch16_dinov3"),
     "Perception Encoder": lambda: timm_model("vit_pe_core_tiny_patch16_384"),
-    "T2T-ViT": lambda: stirred(T2TViT(img_size=32, embed_dim=32, depth=3, num_heads=4, num_classes=5)),
+    "T2T-ViT": lambda: stirred(T2TViT(img_size=32, embed_dim=128, depth=4, num_heads=4, num_classes=5)),
 }
 
 
@@ -99,23 +100,25 @@ def test_costs_are_those_of_the_model_that_comes_out(name: str) -> None:
     model = MODELS[name]()
     shape = ViTShape.from_timm(model)
     model.reset_classifier(0)
-    plan = fit_to_budget(CompressionPlan.identity(shape), shape, unit_scores(model), 0.6)
-    small = export(model, plan, "uniform", check=False)
-    assert forward_flops(model, images(1)) / 2 == pytest.approx(shape.full_macs, rel=0.002)
-    assert forward_flops(small, images(1)) / 2 == pytest.approx(ViTShape.from_timm(small).full_macs, rel=0.002)
-    assert ViTShape.from_timm(small).full_macs <= 0.6 * shape.full_macs
+    plan = fit_to_budget(CompressionPlan.identity(shape), shape, unit_scores(model), 0.8)
+    plan = uniform_widths(plan, shape, unit_scores(model))
+    small = export(model, plan, check=False)
+    rest = forward_flops(model, images(1)) / 2 - shape.full_macs  # a pooling by attention, rotations
+    assert 0 <= rest <= 0.1 * shape.full_macs
+    assert forward_flops(small, images(1)) / 2 - rest == plan.macs(shape)
+    assert plan.macs(shape) <= 0.8 * shape.full_macs
 
 
 @pytest.mark.parametrize("name", ["gated, packed", "gated, apart", "DINOv3", "T2T-ViT"])
 def test_a_search_ends_within_its_budget(name: str) -> None:
     batches = [(images(4), torch.tensor([0, 1, 2, 3])) for _ in range(2)]
-    result = compress(MODELS[name](), 0.6, batches, epochs=(2, 1), seed=0)
-    assert result.r_phys <= 0.6
+    result = compress(MODELS[name](), 0.8, batches, epochs=(2, 1), seed=0)
+    assert result.r_phys <= 0.8
     assert result.model(images()).shape == (2, 5)
 
 
 def test_saliencies_of_gated_neurons_count_both_layers() -> None:
-    packed, apart = vit(mlp_layer=SwiGLUPacked), vit(mlp_layer=SwiGLU)
+    packed, apart = vit(mlp_layer=SwiGLUPacked, mlp_ratio=4), vit(mlp_layer=SwiGLU)
     for one, other in zip(packed.blocks, apart.blocks, strict=True):
         width = other.mlp.fc2.in_features
         state = {name: value for name, value in other.state_dict().items() if ".fc1" not in name}

@@ -15,7 +15,7 @@ from torch import nn
 from atlas.errors import UserError
 from atlas.harness.seeds import derive_seed
 from atlas.tasks.image_classification.ingredients import Ingredient
-from atlas.tasks.image_classification.protocol import CaitSettings, SwinSettings
+from atlas.tasks.image_classification.protocol import CaitSettings, SwinSettings, T2TSettings
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
@@ -85,8 +85,10 @@ class Swin(Backbone):
 class T2T(Backbone):
     """T2T-ViT: overlapping patches, cut three times."""
 
+    settings: T2TSettings
+
     def build(self, run: Run, options: dict[str, Any], sizes: Any) -> nn.Module:
         """T2T-ViT of the protocol's sizes."""
         from atlas.nn.t2t import T2TViT
 
-        return T2TViT(**options, depth=sizes.depth, num_heads=sizes.num_heads)
+        return T2TViT(**options, depth=sizes.depth, num_heads=sizes.num_heads, strides=self.settings.strides)

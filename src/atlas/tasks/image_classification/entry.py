@@ -5,7 +5,7 @@ from __future__ import annotations
 from atlas.harness.registry import Amount, Amounts, Metric, Task, method, task
 from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
-from atlas.tasks.image_classification.protocol import CaitSettings, Protocol, SwinSettings
+from atlas.tasks.image_classification.protocol import CaitSettings, Protocol, SwinSettings, T2TSettings
 
 NAME = "image-classification"
 
@@ -102,4 +102,6 @@ method(
     summary="A backbone of overlapping patches, cut three times and mixed on the way; sizes are the protocol's.",
     role="baseline",
     plugin="backbones:T2T",
+    settings=T2TSettings,
+    smallest={"strides": (1, 1, 2)},
 )

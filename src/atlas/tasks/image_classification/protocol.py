@@ -64,6 +64,12 @@ class SwinSettings(Settings):
     window: Annotated[int, Gt(1)] = 7
 
 
+class T2TSettings(Settings):
+    """``strides`` of the three soft splits; their product is the side of a patch, whatever the protocol's ``patch_size`` is."""
+
+    strides: tuple[Natural, Natural, Natural] = (4, 2, 2)
+
+
 class Data(Settings):
     """Splits and augmentation.
 
