@@ -136,8 +136,9 @@ class TokensToTokens(nn.Module):
     @property
     def macs(self) -> int:
         """Multiply-accumulates per image."""
-        mixing = sum(mixer.macs(side**2) for mixer, side in zip(self.mixers, self.sides, strict=False))
-        return mixing + self.num_patches * self.project.weight.numel()
+        mixers: list[Any] = list(self.mixers)
+        mixing = sum(mixer.macs(side**2) for mixer, side in zip(mixers, self.sides, strict=False))
+        return int(mixing) + self.num_patches * self.project.weight.numel()
 
 
 def sinusoids(tokens: int, dim: int) -> Tensor:
@@ -164,7 +165,12 @@ class T2TViT(VisionTransformer):
         strides: tuple[int, int, int] = STRIDES,
         **options: Any,
     ) -> None:
-        settings = {"mlp_ratio": 3.0, "qkv_bias": False, "norm_layer": nn.LayerNorm, "global_pool": "token"} | options
+        settings: dict[str, Any] = {
+            "mlp_ratio": 3.0,
+            "qkv_bias": False,
+            "norm_layer": nn.LayerNorm,
+            "global_pool": "token",
+        } | options
 
         def cut(img_size: int, patch_size: int, in_chans: int, embed_dim: int, **unused: Any) -> TokensToTokens:
             return TokensToTokens(img_size, in_chans, embed_dim, strides=strides)

@@ -328,7 +328,7 @@ def scale_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{path}.{name}": parameter
         for path, module in model.named_modules()
-        if isinstance(module, Rewritten)
+        if isinstance(module, RewrittenLinear | RewrittenOutput)
         for name, parameter in module.named_parameters(recurse=False)
         if name in module.scales
     }

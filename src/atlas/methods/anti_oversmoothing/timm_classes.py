@@ -23,16 +23,13 @@ class JoinedBias:
     the attention did: the parameters stay where they are, in the attention, and in the state.
     """
 
-    q_bias = None
-    if TYPE_CHECKING:
-        _parameters: dict[str, Tensor]
-        k_bias: Tensor
-        qkv_bias_separate: bool
+    q_bias: Any = None
 
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
         """Queries, keys and values of (…, tokens, dim), by the very operations of the attention that this one was."""
-        bias = torch.cat((self._parameters["q_bias"], self.k_bias, self._parameters["v_bias"]))
-        if not self.qkv_bias_separate:
+        attention: Any = self
+        bias = torch.cat((attention._parameters["q_bias"], attention.k_bias, attention._parameters["v_bias"]))
+        if not attention.qkv_bias_separate:
             return functional.linear(x, weight, bias)
         projected = functional.linear(x, weight)
         projected += bias

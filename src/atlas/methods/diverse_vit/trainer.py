@@ -108,11 +108,12 @@ class DiversityTrainer:
         self._seen: dict[str, Any] = {}
         self._always = False
         self._tap = MapTap(next(site for site in sites if site.block == chosen), self._watching) if config.attn_cos else None
+        norm: Any = model.norm
         first, last = next(iter(blocks.values())), next(reversed(blocks.values()))
         self._handles = [
             first.register_forward_pre_hook(lambda module, inputs: self._keep("h_first", inputs[0])),
             last.register_forward_hook(lambda module, inputs, output: self._keep("h_last", output)),
-            self.model.norm.register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
+            norm.register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
             *(
                 site.module.register_forward_pre_hook(functools.partial(self._keep_mask, site), with_kwargs=True)
                 for site in sites

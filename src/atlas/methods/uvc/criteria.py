@@ -220,11 +220,13 @@ def _saliencies(
         heads.append(by_image)
         for own, gradient in zip(total, gradients, strict=True):
             own += gradient
-    gradients = iter(total)
+    left = iter(total)
     neurons = []
-    for own in layers:
-        *rows, column = (next(gradients) for _ in own)
-        incoming = torch.cat([row.abs().sum(1) for row in rows]).view(-1, column.shape[1]).sum(0)  # values and gates together
+    for of_block in layers:
+        *incomings, column = (next(left) for _ in of_block)
+        incoming = (
+            torch.cat([layer.abs().sum(1) for layer in incomings]).view(-1, column.shape[1]).sum(0)
+        )  # values and gates together
         neurons.append(incoming + column.abs().sum(0))
     return torch.cat(heads, 1).mean(1), stacked(neurons)
 

@@ -90,8 +90,8 @@ class CompactRotary(nn.Module):
     q_norm: nn.Module
     k_norm: nn.Module
     attn_drop: nn.Dropout
-    proj: nn.Module
-    proj_drop: nn.Module
+    proj: Any
+    proj_drop: Any
 
     def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attend over the tokens: (batch, tokens, dim) → the same."""
