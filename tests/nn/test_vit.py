@@ -130,6 +130,43 @@ def test_maps_of_models_that_mask_their_padding() -> None:
         assert not own[..., valid, -2:].any()
 
 
+STAGES = {"img_size": 32, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2), "window_size": 4, "num_classes": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("beit_base_patch16_224", SMALL),
+        ("cait_xxs24_224", SMALL),
+        ("eva02_tiny_patch14_224", SMALL | {"img_size": 28}),
+        ("samvit_base_patch16", SMALL | {"img_size": 96, "window_size": 4, "global_attn_indexes": (1,)}),
+        ("swin_tiny_patch4_window7_224", STAGES),
+        ("swinv2_cr_tiny_224", STAGES),
+        ("swinv2_tiny_window8_256", STAGES),
+        ("vit_base_patch16_xp_224", SMALL),
+        ("vit_5b_patch16_sapiens2", SMALL | {"num_kv_heads": 1}),
+    ],
+)
+def test_maps_of_every_kind_are_those_of_the_pass(name: str, options: dict[str, Any]) -> None:
+    """Windows, shifted and masked, biases and rotations among them; and the model stays as it was."""
+    torch.manual_seed(0)
+    model = strong_biases(create_model(name, **options).eval())
+    images = torch.randn(2, 3, options["img_size"], options["img_size"])
+    with torch.no_grad():
+        before = model(images)
+    found = list(attention_maps(model, images))
+    with torch.no_grad():
+        assert torch.equal(model(images), before)
+    with maps_inside(model) as expected, torch.no_grad():
+        model(images)
+    assert len(found) == len(expected)
+    for (_, site, own), wanted in zip(found, expected, strict=True):
+        assert own.ndim == 4
+        assert own.shape[1] == site.heads
+        assert torch.allclose(own.flatten(), wanted.flatten(), atol=1e-5)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules() if module is not model)
+
+
 class AroundTheModule(Attention):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         q, k, v = functional.linear(x, self.qkv.weight, self.qkv.bias).chunk(3, -1)

@@ -171,13 +171,13 @@ def small_model(entrypoint: str, found: Look, dtype: torch.dtype = torch.float32
     if not sized:
         side = {"CrossVit": 240, "Hiera": 224}.get(kind, 64)
     random = torch.Generator().manual_seed(3)
-    _stir(model, random)
+    stir(model, random)
     channels = int(getattr(model, "in_chans", 3) or 3)
     return model.to(dtype), torch.randn(2, channels, side, side, generator=random).to(dtype)
 
 
 @torch.no_grad()
-def _stir(model: nn.Module, random: torch.Generator) -> None:
+def stir(model: nn.Module, random: torch.Generator) -> None:
     """Give every parameter a value that matters."""
     for path, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=random)

@@ -26,14 +26,14 @@ from atlas.methods.uvc import (
 )
 from atlas.methods.uvc.criteria import saliency_plan
 from atlas.nn.counts import forward_flops
-from atlas.nn.families import _stir
+from atlas.nn.families import stir
 from atlas.nn.t2t import T2TViT
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
 
 
 def stirred(model: Any) -> Any:
-    _stir(model, torch.Generator().manual_seed(0))
+    stir(model, torch.Generator().manual_seed(0))
     return model.eval()
 
 
