@@ -60,10 +60,10 @@ def options(
 
 @app.command("list")
 def list_things(
-    what: Annotated[str, typer.Argument(metavar="papers|tasks|methods|datasets|claims|runs")],
+    what: Annotated[str, typer.Argument(metavar="papers|tasks|methods|datasets|claims|runs|backbones")],
     tier: Tier = "demo",
 ) -> None:
-    """Show what there is: papers, tasks, methods, datasets, claims, or the runs of a study."""
+    """Show what there is: papers, tasks, methods, datasets, claims, the runs of a study, or the backbones that methods act on."""
     from atlas.cli.listing import show
 
     show(what, tier)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.uvc.architecture import ViTShape
+from atlas.methods.uvc.architecture import ViTShape, require_supported
 from atlas.methods.uvc.controller import UVCController
 from atlas.methods.uvc.distillation import kd_loss
 from atlas.methods.uvc.exporting import export
@@ -122,7 +122,7 @@ def compress(
     prune: bool = True,
     skip: bool = True,
 ) -> CompressionResult:
-    """Compress a trained timm VisionTransformer to a budget; defaults are those of :class:`.settings.UVCSettings`.
+    """Compress a trained timm VisionTransformer, Eva or T2T-ViT to a budget; defaults as in :class:`.settings.UVCSettings`.
 
     Parameters
     ----------
@@ -156,11 +156,14 @@ def compress(
     ------
     ValueError
         The budget is not in (0, 1], a loader is empty, or the teacher has other classes.
-    InfeasibleBudgetError, UnsupportedArchitectureError, FloatingPointError
+    UnsupportedArchitectureError
+        The model cannot be pruned exactly: found before anything is computed.
+    InfeasibleBudgetError, FloatingPointError
         See :class:`.controller.UVCController`.
     ExportError
         The model cannot be made smaller exactly; tried before the search.
     """
+    require_supported(model)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     if isinstance(train_loader, Sized) and not len(train_loader):
         raise ValueError("train_loader is empty")

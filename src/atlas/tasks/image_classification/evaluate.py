@@ -18,7 +18,7 @@ from atlas.nn.diagnostics import diagnose
 from atlas.nn.timing import interleaved_seconds, median_ratio
 from atlas.tasks.image_classification.data import ImageData, load_data
 from atlas.tasks.image_classification.ingredients import Ingredients
-from atlas.tasks.image_classification.models import build_backbone, build_model
+from atlas.tasks.image_classification.models import build_model, plain_backbone
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class Evaluation:
     model : nn.Module
         In evaluation mode, on the run's device.
     baseline : nn.Module
-        The protocol's plain backbone at its initialisation, for costs that are stated relative to it.
+        The recipe's plain backbone, by default the protocol's, at its initialisation, for costs that are stated relative to it.
     """
 
     run: Run
@@ -100,8 +100,8 @@ def evaluate(run: Run) -> dict[str, float]:
     """Evaluate a trained recipe on the test split; also writes ``diagnostics.csv`` beside the metrics."""
     data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
     model = load_trained(run, data)
-    baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device(run.resources.device)).eval()
     ingredients = Ingredients(run.build())
+    baseline = plain_backbone(run, ingredients, data.classes).to(pick_device(run.resources.device)).eval()
     values = essentials(run, model, data)
     images, rounds = (TIMING_IMAGES, TIMING_ROUNDS) if run.limit is None else (1, 1)
     values["throughput_ratio"] = throughput_ratio(model, baseline, data.example(images), rounds)

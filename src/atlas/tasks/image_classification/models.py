@@ -40,11 +40,15 @@ def build_backbone(settings: Backbone, classes: int, seed: int) -> nn.Module:
         )
 
 
+def plain_backbone(run: Run, ingredients: Ingredients, classes: int) -> nn.Module:
+    """Return the recipe's backbone, by default the protocol's, at its initialisation and as no ingredient has changed it."""
+    own = ingredients.backbone(run, classes)
+    return own if own is not None else build_backbone(run.protocol_model().backbone, classes, run.seed)
+
+
 def build_model(run: Run, ingredients: Ingredients, classes: int) -> nn.Module:
     """Return the recipe's model at its initialisation."""
-    backbone = ingredients.backbone(run, classes)
-    if backbone is None:
-        backbone = build_backbone(run.protocol_model().backbone, classes, run.seed)
+    backbone = plain_backbone(run, ingredients, classes)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(run.seed, "rewrite"))
         return ingredients.rewrite(backbone, run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Len, Lt
 from pydantic import Field, model_validator
 
 from atlas.datasets.splits import TestSplit
@@ -44,6 +44,30 @@ class Backbone(Settings):
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         return self
+
+
+class CaitSettings(Settings):
+    """``init`` of the residual scales is 1e-5 at 24 layers (Table 1); ``class_layers`` attend from the class token alone."""
+
+    init: Positive = 1e-5
+    class_layers: Natural = 2
+
+
+class SwinSettings(Settings):
+    """Blocks and heads of the stages, and the side of a window in tokens; the defaults are Swin-S's.
+
+    The protocol's ``embed_dim`` and ``patch_size`` are those of the first stage; its ``depth`` and ``num_heads`` do not matter.
+    """
+
+    depths: Annotated[tuple[Natural, ...], Len(1)] = (2, 2, 18, 2)
+    heads: Annotated[tuple[Natural, ...], Len(1)] = (3, 6, 12, 24)
+    window: Annotated[int, Gt(1)] = 7
+
+
+class T2TSettings(Settings):
+    """``strides`` of the three soft splits; their product is the side of a patch, whatever the protocol's ``patch_size`` is."""
+
+    strides: tuple[Natural, Natural, Natural] = (4, 2, 2)
 
 
 class Data(Settings):
