@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from atlas.datasets.splits import stratified_split
 from atlas.harness.seeds import derive_seed, generator
+from atlas.nn.precision import weight_type
+from atlas.nn.ranks import here
 from atlas.tasks.image_classification.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ class FolderImages:
         from torchvision.datasets import ImageFolder
 
         self.seed, self.protocol, self.device = run.seed, protocol, device
+        self.dtype = weight_type(protocol.precision)
         train = ImageFolder(str(run.data_folder / "train"))
         test = ImageFolder(str(run.data_folder / "val"))
         self.classes = len(train.classes)
@@ -139,36 +142,40 @@ class FolderImages:
         """Number of images of a split."""
         return len(self.samples[split])
 
-    def train_batches(self, epoch: int, first: int = 0) -> Batches:
+    def train_batches(self, epoch: int, first: int = 0, *, whole: bool = False) -> Batches:
         """Shuffled and augmented batches of an epoch, from batch ``first`` on."""
         size, repeats = self.protocol.batch_size, self.protocol.data.repeats
+        share = None if whole else here().share(size, self.protocol.micro_batch)
         order = torch.randperm(len(self.samples["train"]), generator=generator(self.seed, "order", epoch))
         repeated = order.repeat_interleave(repeats)[: self.steps_per_epoch * size]
         keys = [(epoch, position, index) for position, index in enumerate(repeated.tolist())]
         dataset = _Transformed(self.samples["train"], train_transform(self.protocol), self.seed)
-        yield from self._loaded(dataset, keys[first * size :])
+        own = range(size) if share is None else share.places.tolist()
+        chosen = [keys[begin + place] for begin in range(first * size, len(keys), size) for place in own]
+        yield from self._loaded(dataset, chosen, len(own))
 
     def batches(self, split: str) -> Batches:
         """Batches of a split in its own order."""
         dataset = _Transformed(self.samples[split], test_transform(self.protocol), self.seed)
-        yield from self._loaded(dataset, list(range(len(dataset))), self.protocol.evaluation_batch_size)
+        own = list(range(len(dataset)))[here().slice(len(dataset))]
+        yield from self._loaded(dataset, own, self.protocol.evaluation_batch_size)
 
-    def _loaded(self, dataset: _Transformed, keys: list[Any], size: int | None = None) -> Batches:
+    def _loaded(self, dataset: _Transformed, keys: list[Any], size: int) -> Batches:
         loader: DataLoader[tuple[Tensor, int]] = DataLoader(
             dataset,
-            batch_size=size or self.protocol.batch_size,
+            batch_size=size,
             sampler=keys,
             num_workers=self.protocol.data.workers,
             pin_memory=self.device.type == "cuda",
         )
         for images, labels in loader:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            yield images.to(self.device, self.dtype, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images of a split by their index, without augmentation, and their labels."""
         dataset = _Transformed(self.samples[split], test_transform(self.protocol), self.seed)
         images, labels = zip(*(dataset[index] for index in indices), strict=True)
-        return torch.stack(images).to(self.device), torch.tensor(labels, device=self.device)
+        return torch.stack(images).to(self.device, self.dtype), torch.tensor(labels, device=self.device)
 
     def example(self, count: int) -> Tensor:
         """The first ``count`` test images."""
