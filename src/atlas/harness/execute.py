@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +16,8 @@ from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
 from atlas.harness.code import code_of
 from atlas.harness.files import sha256, write_json
+from atlas.harness.launch import carry_out
 from atlas.harness.provenance import provenance
-from atlas.harness.registry import resolve
 from atlas.harness.resume import clear_state, elapsed_seconds
 from atlas.harness.seeds import pick_device, seed_everything
 from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, needed_digests, read_json, training_gap
@@ -59,7 +59,7 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     with _recorded_failure(run, "train"):
         seed_everything(run.seed, run.resources.threads)
         began = time.monotonic()
-        summary = dict(_function(run, "train")(run) or {})
+        summary = carry_out(run, "train")
         seconds = max(time.monotonic() - began, elapsed_seconds(run))
         write_json(run.record, _record(run, summary, seconds))
     clear_state(run)
@@ -99,7 +99,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     with _recorded_failure(run, "evaluate"):
         seed_everything(run.seed, run.resources.threads)
         began = time.monotonic()
-        values = dict(_function(run, "evaluate")(run) or {})
+        values = carry_out(run, "evaluate")
         content = _metrics(run, values, time.monotonic() - began)
     write_json(run.metrics, content)
     note_made_here(run, "metrics", run.metrics)
@@ -115,14 +115,6 @@ def training_summary(run: Run) -> dict[str, Any]:
     """Return what the training reported about itself; a number that was not finite is NaN."""
     found = read_json(run.record).get("training", {})
     return {name: math.nan if value is None else value for name, value in found.items()}
-
-
-def _function(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
-    """The method's own function for a verb where it has one, else the task's."""
-    for entry in run.method_entries:
-        if own := getattr(entry, verb):
-            return resolve(own, entry.package)
-    return resolve(getattr(run.task_entry, verb), run.task_entry.package)
 
 
 def _require_inputs(run: Run) -> None:

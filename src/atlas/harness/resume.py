@@ -7,8 +7,8 @@ and ends with the same numbers as if nothing had happened.
 A state is one file: the SHA-256 of the payload, then the payload. Two slots are written in turn, so that a kill during
 a write, a full disk or a damaged file leaves the state before it.
 
-Several ranks that train one run (:mod:`atlas.nn.ranks`) stop after the same step, whichever of them was told; the first one writes the
-state, and any number of ranks goes on from it.
+Several ranks that train one run (:mod:`atlas.nn.ranks`) stop after the same step, whichever of them was told; the first one
+writes the state, and any number of ranks goes on from it.
 """
 
 from __future__ import annotations

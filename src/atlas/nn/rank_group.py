@@ -6,6 +6,7 @@ that no step waits for a GPU in order to learn whether somebody was told to stop
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -46,7 +47,10 @@ class Group(Ranks):
         """Wrap a model: gradients are averaged over ranks while backward still runs, batch statistics are those of all ranks."""
         synchronise_statistics(model, self)
         ids = [self._device.index] if self._device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # ranks compute the same buffers; newer releases of torch have another name for not sending them at every pass
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks."""
@@ -108,13 +112,11 @@ def group(local: int, device: torch.device, timeout_seconds: float) -> Iterator[
     timeout = timedelta(seconds=timeout_seconds)
     cuda = device.type == "cuda"
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
-    try:
-        with joined(Group(local, device, timeout)) as ranks:
-            assert isinstance(ranks, Group)
-            yield ranks
-            ranks.barrier()
-    finally:
-        dist.destroy_process_group()
+    ranks = Group(local, device, timeout)
+    with joined(ranks):
+        yield ranks
+        ranks.barrier()
+    dist.destroy_process_group()  # after a failure the process ends, and does not wait for the others
 
 
 class _Total(torch.autograd.Function):

@@ -93,7 +93,8 @@ class Passing:
 
     def _shares(self) -> list[tuple[int, Share]]:
         """This rank's share of every piece, each with the place in the rank's batch where it begins."""
-        shares, begin = [], 0
+        shares: list[tuple[int, Share]] = []
+        begin = 0
         for first in range(0, self._batch_size, self.size):
             share = self.ranks.share(min(self.size, self._batch_size - first))
             assert share is not None

@@ -63,8 +63,8 @@ class Protocol(Settings):
     """What every row of a table shares.
 
     A batch goes through the model ``micro_batch`` images at a time, and its gradients add up: the same step in less memory.
-    Images are mixed inside such a piece. Of several ranks each passes its share of the pieces, and at most ``micro_batch`` images at
-    a time. ``precision`` float64 computes everything in double precision, where differences of rounding must not matter.
+    Images are mixed inside such a piece. Of several ranks each passes its share of the pieces, and at most ``micro_batch``
+    images at a time. ``precision`` float64 computes everything in double precision, where rounding must not matter.
     """
 
     backbone: Backbone = Backbone()
