@@ -39,6 +39,10 @@ class Group(Ranks):
         places = mirrored(total, min(group or total, total), self.rank, self.size)
         return Share(torch.tensor(places, dtype=torch.long), total)
 
+    def rows(self, total: int) -> Share:
+        """A part in a row, as positions."""
+        return Share(torch.arange(total)[self.slice(total)], total)
+
     def slice(self, total: int) -> slice:
         """A part in a row."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
@@ -59,7 +63,7 @@ class Group(Ranks):
     def total(self, value: Tensor) -> Tensor:
         """Sum over ranks."""
         value = value.detach().clone().contiguous()
-        dist.all_reduce(value)
+        dist.all_reduce(value, group=None if value.device.type == self._device.type else self._control)
         return value
 
     def joined(self, rows: Tensor) -> Tensor:

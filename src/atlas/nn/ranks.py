@@ -35,12 +35,18 @@ class Share:
 
 
 class Agreed(NamedTuple):
-    """What all ranks have agreed on at the end of a step."""
+    """What all ranks have agreed on at the end of a step.
+
+    Attributes
+    ----------
+    stop : int
+        Number of the signal that asked one of them to stop; 0 if none was asked.
+    save : bool
+        Whether the first rank's clock says that the state is to be saved.
+    """
 
     stop: int
-    """Number of the signal that asked one of them to stop; 0 if none was asked."""
     save: bool
-    """Whether the first rank's clock says that the state is to be saved."""
 
 
 class Ranks:
@@ -64,7 +70,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, total: int, group: int | None = None) -> Share | None:
-        """This rank's part of a batch of ``total`` images; ``None`` where all of it is its own.
+        """Return this rank's part of a batch of ``total`` images; ``None`` where all of it is its own.
 
         Parameters
         ----------
@@ -76,12 +82,19 @@ class Ranks:
         """
         return None
 
+    def rows(self, total: int) -> Share | None:
+        """Return this rank's part of a batch in a row; parts differ in size by one at most, and may be empty."""
+        return None
+
     def slice(self, total: int) -> slice:
-        """This rank's part of things in a row, without regard to pairs; parts differ in size by one at most."""
+        """Return this rank's part of things in a row, without regard to pairs; parts differ in size by one at most."""
         return slice(0, total)
 
     def parallel(self, model: nn.Module) -> Any:
-        """Return what is called in the model's place, so that backward passes leave the mean of all ranks' gradients."""
+        """Return what is called in the model's place, so that backward passes leave the mean of all ranks' gradients.
+
+        Batch normalisation in the model, in place, uses the statistics of the whole batch from then on.
+        """
         return model
 
     def mean(self, value: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class Passing:
     def passes(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
         """What goes through the model one after the other, each with the factor of its loss.
 
-        The factors of a process add up to one. Those of a rank do too: its gradients, and whatever else it sums, are averaged over
-        ranks. Forward and backward pass of each must be done before the next is asked for.
+        The factors of a process add up to one. Those of a rank do too: its gradients, and whatever else it sums, are averaged
+        over ranks. Forward and backward pass of each must be done before the next is asked for.
         """
         if self._noise is None:
             for images, labels in zip(batch.images.split(self.size), batch.labels.split(self.size), strict=True):
@@ -92,7 +92,7 @@ class Passing:
             yield from self._pass(batch, taken, last=not shares)
 
     def _shares(self) -> list[tuple[int, Share]]:
-        """This rank's share of every piece, each with the place in the rank's batch where it begins."""
+        """Return this rank's share of every piece, each with the place in the rank's batch where it begins."""
         shares: list[tuple[int, Share]] = []
         begin = 0
         for first in range(0, self._batch_size, self.size):
