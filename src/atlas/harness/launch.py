@@ -1,8 +1,8 @@
 """Start the ranks of a run: one process for each GPU, on one machine or on the nodes of a SLURM job.
 
-The process that was asked to train keeps the books (``settings.json``, failures, results), and starts ranks that do the work, with the
-launcher of PyTorch's elastic training. It passes a request to stop on to them, and says in one error which rank failed, on which
-node, and where its log is. On several nodes ``srun`` starts a launcher on each.
+The process that was asked to train keeps the books (``settings.json``, failures, results), and starts ranks that do the work with
+the launcher of PyTorch's elastic training. It passes a request to stop on to them, and says in one error which rank failed, on
+which node, and where its log is. On several nodes ``srun`` starts a launcher on each.
 
 What ranks and launchers tell each other lies in a folder beside the run's logs, in readable files: ``spec.json`` says what to do,
 ``rank<k>.json`` how a rank fares, ``rank<k>.log`` what it printed, ``result.json`` what came of it.
@@ -263,7 +263,7 @@ def ranks_of(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def node_name() -> str:
-    """This node's name, as SLURM calls it or as it calls itself."""
+    """Return this node's name, as SLURM calls it or as it calls itself."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 

@@ -1,7 +1,7 @@
 """One rank of a run: joins the others, does its share of the work, and leaves word of how it ended.
 
-Started by :mod:`atlas.harness.launch`, which reads what is left here. A thread watches the other ranks of the node and the launcher,
-so that a rank that waits for one that is dead, deep inside a library, leaves within seconds.
+Started by :mod:`atlas.harness.launch`, which reads what is left here. A thread watches the other ranks of the node and the
+launcher, so that a rank that waits for one that is dead, deep inside a library, leaves within seconds.
 """
 
 from __future__ import annotations

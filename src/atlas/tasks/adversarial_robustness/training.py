@@ -20,8 +20,8 @@ from atlas.harness.seeds import generator, pick_device
 from atlas.nn.attacks import PGD, mode_of, summed_cross_entropy
 from atlas.nn.precision import mixed_precision, weight_type
 from atlas.nn.ranks import Ranks, here
-from atlas.nn.vit import at_least_float32
 from atlas.nn.sparse_costs import EpochCost, flops, training_flops
+from atlas.nn.vit import at_least_float32
 from atlas.nn.work import VALIDATION, work
 from atlas.tasks.adversarial_robustness.data import RobustData
 from atlas.tasks.adversarial_robustness.networks import build_network
@@ -192,7 +192,7 @@ class Training:
         return self._call(images)  # type: ignore[no-any-return]
 
     def loss(self, logits: Tensor, labels: Tensor, total: int) -> Tensor:
-        """Cross-entropy, mean over a batch of ``total`` images; of several ranks each has its part, and their mean is the whole."""
+        """Mean cross-entropy over a batch of ``total`` images; of several ranks each has a part, and their mean is the whole."""
         if self.ranks.size == 1:
             return functional.cross_entropy(at_least_float32(logits), labels)
         return summed_cross_entropy(at_least_float32(logits), labels) * (self.ranks.size / total)
