@@ -24,7 +24,7 @@ def test_every_image_is_held_once_and_with_its_mirror(total: int, group: int, si
             count = min(group, total - first)
             own = share[begin : begin + count // size]
             begin += count // size
-            assert {place for place in own} <= set(range(first, first + count))
+            assert set(own) <= set(range(first, first + count))
             if len(own) % 2 == 0:
                 assert [2 * first + count - 1 - place for place in own] == own[::-1]
 

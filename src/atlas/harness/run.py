@@ -43,6 +43,11 @@ class Resources(Settings):
         return self.ranks or max(1, self.gpus)
 
     @property
+    def all_gpus(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus
+
+    @property
     def all_ranks(self) -> int:
         """Processes of all nodes."""
         return self.nodes * self.ranks_per_node
