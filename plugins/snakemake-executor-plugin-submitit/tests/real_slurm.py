@@ -1,4 +1,4 @@
-"""A real SLURM of one node or several in a temporary directory: Debian's slurm-wlm and munge, with keys, ports and state of their own."""
+"""A real SLURM of one node or several in a temporary directory: Debian's slurm-wlm and munge, with keys and ports of its own."""
 
 from __future__ import annotations
 
