@@ -244,6 +244,7 @@ def rehearse(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Benchmarks at a time; by default what cores and memory allow.")
     ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Also estimate hours on so many GPUs, and step on two ranks.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier, interrupted rehearsal has done.")] = False,
 ) -> None:
     """Build every run at full size and take one step of each, on stand-in data; say what each will cost.
@@ -252,7 +253,7 @@ def rehearse(
     """
     from atlas.cli.rehearse import rehearse_study
 
-    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh)
+    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh, gpus=gpus)
 
 
 @app.command()

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atlas.nn.work import listener
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -95,6 +97,9 @@ class Ranks:
 
         Batch normalisation in the model, in place, uses the statistics of the whole batch from then on.
         """
+        told = listener()
+        if told is not None:
+            told.shared(sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad))
         return model
 
     def mean(self, value: Tensor) -> Tensor:
