@@ -1,13 +1,13 @@
-"""Steps per second of two ranks of one thread beside one process of one thread, for the same global batch; and what talking costs.
+"""Steps per second of two ranks of one thread beside one process of one thread, for one global batch; and what talking costs.
 
 Theory: two ranks have twice the arithmetic a second, and give up what they spend on exchanging gradients. A step of a vision
-transformer of P parameters on a batch of B images of N tokens has about 6 P N B operations and exchanges 4 P bytes, so the share of
-communication falls with N B: large batches hide it, and DistributedDataParallel sends the gradients of late layers while those of
-early ones are still computed.
+transformer of P parameters on a batch of B images of N tokens has about 6 P N B operations and exchanges 4 P bytes, so the share
+of communication falls with N B: large batches hide it, and DistributedDataParallel sends the gradients of late layers while those
+of early ones are still computed.
 
-Three kinds of step take turns in the same two processes: one process with the whole batch, while the other waits; both with half of
-it; both without exchanging gradients. The ratios are those of turns that follow each other; what is printed is their median, and the
-share of communication is what the step gains without it.
+Three kinds of step take turns in the same two processes: one process with the whole batch, while the other waits; both with half
+of it; both without exchanging gradients. The ratios are those of turns that follow each other; what is printed is their median,
+and the share of communication is what the step gains without it.
 
     python -m benchmarks.data_parallel
     python -m benchmarks.data_parallel --turns 20 --steps 3 --batch 64
@@ -114,10 +114,11 @@ def main() -> None:
             )
             for index in range(2)
         ]
-        lines = [process.communicate()[0] for process in processes][0].splitlines()
+        lines = [process.communicate()[0] for process in processes]
         if any(process.returncode for process in processes):
             sys.exit("a rank failed")
-    seconds = [tuple(map(float, line.split())) for line in lines]
+        first, _ = lines
+    seconds = [tuple(map(float, line.split())) for line in first.splitlines()]
     print("| batch | one process, s / step | two ranks, s / step | steps / s, ratio | communication |")
     print("|---|---|---|---|---|")
     one, two = (median(each[kind] for each in seconds) for kind in (0, 1))
