@@ -275,7 +275,7 @@ def _outcome(run: Run, folder: Path, deaths: Mapping[int, int], stop: StopReques
         if result["status"] == "interrupted":
             raise Interrupted(result["message"])
         if not deaths:
-            return {name: float(value) if isinstance(value, str) else value for name, value in result["values"].items()}
+            return dict(result["values"])
     raised = {rank: state for rank, state in states.items() if state["status"] == "failed"}
     if raised:
         rank = min(raised, key=lambda each: raised[each]["time"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import AtlasError, Interrupted
-from atlas.harness.files import write_json
+from atlas.harness.files import write_json, write_text
 from atlas.harness.launch import RESULT, SPEC, function_of, node_name, ranks_of, restored
 
 LOST = re.compile(r"gloo|nccl|connection|timed? ?out|timeout|socket|store|peer|broken pipe|process group", re.IGNORECASE)
@@ -93,8 +92,8 @@ def _work(spec: dict[str, Any], run: Any, word: Word, local: int) -> None:
         seed_everything(run.seed, spec["threads"])
         values = dict(function_of(run, spec["verb"])(run) or {})
         if ranks.first:
-            finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-            write_json(word.folder / RESULT, {"status": "done", "values": finite})
+            # numbers that are not finite pass, as they do not in files that others read
+            write_text(word.folder / RESULT, json.dumps({"status": "done", "values": values}, default=float))
     word.leave(status="done")
 
 
