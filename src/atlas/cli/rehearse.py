@@ -203,7 +203,7 @@ def _on_several(study: Study, stepped: list[Rehearsal], gpu: GPU, gpus: int) -> 
     lines = [
         "",
         f"On {gpus} GPUs a row whose work ranks can share takes its share of the arithmetic and launches, and exchanges its "
-        f"gradients over {LINK / 1e9:.0f} GB/s, none of it hidden behind the backward pass; other rows take what they take on one.",
+        f"gradients over {LINK / 1e9:.0f} GB/s, none of it hidden; other rows take what they take on one.",
     ]
     largest = max((result.run.resources.all_gpus for result in stepped), default=1)
     days = [f"{wall_hours(jobs_of(study, stepped, gpu), size) / 24:,.1f} days on {size}" for size in WALL_GPUS if size >= largest]
