@@ -33,7 +33,7 @@ CELL = "image-classification/digits/deit/seed0"
 STUDY = """
 description: A study for ranks.
 seeds: [0]
-resources: {threads: 1, memory_mb: 1000, minutes: 10, save_minutes: 0.02, hang_minutes: 0.1}
+resources: {threads: 1, memory_mb: 1000, minutes: 10, save_minutes: 0.02, hang_minutes: 0.3}
 image-classification:
   datasets:
     digits:
@@ -130,7 +130,7 @@ class Started:
         return {rank: state["pid"] for rank, state in launch.ranks_of(self.folder).items()}
 
     def until(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not condition():
             assert time.monotonic() < end
             assert self.process.poll() is None, self.process.communicate()[1]
@@ -141,7 +141,7 @@ class Started:
         before = {path.name: path.stat().st_mtime_ns for path in self.state.glob("*.pt")}
         self.until(lambda: {path.name: path.stat().st_mtime_ns for path in self.state.glob("*.pt")} != before)
 
-    def ended(self, limit: float = 120) -> tuple[int, str]:
+    def ended(self, limit: float = 300) -> tuple[int, str]:
         try:
             error = self.process.communicate(timeout=limit)[1]
         finally:
@@ -194,7 +194,7 @@ def test_a_dead_or_silent_rank_ends_the_others_with_one_error(workspace: Path) -
     os.kill(ranks[1], signal.SIGKILL)
     began = time.monotonic()
     code, error = started.ended()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # on a machine that is very busy; some three seconds on another
     assert code == 1
     (line,) = [line for line in error.splitlines() if "rror" in line]
     assert "a rank died of SIGKILL: rank 1 on node" in line
@@ -208,5 +208,5 @@ def test_a_dead_or_silent_rank_ends_the_others_with_one_error(workspace: Path) -
     code, error = started.ended()
     assert code == 1
     (line,) = [line for line in error.splitlines() if "rror" in line]
-    assert "no answer for 0.1 minutes (resources.hang_minutes) from rank 1 on node" in line
+    assert "no answer for 0.3 minutes (resources.hang_minutes) from rank 1 on node" in line
     assert not any(psutil.pid_exists(pid) for pid in ranks.values())

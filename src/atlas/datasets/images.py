@@ -202,7 +202,7 @@ def stand_in_imagenet(folder: Path) -> None:
 
 
 def check_imagenet(folder: Path) -> None:
-    """ImageNet-1k as everyone lays it out: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``, 1,000 classes each; or as two tars."""
+    """ImageNet-1k as everyone lays it out, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` of 1,000 classes; or as two tars."""
     where = (
         f"put ImageNet-1k at {folder}/train/<wnid>/*.JPEG and {folder}/val/<wnid>/*.JPEG (a link to your copy will do), "
         "or the same in train.tar and val.tar"

@@ -41,6 +41,8 @@ SPEC, RESULT = "spec.json", "result.json"
 MODULE = "atlas.harness.rank"
 """What a rank runs."""
 POLL_SECONDS = 0.2
+START_SECONDS = 1800
+"""How long launchers of several nodes wait for each other."""
 
 
 def function_of(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
@@ -185,7 +187,7 @@ def start_node(folder: Path, node: int, stop: StopRequest) -> dict[int, int]:
             run_id=folder.name,
             rdzv_backend="static",
             rdzv_endpoint=f"{spec['host']}:{spec['port']}",
-            rdzv_configs={"rank": node, "timeout": 60 * Resources(**spec["run"]["resources"]).hang_minutes},
+            rdzv_configs={"rank": node, "timeout": START_SECONDS},
             max_restarts=0,
             monitor_interval=POLL_SECONDS,
             logs_specs=DefaultLogsSpecs(log_dir=scratch),

@@ -21,12 +21,18 @@ from torch.nn.parallel import DistributedDataParallel
 from atlas.nn.ranks import Agreed, Ranks, Share, joined, mirrored
 
 
+START_SECONDS = 1800.0
+"""How long ranks wait for each other to start: a node may be slow to load what it needs."""
+
+
 class Group(Ranks):
     """One of several ranks; made by :func:`group`."""
 
     def __init__(self, local: int, device: torch.device, timeout: timedelta) -> None:
         self.rank, self.size, self.local = dist.get_rank(), dist.get_world_size(), local
         self._device = device
+        dist.barrier()  # all are there: from now on nobody may take longer to answer than the time that is set
+        self._data = dist.new_group(timeout=timeout)
         self._control = dist.new_group(backend="gloo", timeout=timeout)
         self._asked: tuple[Tensor, Any] | None = None
 
@@ -49,12 +55,14 @@ class Group(Ranks):
 
     def parallel(self, model: nn.Module) -> DistributedDataParallel:
         """Wrap a model: gradients are averaged over ranks while backward still runs, batch statistics are those of all ranks."""
-        synchronise_statistics(model, self)
+        synchronise_statistics(model, self._data)
         ids = [self._device.index] if self._device.type == "cuda" else None
         # ranks compute the same buffers; newer releases of torch have another name for not sending them at every pass
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
+        return DistributedDataParallel(
+            model, device_ids=ids, process_group=self._data, gradient_as_bucket_view=True, **{option: False}
+        )
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks."""
@@ -63,7 +71,7 @@ class Group(Ranks):
     def total(self, value: Tensor) -> Tensor:
         """Sum over ranks."""
         value = value.detach().clone().contiguous()
-        dist.all_reduce(value, group=None if value.device.type == self._device.type else self._control)
+        dist.all_reduce(value, group=self._data if value.device.type == self._device.type else self._control)
         return value
 
     def joined(self, rows: Tensor) -> Tensor:
@@ -115,7 +123,8 @@ def group(local: int, device: torch.device, timeout_seconds: float) -> Iterator[
     """Join the group that the environment names (as ``torchrun`` sets it), and be one of its ranks while the block runs."""
     timeout = timedelta(seconds=timeout_seconds)
     cuda = device.type == "cuda"
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
+    start = timedelta(seconds=max(timeout_seconds, START_SECONDS))
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=start, device_id=device if cuda else None)
     ranks = Group(local, device, timeout)
     with joined(ranks):
         yield ranks
@@ -127,20 +136,21 @@ class _Total(torch.autograd.Function):
     """Sum over ranks; the loss is the sum of the ranks' losses, so gradients are summed on the way back as well."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, data: dist.ProcessGroup) -> Tensor:
+        ctx.data = data
         value = value.contiguous().clone()
-        dist.all_reduce(value)
+        dist.all_reduce(value, group=data)
         return value
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient
+        dist.all_reduce(gradient, group=ctx.data)
+        return gradient, None
 
 
-def synchronise_statistics(model: nn.Module, ranks: Ranks) -> None:
+def synchronise_statistics(model: nn.Module, data: dist.ProcessGroup) -> None:
     """Let every batch normalisation of a model use the statistics of the whole batch, in place.
 
     The mean comes first and the variance about it second, as one process computes them; torch's own SyncBatchNorm runs on CUDA
@@ -150,14 +160,15 @@ def synchronise_statistics(model: nn.Module, ranks: Ranks) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not hasattr(module, "whole_batch"):
             module.whole_batch = True
-            module.forward = _Normalised(module).__call__  # type: ignore[method-assign]
+            module.forward = _Normalised(module, data).__call__  # type: ignore[method-assign]
 
 
 class _Normalised:
     """The forward pass of a batch normalisation with the statistics of all ranks' images."""
 
-    def __init__(self, module: _BatchNorm) -> None:
+    def __init__(self, module: _BatchNorm, data: dist.ProcessGroup) -> None:
         self.module: Any = module
+        self.data = data
 
     def __call__(self, x: Tensor) -> Tensor:
         module = self.module
@@ -167,11 +178,11 @@ class _Normalised:
         shape = [1, -1, *[1] * (x.ndim - 2)]
         values = x if x.dtype.itemsize >= 4 else x.float()
         here = values.sum(dims)
-        told = _Total.apply(torch.cat([here, here.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]))
+        told = _Total.apply(torch.cat([here, here.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]), self.data)
         count = told[-1].detach()
         mean = told[:-1] / count
         centred = values - mean.view(shape)
-        variance = _Total.apply(centred.square().sum(dims)) / count
+        variance = _Total.apply(centred.square().sum(dims), self.data) / count
         if module.training and module.track_running_stats:
             self._track(mean.detach(), variance.detach() * count / (count - 1))
         normal = centred * (variance + module.eps).rsqrt().view(shape)
