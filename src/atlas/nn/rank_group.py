@@ -18,21 +18,26 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from atlas.nn.ranks import Agreed, Ranks, Share, joined, mirrored
-
+from atlas.nn.ranks import Agreed, Ranks, Share, here, joined, mirrored
 
 START_SECONDS = 1800.0
 """How long ranks wait for each other to start: a node may be slow to load what it needs."""
 
 
 class Group(Ranks):
-    """One of several ranks; made by :func:`group`."""
+    """One of several ranks; made by :func:`group`.
+
+    Attributes
+    ----------
+    data : ProcessGroup
+        For gradients and other tensors on the device.
+    """
 
     def __init__(self, local: int, device: torch.device, timeout: timedelta) -> None:
         self.rank, self.size, self.local = dist.get_rank(), dist.get_world_size(), local
         self._device = device
         dist.barrier()  # all are there: from now on nobody may take longer to answer than the time that is set
-        self._data = dist.new_group(timeout=timeout)
+        self.data = dist.new_group(timeout=timeout)
         self._control = dist.new_group(backend="gloo", timeout=timeout)
         self._asked: tuple[Tensor, Any] | None = None
 
@@ -55,13 +60,13 @@ class Group(Ranks):
 
     def parallel(self, model: nn.Module) -> DistributedDataParallel:
         """Wrap a model: gradients are averaged over ranks while backward still runs, batch statistics are those of all ranks."""
-        synchronise_statistics(model, self._data)
+        synchronise_statistics(model)
         ids = [self._device.index] if self._device.type == "cuda" else None
         # ranks compute the same buffers; newer releases of torch have another name for not sending them at every pass
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return DistributedDataParallel(
-            model, device_ids=ids, process_group=self._data, gradient_as_bucket_view=True, **{option: False}
+            model, device_ids=ids, process_group=self.data, gradient_as_bucket_view=True, **{option: False}
         )
 
     def mean(self, value: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ class Group(Ranks):
     def total(self, value: Tensor) -> Tensor:
         """Sum over ranks."""
         value = value.detach().clone().contiguous()
-        dist.all_reduce(value, group=self._data if value.device.type == self._device.type else self._control)
+        dist.all_reduce(value, group=self.data if value.device.type == self._device.type else self._control)
         return value
 
     def joined(self, rows: Tensor) -> Tensor:
@@ -150,7 +155,7 @@ class _Total(torch.autograd.Function):
         return gradient, None
 
 
-def synchronise_statistics(model: nn.Module, data: dist.ProcessGroup) -> None:
+def synchronise_statistics(model: nn.Module) -> None:
     """Let every batch normalisation of a model use the statistics of the whole batch, in place.
 
     The mean comes first and the variance about it second, as one process computes them; torch's own SyncBatchNorm runs on CUDA
@@ -160,29 +165,31 @@ def synchronise_statistics(model: nn.Module, data: dist.ProcessGroup) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not hasattr(module, "whole_batch"):
             module.whole_batch = True
-            module.forward = _Normalised(module, data).__call__  # type: ignore[method-assign]
+            module.forward = _Normalised(module).__call__  # type: ignore[method-assign]
 
 
 class _Normalised:
     """The forward pass of a batch normalisation with the statistics of all ranks' images."""
 
-    def __init__(self, module: _BatchNorm, data: dist.ProcessGroup) -> None:
+    def __init__(self, module: _BatchNorm) -> None:
         self.module: Any = module
-        self.data = data
 
     def __call__(self, x: Tensor) -> Tensor:
         module = self.module
         if not module.training and module.track_running_stats:
             return type(module).forward(module, x)  # type: ignore[no-any-return]
+        ranks = here()
+        assert isinstance(ranks, Group)
+        data = ranks.data
         dims = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
         values = x if x.dtype.itemsize >= 4 else x.float()
-        here = values.sum(dims)
-        told = _Total.apply(torch.cat([here, here.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]), self.data)
+        own = values.sum(dims)
+        told = _Total.apply(torch.cat([own, own.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]), data)
         count = told[-1].detach()
         mean = told[:-1] / count
         centred = values - mean.view(shape)
-        variance = _Total.apply(centred.square().sum(dims), self.data) / count
+        variance = _Total.apply(centred.square().sum(dims), data) / count
         if module.training and module.track_running_stats:
             self._track(mean.detach(), variance.detach() * count / (count - 1))
         normal = centred * (variance + module.eps).rsqrt().view(shape)
