@@ -12,7 +12,9 @@ rule evaluate:
     resources:
         mem_mb=asked("memory_mb"),
         runtime=asked("minutes"),
-        gpu=asked("gpus"),
+        gpu=asked("all_gpus"),
+        nodes=asked("nodes"),
+        tasks=asked("nodes"),
     params:
         atlas=ATLAS,
         tier=TIER,

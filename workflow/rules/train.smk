@@ -13,7 +13,9 @@ rule train:
     resources:
         mem_mb=asked("memory_mb"),
         runtime=asked("minutes", sum_seeds=True),
-        gpu=asked("gpus"),
+        gpu=asked("all_gpus"),
+        nodes=asked("nodes"),
+        tasks=asked("nodes"),
     params:
         atlas=ATLAS,
         tier=TIER,

@@ -35,6 +35,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A trial with another setting: lr_multiplier=1, protocol.epochs=2."),
 ]
 
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="GPUs of this machine to train on together, whatever the study says.")
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option("--ranks", envvar="ATLAS_RANKS", min=1, help="Processes that train together, on CPUs, where GPUs are few."),
+]
+
 
 class Again(StrEnum):
     """Which complete trainings are repeated on request."""
@@ -90,6 +98,8 @@ def train(
     runs: Runs,
     tier: Tier = "demo",
     overrides: Overrides = None,
+    gpus: Gpus = None,
+    ranks: Ranks = None,
     force: Annotated[bool, typer.Option("--force", help="Train again, from the beginning.")] = False,
     again: Annotated[
         Again | None,
@@ -116,15 +126,15 @@ def train(
         if evaluate and ((trained and run.declared_metrics) or evaluation_due(run, why)):
             _evaluate(run)
 
-    _each("train", _selected(tier, runs, overrides), one)
+    _each("train", _together(_selected(tier, runs, overrides), gpus, ranks), one)
 
 
 @app.command()
-def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> None:
+def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None, gpus: Gpus = None, ranks: Ranks = None) -> None:
     """Evaluate trained runs on the test split and write their metrics.json; a trial's with the --set of its training."""
     from atlas.harness.startup import defer_compiler
 
-    selected = _selected(tier, runs, overrides)
+    selected = _together(_selected(tier, runs, overrides), gpus, ranks)
     defer_compiler()
     _each("evaluate", selected, _evaluate)
 
@@ -237,6 +247,7 @@ def rehearse(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Benchmarks at a time; by default what cores and memory allow.")
     ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Also estimate hours on so many GPUs, and step on two ranks.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier, interrupted rehearsal has done.")] = False,
 ) -> None:
     """Build every run at full size and take one step of each, on stand-in data; say what each will cost.
@@ -245,7 +256,7 @@ def rehearse(
     """
     from atlas.cli.rehearse import rehearse_study
 
-    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh)
+    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh, gpus=gpus)
 
 
 @app.command()
@@ -270,6 +281,23 @@ def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[
 
     study = _study(tier)
     return [apply_overrides(study.find(cell), overrides or []) for cell in cells]
+
+
+def _together(runs: list[Run], gpus: int | None, ranks: int | None) -> list[Run]:
+    """The runs with another number of processes than the study says; ``ranks`` for those rows that can use several."""
+    from dataclasses import replace
+
+    from atlas.harness.launch import shares_work
+
+    def asked(run: Run) -> Run:
+        resources = run.resources
+        if gpus is not None:
+            resources = resources.model_copy(update={"gpus": gpus, "nodes": 1})
+        if ranks is not None:
+            resources = resources.model_copy(update={"ranks": ranks if shares_work(run) else 1})
+        return replace(run, resources=resources)
+
+    return [asked(run) for run in runs]
 
 
 def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:

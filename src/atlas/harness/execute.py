@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
 from atlas.harness.code import code_of
 from atlas.harness.files import sha256, write_json
+from atlas.harness.launch import carry_out, function_of
 from atlas.harness.provenance import cpu_seconds, provenance
 from atlas.harness.registry import resolve
 from atlas.harness.resume import clear_state, spent
@@ -59,7 +60,7 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     with _recorded_failure(run, "train"):
         seed_everything(run.seed, run.resources.threads)
         clock = _Clock()
-        summary = dict(_function(run, "train")(run) or {})
+        summary = carry_out(run, "train")
         now, over_all = clock.read(), spent(run)
         write_json(run.record, _record(run, summary, {name: max(now[name], over_all[name]) for name in now}))
     clear_state(run)
@@ -99,7 +100,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     with _recorded_failure(run, "evaluate"):
         seed_everything(run.seed, run.resources.threads)
         clock = _Clock()
-        values = dict(_function(run, "evaluate")(run) or {})
+        values = carry_out(run, "evaluate")
         content = _metrics(run, values, clock.read())
     write_json(run.metrics, content)
     note_made_here(run, "metrics", run.metrics)
@@ -108,9 +109,9 @@ def evaluate_run(run: Run) -> dict[str, Any]:
 
 def import_code(run: Run) -> None:
     """Import the code with which training and evaluating a run begin, and so the libraries that it stands on."""
-    _function(run, "train")
+    function_of(run, "train")
     if run.declared_metrics:
-        _function(run, "evaluate")
+        function_of(run, "evaluate")
     for entry in run.method_entries:
         if entry.plugin:
             resolve(entry.plugin, entry.package)
@@ -125,14 +126,6 @@ def training_summary(run: Run) -> dict[str, Any]:
     """Return what the training reported about itself; a number that was not finite is NaN."""
     found = read_json(run.record).get("training", {})
     return {name: math.nan if value is None else value for name, value in found.items()}
-
-
-def _function(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
-    """The method's own function for a verb where it has one, else the task's."""
-    for entry in run.method_entries:
-        if own := getattr(entry, verb):
-            return resolve(own, entry.package)
-    return resolve(getattr(run.task_entry, verb), run.task_entry.package)
 
 
 def _require_inputs(run: Run) -> None:

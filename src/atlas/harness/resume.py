@@ -6,6 +6,9 @@ and ends with the same numbers as if nothing had happened.
 
 A state is one file: the SHA-256 of the payload, then the payload. Two slots are written in turn, so that a kill during
 a write, a full disk or a damaged file leaves the state before it.
+
+Several ranks that train one run (:mod:`atlas.nn.ranks`) stop after the same step, whichever of them was told; the first one
+writes the state, and any number of ranks goes on from it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from atlas.harness.files import write_bytes, write_json
 from atlas.harness.history import History
 from atlas.harness.progress import Progress
 from atlas.harness.provenance import cpu_seconds
+from atlas.nn.ranks import here
 from atlas.nn.work import work
 
 if TYPE_CHECKING:
@@ -183,10 +187,12 @@ class TrainingLoop:
         self.total = total if run.limit is None else min(total, run.limit)
         self.history = History(run.history if phase == "train" else run.results / f"{phase}.csv")
         self.store = StateStore(run.checkpoint / "state" / phase, run.fingerprint)
+        self.ranks = here()
         self.start = 0
         self.seconds = self.cpu_seconds = 0.0
         self._step = 0
         self._restore()
+        self.ranks.same(self.start, f"{run.cell}: the step of the saved state")
 
     def log(self, **values: float) -> None:
         """Add a row to the phase's curves at the present step (the number of steps completed, this one included)."""
@@ -210,18 +216,27 @@ class TrainingLoop:
                 self.seconds = before + now - began
                 self.cpu_seconds = cpu_before + cpu_seconds()
                 done = step + 1
-                if request.signal is not None and done < self.total:
-                    self.save(done)
-                    raise Interrupted(
-                        f"{self.run.cell}: stopped by {request.signal.name} after step {done} of {self.total}; "
-                        "its state is saved, start it again to go on"
-                    )
-                if now - saved >= 60 * self.run.resources.save_minutes:
+                due = now - saved >= 60 * self.run.resources.save_minutes
+                agreed = self.ranks.agree(request.signal or 0, due)
+                if agreed.stop and done < self.total:
+                    self._leave(done, signal.Signals(agreed.stop))
+                if agreed.save:
                     self.save(done)
                     saved = time.monotonic()
+            self.ranks.settle()
             if self.start < self.total:
                 self.save(self.total)
             self.history.write()
+
+    def _leave(self, done: int, told: signal.Signals) -> None:
+        """Save the state after a signal, and stop."""
+        self.ranks.settle()
+        self.save(done)
+        self.ranks.barrier()  # nobody leaves before the state is written
+        raise Interrupted(
+            f"{self.run.cell}: stopped by {told.name} after step {done} of {self.total}; "
+            "its state is saved, start it again to go on"
+        )
 
     def over_epochs(
         self, steps: int, batches: Callable[[int, int], Iterator[Batch]], begin: Callable[[int], None] = lambda step: None
@@ -246,7 +261,9 @@ class TrainingLoop:
             yield step, next(stream)
 
     def save(self, step: int) -> None:
-        """Save the full state as it is after ``step`` completed steps."""
+        """Save the full state as it is after ``step`` completed steps; of several ranks the first one does, for all."""
+        if not self.ranks.first:
+            return
         content = {
             "parts": {name: _state_of(part) for name, part in self.parts.items()},
             "random": _random_state(),
@@ -339,10 +356,36 @@ def _random_state() -> dict[str, Any]:
     name, keys, *rest = state
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": _cuda_states(),
         "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest],
         "python": random.getstate(),
     }
+
+
+def _cuda_states() -> list[Any]:
+    """States of the GPUs' generators: of all that a process by itself sees, of the one that a rank was given."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    given = here().device()
+    alone = given is None or given.type != "cuda"
+    return torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state(given)]
+
+
+def _set_cuda_states(states: list[Any]) -> None:
+    """Go on from generators' states; all ranks draw alike, so any number of them takes the first one's."""
+    import torch
+
+    if not states or not torch.cuda.is_available():
+        return
+    given = here().device()
+    if given is not None and given.type == "cuda":
+        torch.cuda.set_rng_state(states[0], given)
+    elif len(states) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states)
+    else:
+        torch.cuda.set_rng_state(states[0])
 
 
 def _set_random_state(state: Mapping[str, Any]) -> None:
@@ -350,8 +393,7 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    _set_cuda_states(state["cuda"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002
     version, internal, gauss = state["python"]

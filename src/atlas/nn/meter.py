@@ -97,11 +97,14 @@ class Meter:
         Kind of work to what it took.
     memory : LiveMemory
         Bytes that were alive, of all kinds together.
+    gradient_bytes : int
+        Bytes of gradients that a step's ranks would exchange, of the largest model that trains.
     """
 
     def __init__(self) -> None:
         self.spent: dict[str, Spent] = defaultdict(Spent)
         self.memory = LiveMemory()
+        self.gradient_bytes = 0
         self._kind = ONCE
         self._seen = Spent()
         self._block = ExitStack()
@@ -125,3 +128,7 @@ class Meter:
         self._seen = now
         before, self._kind = self._kind, kind
         return before
+
+    def shared(self, gradient_bytes: int) -> None:
+        """Note what a step's ranks would exchange."""
+        self.gradient_bytes = max(self.gradient_bytes, gradient_bytes)

@@ -99,6 +99,7 @@ row(
     amounts="baselines:amounts",
     train="baselines:rank_topologies",
     evaluate="baselines:judge_ranking",
+    ranks=True,
 )
 
 # trained networks: what the search found, the same topology scaled by growth, and the published models
@@ -112,6 +113,7 @@ network = partial(
         Metric("macs", "MACs / image", "lower", ".3g"),
     ),
     evaluate="plugin:evaluate",
+    ranks=True,
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from atlas.harness.seeds import derive_seed
+from atlas.nn.precision import weight_type
 from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.protocol import Backbone
 
@@ -51,7 +52,7 @@ def build_model(run: Run, ingredients: Ingredients, classes: int) -> nn.Module:
     backbone = plain_backbone(run, ingredients, classes)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(run.seed, "rewrite"))
-        return ingredients.rewrite(backbone, run)
+        return ingredients.rewrite(backbone, run).to(weight_type(run.protocol_model().precision))
 
 
 def parameter_groups(

@@ -96,6 +96,8 @@ class Protocol(Settings):
     """What every row of a table shares.
 
     A batch goes through the model ``micro_batch`` images at a time, and its gradients add up: the same step in less memory.
+    Images are mixed inside such a piece. Of several ranks each passes its share of the pieces, and at most ``micro_batch``
+    images at a time. ``precision`` float64 computes everything in double precision, where rounding must not matter.
     """
 
     backbone: Backbone = Backbone()
@@ -116,7 +118,7 @@ class Protocol(Settings):
     mix_switch_probability: Fraction = 0.5
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
     evaluate_ema: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     evaluation_batch_size: Natural = 256
     log_every: Natural = 10
 
