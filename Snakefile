@@ -5,6 +5,7 @@ snakemake --config tier=lab        another study: config/<tier>.yaml
 snakemake --profile slurm          the same on a SLURM cluster
 snakemake --config here=yes        also what was made on another machine
 snakemake --config code=new        also what was trained with other code
+snakemake --config only=vfds       only some rows: a method, paper, task, data set or pattern, and what they need
 snakemake -- FILE                  what one table, page or metrics.json needs
 """
 

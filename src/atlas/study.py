@@ -2,6 +2,7 @@
 
 from atlas.harness.agenda import MARKER, Agenda, Demands, agenda
 from atlas.harness.run import Resources, Run
+from atlas.harness.selection import select
 from atlas.harness.study import Study
 
-__all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "agenda"]
+__all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "agenda", "select"]

@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from atlas.errors import UserError
-from atlas.study import MARKER, Demands, Study, agenda
+from atlas.study import MARKER, Demands, Study, agenda, select
 
 TIER = config.get("tier", "demo")
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
@@ -27,9 +27,13 @@ ATLAS = (
 DONE = f".atlas/done/{TIER}"
 
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
+# Some rows: --config only=vfds, only='image-classification/*/attnscale*', or several with commas between them.
+ONLY = config.get("only") or ()
+ONLY = tuple(ONLY.split(",") if isinstance(ONLY, str) else ONLY)
 
 try:
     STUDY = Study.read(TIER)
+    select(STUDY, ONLY)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -44,7 +48,7 @@ def results_folder():
     closed = not os.access(there, os.W_OK)
     return (
         f".atlas/closed/{TIER}"
-        if closed and agenda(STUDY).anything
+        if closed and agenda(STUDY, Demands(only=ONLY)).anything
         else folder.as_posix()
     )
 
@@ -61,7 +65,7 @@ def forced():
 @cache
 def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
-    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE)
+    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE, only=ONLY)
     found = agenda(STUDY, demands)
     if RESULTS.startswith(".atlas") and not workflow.dryrun:
         raise WorkflowError(f"results/{TIER} cannot be written")
@@ -183,4 +187,5 @@ def shown_files(made_now):
         for task, dataset in STUDY.tables
         if ((task, dataset) in todo().tables) == made_now
     ]
-    return files + [f"{RESULTS}/claims.csv"] * (bool(todo().page) == made_now)
+    files += [f"{RESULTS}/claims.csv"] * (bool(todo().page) == made_now)
+    return [file for file in files if made_now or not ONLY or Path(file).exists()]

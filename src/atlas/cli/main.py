@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="atlas",
     help="Ten methods for learning efficiently and robustly, compared under one protocol.\n\n"
-    "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10; "
+    "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10, or a part of that: "
+    "image-classification/digits/attnscale is a row with all its seeds, 'digits/attnscale*' a pattern, vfds everything of a paper. "
     "'atlas list runs' shows all of a study.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 
 Tier = Annotated[str, typer.Option("--tier", "-t", help="Study to work on: config/<tier>.yaml.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>; several are done in turn.")]
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>, or a part of it, with * and ?: a row is all its seeds.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A trial with another setting: lr_multiplier=1, protocol.epochs=2."),
@@ -265,8 +266,13 @@ def _study(tier: str) -> Study:
 def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[Run]:
     from atlas.cli.overrides import apply_overrides
 
+    from atlas.study import select
+
     study = _study(tier)
-    return [apply_overrides(study.find(cell), overrides or []) for cell in cells]
+    runs = select(study, cells)
+    if len(runs) > len(cells):
+        print(f"{len(runs)} runs, from {runs[0].cell} to {runs[-1].cell}", file=sys.stderr)
+    return [apply_overrides(run, overrides or []) for run in runs]
 
 
 def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:

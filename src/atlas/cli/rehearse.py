@@ -12,7 +12,7 @@ from pathlib import Path
 from atlas.errors import AtlasError, UserError, did_you_mean
 from atlas.harness.files import write_text
 from atlas.harness.rehearsal import GPU, GPUS, LAUNCH_SECONDS, TOLERANCE, UTILISATION, Count, Notes, Rehearsal, rehearse
-from atlas.study import Run, Study
+from atlas.study import Run, Study, select
 
 COLUMNS = (
     "run",
@@ -81,8 +81,10 @@ def _jobs() -> int:
 def _rows(study: Study, cells: list[str]) -> list[list[Run]]:
     if not cells:
         return list(study.by_row.values())
-    chosen = [study.find(cell) for cell in cells]
-    return [[run] for run in chosen]
+    rows: dict[str, list[Run]] = {}
+    for run in select(study, cells):
+        rows.setdefault(run.cell.rpartition("/")[0], []).append(run)
+    return list(rows.values())
 
 
 def _complain(done: list[Rehearsal]) -> None:
