@@ -31,7 +31,10 @@ def test_a_row_is_all_its_seeds(demo: Study) -> None:
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("image-classification/*/attnscale*", lambda run: run.task == "image-classification" and run.method.startswith("attnscale")),
+        (
+            "image-classification/*/attnscale*",
+            lambda run: run.task == "image-classification" and run.method.startswith("attnscale"),
+        ),
         ("digits/attnscale", lambda run: (run.dataset, run.method) == ("digits", "attnscale")),
         ("novel-view-synthesis", lambda run: run.task == "novel-view-synthesis"),
         ("handover", lambda run: run.dataset == "handover"),

@@ -30,10 +30,17 @@ app = typer.Typer(
 )
 
 Tier = Annotated[str, typer.Option("--tier", "-t", help="Study to work on: config/<tier>.yaml.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>, or a part of it, with * and ?: a row is all its seeds.")]
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>, or a part of it, with * and ?: a row is all its seeds."),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A trial with another setting: lr_multiplier=1, protocol.epochs=2."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A trial with another setting, for example protocol.epochs=2; 'atlas describe' shows a method's.",
+    ),
 ]
 
 
@@ -68,6 +75,49 @@ def list_things(
 
 
 @app.command()
+def describe(
+    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="A method, a task (its protocol), or a paper.")],
+) -> None:
+    """Say what a method is: settings with defaults and ranges, source, and a row to paste into a study."""
+    from atlas.cli.describing import describe as described
+
+    print("\n\n".join(map(described, names)))
+
+
+new = typer.Typer(
+    help="Write the folder of a new method, or of a new data set, that passes its own tests as it is.", rich_markup_mode=None
+)
+app.add_typer(new, name="new", no_args_is_help=True)
+
+
+@new.command("method")
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and hyphens.")],
+    task: Annotated[
+        str, typer.Option(help="Task in whose tables it stands; 'atlas list tasks' shows them.")
+    ] = "image-classification",
+) -> None:
+    """Write src/atlas/methods/<name>/ with a working method to change, and tests/methods/<name>/."""
+    from atlas.cli import creating
+
+    files = creating.new_method(name, task)
+    print("\n".join(map(str, files)))
+    print(
+        f"\nIts tests:  pytest {files[-1]}\n            pytest tests/conformance -k {name}\nA row of a study:  atlas describe {name}"
+    )
+
+
+@new.command("dataset")
+def new_dataset(name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and hyphens.")]) -> None:
+    """Write src/atlas/datasets/<name>.py, which makes a small set of images to replace, and its test."""
+    from atlas.cli import creating
+
+    files = creating.new_dataset(name)
+    print("\n".join(map(str, files)))
+    print(f"\nIts tests:  pytest {files[-1]}\nThen:       atlas acquire {name}")
+
+
+@app.command()
 def acquire(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET...")],
     mirror: Annotated[
@@ -77,7 +127,10 @@ def acquire(
 ) -> None:
     """Download, verify and unpack datasets into data/<dataset>/; what is there already is looked at again."""
     from atlas.datasets import acquire as fetch
+    from atlas.harness.study import CONFIG_FOLDER, checkout_hint
 
+    if not CONFIG_FOLDER.is_dir() and (hint := checkout_hint(Path())).startswith("the checkout"):
+        raise UserError(f"{Path.cwd().name} is a folder of a checkout, and data/ would land in it; {hint}")
     for dataset in datasets:
         manifest = fetch(dataset, root=Path("data"), mirror=mirror)
         print(f"{dataset}: data/{dataset} ({manifest.sha256[:12]})")
@@ -265,7 +318,6 @@ def _study(tier: str) -> Study:
 
 def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[Run]:
     from atlas.cli.overrides import apply_overrides
-
     from atlas.study import select
 
     study = _study(tier)

@@ -59,7 +59,8 @@ class Study:
         path = root / CONFIG_FOLDER / f"{tier}.yaml"
         if not path.is_file():
             known = [file.stem for file in sorted((root / CONFIG_FOLDER).glob("*.yaml"))]
-            raise UserError(f"there is no study {tier} ({path} does not exist); {did_you_mean(tier, known)}")
+            hint = did_you_mean(tier, known) if known else checkout_hint(root)
+            raise UserError(f"there is no study {tier} ({path} does not exist); {hint}")
         study = StudyFile(path, tier, root, load()).study()
         check_claims(study.runs, tier)
         return study
@@ -107,6 +108,15 @@ class Study:
     def matching(self, task: str, dataset: str | None = None, method: str | None = None) -> list[Run]:
         """Return the runs of a task, of one of its datasets, or of one row."""
         return [run for run in self.runs if run.task == task and dataset in (None, run.dataset) and method in (None, run.method)]
+
+
+def checkout_hint(root: Path) -> str:
+    """Where the checkout is, for a folder that is not one: in a folder above it, or to be named."""
+    above = root.resolve().parents
+    for steps, folder in enumerate(above, start=1):
+        if (folder / CONFIG_FOLDER).is_dir() and (folder / "Snakefile").is_file():
+            return f"the checkout is {folder}: go there, or say atlas -C {'/'.join(['..'] * steps)} …"
+    return "this is not a checkout of Atlas: go to one, or say which with atlas -C FOLDER …"
 
 
 class StudyFile:
