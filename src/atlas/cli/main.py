@@ -21,7 +21,7 @@ app = typer.Typer(
     name="atlas",
     help="Ten methods for learning efficiently and robustly, compared under one protocol.\n\n"
     "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10, or a part of that: "
-    "image-classification/digits/attnscale is a row with all its seeds, 'digits/attnscale*' a pattern, vfds everything of a paper. "
+    "image-classification/digits/attnscale is a row with all its seeds, 'digits/attnscale*' a pattern, vfds all of a paper. "
     "'atlas list runs' shows all of a study.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -102,9 +102,7 @@ def new_method(
 
     files = creating.new_method(name, task)
     print("\n".join(map(str, files)))
-    print(
-        f"\nIts tests:  pytest {files[-1]}\n            pytest tests/conformance -k {name}\nA row of a study:  atlas describe {name}"
-    )
+    print(f"\nIts tests:  pytest {files[-1]}\n            pytest tests/conformance -k {name}\nA row:      atlas describe {name}")
 
 
 @new.command("dataset")
