@@ -2,8 +2,8 @@
 
 A name has four parts, ``task/dataset/method/seed<k>``. A pattern gives some that follow each other, whole, with ``*``, ``?`` and
 ``[…]`` inside a part as in file names: ``image-classification/digits/attnscale`` is a row with all its seeds, ``digits`` a data
-set, ``attnscale/seed10`` one seed of every row of that name. A single word may also be a paper, a registered method of a recipe or
-row, or the acquired data set that a benchmark reads.
+set, ``attnscale/seed10`` one seed of every row of that name. A single word may also be a paper, a registered method of a recipe
+or row, or the acquired data set that a benchmark reads.
 """
 
 from __future__ import annotations

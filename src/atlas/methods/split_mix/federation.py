@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atlas.methods.split_mix.adapting import by_width, takes_width
 from atlas.methods.split_mix.clients import Batches, Client, Rules
 from atlas.methods.split_mix.local import LocalOptions, as_images, batch_sizes, check_samples, checked_sizes
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
@@ -44,7 +45,7 @@ class FedTrainer(Rules):
         Raises
         ------
         TypeError
-            A client is no :class:`Client`, or its inputs or labels are no tensors.
+            A client is no :class:`Client`; or the network can be made for no other width, see :func:`.adapting.by_width`.
         ValueError
             There are no clients, or fewer than take part in a round. Or, naming the client: it has no samples, too few for a
             minibatch, inputs that are not finite, outside the box of the attack or unlike those of other clients, labels that the
@@ -65,6 +66,8 @@ class FedTrainer(Rules):
         ]
         sizes = np.array([len(client.labels) for client in self.clients], dtype=np.float64)
         self.weights = sizes / sizes.sum()
+        if not takes_width(self.factory):
+            self.factory = by_width(self.factory, as_images(self.clients[0].inputs[:2]))
         self.server = self._server()
         self._check_labels(self._classes())
         if self._pending is not None:

@@ -20,6 +20,7 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
+from atlas.nn.examples import as_loader
 
 DEFAULTS = UVCSettings()
 ANNEALED = 0.6
@@ -103,9 +104,10 @@ def smallest_cut(shape: ViTShape) -> CompressionPlan:
 def compress(
     model: Any,
     budget: float,
-    train_loader: Iterable[tuple[Tensor, Tensor]],
+    train_loader: Any,
     *,
-    val_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+    val_loader: Any = None,
+    batch_size: int = 64,
     teacher: nn.Module | None = None,
     epochs: tuple[int, int] = DEFAULTS.stages,
     preset: ControllerPreset = DEFAULTS.preset,
@@ -130,8 +132,9 @@ def compress(
         The dense model; not changed. One with a distillation token learns by both of its heads here.
     budget : float
         Multiply-accumulates left, in (0, 1].
-    train_loader, val_loader : iterable of (images, targets)
-        Passed over once per epoch; targets are classes or probabilities, for ``val_loader`` classes.
+    train_loader, val_loader : iterable of (images, targets), Dataset, or pair of arrays
+        Passed over once per epoch; targets are classes or probabilities, for ``val_loader`` classes. A dataset, or all images and
+        targets as tensors or NumPy arrays, is loaded in batches of ``batch_size``, shuffled for training.
     teacher : nn.Module, optional
         Anything that gives logits; by default the dense model itself.
     epochs : (int, int)
@@ -154,6 +157,8 @@ def compress(
 
     Raises
     ------
+    TypeError
+        A loader is none of the above.
     ValueError
         The budget is not in (0, 1], a loader is empty, or the teacher has other classes.
     InfeasibleBudgetError, UnsupportedArchitectureError, FloatingPointError
@@ -162,6 +167,9 @@ def compress(
         The model cannot be made smaller exactly; tried before the search.
     """
     device = torch.device(device) if device is not None else next(model.parameters()).device
+    train_loader = as_loader(train_loader, batch_size, seed=seed, name="train_loader")
+    if val_loader is not None:
+        val_loader = as_loader(val_loader, batch_size, shuffle=False, name="val_loader")
     if isinstance(train_loader, Sized) and not len(train_loader):
         raise ValueError("train_loader is empty")
     student = copy.deepcopy(model).to(device)
