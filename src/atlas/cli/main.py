@@ -125,11 +125,14 @@ def acquire(
 ) -> None:
     """Download, verify and unpack datasets into data/<dataset>/; what is there already is looked at again."""
     from atlas.datasets import acquire as fetch
-    from atlas.harness.study import CONFIG_FOLDER, checkout_hint
+    from atlas.datasets import dataset_names
+    from atlas.harness.study import CONFIG_FOLDER, checkout_hint, declare_own
 
     if not CONFIG_FOLDER.is_dir() and (hint := checkout_hint(Path())).startswith("the checkout"):
         raise UserError(f"{Path.cwd().name} is a folder of a checkout, and data/ would land in it; {hint}")
     for dataset in datasets:
+        if dataset not in dataset_names():
+            declare_own(dataset, Path())
         manifest = fetch(dataset, root=Path("data"), mirror=mirror)
         print(f"{dataset}: data/{dataset} ({manifest.sha256[:12]})")
 

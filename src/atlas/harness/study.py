@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atlas.datasets import dataset_names
+from atlas.datasets import dataset_names, get_dataset
+from atlas.datasets.own import declare
 from atlas.errors import UserError, did_you_mean
 from atlas.harness.claims import check_claims
 from atlas.harness.names import case_twins, ignores_case, name_fault, shown_name
@@ -197,17 +198,21 @@ class StudyFile:
             where = f"{task.name}.datasets.{dataset}"
             options = self.mapping(options, where)
             self.known_keys(options, DATASET_WORDS, where)
-            protocol = merge(self.part(body, "protocol", task.name), self.part(options, "protocol", where))
+            data = self.data(dataset, options, where)
+            found = _found(task, data) if isinstance(options.get("data"), Mapping) else {}
+            protocol = merge(found, self.part(body, "protocol", task.name), self.part(options, "protocol", where))
             asked = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
             rows = self.rows(task, body, options, dataset)
             self.check_names(rows, f"{where}.methods")
-            yield from _Benchmark(self, task, dataset, self.data(dataset, options, where), protocol, asked, rows).runs(seeds)
+            yield from _Benchmark(self, task, dataset, data, protocol, asked, rows).runs(seeds)
 
     def data(self, benchmark: str, options: Mapping[str, Any], where: str) -> str:
         """Name of the data set that a benchmark reads; empty where its data is generated."""
         name = options.get("data", benchmark)
         if name is None:
             return ""
+        if isinstance(name, Mapping):
+            return declare(benchmark, name, self.root, f"{self.shown}: {where}.data").name
         if name in dataset_names():
             return str(name)
         hint = did_you_mean(str(name), dataset_names())
@@ -231,6 +236,29 @@ class StudyFile:
         if not rows:
             raise self.fail(own, "names no method")
         return rows
+
+
+def _found(task: Task, data: str) -> dict[str, Any]:
+    """What the protocol takes from a person's own images, unless the study says otherwise: their size and channels."""
+    shape = get_dataset(data).facts.get("shape")
+    if "backbone" not in task.protocol.model_fields or not isinstance(shape, tuple):
+        return {}
+    return {"backbone": {"in_chans": shape[0], "img_size": shape[1]}}
+
+
+def declare_own(name: str, root: Path) -> None:
+    """Look for own data of a name in the studies of a checkout, and declare it; a study that cannot be read is passed over."""
+    for path in sorted((root / CONFIG_FOLDER).glob("*.yaml")):
+        try:
+            content = read_yaml(path, CONFIG_FOLDER / path.name)
+        except UserError:
+            continue
+        for task, body in content.items() if isinstance(content, Mapping) else ():
+            datasets = body.get("datasets") if isinstance(body, Mapping) else None
+            options = datasets.get(name) if isinstance(datasets, Mapping) else None
+            if isinstance(options, Mapping) and isinstance(options.get("data"), Mapping):
+                declare(name, options["data"], root, f"{CONFIG_FOLDER / path.name}: {task}.datasets.{name}.data")
+                return
 
 
 @dataclass
