@@ -18,6 +18,7 @@ from atlas.methods.split_mix.local import LocalOptions, as_images, batch_sizes, 
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.servers import PrefixServer, SplitMixServer
 from atlas.methods.split_mix.widths import base_count
+from atlas.nn.bars import Bar
 
 DECAY = 0.1
 
@@ -146,19 +147,24 @@ class FedTrainer(Rules):
         self.history.append({"round": index + 1, "loss": loss, "learning_rate": lr})
         return self.history[-1]
 
-    def fit(self, clients: Sequence[Client], path: str | Path | None = None, save_every: int = 10) -> FitResult:
+    def fit(
+        self, clients: Sequence[Client], path: str | Path | None = None, save_every: int = 10, *, progress: bool | None = None
+    ) -> FitResult:
         """Run all rounds that are left.
 
         Parameters
         ----------
         path : Path, optional
             Where to save the state every ``save_every`` rounds, for :meth:`resume`.
+        progress : bool, optional
+            Whether to draw a bar; by default on a terminal.
         """
         self.start(clients)
-        while self.completed < self.rounds:
-            self.round()
-            if path is not None and (self.completed % save_every == 0 or self.completed == self.rounds):
-                self.save(path)
+        with Bar(self.method, self.rounds, progress, done=self.completed) as bar:
+            while self.completed < self.rounds:
+                bar.advance({"loss": self.round()["loss"]})
+                if path is not None and (self.completed % save_every == 0 or self.completed == self.rounds):
+                    self.save(path)
         return FitResult(self.server.model(), self.history)
 
     def model(self, client: int | None = None) -> nn.Module:

@@ -20,6 +20,7 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
+from atlas.nn.bars import Bar
 from atlas.nn.examples import as_loader
 
 DEFAULTS = UVCSettings()
@@ -123,6 +124,7 @@ def compress(
     v_layout: ValueLayout = DEFAULTS.v_layout,
     prune: bool = True,
     skip: bool = True,
+    progress: bool | None = None,
 ) -> CompressionResult:
     """Compress a trained timm VisionTransformer to a budget; defaults are those of :class:`.settings.UVCSettings`.
 
@@ -154,6 +156,8 @@ def compress(
         Of distillation; see :func:`.distillation.kd_loss`.
     v_layout : {"padded", "uniform"}
         See :func:`.exporting.export`.
+    progress : bool, optional
+        Whether to draw a bar; by default on a terminal.
 
     Raises
     ------
@@ -191,13 +195,14 @@ def compress(
         anneal_steps=int(ANNEALED * (epochs[0] - warmup) * batches),
     )
     export(student, smallest_cut(controller.shape), v_layout)
-    stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
-    plan = settle(controller, budget)
-    if v_layout == "uniform":
-        plan = uniform_widths(plan, controller.shape, controller.scores())
-    small: Any = export(student, plan, v_layout)
-    before = None if val_loader is None else accuracy(small, val_loader, device)
-    stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
+    with Bar("compress", sum(epochs) * batches, progress) as stages.bar:
+        stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
+        plan = settle(controller, budget)
+        if v_layout == "uniform":
+            plan = uniform_widths(plan, controller.shape, controller.scores())
+        small: Any = export(student, plan, v_layout)
+        before = None if val_loader is None else accuracy(small, val_loader, device)
+        stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
     after = None if val_loader is None else accuracy(small, val_loader, device)
     small.eval()
     if distills is not None:
@@ -214,6 +219,7 @@ class _Stages:
         self.student, self.teacher, self.loader, self.device = student, teacher, loader, device
         self.alpha, self.temperature, self.norm = alpha, temperature, norm
         self.log: list[dict[str, Any]] = []
+        self.bar = Bar("compress", 0)
 
     def count_batches(self) -> int:
         """Return the number of batches of an epoch; check that there are any, and that the teacher has the student's classes."""
@@ -254,6 +260,7 @@ class _Stages:
                 seen: StepLog = controller.step(step_rate)
                 step += 1
                 self.log.append({"stage": "search", "step": step, "loss": float(loss.detach()), **seen.values()})
+                self.bar.advance({"loss": self.log[-1]["loss"]})
         remove_gates(model)
 
     def finetune(self, small: nn.Module, epochs: int, batches: int, rate: float, weight_decay: float) -> None:
@@ -267,6 +274,7 @@ class _Stages:
                 weight_step(optimizer, [loss], cosine_rate(step, epochs * batches, rate), small.parameters())
                 step += 1
                 self.log.append({"stage": "finetune", "step": step, "loss": float(loss.detach())})
+                self.bar.advance({"loss": self.log[-1]["loss"]})
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atlas.methods.vfds.losses import Loss, arm_loss, check_lambda, lambda_at, selection_loss
 from atlas.methods.vfds.model import FILL, SelectiveGRU
 from atlas.methods.vfds.sweep import Sweep
+from atlas.nn.bars import track
 from atlas.nn.examples import gathered
 from atlas.nn.sequences import check_complete, check_labels, labelled, valid_steps
 
@@ -71,6 +72,7 @@ def fit(
     clip_norm: float | None = 1.0,
     lengths: Tensor | None = None,
     ignore_index: int = -1,
+    progress: bool | None = None,
     **options: Any,
 ) -> list[dict[str, float]]:
     """Train a model in place.
@@ -97,6 +99,8 @@ def fit(
         (N,) valid steps of padded sequences, from 1 to T; they go with their sequences into every batch.
     ignore_index : int
         Label of unlabelled steps.
+    progress : bool, optional
+        Whether to draw a bar; by default on a terminal.
     options
         Of :func:`.losses.selection_loss` or :func:`.losses.arm_loss`.
 
@@ -128,7 +132,7 @@ def fit(
     optimiser = torch.optim.Adam(groups) if optimizer is None else optimizer(groups)
     order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 2**32)
     curve = []
-    for step in range(steps):
+    for step in track(range(steps), "fit", steps, progress):
         chosen = torch.randint(len(x), (min(batch_size, len(x)),), generator=order).to(x.device)
         drawn = torch.rand(x.shape[1], len(chosen), model.groups.n_groups, generator=noise).clamp(1e-6, 1 - 1e-6)
         loss = training_loss(
