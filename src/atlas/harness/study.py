@@ -41,6 +41,7 @@ class Study:
     runs: tuple[Run, ...]
     root: Path
     source: Path
+    limits: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, tier: str, root: Path | str = Path()) -> Study:
@@ -180,12 +181,15 @@ class StudyFile:
         if not isinstance(self.batch_seeds, bool):
             raise self.fail("batch_seeds", f"must be true or false, not {self.batch_seeds!r}")
         description = str(top.pop("description", ""))
+        limits = top.pop("limits", None) or []
+        if not isinstance(limits, list) or not all(isinstance(limit, str) for limit in limits):
+            raise self.fail("limits", "must be a list of sentences: what the study cannot show")
         resources = self.mapping(top.pop("resources", None), "resources")
         runs: list[Run] = []
-        self.known_keys(top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "resources"], "")
+        self.known_keys(top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "limits", "resources"], "")
         for name, body in top.items():
             runs += self.task_runs(self.registry.task(name), self.mapping(body, name), seeds, resources)
-        return Study(self.tier, description, tuple(seeds), self.batch_seeds, tuple(runs), self.root, self.shown)
+        return Study(self.tier, description, tuple(seeds), self.batch_seeds, tuple(runs), self.root, self.shown, tuple(limits))
 
     def task_runs(self, task: Task, body: dict[str, Any], seeds: list[int], resources: dict[str, Any]) -> Iterator[Run]:
         """Every run of one task."""

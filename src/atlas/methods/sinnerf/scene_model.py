@@ -156,7 +156,7 @@ class SceneModel:
         return json.loads(json.dumps(facts, default=lambda value: np.asarray(value).tolist()))  # type: ignore[no-any-return]
 
     def film(self, path: Path | str, cameras: Sequence[Camera], *, progress: bool | None = None) -> None:
-        """Render a view for every camera (:func:`.orbit.orbit_cameras`), and write them as an animation (:func:`.orbit.save_animation`)."""
+        """Render a view for every camera, and write them as an animation; see :mod:`.orbit` for both."""
         seen = track(cameras, "film", len(cameras), progress)
         save_animation(path, [self.render(camera).rgb for camera in seen])
 
