@@ -4,5 +4,6 @@ from atlas.harness.agenda import MARKER, Agenda, Demands, agenda
 from atlas.harness.run import Resources, Run
 from atlas.harness.selection import select
 from atlas.harness.study import Study
+from atlas.harness.watch import Watch
 
-__all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "agenda", "select"]
+__all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "Watch", "agenda", "select"]

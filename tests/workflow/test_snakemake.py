@@ -142,3 +142,16 @@ def test_only_some_rows_are_run_with_their_tables(tmp_path: Path, checkout: Path
     assert planned(snakemake(folder, "-n"))["train"] == 2  # the others are still to be done
     said = snakemake(folder, "-n", "--config", "only=residul", check=False)
     assert "residul is not a run of config/demo.yaml, nor a part of one's name; did you mean residual?" in said
+
+
+def test_a_run_says_which_row_runs_and_why_one_failed_before_all_else(tmp_path: Path, checkout: Path) -> None:
+    folder = copy_checkout(checkout, tmp_path / "atlas")
+    output = snakemake(folder, check=False, extra=break_code(folder, "plain/seed0"))
+    log = "logs/demo/image-classification/stacks/plain/train.log"
+    assert f"training image-classification/stacks/plain (2 seeds), log {log}" in output
+    assert "done image-classification/stacks/residual in " in output
+    failed = f"failed image-classification/stacks/plain: seed0: RuntimeError: the method has a bug (log {log})"
+    assert output.count(failed) == 1
+    assert output.index(failed) < output.index("Error in rule train")
+    assert output.index(failed) < output.index("CalledProcessError")
+    assert "[1/" not in snakemake(folder, "--quiet", "all", check=False, extra=break_code(folder, "plain/seed0"))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 from atlas.errors import UserError
-from atlas.study import MARKER, Demands, Study, agenda, select
+from atlas.study import MARKER, Demands, Study, Watch, agenda, select
 
 TIER = config.get("tier", "demo")
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
@@ -62,6 +63,19 @@ def forced():
     return settings.forceall or bool({"train", "evaluate"} & set(settings.forcerun))
 
 
+def follow(found):
+    """Say how long it will take, and follow the jobs, unless nothing is to be said at all."""
+    if Quietness.ALL in (workflow.output_settings.quiet or ()):
+        return
+    limits = workflow.global_resources
+    workers = next(filter(None, (limits[one].value for one in ("_nodes", "_cores"))), 1)
+    watch = Watch(found, workers=workers)
+    if watch.summary():
+        logger.warning(watch.summary())
+    if not workflow.dryrun:
+        watch.before(logger)
+
+
 @cache
 def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
@@ -73,6 +87,7 @@ def todo():
         found.mark()
         for line in found.lines():
             logger.warning(line)
+        follow(found)
     return found
 
 
