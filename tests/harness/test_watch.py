@@ -94,7 +94,7 @@ def test_a_slower_machine_takes_longer(study: Study) -> None:
 
 
 def test_fewer_jobs_than_the_study_has(watched: Any) -> None:
-    logger, stream, _, watch = watched
+    logger, stream, *_ = watched
     say(logger, "run_info", stats={"train": 1, "tabulate": 1})
     begin(logger, 1, "quick")
     assert "[1/1] training" in stream.getvalue()
