@@ -62,6 +62,9 @@ def test_train_and_validation_follow_the_seed_and_the_test_images_do_not(workspa
     rows = [{tuple(image.flatten().tolist()) for image in first[name][0]} for name in ("train", "validation", "test")]
     assert len(rows[0] & rows[1]) == 0
     assert len((rows[0] | rows[1]) & rows[2]) == 0
+    own = [split_images(arrays, settings.model_copy(update={"test_split": "per-seed"}), seed, "test")["test"] for seed in (1, 2)]
+    assert not torch.equal(own[0][0], own[1][0])
+    assert torch.bincount(own[0][1]).tolist() == torch.bincount(own[1][1]).tolist()
 
 
 def test_tail_and_permutation() -> None:

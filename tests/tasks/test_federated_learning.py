@@ -59,12 +59,21 @@ def test_domains_of_digits(run: Run) -> None:
     assert torch.equal(inverted.images, 1 - plain.images)
 
 
-def test_the_seed_moves_clients_and_not_the_test(run: Run) -> None:
-    first, again, other = data(run), data(run), data(replace(run, seed=11))
+def test_the_seed_moves_clients_and_not_a_shared_test(run: Run) -> None:
+    shared = changed(run, data={"test_split": "shared"})
+    first, again, other = data(shared), data(shared), data(replace(shared, seed=11))
     assert torch.equal(first.members[7].train.images, again.members[7].train.images)
     assert not torch.equal(first.members[7].train.images, other.members[7].train.images)
     for mine, theirs in zip(first.tests, other.tests, strict=True):
         assert torch.equal(mine.examples.images, theirs.examples.images)
+
+
+def test_a_test_split_of_every_seed_s_own(run: Run) -> None:
+    own = changed(run, data={"test_split": "per-seed"})
+    first, again, other = (data(replace(own, seed=seed)).tests[0].examples for seed in (10, 10, 11))
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+    assert torch.equal(first.labels.bincount(), other.labels.bincount())
 
 
 def test_clients_share_no_training_image(run: Run) -> None:

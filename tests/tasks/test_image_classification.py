@@ -53,6 +53,19 @@ def test_splits_of_digits(run: Run) -> None:
     assert float(pixels.std()) == pytest.approx(1, abs=0.02)
 
 
+def test_seeds_share_a_test_split_or_draw_their_own(run: Run) -> None:
+    def tested(split: str, seed: int) -> torch.Tensor:
+        found = data(replace(with_protocol(run, data={"test_split": split}), seed=seed))
+        images, labels = found.splits["test"]
+        assert torch.bincount(labels).tolist() == torch.bincount(data(run).splits["test"][1]).tolist()  # as many of every class
+        assert not set(map(bytes, images.flatten(1).numpy())) & set(map(bytes, found.splits["train"][0].flatten(1).numpy()))
+        return images
+
+    assert torch.equal(tested("shared", 1), tested("shared", 2))
+    assert not torch.equal(tested("per-seed", 1), tested("per-seed", 2))
+    assert torch.equal(tested("per-seed", 1), tested("per-seed", 1))
+
+
 @pytest.mark.parametrize("augment", [{}, {"crop_padding": 1, "flip": True}, {"random_erasing": 1.0}])
 def test_an_epoch_can_be_gone_on_with_anywhere(run: Run, augment: dict[str, object]) -> None:
     found = data(with_protocol(run, data=augment))

@@ -46,6 +46,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MessageTimeout=5
 KillWait=10
+UnkillableStepTimeout=600
 SlurmdTimeout=30
 MinJobAge={min_job_age}
 SchedulerParameters=bf_interval=1,sched_interval=1,default_queue_depth=2000,sched_min_interval=100000,batch_sched_delay=0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,9 +122,26 @@ class Workload:
             raise
 
     def wait_for_starts(self, count: int = 1, seconds: float = 180) -> None:
-        """Wait until every job has been started this often."""
-        wait_until(lambda: all(self.starts(name) >= count for name in self.names), seconds, f"{count} starts of every job")
+        """Wait until every job has been started this often.
+
+        Raises
+        ------
+        TimeoutError
+            They have not; it says what the scheduler and Snakemake say.
+        """
+        try:
+            wait_until(lambda: all(self.starts(name) >= count for name in self.names), seconds, f"{count} starts of every job")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {self._told_by_scheduler()}\n{self.log}") from None
         time.sleep(0.5)
+
+    def _told_by_scheduler(self) -> str:
+        """Jobs with the reason why they wait, and nodes that are out of service; empty without a SLURM."""
+        commands = (["squeue", "-r", "-o", "%i %T %r"], ["sinfo", "-R"], ["sinfo", "-N", "-l"])
+        path = self.environment.get("PATH")
+        found = [name for name in commands if shutil.which(name[0], path=path)]
+        told = [subprocess.run(command, env=self.environment, capture_output=True, text=True) for command in found]
+        return "\n".join(done.stdout + done.stderr for done in told)
 
     def starts(self, name: str) -> int:
         """How often a job's program has been started."""

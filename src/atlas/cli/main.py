@@ -57,6 +57,9 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every verb."""
+    from atlas.harness.kernels import hold_kernels
+
+    hold_kernels()
     if directory != Path():
         if not directory.is_dir():
             raise UserError(f"--directory {directory} is not a folder")

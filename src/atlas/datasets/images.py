@@ -16,6 +16,7 @@ from atlas.datasets.acquisition import extract
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source
 from atlas.datasets.damage import told_as
 from atlas.datasets.looks import is_stray
+from atlas.datasets.splits import balanced_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +109,11 @@ def prepare_cifar100(downloads: Sequence[Path], folder: Path) -> None:
 
 
 def prepare_image_folders(downloads: Sequence[Path], folder: Path) -> None:
-    """An archive of ``train/<class>/*`` and ``test/<class>/*``; classes are numbered in alphabetical order."""
+    """An archive of ``train/<class>/*`` and ``test/<class>/*``; classes are numbered in alphabetical order.
+
+    Files come class by class; in the arrays the classes are evenly spread (:func:`~atlas.datasets.splits.balanced_order`), always
+    in the same order. So what takes the first or the last images sees all classes, as in the batches of CIFAR.
+    """
     import tempfile
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
@@ -122,7 +127,14 @@ def prepare_image_folders(downloads: Sequence[Path], folder: Path) -> None:
             odd = min(train_classes ^ test_classes)
             raise DatasetError(f"{downloads[0].name} has the class {odd} in only one of train/ and test/")
         train, test = (read_image_folder(place) for place in folders)
-    write_images(folder, train_images=train[0], train_labels=train[1], test_images=test[0], test_labels=test[1])
+    orders = balanced_order(train[1]), balanced_order(test[1])
+    write_images(
+        folder,
+        train_images=train[0][orders[0]],
+        train_labels=train[1][orders[0]],
+        test_images=test[0][orders[1]],
+        test_labels=test[1][orders[1]],
+    )
 
 
 def read_image_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:

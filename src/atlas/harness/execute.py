@@ -180,6 +180,7 @@ def _metrics(run: Run, values: Mapping[str, float], seconds: float) -> dict[str,
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),
             "data_hash": data_hash(run),
+            **({"substitution": run.substitution} if run.substitution else {}),
             "code": trained.get("code"),
             "trained": artefacts_digest(record),
             "train_seconds": trained.get("train_seconds"),

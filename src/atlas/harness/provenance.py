@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from atlas.harness.kernels import described
+
 PACKAGES = ("torch", "timm", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "snakemake")
 
 
@@ -24,6 +26,7 @@ def provenance(root: Path, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "hardware": hardware(device),
         "device": device,
+        "kernels": described() if device == "cpu" else "",
         "peak_memory_mebibytes": round(peak_memory_mebibytes(device), 1),
     }
 

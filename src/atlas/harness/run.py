@@ -41,6 +41,8 @@ class Run:
         The benchmark's name in paths; a study may define several on one ``data`` set.
     data : str
         The acquired dataset that the run reads; empty where its data is generated on the fly.
+    stands_for : str
+        The dataset that the study names, where another one is read in its place (``substitutes``); else empty.
     method : str
         The row's name; ``recipe`` holds the registered methods that it combines.
     protocol : dict
@@ -76,6 +78,7 @@ class Run:
     batched: bool = False
     root: Path = Path()
     trial: bool = False
+    stands_for: str = ""
     limit: int | None = None
     task_entry: Task = field(kw_only=True, repr=False, compare=False)
     method_entries: tuple[Method, ...] = field(kw_only=True, repr=False, compare=False)
@@ -136,6 +139,11 @@ class Run:
         """Where the acquired dataset lies."""
         return self.root / "data" / self.data
 
+    @property
+    def substitution(self) -> str:
+        """That other data than the study names were read, in a sentence's words; empty where they were not."""
+        return f"{self.data} in place of {self.stands_for}" if self.stands_for else ""
+
     def needed(self, role: str) -> Run:
         """Return the run that fills a role of ``needs``; its ``weights`` and artefacts exist when this run starts."""
         return self.needs[role]
@@ -194,6 +202,7 @@ class Run:
             "task": self.task,
             "dataset": self.dataset,
             "data": self.data,
+            **({"stands_for": self.stands_for} if self.stands_for else {}),
             "method": self.method,
             "recipe": list(self.recipe),
             "seed": self.seed,

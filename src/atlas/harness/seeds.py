@@ -6,6 +6,7 @@ import hashlib
 import random
 from typing import TYPE_CHECKING
 
+from atlas.datasets.splits import SPLIT_SEED, TestSplit
 from atlas.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu"
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+def split_seed(split: TestSplit, seed: int) -> int:
+    """Seed of the split that a run tests on: the same for all runs (``shared``), or the run's own (``per-seed``)."""
+    return SPLIT_SEED if split == "shared" else derive_seed(seed, "test split")
 
 
 def seed_everything(seed: int, threads: int = 1) -> None:

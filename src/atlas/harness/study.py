@@ -26,13 +26,21 @@ from atlas.settings import merge, validate_settings
 CONFIG_FOLDER = Path("config")
 PHASES = ("model", "training", "after")
 ROW_WORDS = ("method", "protocol", "resources")
-TASK_WORDS = ("protocol", "methods", "datasets", "resources")
-DATASET_WORDS = ("data", "protocol", "methods", "resources")
+TASK_WORDS = ("protocol", "methods", "datasets", "resources", "seeds")
+DATASET_WORDS = ("data", "protocol", "methods", "resources", "seeds")
 
 
 @dataclass(frozen=True)
 class Study:
-    """Every run of a tier."""
+    """Every run of a tier.
+
+    Attributes
+    ----------
+    seeds : tuple of int
+        Those of every row whose task or benchmark names none of its own.
+    substitutes : mapping
+        Dataset that the study names to the one that is read in its place.
+    """
 
     tier: str
     description: str
@@ -41,6 +49,7 @@ class Study:
     runs: tuple[Run, ...]
     root: Path
     source: Path
+    substitutes: Mapping[str, str] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
 
     @classmethod
@@ -128,6 +137,7 @@ class StudyFile:
         self.path, self.tier, self.root, self.registry = path, tier, root, registry
         self.shown = CONFIG_FOLDER / path.name
         self.batch_seeds = False
+        self.substitutes: dict[str, str] = {}
         self.caseless = ignores_case(path)
         content = read_yaml(path, self.shown)
         if content is None:
@@ -172,11 +182,8 @@ class StudyFile:
     def study(self) -> Study:
         """The whole file as a study."""
         top = dict(self.content)
-        seeds = top.pop("seeds", None)
-        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
-            raise self.fail("seeds", "must be a list of whole numbers from 0, for example [0, 1, 2]")
-        if len(set(seeds)) != len(seeds):
-            raise self.fail("seeds", f"names a seed twice: {seeds}")
+        seeds = self.seeds(top.pop("seeds", None), "seeds")
+        self.substitutes = self.substituted(top.pop("substitutes", None))
         self.batch_seeds = top.pop("batch_seeds", False)
         if not isinstance(self.batch_seeds, bool):
             raise self.fail("batch_seeds", f"must be true or false, not {self.batch_seeds!r}")
@@ -186,10 +193,41 @@ class StudyFile:
             raise self.fail("limits", "must be a list of sentences: what the study cannot show")
         resources = self.mapping(top.pop("resources", None), "resources")
         runs: list[Run] = []
-        self.known_keys(top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "limits", "resources"], "")
+        self.known_keys(
+            top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "limits", "resources", "substitutes"], ""
+        )
         for name, body in top.items():
             runs += self.task_runs(self.registry.task(name), self.mapping(body, name), seeds, resources)
-        return Study(self.tier, description, tuple(seeds), self.batch_seeds, tuple(runs), self.root, self.shown, tuple(limits))
+        return Study(
+            tier=self.tier,
+            description=description,
+            seeds=tuple(seeds),
+            batch_seeds=self.batch_seeds,
+            runs=tuple(runs),
+            root=self.root,
+            source=self.shown,
+            substitutes=self.substitutes,
+            limits=tuple(limits),
+        )
+
+    def seeds(self, given: Any, where: str) -> list[int]:
+        """Seeds of the study, or of one of its tasks or benchmarks."""
+        if not isinstance(given, list) or not given or not all(type(seed) is int and 0 <= seed < 2**63 for seed in given):
+            raise self.fail(where, "must be a list of whole numbers from 0, for example [0, 1, 2]")
+        if len(set(given)) != len(given):
+            raise self.fail(where, f"names a seed twice: {given}")
+        return given
+
+    def substituted(self, given: Any) -> dict[str, str]:
+        """Dataset to the one that stands for it: two known names each, and nothing that is itself replaced."""
+        found = self.mapping(given, "substitutes")
+        for name, other in found.items():
+            for one in (name, str(other)):
+                if one not in dataset_names():
+                    raise self.fail(f"substitutes.{name}", f"names {one}, not a data set; {did_you_mean(one, dataset_names())}")
+            if str(other) in found:
+                raise self.fail(f"substitutes.{name}", f"= {other} is itself replaced")
+        return {name: str(other) for name, other in found.items()}
 
     def task_runs(self, task: Task, body: dict[str, Any], seeds: list[int], resources: dict[str, Any]) -> Iterator[Run]:
         """Every run of one task."""
@@ -198,6 +236,8 @@ class StudyFile:
         if not datasets:
             raise self.fail(f"{task.name}.datasets", "names no dataset")
         self.check_names(datasets, f"{task.name}.datasets")
+        if "seeds" in body:
+            seeds = self.seeds(body["seeds"], f"{task.name}.seeds")
         for dataset, options in datasets.items():
             where = f"{task.name}.datasets.{dataset}"
             options = self.mapping(options, where)
@@ -208,7 +248,8 @@ class StudyFile:
             asked = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
             rows = self.rows(task, body, options, dataset)
             self.check_names(rows, f"{where}.methods")
-            yield from _Benchmark(self, task, dataset, data, protocol, asked, rows).runs(seeds)
+            own = self.seeds(options["seeds"], f"{where}.seeds") if "seeds" in options else seeds
+            yield from _Benchmark(self, task, dataset, data, protocol, asked, rows).runs(own)
 
     def data(self, benchmark: str, options: Mapping[str, Any], where: str) -> str:
         """Name of the data set that a benchmark reads; empty where its data is generated."""
@@ -317,7 +358,8 @@ class _Benchmark:
             tier=self.reader.tier,
             task=self.task.name,
             dataset=self.dataset,
-            data=self.data,
+            data=self.reader.substitutes.get(self.data, self.data),
+            stands_for=self.data if self.data in self.reader.substitutes else "",
             method=row,
             recipe=recipe,
             seed=seed,

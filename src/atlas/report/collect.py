@@ -209,6 +209,12 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     stages: list[Row] = field(default_factory=list)
 
+    @property
+    def substitution(self) -> str:
+        """That other data than the study names were read, in a sentence's words; empty where they were not."""
+        rows = [*self.rows, *self.stages]
+        return rows[0].cells[0].run.substitution if rows else ""
+
     @cached_property
     def metrics(self) -> list[Metric]:
         """Columns: the declared metrics of all rows, in order of declaration, measurements of time left out."""

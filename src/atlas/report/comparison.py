@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from atlas.errors import UserError
 from atlas.report.markdown import escape, grid
@@ -65,7 +66,7 @@ class Results:
                     metrics = {str(key): math.nan if value is None else float(value) for key, value in content["metrics"].items()}
                 except (ValueError, TypeError, KeyError, AttributeError):
                     raise UserError(f"{name}: {path} is damaged") from None
-                machines[str(content.get("provenance", {}).get("hardware", "unknown"))] = None
+                machines[_machine(content.get("provenance", {}))] = None
                 for metric, value in metrics.items():
                     numbers.setdefault(("/".join(parts[1:4]), metric), {})[int(parts[4][4:])] = value
         claims = csv.DictReader(io.StringIO(files.get("claims.csv", "")))
@@ -91,6 +92,12 @@ class Results:
             return cls.read(place, {path.relative_to(root).as_posix(): path.read_text() for path in files})
         revision, _, own = place.partition(":")
         return cls.read(place, dict(_files_of_revision(revision, own or folder, place)))
+
+
+def _machine(provenance: Mapping[str, Any]) -> str:
+    """The processor that computed, and which of its kernels: "AMD EPYC, 2 cores, portable kernels"."""
+    kernels = provenance.get("kernels")
+    return f"{provenance.get('hardware', 'unknown')}{f', {kernels} kernels' if kernels else ''}"
 
 
 def _files_of_revision(revision: str, folder: str, place: str) -> Iterator[tuple[str, str]]:

@@ -119,16 +119,26 @@ class Overview:
         """Term and description of each fact."""
         facts = [
             ("runs", self.runs),
-            ("seeds", _listed(list(map(str, self.study.seeds)))),
+            ("seeds", self.seeds),
             ("not judged here", _plural(len(self.judged) - len(self.run), "claim") if len(self.run) < len(self.judged) else ""),
             ("benchmarks", f"{len(self.tables)} in {_plural(len(self.study.tasks), 'task')}"),
+            ("data", "; ".join(dict.fromkeys(table.substitution for table in self.tables if table.substitution))),
             ("when", self.when),
             ("computing", self.computing),
             ("hardware", _common(self.sources, "hardware")),
+            ("kernels", _common(self.sources, "kernels")),
             ("code", self.commit),
             ("software", self.packages),
         ]
         return [(term, text) for term, text in facts if text]
+
+    @property
+    def seeds(self) -> str:
+        """The seeds, or how many the benchmarks have where these differ."""
+        counts = {len(row.cells) for table in self.tables for row in [*table.rows, *table.stages]}
+        if len(counts) > 1:
+            return f"{min(counts)} to {max(counts)} per row"
+        return _listed(list(map(str, self.study.seeds)))
 
     @property
     def when(self) -> str:

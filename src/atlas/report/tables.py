@@ -137,6 +137,8 @@ class Sheet:
         """What the marks mean, as far as this table has any."""
         entries = [entry for _, line in self.lines for entry in line]
         notes = ["Mean ± standard deviation over seeds."]
+        if self.table.substitution:
+            notes.append(f"Data: {self.table.substitution}.")
         if any(entry.best for entry in entries):
             notes.append("Bold: the best mean of a column, among rows with all their seeds.")
         if self.baseline is not None and any(entry.significant for entry in entries):
@@ -201,6 +203,7 @@ def details(study: Study, table: Table) -> dict[str, Any]:
         "dataset": table.dataset,
         "metrics_digest": metrics_digest(study.matching(table.task, table.dataset)),
         "baseline": sheet.baseline.name if sheet.baseline else None,
+        **({"data": table.substitution} if table.substitution else {}),
         "differences": {name: found for name, found in differences.items() if found},
     }
 
@@ -217,14 +220,16 @@ def table_csv(table: Table) -> str:
     columns = [column for metric in table.metrics for column in (metric.name, f"{metric.name}_sd")]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*COMMON, *columns, *(f"{name}_reported" for name in printed), "source", "missing"])
+    data = ["data"] if table.substitution else []
+    writer.writerow([*COMMON, *columns, *(f"{name}_reported" for name in printed), "source", "missing", *data])
     for row, line in sheet.lines:
         numbers = [_full(value) for entry in line for value in (entry.mean, entry.sd)]
         missing = "; ".join(f"seed {seed}: {reason}" for seed, reason in row.problems.items())
-        writer.writerow([row.name, row.title, row.role, row.evaluated, *numbers, *_printed(sheet, row.name, printed), missing])
+        line_end = [*_printed(sheet, row.name, printed), missing, *([table.substitution] if data else [])]
+        writer.writerow([row.name, row.title, row.role, row.evaluated, *numbers, *line_end])
     own = {row.name for row in table.rows}
     for name in dict.fromkeys(row for row, _ in sheet.reported if row not in own):
-        writer.writerow([name, name, "quoted", 0, *[""] * len(columns), *_printed(sheet, name, printed), ""])
+        writer.writerow([name, name, "quoted", 0, *[""] * len(columns), *_printed(sheet, name, printed), "", *[""] * len(data)])
     return buffer.getvalue()
 
 

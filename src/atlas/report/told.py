@@ -175,7 +175,8 @@ def found_line(one: Judged) -> str:
     """What was asked and what was found, in a sentence."""
     part = one.decisive
     unequal = f", {part.unequal}" if part.unequal else ""
-    return f"Asked: {part.asked}. Found: {part.effect} on {part.found.count} seeds{unequal}; {one.evidence}."
+    data = f" ({one.substitution})" if one.substitution else ""
+    return f"Asked: {part.asked}. Found: {part.effect} on {part.found.count} seeds{unequal}; {one.evidence}{data}."
 
 
 def _markdown_rows(one: Judged) -> list[list[str]]:
@@ -183,6 +184,7 @@ def _markdown_rows(one: Judged) -> list[list[str]]:
     lines = []
     for place, part in enumerate(one.parts):
         where = f" on {one.dataset}" if one.dataset else ""
+        where += f" ({one.substitution})" if one.substitution else ""
         tight = " (tightest)" if part is one.tightest else ""
         first = place == 0
         lines.append(

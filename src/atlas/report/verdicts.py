@@ -344,7 +344,14 @@ class Judged:
     @property
     def note(self) -> str:
         """What a reader of the verdict should know; empty if nothing."""
-        return self.claim.noted(self.tier)
+        data = f"Data: {self.substitution}." if self.substitution else ""
+        return " ".join(filter(None, (self.claim.noted(self.tier), data)))
+
+    @property
+    def substitution(self) -> str:
+        """That other data than the study names were read, in a sentence's words; empty where they were not."""
+        table = self.decisive.table
+        return table.substitution if table else ""
 
     @property
     def speaks_against(self) -> bool:

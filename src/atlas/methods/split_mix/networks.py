@@ -128,6 +128,36 @@ class DigitCNN(nn.Module):
         return self.classifier(x)
 
 
+class SmallCNN(nn.Module):
+    """Three convolutions for small images, each followed by a halving of the grid: (batch, channels, 32, 32) to logits.
+
+    Not a network of the paper: what a CPU trains over many rounds. ``stages`` are the channels at width 1.
+    """
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        *,
+        norm: NormSpec = NormSpec(),
+        generator: torch.Generator | None = None,
+        channels: int = 3,
+        classes: int = 10,
+        stages: tuple[int, ...] = (32, 64, 128),
+    ) -> None:
+        super().__init__()
+        sizes = [channels, *(scaled(size, width, f"convolution {index}") for index, size in enumerate(stages))]
+        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(sizes))
+        self.norms = nn.ModuleList(norm.layer(size) for size in sizes[1:])
+        self.classifier = nn.Linear(sizes[-1], classes)
+        initialise(self, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to (batch, classes)."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = functional.max_pool2d(functional.relu(norm(convolution(x))), 2)
+        return self.classifier(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 class PreActivationBlock(nn.Module):
     """Norm, ReLU, convolution, twice, beside a shortcut (He et al., ECCV 2016)."""
 
@@ -219,7 +249,13 @@ class AlexNet(nn.Module):
         return self.classifier(x)
 
 
-NETWORKS: dict[str, WidthFactory] = {"mlp": MLP, "digit-cnn": DigitCNN, "preresnet18": PreResNet18, "alexnet": AlexNet}
+NETWORKS: dict[str, WidthFactory] = {
+    "mlp": MLP,
+    "digit-cnn": DigitCNN,
+    "small-cnn": SmallCNN,
+    "preresnet18": PreResNet18,
+    "alexnet": AlexNet,
+}
 """The factories of networks by the name that settings give."""
 
 

@@ -114,7 +114,7 @@ class FixedRobustSettings(RobustSettings, WidthSettings):
 class NetworkSettings(AtomSettings):
     """A network, and the ``shape`` of its images: channels, height and width; nothing is trained."""
 
-    network: Literal["mlp", "digit-cnn", "preresnet18", "alexnet"] = "digit-cnn"
+    network: Literal["mlp", "digit-cnn", "small-cnn", "preresnet18", "alexnet"] = "digit-cnn"
     shape: tuple[int, ...] = (3, 28, 28)
 
     @model_validator(mode="after")

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from atlas.datasets import get_dataset
 from atlas.datasets.images import IMAGES
-from atlas.datasets.splits import stratified_split
+from atlas.datasets.splits import balanced_order, stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
-from atlas.harness.seeds import derive_seed, generator
+from atlas.harness.seeds import derive_seed, generator, split_seed
 from atlas.nn.augmentation import random_crops, random_flips, random_rotations
 from atlas.tasks.adversarial_robustness.protocol import Data, Protocol
 
@@ -115,10 +115,13 @@ def split_images(arrays: dict[str, Tensor], settings: Data, seed: int, who: str)
     if "test_images" in arrays:
         test = arrays["test_images"], arrays["test_labels"]
     else:
-        kept, held = stratified_split(labels.numpy(), settings.test_fraction)
+        kept, held = stratified_split(labels.numpy(), settings.test_fraction, split_seed(settings.test_split, seed))
         test = images[held], labels[held]
         images, labels = images[kept], labels[kept]
-    order = _order(len(images), settings, seed)
+    if settings.split == "stratified":
+        shown = torch.from_numpy(balanced_order(test[1].numpy()))
+        test = test[0][shown], test[1][shown]
+    order = _order(labels, settings, seed)
     train_size = len(order) - settings.validation_size if settings.train_size is None else settings.train_size
     if train_size < 1 or train_size + settings.validation_size > len(order):
         asked = f"{max(train_size, 1)} training and {settings.validation_size} validation images"
@@ -127,9 +130,12 @@ def split_images(arrays: dict[str, Tensor], settings: Data, seed: int, who: str)
     return {"train": (images[train], labels[train]), "validation": (images[validation], labels[validation]), "test": test}
 
 
-def _order(count: int, settings: Data, seed: int) -> Tensor:
+def _order(labels: Tensor, settings: Data, seed: int) -> Tensor:
+    count = len(labels)
     if settings.split == "tail":
         return torch.arange(count)
+    if settings.split == "stratified":
+        return torch.from_numpy(balanced_order(labels.numpy()))
     random = PERMUTATION_SEED if settings.split == "permuted" else derive_seed(seed, "split") % 2**32
     return torch.from_numpy(np.random.RandomState(random).permutation(count))
 

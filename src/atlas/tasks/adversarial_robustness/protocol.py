@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import model_validator
 
+from atlas.datasets.splits import TestSplit
 from atlas.settings import Count, Natural, Positive, Settings
 
 
@@ -41,15 +42,19 @@ class Data(Settings):
     """Splits and augmentation.
 
     Training images come first in an order and validation images last: ``tail`` is the order of the files, ``permuted`` one
-    permutation that every run shares, ``per-seed`` a permutation by the run's seed. ``train_size`` leaves images between them
-    unused. ``test_fraction`` applies to datasets without an official test split, whose test images never depend on the seed.
-    ``label_noise`` is the share of training labels that are replaced by a uniform draw (which may be the right one).
+    permutation that every run shares, ``per-seed`` a permutation by the run's seed. ``stratified`` is an order that every run
+    shares, in which classes are evenly spread: training, validation, and the first test images (``test_images``,
+    ``strong.images``) hold every class as often as all images do. ``train_size`` leaves images between them unused.
+    ``test_fraction`` applies to datasets without an official test split; there ``test_split`` says whether all seeds share one
+    (``shared``) or each draws its own (``per-seed``). ``label_noise`` is the share of training labels that are replaced by a
+    uniform draw (which may be the right one).
     """
 
-    split: Literal["tail", "permuted", "per-seed"] = "tail"
+    split: Literal["tail", "permuted", "per-seed", "stratified"] = "tail"
     train_size: Natural | None = None
     validation_size: Natural = 5000
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
+    test_split: TestSplit = "shared"
     label_noise: Annotated[float, Ge(0), Lt(1)] = 0.0
     crop_padding: Count = 4
     flip: bool = True

@@ -18,7 +18,7 @@ from atlas.datasets.images import IMAGES
 from atlas.datasets.splits import SPLIT_SEED, stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
-from atlas.harness.seeds import derive_seed, generator
+from atlas.harness.seeds import derive_seed, generator, split_seed
 from atlas.nn.federation import assign_classes, budgets, partition_uniform, split_by_class
 from atlas.tasks.federated_learning.domains import CHANGES
 from atlas.tasks.federated_learning.protocol import FEWEST_CLIENTS, Data, Protocol
@@ -192,12 +192,13 @@ def _single(run: Run, data: Data, facts: Mapping[str, object]) -> _Shares:
     if "test_labels" in tensors:
         test = Examples(tensors["test_images"], tensors["test_labels"])
     else:
-        kept, held = stratified_split(train.labels.numpy(), data.test_fraction)
+        kept, held = stratified_split(train.labels.numpy(), data.test_fraction, split_seed(data.test_split, run.seed))
         train, test = train[kept], train[held]
     if top != BYTE:
         train, test = (Examples(part.images.float() / top, part.labels) for part in (train, test))
-    order = torch.randperm(len(train), generator=generator(run.seed, "clients")).numpy()
-    train = train[order[: int(data.train_fraction * len(train))]]
+    if data.train_fraction < 1:
+        train = train[stratified_split(train.labels.numpy(), data.train_fraction)[1]]
+    train = train[torch.randperm(len(train), generator=generator(run.seed, "clients")).numpy()]
     build = {"feature": _by_domain, "class": _by_class, "iid": _evenly}[data.partition]
     return build(train, test, data, run.seed)
 

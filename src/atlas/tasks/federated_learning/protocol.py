@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import field_validator, model_validator
 
+from atlas.datasets.splits import TestSplit
 from atlas.settings import Fraction, Natural, Positive, Settings
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
@@ -29,8 +30,10 @@ class Data(Settings):
     changing its images; datasets of several domains have their own. ``clients`` counts all of them, domain by domain; ``fewest``
     takes as few as the partition allows instead, for rehearsals.
 
-    The test split does not depend on the run's seed (``test_fraction`` of every class where there is no official one).
-    ``validation_fraction`` of every client's share is held out: for curves, for the choice of the best round, for tuning.
+    ``train_fraction`` keeps that share of the training images: of every class, the same for all runs, where there is one
+    dataset. Where there is no official test split, ``test_fraction`` of every class is one: the same for all seeds
+    (``test_split: shared``), or drawn by each (``per-seed``). ``validation_fraction`` of every client's share is held out: for
+    curves, for the choice of the best round, for tuning.
     """
 
     partition: Literal["feature", "class", "iid"] = "feature"
@@ -43,6 +46,7 @@ class Data(Settings):
     train_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.5
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
+    test_split: TestSplit = "shared"
     crop_padding: Annotated[int, Ge(0)] = 0
     flip: bool = False
     rotation_degrees: Annotated[float, Ge(0)] = 0.0
@@ -77,7 +81,7 @@ class Protocol(Settings):
     gives every domain all budgets. ``select_best`` keeps the round with the best validation score of the widest model.
     """
 
-    network: Literal["mlp", "digit-cnn", "preresnet18", "alexnet"] = "digit-cnn"
+    network: Literal["mlp", "digit-cnn", "small-cnn", "preresnet18", "alexnet"] = "digit-cnn"
     hidden: Annotated[tuple[Natural, ...], MinLen(1)] = (256, 128)
     data: Data = Data()
     budgets: str = "8-4-2-1"

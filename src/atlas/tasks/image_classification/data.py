@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from atlas.datasets import get_dataset
 from atlas.datasets.images import IMAGES
-from atlas.datasets.splits import stratified_split
+from atlas.datasets.splits import balanced_order, stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
-from atlas.harness.seeds import generator
+from atlas.harness.seeds import generator, split_seed
 from atlas.nn.augmentation import random_crops, random_flips
 from atlas.tasks.image_classification.protocol import Protocol as Settings
 
@@ -96,10 +97,12 @@ class MemoryImages:
         if "test_images" in arrays:
             test = arrays["test_images"], arrays["test_labels"]
         else:
-            kept, held = stratified_split(labels.numpy(), settings.test_fraction)
+            kept, held = stratified_split(labels.numpy(), settings.test_fraction, split_seed(settings.test_split, self.seed))
             test = images[held], labels[held]
             images, labels = images[kept], labels[kept]
         kept, held = stratified_split(labels.numpy(), settings.validation_fraction)
+        if settings.train_size is not None:
+            kept = kept[np.sort(balanced_order(labels[kept].numpy())[: settings.train_size])]
         return {"train": (images[kept], labels[kept]), "validation": (images[held], labels[held]), "test": test}
 
     def _check(self, run: Run, images: Tensor) -> None:
@@ -108,6 +111,9 @@ class MemoryImages:
         found = images.shape[1], *(factor * side for side in images.shape[2:])
         if wanted != found:
             raise UserError(f"{run.cell}: {run.data} has images of {found}, the protocol's backbone takes {wanted}")
+        size = self.protocol.data.train_size
+        if size is not None and len(images) < size:
+            raise UserError(f"{run.cell}: data.train_size {size} exceeds the {len(images)} images that are not held out")
         if len(images) < self.protocol.batch_size:
             raise UserError(f"{run.cell}: batch_size {self.protocol.batch_size} exceeds the {len(images)} training images")
 

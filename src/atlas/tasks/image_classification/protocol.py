@@ -8,9 +8,15 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from atlas.datasets.splits import TestSplit
 from atlas.settings import Fraction, Natural, Positive, Settings
+
+
+def _unset(value: object) -> bool:
+    """Whether a setting is left out of what determines a run's numbers: it came later, and without it nothing changes."""
+    return value is None
 
 
 class Backbone(Settings):
@@ -43,13 +49,16 @@ class Backbone(Settings):
 class Data(Settings):
     """Splits and augmentation.
 
-    ``test_fraction`` applies to datasets without an official test split. The test split does not depend on the run's
-    seed. ``validation_fraction`` of the training images is held out for tuning; 0 trains on all of them. ``upsample`` enlarges
-    small images bilinearly by a whole factor, before they are normalised.
+    ``test_fraction`` applies to datasets without an official test split; there ``test_split`` says whether all seeds share one
+    (``shared``) or each draws its own (``per-seed``). ``validation_fraction`` of the training images is held out for tuning; 0
+    trains on all of them. ``train_size`` trains on so many of the others, of every class as many as its share; all runs see the
+    same. ``upsample`` enlarges small images bilinearly by a whole factor, before they are normalised.
     """
 
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
+    test_split: TestSplit = "shared"
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    train_size: Natural | None = Field(default=None, exclude_if=_unset)
     upsample: Natural = 1
     crop_padding: Annotated[int, Ge(0)] = 0
     flip: bool = False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atlas.datasets import get_dataset
 from atlas.datasets.images import IMAGES
-from atlas.datasets.splits import stratified_split
+from atlas.datasets.splits import balanced_order, stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import pick_device
@@ -113,7 +113,8 @@ def divide(protocol: Protocol, arrays: dict[str, Tensor]) -> tuple[dict[str, Spl
     settings = protocol.data
     whole = (arrays["train_images"], arrays["train_labels"])
     if settings.limit:
-        whole = (whole[0][: settings.limit], whole[1][: settings.limit])
+        first = torch.from_numpy(balanced_order(whole[1].numpy())[: settings.limit])
+        whole = whole[0][first], whole[1][first]
     judged, meta = (whole, whole) if settings.shared else _split(whole, settings.meta_fraction, HALVES_SEED)
     if "test_images" in arrays:
         test = (arrays["test_images"], arrays["test_labels"])

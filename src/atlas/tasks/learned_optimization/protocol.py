@@ -52,7 +52,8 @@ class Data(Settings):
     Of the training examples ``meta_fraction`` serve to train or tune optimizers, the others train what these are judged on; the
     division is the same for all seeds. With ``shared`` both use all, as Optimizer Amalgamation does. Each side holds
     ``validation_fraction`` of its examples out. The test split is the dataset's, or ``test_fraction`` of the judged side. Pixels
-    are in [0, 1], less ``shift``; ``limit`` keeps that many training examples.
+    are in [0, 1], less ``shift``; ``limit`` keeps that many training examples, of
+    every class as many as its share.
     """
 
     meta_fraction: Part = 0.5

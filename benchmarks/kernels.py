@@ -1,0 +1,57 @@
+"""What the portable kernels cost: CPU time of whole trainings under ``ATLAS_KERNELS=portable`` and ``native``, in turn.
+
+Theory: AVX2 multiplies 8 floats at once where AVX-512 multiplies 16, and MKL's compatible branch 4; a training whose time is in
+large matrix products can cost up to four times as much, one whose time is in small operations and in Python nothing.
+
+    python -m benchmarks.kernels DATA [PAIRS]     DATA: the folder with the acquired data
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = (
+    "image-classification/digits/deit",
+    "image-classification/digits-compressed/deit",
+    "adversarial-robustness/digits/dense",
+    "federated-learning/digits-domains/split-mix",
+    "feature-acquisition/synth/vfds",
+    "learned-optimization/digits/rp-small",
+    "novel-view-synthesis/analytic/nerf1",
+)
+
+
+def cpu_seconds(folder: Path, row: str, kernels: str) -> float:
+    """CPU seconds of a training from the beginning, start-up included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "atlas", "train", "--force", f"{row}/seed10"]
+    environment = {**os.environ, "ATLAS_KERNELS": kernels, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Print one line per row: seconds in both modes, and the median of the pairs' ratios."""
+    data, pairs = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        shutil.copytree(ROOT / "config", folder / "config")
+        (folder / "data").symlink_to(data)
+        for row in ROWS:
+            seconds = [[cpu_seconds(folder, row, kernels) for kernels in ("native", "portable")] for _ in range(pairs)]
+            ratio = median(portable / native for native, portable in seconds)
+            native, portable = (median(column) for column in zip(*seconds, strict=True))
+            print(f"{row:50} native {native:6.1f} s  portable {portable:6.1f} s  ratio {ratio:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""How the demo's rivals were tuned: trials on validation data with seeds that no study uses, as many for a rival as for ours.
+
+Learned optimizers are judged by the loss of the last quarter of their meta-training windows, over problems of the training half
+of the data alone; federations by the validation accuracy of their clients in the last round; vision transformers by held-out
+training images. What was chosen stands in ``config/demo.yaml`` beside the row, with the number of trials.
+
+    python -m benchmarks.tuning DATA [NAME…]     DATA: the folder with the acquired data
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from atlas.harness.kernels import hold_kernels
+
+SEEDS = (0, 1)
+ROOT = Path(__file__).resolve().parent.parent
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of one row: its cell in the demo, what is tried (settings and protocol), and what is read from its training."""
+
+    cell: str
+    settings: tuple[Settings, ...] = ({},)
+    protocols: tuple[Settings, ...] = ({},)
+    score: Callable[[Any], float] = lambda run: 0.0
+
+
+def last_quarter(column: str) -> Callable[[Any], float]:
+    """Mean of a column over the last quarter of a training; smaller is better."""
+
+    def score(run: Any) -> float:
+        rows = [float(row[column]) for row in csv.DictReader(run.history.open()) if row.get(column)]
+        return mean(rows[-max(len(rows) // 4, 1) :])
+
+    return score
+
+
+def last_validation(run: Any) -> float:
+    """Error on the clients' validation shares at the end."""
+    rows = [float(row["validation_accuracy"]) for row in csv.DictReader(run.history.open()) if row.get("validation_accuracy")]
+    return 1 - rows[-1]
+
+
+def held_out_error(run: Any) -> float:
+    """Error of a classifier on held-out training images."""
+    import torch
+
+    from atlas.tasks.image_classification.data import load_data
+    from atlas.tasks.image_classification.evaluate import accuracy, load_trained
+
+    data = load_data(run, run.protocol_model(), torch.device("cpu"))
+    return 1 - accuracy(load_trained(run, data), data.batches("validation"))
+
+
+def grid(**choices: Iterable[Any]) -> tuple[Settings, ...]:
+    """Every combination."""
+    return tuple(dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
+
+
+META = {"windows": 100, "unroll": 20, "depth": 5, "instances": 2}
+RATES = grid(learning_rate=(0.01, 0.03, 0.1, 0.3))
+PLANS = {
+    "l2o-dm": Plan(
+        "learned-optimization/digits/l2o-dm",
+        tuple(
+            {"preprocess": each, "scale": scale, "meta": {**META, "lr": lr}}
+            for each, scale, lr in itertools.product(("raw", "log-sign"), (0.01, 0.03, 0.1), (5e-3, 1e-2))
+        ),
+        score=last_quarter("loss"),
+    ),
+    "rp-small": Plan(
+        "learned-optimization/digits/rp-small",
+        tuple({"scale": scale, "meta": {**META, "lr": lr}} for scale, lr in itertools.product((0.01, 0.03, 0.1), (5e-3, 1e-2))),
+        score=last_quarter("loss"),
+    ),
+    **{
+        name: Plan(f"federated-learning/digits-domains/{name}", protocols=RATES, score=last_validation)
+        for name in ("split-mix", "heterofl", "sheterofl", "fedavg-w0125", "fedavg-w1")
+    },
+    **{
+        name: Plan(
+            f"image-classification/digits/{name}",
+            grid(lr_multiplier=(1, 3, 10, 30)),
+            ({"data": {"validation_fraction": 0.2}},),
+            held_out_error,
+        )
+        for name in ("layerscale", "attnscale", "featscale", "head-gain")
+    },
+}
+
+
+def trials(name: str, data: Path) -> None:
+    """Carry out a plan and print one line per trial, best first."""
+    from atlas.harness.execute import train_run
+    from atlas.settings import merge, validate_settings
+    from atlas.study import Study
+
+    plan, results = PLANS[name], []
+    row = Study.read("demo", ROOT).find(f"{plan.cell}/seed10")
+    for settings, protocol in itertools.product(plan.settings, plan.protocols):
+        scores = []
+        for seed in SEEDS:
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "data").symlink_to(data.resolve())
+                entry = row.method_entries[0]
+                tried = replace(
+                    row,
+                    root=Path(folder),
+                    seed=seed,
+                    protocol=validate_settings(row.task_entry.protocol, merge(row.protocol, protocol), "trial", row.task),
+                    settings={
+                        **row.settings,
+                        entry.name: validate_settings(entry.settings, merge(row.settings[entry.name], settings), "trial", name),
+                    },
+                )
+                train_run(tried)
+                scores.append(plan.score(tried))
+        results.append((mean(scores), scores, {**settings, **protocol}))
+        print(f"{name}: {results[-1]}", flush=True)
+    print(f"{name}: {len(results)} trials of {len(SEEDS)} seeds")
+    for value, scores, tried in sorted(results, key=lambda result: result[0]):
+        print(f"  {value:.4f}  ({', '.join(f'{score:.4f}' for score in scores)})  {tried}")
+
+
+def main() -> None:
+    """Tune what is named, or everything."""
+    hold_kernels()
+    data, *names = sys.argv[1:]
+    for name in names or PLANS:
+        trials(name, Path(data))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Which of the processor's kernels a study computes with: the same on every x86-64 processor with AVX2, unless told otherwise.
+
+PyTorch, oneDNN, MKL, NumPy and OpenBLAS each look at the processor and choose the kernels that are fastest on it. Those sum in
+another order, so the last bits of a number depend on the processor, and a training makes digits of them. Held to one
+instruction set (and MKL to the one branch that it promises to be the same on other makers' processors), they no longer choose.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from atlas.errors import UserError
+
+VARIABLE = "ATLAS_KERNELS"
+PORTABLE, NATIVE = "portable", "native"
+
+# NumPy names what it must not use, and knows some of these only in some of its versions; it passes over the others
+WIDER = "AVX512F AVX512CD AVX512_KNL AVX512_KNM AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR X86_V4"
+HELD = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": WIDER,
+}
+
+
+def hold_kernels(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Hold this process, and those that it starts, to the kernels that every x86-64 processor with AVX2 has.
+
+    Before PyTorch and NumPy are imported, that is: they look once, and where PyTorch has looked nothing is changed. Whatever
+    the environment says of single libraries is replaced, so that numbers do not depend on it; ``ATLAS_KERNELS=native`` leaves
+    the choice to the libraries and to the environment. A machine with a GPU of NVIDIA's, or without AVX2, is left alone too:
+    its numbers are its own anyway.
+
+    Returns
+    -------
+    str
+        ``portable`` or ``native``: the mode from now on.
+
+    Raises
+    ------
+    UserError
+        ``ATLAS_KERNELS`` is neither of the two.
+    """
+    wanted = environment.get(VARIABLE, PORTABLE)
+    if wanted not in (PORTABLE, NATIVE):
+        raise UserError(
+            f"{VARIABLE} = {wanted}: choose {PORTABLE} (one set of numbers on every x86-64) or {NATIVE} (the fastest)"
+        )
+    if wanted == PORTABLE and "torch" not in sys.modules and _has_avx2() and not _has_cuda():
+        environment.update(HELD)
+    return kernels(environment)
+
+
+def kernels(environment: MutableMapping[str, str] = os.environ) -> str:
+    """The mode that a process with this environment computes in: ``portable`` if every library is held, else ``native``."""
+    held = all(environment.get(name) == value for name, value in HELD.items())
+    return PORTABLE if held and _has_avx2() else NATIVE
+
+
+def described() -> str:
+    """The mode of this process, and for ``native`` the instruction set that PyTorch chose: ``portable``, ``native (AVX512)``."""
+    torch, mode = sys.modules.get("torch"), kernels()
+    return mode if mode == PORTABLE or torch is None else f"{mode} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _has_avx2(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    if platform.machine().lower() not in ("x86_64", "amd64") or not cpuinfo.is_file():
+        return False
+    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    return "avx2" in flags.split() and "fma" in flags.split()
+
+
+def _has_cuda(control: Path = Path("/dev/nvidiactl")) -> bool:
+    return control.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""

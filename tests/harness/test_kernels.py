@@ -1,0 +1,101 @@
+"""Kernels are the same whatever the environment says, unless a person asks for the fastest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atlas.errors import UserError
+from atlas.harness import kernels
+from atlas.harness.kernels import HELD, NATIVE, PORTABLE, hold_kernels
+
+SHOW = """
+from atlas.harness.kernels import described, hold_kernels
+hold_kernels()
+import json, numpy as np, torch
+torch.manual_seed(0)
+x, w = torch.randn(64, 192), torch.randn(192, 96)
+convolved = torch.nn.functional.conv2d(x.view(1, 3, 64, 64), torch.randn(8, 3, 3, 3))
+values = (x @ w).softmax(-1).sum(0), torch.linalg.svd(w).S, convolved
+a = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
+arrays = a @ a, np.exp(a), np.sin(a)
+sums = [v.double().sum().item() for v in values] + [float(v.astype(np.float64).sum()) for v in arrays]
+print(json.dumps([described(), [value.hex() for value in sums]]))
+"""
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A processor with AVX2 and no GPU, in a process that has not imported PyTorch."""
+    monkeypatch.setattr(kernels, "_has_avx2", lambda: True)
+    monkeypatch.setattr(kernels, "_has_cuda", lambda: False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    return monkeypatch
+
+
+def test_every_library_is_held_whatever_the_environment_says(plain: pytest.MonkeyPatch) -> None:
+    environment = {"ATEN_CPU_CAPABILITY": "default", "HOME": "/home/ada"}
+    assert hold_kernels(environment) == PORTABLE
+    assert environment == {**HELD, "HOME": "/home/ada"}
+
+
+def test_native_leaves_the_environment_alone(plain: pytest.MonkeyPatch) -> None:
+    environment = {"ATLAS_KERNELS": "native", "MKL_CBWR": "AVX2"}
+    assert hold_kernels(environment) == NATIVE
+    assert environment == {"ATLAS_KERNELS": "native", "MKL_CBWR": "AVX2"}
+
+
+@pytest.mark.parametrize("fact", ["_has_avx2", "_has_cuda"])
+def test_where_kernels_cannot_be_shared_nothing_is_held(plain: pytest.MonkeyPatch, fact: str) -> None:
+    plain.setattr(kernels, fact, lambda: fact == "_has_cuda")
+    environment: dict[str, str] = {}
+    assert hold_kernels(environment) == NATIVE
+    assert environment == {}
+
+
+def test_after_torch_was_imported_nothing_is_claimed(plain: pytest.MonkeyPatch) -> None:
+    plain.setitem(sys.modules, "torch", object())
+    environment: dict[str, str] = {}
+    assert hold_kernels(environment) == NATIVE
+    assert environment == {}
+
+
+def test_another_mode_is_refused() -> None:
+    with pytest.raises(UserError, match="ATLAS_KERNELS = fast: choose portable .* or native"):
+        hold_kernels({"ATLAS_KERNELS": "fast"})
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ("flags\t\t: fpu fma avx2 bmi2\n", True),
+        ("flags\t\t: fpu avx fma\n", False),
+        ("flags\t\t: fpu avx2\n", False),
+        ("", False),
+    ],
+)
+def test_processors_without_avx2_and_fma_are_known(
+    text: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    (tmp_path / "cpuinfo").write_text(text)
+    assert kernels._has_avx2(tmp_path / "cpuinfo") is there
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not kernels._has_avx2(), reason="no x86-64 processor with AVX2")
+def test_numbers_do_not_depend_on_what_the_environment_allows() -> None:
+    """Matrix products, decompositions, convolutions and elementary functions, of PyTorch and of NumPy."""
+    import os
+
+    seen = {}
+    for capability in ("default", "avx2", "avx512"):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "CUDA_VISIBLE_DEVICES": "", "ATLAS_KERNELS": "portable"}
+        done = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
+        seen[capability] = json.loads(done.stdout)
+    assert seen["default"][0] == PORTABLE
+    assert seen["default"] == seen["avx2"] == seen["avx512"]
