@@ -6,6 +6,7 @@ snakemake --profile slurm          the same on a SLURM cluster
 snakemake --config here=yes        also what was made on another machine
 snakemake --config code=new        also what was trained with other code
 snakemake --config warm=no         every job a process of its own, as on a cluster
+snakemake --config only=vfds       only some rows: a method, paper, task, data set or pattern, and what they need
 snakemake -- FILE                  what one table, page or metrics.json needs
 """
 

@@ -4,9 +4,11 @@ from functools import cache
 
 from atlas.harness.agenda import MARKER, Agenda, Demands, agenda
 from atlas.harness.run import Resources, Run
+from atlas.harness.selection import select
 from atlas.harness.study import Study
+from atlas.harness.watch import Watch
 
-__all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "agenda", "read_once"]
+__all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "Watch", "agenda", "read_once", "select"]
 
 
 @cache

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 from atlas.errors import UserError
-from atlas.study import MARKER, Demands, Study, agenda
+from atlas.study import MARKER, Demands, Study, Watch, agenda, select
 from atlas.warm import OWNER
 
 TIER = config.get("tier", "demo")
@@ -33,6 +34,9 @@ DONE = f".atlas/done/{TIER}"
 WARM = config.get("warm") not in (False, "no")
 READY_JOBS = 100
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
+# Some rows: --config only=vfds, only='image-classification/*/attnscale*', or several with commas between them.
+ONLY = config.get("only") or ()
+ONLY = tuple(ONLY.split(",") if isinstance(ONLY, str) else ONLY)
 
 
 def alive():
@@ -57,6 +61,7 @@ if workflow.is_main_process:
 
 try:
     STUDY = Study.read(TIER)
+    select(STUDY, ONLY)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -71,7 +76,7 @@ def results_folder():
     closed = not os.access(there, os.W_OK)
     return (
         f".atlas/closed/{TIER}"
-        if closed and agenda(STUDY).anything
+        if closed and agenda(STUDY, Demands(only=ONLY)).anything
         else folder.as_posix()
     )
 
@@ -96,10 +101,23 @@ def spare_the_scheduler():
         workflow.scheduling_settings.max_jobs_per_timespan = None
 
 
+def follow(found):
+    """Say how long it will take, and follow the jobs, unless nothing is to be said at all."""
+    if Quietness.ALL in (workflow.output_settings.quiet or ()):
+        return
+    limits = workflow.global_resources
+    workers = next(filter(None, (limits[one].value for one in ("_nodes", "_cores"))), 1)
+    watch = Watch(found, workers=workers)
+    if watch.summary():
+        logger.warning(watch.summary())
+    if not workflow.dryrun:
+        watch.before(logger)
+
+
 @cache
 def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
-    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE)
+    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE, only=ONLY)
     found = agenda(STUDY, demands)
     if RESULTS.startswith(".atlas") and not workflow.dryrun:
         raise WorkflowError(f"results/{TIER} cannot be written")
@@ -108,6 +126,7 @@ def todo():
         found.mark()
         for line in found.lines():
             logger.warning(line)
+        follow(found)
     return found
 
 
@@ -224,4 +243,5 @@ def shown_files(made_now):
         for task, dataset in STUDY.tables
         if ((task, dataset) in todo().tables) == made_now
     ]
-    return files + [f"{RESULTS}/claims.csv"] * (bool(todo().page) == made_now)
+    files += [f"{RESULTS}/claims.csv"] * (bool(todo().page) == made_now)
+    return [file for file in files if made_now or not ONLY or Path(file).exists()]

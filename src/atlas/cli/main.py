@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="atlas",
     help="Ten methods for learning efficiently and robustly, compared under one protocol.\n\n"
-    "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10; "
+    "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10, or a part of that: "
+    "image-classification/digits/attnscale is a row with all its seeds, 'digits/attnscale*' a pattern, vfds all of a paper. "
     "'atlas list runs' shows all of a study.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,10 +30,17 @@ app = typer.Typer(
 )
 
 Tier = Annotated[str, typer.Option("--tier", "-t", help="Study to work on: config/<tier>.yaml.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>; several are done in turn.")]
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>, or a part of it, with * and ?: a row is all its seeds."),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A trial with another setting: lr_multiplier=1, protocol.epochs=2."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A trial with another setting, for example protocol.epochs=2; 'atlas describe' shows a method's.",
+    ),
 ]
 
 Gpus = Annotated[
@@ -78,6 +86,47 @@ def list_things(
 
 
 @app.command()
+def describe(
+    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="A method, a task (its protocol), or a paper.")],
+) -> None:
+    """Say what a method is: settings with defaults and ranges, source, and a row to paste into a study."""
+    from atlas.cli.describing import describe as described
+
+    print("\n\n".join(map(described, names)))
+
+
+new = typer.Typer(
+    help="Write the folder of a new method, or of a new data set, that passes its own tests as it is.", rich_markup_mode=None
+)
+app.add_typer(new, name="new", no_args_is_help=True)
+
+
+@new.command("method")
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and hyphens.")],
+    task: Annotated[
+        str, typer.Option(help="Task in whose tables it stands; 'atlas list tasks' shows them.")
+    ] = "image-classification",
+) -> None:
+    """Write src/atlas/methods/<name>/ with a working method to change, and tests/methods/<name>/."""
+    from atlas.cli import creating
+
+    files = creating.new_method(name, task)
+    print("\n".join(map(str, files)))
+    print(f"\nIts tests:  pytest {files[-1]}\n            pytest tests/conformance -k {name}\nA row:      atlas describe {name}")
+
+
+@new.command("dataset")
+def new_dataset(name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and hyphens.")]) -> None:
+    """Write src/atlas/datasets/<name>.py, which makes a small set of images to replace, and its test."""
+    from atlas.cli import creating
+
+    files = creating.new_dataset(name)
+    print("\n".join(map(str, files)))
+    print(f"\nIts tests:  pytest {files[-1]}\nThen:       atlas acquire {name}")
+
+
+@app.command()
 def acquire(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET...")],
     mirror: Annotated[
@@ -87,8 +136,14 @@ def acquire(
 ) -> None:
     """Download, verify and unpack datasets into data/<dataset>/; what is there already is looked at again."""
     from atlas.datasets import acquire as fetch
+    from atlas.datasets import dataset_names
+    from atlas.harness.study import CONFIG_FOLDER, checkout_hint, declare_own
 
+    if not CONFIG_FOLDER.is_dir() and (hint := checkout_hint(Path())).startswith("the checkout"):
+        raise UserError(f"{Path.cwd().name} is a folder of a checkout, and data/ would land in it; {hint}")
     for dataset in datasets:
+        if dataset not in dataset_names():
+            declare_own(dataset, Path())
         manifest = fetch(dataset, root=Path("data"), mirror=mirror)
         print(f"{dataset}: data/{dataset} ({manifest.sha256[:12]})")
 
@@ -278,9 +333,13 @@ def _study(tier: str) -> Study:
 
 def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[Run]:
     from atlas.cli.overrides import apply_overrides
+    from atlas.study import select
 
     study = _study(tier)
-    return [apply_overrides(study.find(cell), overrides or []) for cell in cells]
+    runs = select(study, cells)
+    if len(runs) > len(cells):
+        print(f"{len(runs)} runs, from {runs[0].cell} to {runs[-1].cell}", file=sys.stderr)
+    return [apply_overrides(run, overrides or []) for run in runs]
 
 
 def _together(runs: list[Run], gpus: int | None, ranks: int | None) -> list[Run]:

@@ -26,7 +26,7 @@ from atlas.harness.rehearsal import (
     rehearse,
 )
 from atlas.harness.wall import Job, wall_hours
-from atlas.study import Run, Study
+from atlas.study import Run, Study, select
 
 COLUMNS = (
     "run",
@@ -103,8 +103,10 @@ def _jobs() -> int:
 def _rows(study: Study, cells: list[str]) -> list[list[Run]]:
     if not cells:
         return list(study.by_row.values())
-    chosen = [study.find(cell) for cell in cells]
-    return [[run] for run in chosen]
+    rows: dict[str, list[Run]] = {}
+    for run in select(study, cells):
+        rows.setdefault(run.cell.rpartition("/")[0], []).append(run)
+    return list(rows.values())
 
 
 def _complain(done: list[Rehearsal]) -> None:
