@@ -1,8 +1,8 @@
 """What a design without training costs, counted: operations and kernels of As-ViT's search and growth.
 
 One draw of the weights is measured and counted for every kind of candidate; operations and kernels of the whole design follow
-from how many candidates and draws it has. Beside it stands what a design with training would cost at the least: one epoch of every
-topology that the search tries, as each would have to be trained to be compared by its accuracy.
+from how many candidates and draws it has. Beside it stands what a design with training would cost at the least: one epoch of
+every topology that the search tries, as each would have to be trained to be compared by its accuracy.
 """
 
 from __future__ import annotations
