@@ -236,6 +236,14 @@ def claims(tier: Tier = "demo") -> None:
 
 
 @app.command()
+def coverage() -> None:
+    """Write docs/coverage.md: every sentence of the abstracts, the rows and claims that answer it, and what came out."""
+    from atlas.report import write_coverage
+
+    print(write_coverage(Path()))
+
+
+@app.command()
 def report(
     tier: Tier = "demo",
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
