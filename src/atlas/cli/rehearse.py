@@ -36,6 +36,7 @@ COLUMNS = (
     "parameters",
     "steps",
     "batch",
+    "example_flops",
     "step_flops",
     "flops",
     "memory_gibibytes",
@@ -143,7 +144,7 @@ def table(done: list[Rehearsal], gpu: GPU, gpus: int = 1) -> str:
         counts = "; ".join(
             f"{count.metric} {count.ours:.6g} published {count.published:.6g} {count.verdict}" for count in result.counts
         )
-        costs = (result.step_flops, result.flops, result.memory_gibibytes, result.hours(gpu))
+        costs = (result.example_flops, result.step_flops, result.flops, result.memory_gibibytes, result.hours(gpu))
         numbers = (result.main.steps, result.main.batch, *costs)
         status = "failed" if result.error else "stepped"
         parameters = result.metrics.get("parameters")
@@ -168,9 +169,10 @@ def markdown(study: Study, done: list[Rehearsal], gpu: GPU, gpus: int = 1) -> st
         "checkpoint written and loaded, an evaluation. The runs of a row differ in their seed alone, so one of them was carried "
         f"out. Hours and memory are estimates for one {gpu.name}: counted operations at {UTILISATION:.0%} of its peak, or "
         f"{LAUNCH_SECONDS * 1e6:.0f} µs for every kernel where that is more; activations in full precision, without "
-        "recomputation. They are those of training, with the validations in it; reading data and the evaluation at the end come "
-        "on top. They are blank where a loop's length depends on data that are not there; memory is an upper bound where a row "
-        "holds copies of its network (clients, values of λ, replicates), which are scaled as activations are. "
+        "recomputation, of the examples in memory at once; what is read or made once is as large as in the rehearsal. They are "
+        "those of training, with the validations in it; reading data and the evaluation at the end come on top. They are blank "
+        "where a loop's length depends on data that are not there; memory is an upper bound where a row holds copies of its "
+        "network (clients, values of λ, replicates), which are scaled as activations are. "
         f"All runs together: about {hours:,.0f} GPU hours.",
         *(_on_several(study, stepped, gpu, gpus) if gpus > 1 else ()),
         "",

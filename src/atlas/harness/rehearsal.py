@@ -4,7 +4,7 @@ A run is carried out as the workflow would: data are read, models are built, eve
 written and loaded again, and the evaluation returns its metrics. Only the batch is small. What training costs, counted in
 floating-point operations and kernel launches for each kind of work by itself (:mod:`atlas.nn.work`: a step of a loop, a
 validation, what is done once), is scaled by the task's :attr:`~.registry.Task.amounts` to what the whole training would cost on a
-named GPU; bytes of live tensors are scaled to the examples that are in memory at once.
+named GPU; bytes of live tensors are scaled to the examples that are in memory at once in the kind of work that made them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from atlas.settings import merge, validate_settings
 TOLERANCE = 0.01  # relative difference from a published count up to which the two agree
 LAUNCH_SECONDS = 10e-6  # what one operation takes at least on a GPU that is fed from Python
 UTILISATION = 0.3  # share of a GPU's peak that such training reaches; a planning figure
-NOTES_FORMAT = 3  # of the lines that an interrupted rehearsal leaves; lines of another format are not read
+NOTES_FORMAT = 4  # of the lines that an interrupted rehearsal leaves; lines of another format are not read
 COUNTS = ("parameters", "flops", "macs")
 LINK = 25e9
 """Bytes a second that a GPU sends to the next one while gradients are summed, a planning figure: a network adapter of 200 Gb/s
@@ -90,14 +90,13 @@ class Count:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a rehearsed training cost: operations by kind of work, and the most bytes of weights and of activations at once.
+    """What a rehearsed training cost by kind of work, and the most bytes that the whole training has in memory at once.
 
     ``gradient_bytes`` are what ranks that share a step exchange; 0 where one process trains.
     """
 
     spent: Mapping[str, Spent]
-    weight_bytes: int
-    activation_bytes: int
+    memory_bytes: float
     gradient_bytes: int = 0
 
     @property
@@ -151,6 +150,14 @@ class Rehearsal:
         """Floating-point operations of one step of the training loop."""
         return math.nan if self.cost is None else self._scaled(self.cost.main).flops / self.main.steps
 
+    @property
+    def example_flops(self) -> float:
+        """Floating-point operations of one example of the training loop, which do not depend on how many examples there are."""
+        if self.cost is None or self.cost.main not in self.rehearsed:
+            return math.nan
+        kind = self.cost.main
+        return self.cost.spent[kind].flops / self.rehearsed[kind].batch
+
     def hours(self, gpu: GPU, gpus: int = 1) -> float:
         """Hours of one training on so many GPUs: the larger of arithmetic at the usual utilisation and of launching kernels.
 
@@ -182,11 +189,7 @@ class Rehearsal:
     @property
     def memory_gibibytes(self) -> float:
         """Memory of one run in full precision: weights, gradients, states, and activations of the examples in memory at once."""
-        if self.cost is None:
-            return math.nan
-        kind = self.cost.main
-        more = self.whole[kind].at_once / self.rehearsed[kind].at_once if kind != ONCE else 1
-        return (self.cost.weight_bytes + self.cost.activation_bytes * more) / 2**30
+        return math.nan if self.cost is None else self.cost.memory_bytes / 2**30
 
     def _scaled(self, kind: str) -> Spent:
         """What work of a kind takes in the whole training."""
@@ -274,7 +277,7 @@ def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
 
 def _restored_cost(content: dict[str, Any]) -> Cost:
     spent = {kind: Spent(**own) for kind, own in content["spent"].items()}
-    return Cost(spent, content["weight_bytes"], content["activation_bytes"], content["gradient_bytes"])
+    return Cost(spent, content["memory_bytes"], content["gradient_bytes"])
 
 
 def kinds(rows: list[list[Run]]) -> set[str]:
@@ -387,16 +390,18 @@ def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
         train_run(small)
     content = evaluate_run(small) if small.declared_metrics else {"metrics": {}}
     whole, rehearsed = amounts_of(run), {kind: amount._replace(steps=1) for kind, amount in amounts_of(small).items()}
-    unknown = meter.spent.keys() - whole.keys() - {ONCE}
+    spent = {kind: own for kind, own in meter.spent.items() if own.launches or kind == ONCE}
+    unknown = spent.keys() - whole.keys() - {ONCE}
     if unknown:
         raise AtlasError(f"its amounts do not say how much of the work {', '.join(sorted(unknown))} a training does")
+    growth = {kind: amount.at_once / rehearsed[kind].at_once for kind, amount in whole.items()}
     return Rehearsal(
         run,
         seeds,
         0.0,
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),
-        cost=Cost(dict(meter.spent), meter.memory.weight_bytes, meter.memory.activation_bytes, meter.gradient_bytes),
+        cost=Cost(spent, meter.memory.grown(growth), meter.gradient_bytes),
         whole=whole,
         rehearsed=rehearsed,
     )
