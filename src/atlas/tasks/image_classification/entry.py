@@ -30,8 +30,10 @@ def training_amount(run: Run, epochs: int) -> Amount:
 
     protocol = run.protocol_model()
     images = get_dataset(run.data).training_examples(protocol.data.test_fraction) if run.data else protocol.batch_size
-    kept = 1 - protocol.data.validation_fraction
-    steps = epochs * max(1.0, kept * images // protocol.batch_size)
+    seen = (1 - protocol.data.validation_fraction) * images
+    if protocol.data.train_size is not None and run.data:
+        seen = protocol.data.train_size
+    steps = epochs * max(1.0, seen // protocol.batch_size)
     return Amount(steps, protocol.batch_size, min(protocol.micro_batch or protocol.batch_size, protocol.batch_size))
 
 
