@@ -62,7 +62,11 @@ task(
         baseline="deit",
         tested="entry:tested",
         recipes=True,
-        rehearsal={"batch_size": 2, "evaluation_batch_size": 2, "data": {"workers": 0, "validation_fraction": 0}},
+        rehearsal={
+            "batch_size": 2,
+            "evaluation_batch_size": 2,
+            "data": {"workers": 0, "validation_fraction": 0, "train_size": None},
+        },
         amounts="entry:training_amounts",
         smallest={"epochs": 2, "warmup_epochs": 1, "batch_size": 640, "log_every": 1, "backbone": {"depth": 3}},
     )
