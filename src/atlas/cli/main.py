@@ -226,10 +226,16 @@ def table(
 
 
 @app.command()
-def claims(tier: Tier = "demo") -> None:
+def claims(
+    tier: Tier = "demo",
+    every: Annotated[bool, typer.Option("--all", help="All tiers side by side, to results/claims.md.")] = False,
+) -> None:
     """Judge every claim on the runs that are evaluated, and print the verdicts."""
-    from atlas.report import print_claims, write_claims
+    from atlas.report import print_claims, write_all_claims, write_claims
 
+    if every:
+        print(write_all_claims())
+        return
     study = _study(tier)
     write_claims(study)
     print_claims(study)

@@ -30,8 +30,10 @@ def training_amount(run: Run, epochs: int) -> Amount:
 
     protocol = run.protocol_model()
     images = get_dataset(run.data).training_examples(protocol.data.test_fraction) if run.data else protocol.batch_size
-    kept = 1 - protocol.data.validation_fraction
-    steps = epochs * max(1.0, kept * images // protocol.batch_size)
+    seen = (1 - protocol.data.validation_fraction) * images
+    if protocol.data.train_size is not None and run.data:
+        seen = protocol.data.train_size
+    steps = epochs * max(1.0, seen // protocol.batch_size)
     return Amount(steps, protocol.batch_size, min(protocol.micro_batch or protocol.batch_size, protocol.batch_size))
 
 
@@ -61,7 +63,11 @@ task(
         tested="entry:tested",
         recipes=True,
         ranks=True,
-        rehearsal={"batch_size": 2, "evaluation_batch_size": 2, "data": {"workers": 0, "validation_fraction": 0}},
+        rehearsal={
+            "batch_size": 2,
+            "evaluation_batch_size": 2,
+            "data": {"workers": 0, "validation_fraction": 0, "train_size": None},
+        },
         amounts="entry:training_amounts",
         smallest={"epochs": 2, "warmup_epochs": 1, "batch_size": 640, "log_every": 1, "backbone": {"depth": 3}},
     )
