@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from atlas.errors import AtlasError, Interrupted
+from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.files import write_json, write_text
 from atlas.harness.launch import RESULT, SPEC, function_of, node_name, ranks_of, restored
 
@@ -101,9 +101,8 @@ def _report(error: Exception, word: Word) -> None:
     """Say why this rank fails: of its own, or because it lost others, and then which of them."""
     message = " ".join(str(error).split())
     if isinstance(error, AtlasError) or not LOST.search(f"{type(error).__name__} {message}"):
-        kind = type(error).__name__
-        text = message if isinstance(error, AtlasError) else f"{kind}: {message}"
-        word.leave(status="failed", kind=kind, message=text, time=time.time())
+        text = message if isinstance(error, AtlasError) else f"{type(error).__name__}: {message}"
+        word.leave(status="failed", users=isinstance(error, UserError), message=text, time=time.time())
         return
     word.leave(status="waiting")
     time.sleep(GRACE_SECONDS)
