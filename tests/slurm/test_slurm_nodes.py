@@ -61,6 +61,7 @@ def started(folder: Path, variables: dict[str, str], *options: str) -> subproces
 
 @pytest.mark.slow
 @pytest.mark.slurm
+@pytest.mark.timeout(1800)
 def test_a_run_on_two_nodes_is_preempted_and_goes_on(checkout: Path, tmp_path: Path, two_nodes: RealSlurm) -> None:
     epochs = 60
     local = prepared(checkout, tmp_path / "local", "ranks: 2", epochs)
@@ -70,13 +71,13 @@ def test_a_run_on_two_nodes_is_preempted_and_goes_on(checkout: Path, tmp_path: P
     snakemake = started(there, variables)
     states = there / "logs/demo" / CELL / "seed0/ranks/seed0-train"
     try:
-        wait_until(lambda: len(list(states.glob("rank*.json"))) == 2, 120, "two ranks")
+        wait_until(lambda: len(list(states.glob("rank*.json"))) == 2, 500, "two ranks")
         nodes = {json.loads(path.read_text())["node"] for path in states.glob("rank*.json")}
         assert nodes == {"node1", "node2"}
         log = there / "logs/demo" / CELL / "seed0/train.log"
-        wait_until(lambda: " train " in log.read_text(), 120, "a line of progress")
+        wait_until(lambda: " train " in log.read_text(), 500, "a line of progress")
         two_nodes.run("sbatch", "-p", "urgent", "-N", "2", "-c", "2", "--wrap", "sleep 2")
-        output, _ = snakemake.communicate(timeout=400)
+        output, _ = snakemake.communicate(timeout=900)
     finally:
         snakemake.kill()
     assert snakemake.returncode == 0, output + log.read_text()
@@ -95,7 +96,8 @@ def test_a_run_on_two_nodes_is_preempted_and_goes_on(checkout: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.slurm
+@pytest.mark.timeout(1800)
 def test_more_nodes_than_there_are_is_one_line(checkout: Path, tmp_path: Path, two_nodes: RealSlurm) -> None:
     there = prepared(checkout, tmp_path / "there", "nodes: 3, ranks: 1", 2)
-    output, _ = started(there, {**two_nodes.environment, "PYTHONPATH": os.pathsep.join(sys.path)}).communicate(timeout=200)
+    output, _ = started(there, {**two_nodes.environment, "PYTHONPATH": os.pathsep.join(sys.path)}).communicate(timeout=600)
     assert "Node count specification invalid" in output or "node configuration is not available" in output, output
