@@ -1,0 +1,33 @@
+"""The example programs run as a reader would run them, and end with what they are there to show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN = {
+    "compress_my_vit": r"dense: accuracy 0\.[89]\d\ncompressed: 0\.[45]\d of the .*\nloaded: accuracy 0\.[89]\d, \d+ KiB\n",
+    "choose_my_sensors": r"price 0: accuracy 0\.9\d; .*\nprice 0\.3: accuracy 0\.[89]\d; .*\nthe first step reads 5 sensors, .*\n",
+    "train_with_a_rule": r"the rule: .*\nthe rule: accuracy 0\.\d\d\n(.*accuracy 0\.\d\d\n){2}the two Adams differ by \de-0[4-9] .*\n",
+}
+
+
+def test_every_example_is_tried() -> None:
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(SHOWN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_examples_run_and_show_what_they_are_for(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(SHOWN[name], done.stdout), done.stdout
+    assert list(tmp_path.iterdir()) == []
