@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.vfds import FeatureGroups, FixedMask, Random, Rollout, SelectiveGRU, Sweep, replace_rnn, selection_loss
+from atlas.methods.vfds import (
+    FeatureGroups,
+    FixedMask,
+    Random,
+    Rollout,
+    SelectiveGRU,
+    Sweep,
+    arm_loss,
+    replace_rnn,
+    selection_loss,
+)
 from atlas.methods.vfds.recurrence import gated_rollout, library_rollout, ungated_rollout
 from atlas.methods.vfds.rollout import Gating, Layer, plain_rollout
 
@@ -383,3 +393,22 @@ def test_the_library_s_gru_is_the_same_and_is_told_whether_it_trains(monkeypatch
     with torch.no_grad():
         library_rollout(inputs, model.layers)
     assert told == [True, False]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"published": True}, {"unbiased": True}, {"detach_policy_input": True}])
+def test_a_pair_s_gradients_are_autograds(layers: int, options: dict[str, Any]) -> None:
+    """The fused pass goes back through one trajectory of the pair where the estimator differentiates only that."""
+    made = [make(dtype=torch.float64, relaxation="arm", n_layers=layers, fused=fused) for fused in (True, False)]
+    made[1].load_state_dict(made[0].state_dict())
+    gradients = []
+    for model in made:
+        x, noise = (uniform(*shape, dtype=torch.float64) for shape in ((B, T, D), (T, B, D)))
+        y = torch.arange(B * T).view(B, T) % C
+        x.requires_grad_()
+        loss = arm_loss(model, x, y, lam=0.7, noise=noise, lengths=torch.arange(B) % T + 1, **options)
+        loss.total.backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in model.parameters())])
+    for fused, plain in zip(*gradients, strict=True):
+        assert plain is not None
+        assert (fused - plain).abs().max() < 1e-12

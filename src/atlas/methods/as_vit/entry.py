@@ -101,6 +101,7 @@ row(
     amounts="baselines:amounts",
     train="baselines:rank_topologies",
     evaluate="baselines:judge_ranking",
+    ranks=True,
 )
 
 row(
@@ -136,6 +137,7 @@ network = partial(
         Metric("macs", "MACs / image", "lower", ".3g"),
     ),
     evaluate="plugin:evaluate",
+    ranks=True,
 )
 
 

@@ -263,7 +263,8 @@ def arm_loss(
     check_noise(noise, shape)
     weight = torch.as_tensor(lam, dtype=x.dtype, device=x.device)
     price = gate_price(kappa, weight, cost)
-    pair = _Pair.run(model, x, y, cost, lam, lengths, noise, ignore_index)
+    both = unbiased and not published  # the other estimators differentiate the first trajectory alone
+    pair = _Pair.run(model, x, y, cost, lam, lengths, noise, ignore_index, both)
     if published:
         return pair.published(model, weight, price, cost_path)
     return pair.unbiased(gamma) if unbiased else pair.aligned(gamma, model if detach_policy_input else None)
@@ -333,11 +334,12 @@ class _Pair(NamedTuple):
         lengths: Tensor | None,
         noise: Tensor,
         ignore_index: int,
+        both: bool,
     ) -> _Pair:
         template = getattr(model, "template", model)
         offset = torch.cat([logistic_noise(1 - noise), logistic_noise(noise)], 1)
-        rollout = model(x, lengths=lengths, gates="sample", offset=offset)
         batch = len(x)
+        rollout = model(x, lengths=lengths, gates="sample", offset=offset, learning=None if both else batch)
         parts = [
             torch.stack(part.split(batch, -3)) for part in (rollout.logits, rollout.gate_logits, rollout.gates, rollout.hidden)
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -245,6 +245,7 @@ class SelectiveGRU(nn.Module):
         gates: Mode = "relaxed",
         generator: torch.Generator | None = None,
         offset: Tensor | None = None,
+        learning: int | None = None,
     ) -> Rollout:
         """Run over whole sequences.
 
@@ -263,6 +264,9 @@ class SelectiveGRU(nn.Module):
         offset : Tensor, optional
             Noise in logit space, added to α, in place of ``noise``: (T, k · B, G) for k trajectories of each of the sequences,
             one after another, which make the rollout's batch.
+        learning : int, optional
+            Number of the rollout's sequences, from the first, whose gradients are asked for; by default all. Gradients of the
+            others are undefined: detach what comes of them.
 
         Raises
         ------
@@ -283,7 +287,7 @@ class SelectiveGRU(nn.Module):
         if self.stacked:
             values, offset = values.unsqueeze(1), offset.unsqueeze(1)
         run = self._adaptive if self.adaptive else self._blind
-        gating = self.gating(gates)
+        gating = replace(self.gating(gates), learning=learning)
         states, *decided = run(values, offset, gating)
         self._refuse_gaps(x, valid, decided[0], gating)
         outputs = project(states, self.output.weight, self.output.bias)

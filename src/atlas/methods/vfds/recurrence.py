@@ -178,13 +178,20 @@ class _Backward:
         self.gating: Gating = ctx.gating
         self.needs = ctx.needs_input_grad
         saved = ctx.saved_tensors
-        self.x, self.offset, self.selector, self.gates, self.logits = saved[:5]
+        self.selector = saved[2]
+        self.batch, self.rows = saved[0].shape[-2], self.gating.learning
+        self.x, self.offset, self.gates, self.logits = map(self.learning, (saved[0], saved[1], saved[3], saved[4]))
         n_layers = (len(saved) - 5) // 8
         self.layers = [Layer(*saved[5 + 4 * index : 9 + 4 * index]) for index in range(n_layers)]
         tapes = saved[5 + 4 * n_layers :]
-        self.tapes = [tapes[4 * index : 4 * index + 4] for index in range(n_layers)]
+        self.tapes = [[self.learning(tensor) for tensor in tapes[4 * index : 4 * index + 4]] for index in range(n_layers)]
         self.size = self.selector.shape[-1]
-        self.d_hidden, self.d_gates, self.d_logits = d_hidden, d_gates, d_logits
+        self.d_hidden, self.d_gates, self.d_logits = map(self.learning, (d_hidden, d_gates, d_logits))
+        self.of_inputs = self.needs[1] or self.gating.slope != "none"  # nothing else asks for the gradient of the gated inputs
+
+    def learning(self, tensor: Tensor) -> Tensor:
+        """The rows (…, B, ·) of the sequences through which gradients flow."""
+        return tensor if self.rows is None else tensor[..., : self.rows, :]
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Gradients of all arguments of the forward pass."""
@@ -192,6 +199,7 @@ class _Backward:
         d_x = None
         if self.needs[1]:
             d_x = d_inputs * spread(self.gates, self.gating)
+            d_x = torch.nn.functional.pad(d_x, (0, 0, 0, self.batch - d_x.shape[-2]))
             d_x = d_x.sum(1, keepdim=True) if d_x.ndim > 3 and self.x.shape[1] == 1 else d_x
         out: list[Tensor | None] = []
         size, top = self.size, len(self.layers) - 1
@@ -245,10 +253,11 @@ class _Backward:
             for index in range(top, -1, -1):
                 d_state = carried[index] + d_state
                 kept.append(unrolled[index].backward(step, d_state))
-                out = rows[step] if index == 0 else None
-                d_state = _product(unrolled[index].by_input[step], into[index], out)
+                if index or self.of_inputs:
+                    out = rows[step] if index == 0 else None
+                    d_state = _product(unrolled[index].by_input[step], into[index], out)
             if step or gating.first is None:
-                if gating.gain != 1:
+                if gating.gain != 1 and self.of_inputs:
                     d_state.mul_(gating.gain)
                 decide.backward(step, d_state)
             for index, part in zip(range(top, -1, -1), kept, strict=True):

@@ -50,6 +50,9 @@ class Gating:
         (G,) gates of the first step; ``None`` leaves it to the policy, on a state of zeros.
     append : bool
         Whether the features' gates are inputs beside the values; the plain rollout alone does that.
+    learning : int, optional
+        Number of sequences of the batch, from the first, through which gradients flow; by default all. The fused rollout spares
+        itself the backward pass of the others, and what it leaves out must be detached by whoever asks for it.
     """
 
     hard: bool
@@ -61,6 +64,7 @@ class Gating:
     index: Tensor | None = None
     first: Tensor | None = None
     append: bool = False
+    learning: int | None = None
 
     @property
     def opaque(self) -> bool:

@@ -120,6 +120,8 @@ def load_arena(run: Run) -> Arena:
 
     sides = divide(protocol, arrays)
     meta, judged = ({name: ready(*split) for name, split in side.items()} for side in sides)
+    if run.limit is not None:
+        meta = {name: _repeated(split, protocol.train.batch_size) for name, split in meta.items()}
     return Arena(protocol, meta, judged, device)
 
 
@@ -142,6 +144,12 @@ def divide(protocol: Protocol, arrays: dict[str, Tensor]) -> tuple[dict[str, Spl
         sides.append({"train": train, "val": val})
     sides[1]["test"] = test
     return sides[0], sides[1]
+
+
+def _repeated(split: Split, count: int) -> Split:
+    """So many examples, over and over the same: a rehearsal's few are less than the mini-batch that it is to make a step on."""
+    index = torch.arange(count, device=split[1].device) % len(split[1])
+    return split[0][index], split[1][index]
 
 
 def _split(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
