@@ -445,3 +445,33 @@ def test_a_thousand_runs_in_twenty_seconds(make_study: Callable[..., Study], see
     write_all(study)
     assert time.perf_counter() - began < 20
     assert collect_table(study, *study.tables[0]).rows[0].evaluated == seeds
+
+
+def test_what_a_study_does_not_judge_is_folded_away(study: Study) -> None:
+    page = write_all(study)
+    shown, folded = page[page.index('<section id="claims">') :].split('<details class="idle" id="silent">')
+    assert 'id="paper-anti-oversmoothing"' in shown
+    assert 'id="paper-vfds"' in folded
+    assert 'href="#paper-vfds"' not in page
+    markdown = (study.results / "claims.md").read_text()
+    before, after = markdown.split("<details>\n<summary>")
+    assert "not run, and why" in after
+    assert "- vfds." in after
+    assert "- vfds." not in before
+
+
+def test_a_claim_links_to_its_table_and_a_row_says_what_makes_it_again(study: Study) -> None:
+    page = write_all(study)
+    links = {value for value in Reader(page).values("href") if value.startswith("#image-classification-")}
+    assert links <= {f"#{value}" for value in Reader(page).values("id")}
+    assert '<a href="#image-classification-digits">image-classification/digits</a>' in page
+    assert "atlas train --tier demo --force --evaluate image-classification/digits/attnscale</code>" in page
+
+
+def test_a_study_says_what_it_cannot_show(make_study: Callable[..., Study]) -> None:
+    from dataclasses import replace
+
+    study = replace(make_study(), limits=("Nothing <at> all.",))
+    page = write_all(study)
+    assert "<li>Nothing &lt;at&gt; all.</li>" in page
+    assert "What this study cannot show:" in (study.results / "report.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,23 @@ def test_folders_can_be_gone_on_with_anywhere_whoever_loads_them(folders: Run, w
     assert torch.equal(again[0], whole[2][0])
     assert sum(len(labels) for _, labels in found.batches("test")) == 6
     assert found.example(2).shape == (2, 3, 32, 32)
+
+
+def test_a_tar_gives_the_batches_of_the_folders(folders: Run) -> None:
+    other = folders.root / "packed" / "data" / "imagenet"
+    other.mkdir(parents=True)
+    for split in ("train", "val"):
+        with tarfile.open(other / f"{split}.tar", "w") as tar:
+            tar.add(folders.data_folder / split, arcname=".")
+    one, two = (
+        data(with_protocol(replace(folders, root=root), data={"workers": 1})) for root in (folders.root, other.parents[1])
+    )
+    before = torch.get_rng_state()
+    for epoch in range(2):
+        for batch, twin in zip(one.train_batches(epoch), two.train_batches(epoch), strict=True):
+            assert all(map(torch.equal, batch, twin))
+    assert torch.equal(torch.get_rng_state(), before), "loading leaves the generator of stochastic depth alone"
+    assert all(all(map(torch.equal, *pair)) for pair in zip(one.batches("test"), two.batches("test"), strict=True))
 
 
 PUBLISHED = {"deit": 22_050_664, "attnscale": 22_050_664 + 72, "featscale": 22_050_664 + 9_216}

@@ -1,4 +1,5 @@
 from .comparison import compare as compare
+from .coverage import write_coverage as write_coverage
 from .figures import write_figures as write_figures
 from .page import write_report as write_report
 from .series import write_series as write_series

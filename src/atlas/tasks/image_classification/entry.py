@@ -5,7 +5,7 @@ from __future__ import annotations
 from atlas.harness.registry import Amount, Amounts, Metric, Task, method, task
 from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
-from atlas.tasks.image_classification.protocol import Protocol
+from atlas.tasks.image_classification.protocol import CaitSettings, Protocol, SwinSettings, T2TSettings
 
 NAME = "image-classification"
 
@@ -62,6 +62,7 @@ task(
         baseline="deit",
         tested="entry:tested",
         recipes=True,
+        ranks=True,
         rehearsal={
             "batch_size": 2,
             "evaluation_batch_size": 2,
@@ -80,4 +81,34 @@ method(
     summary="The plain backbone under the task's protocol.",
     role="baseline",
     plugin="ingredients:Ingredient",
+)
+
+method(
+    "cait",
+    task=NAME,
+    title="CaiT",
+    summary="A backbone of talking heads, with class attention at the end; sizes are the protocol's.",
+    role="baseline",
+    plugin="backbones:Cait",
+    settings=CaitSettings,
+)
+method(
+    "swin",
+    task=NAME,
+    title="Swin",
+    summary="A backbone of stages with attention in shifted windows; the first stage has the protocol's sizes.",
+    role="baseline",
+    plugin="backbones:Swin",
+    settings=SwinSettings,
+    smallest={"depths": (1, 1), "heads": (2, 2), "window": 2},
+)
+method(
+    "t2t-vit",
+    task=NAME,
+    title="T2T-ViT",
+    summary="A backbone of overlapping patches, cut three times and mixed on the way; sizes are the protocol's.",
+    role="baseline",
+    plugin="backbones:T2T",
+    settings=T2TSettings,
+    smallest={"strides": (1, 1, 2)},
 )
