@@ -61,7 +61,7 @@ class Settings(BaseModel):
         try:
             return (cls if given is None else type(given)).model_validate({**values, **changes})
         except ValidationError as error:
-            raise ValueError(" ".join(_first_problem(error)).strip()) from None
+            raise ValueError(_line("", *_first_problem(error))) from None
 
 
 def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -95,14 +95,34 @@ def validate_settings(model: type[BaseModel], values: Mapping[str, Any], where: 
                 f"{where}.{path} is not a setting of {owner}; {did_you_mean(str(problem['loc'][-1]), fields)}"
             ) from None
         path, message = _first_problem(error)
-        raise UserError(f"{where}{'.' if path else ''}{path} {message}") from None
+        raise UserError(_line(where, path, message)) from None
+
+
+SHOWN = 60
+"""Characters of a wrong value that a message shows."""
 
 
 def _first_problem(error: ValidationError) -> tuple[str, str]:
-    """Where the first problem is, and what: the value, and what it should have been."""
+    """Where the first problem is, and what: ``= value: what it should have been``.
+
+    Where settings do not go together, or one is missing, the value would be all of them; the message names what it is about.
+    """
     problem = error.errors()[0]
     message = problem["msg"].removeprefix("Value error, ")
-    return ".".join(str(part) for part in problem["loc"]), f"= {problem.get('input')!r}: {message[0].lower()}{message[1:]}"
+    message = message[0].lower() + message[1:]
+    value = problem.get("input")
+    if not isinstance(value, Mapping | BaseModel):
+        shown = repr(value)
+        message = f"= {shown if len(shown) <= SHOWN else shown[:SHOWN] + '…'}: {message}"
+    return ".".join(str(part) for part in problem["loc"]), message
+
+
+def _line(where: str, path: str, message: str) -> str:
+    """One line: a place, the path below it, and what is wrong there."""
+    place = ".".join(filter(None, (where, path)))
+    if not place:
+        return message
+    return f"{place} {message}" if message.startswith("= ") else f"{place}: {message}"
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:

@@ -59,6 +59,10 @@ def test_listings(folder: Path, what: str, expected: str) -> None:
         (["acquire", "digit"], "did you mean digits?"),
         (["list", "runs", "--tier", "dem"], "did you mean demo?"),
         (["-C", "nowhere", "list", "runs"], "--directory nowhere is not a folder"),
+        (
+            ["train", "image-classification/digits/deit/seed10", "--set", "protocol.warmup_epochs=99"],
+            "error: --set protocol: warmup_epochs 99.0 leaves nothing of epochs",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(folder: Path, arguments: list[str], message: str) -> None:
@@ -67,6 +71,21 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, arguments: list[str
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("error: ")
+
+
+def test_below_a_checkout_the_way_to_it_is_said(folder: Path) -> None:
+    (folder / "Snakefile").touch()
+    below = folder / "a" / "b"
+    below.mkdir(parents=True)
+    for arguments in (["list", "runs"], ["acquire", "digits"]):
+        done = atlas(below, *arguments)
+        assert done.returncode == 2
+        assert f"the checkout is {folder}: go there, or say atlas -C ../.. …" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert list(below.iterdir()) == []
+    assert RUN in atlas(below, "-C", "../..", "list", "runs").stdout
+    (folder / "Snakefile").unlink()
+    assert "this is not a checkout of Atlas" in atlas(below, "list", "runs").stderr
 
 
 def test_failures_exit_with_1_and_are_recorded(folder: Path) -> None:

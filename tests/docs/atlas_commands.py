@@ -21,7 +21,7 @@ from atlas.cli.overrides import apply_overrides
 from atlas.datasets import get_dataset
 from atlas.harness.rehearsal import GPUS
 from atlas.report import compare
-from atlas.study import Study
+from atlas.study import Study, select
 
 
 def problem(words: list[str]) -> str:
@@ -51,7 +51,8 @@ def _check_names(verb: str, options: Mapping[str, Any]) -> None:
     study = Study.read(options["tier"]) if "tier" in options else None
     for name in options.get("runs") or ():
         assert study is not None
-        apply_overrides(study.find(name), options.get("overrides") or [])
+        for run in select(study, [name]):
+            apply_overrides(run, options.get("overrides") or [])
     for name in (*(options.get("datasets") or ()), options.get("data")):
         if name is not None:
             get_dataset(name)

@@ -122,3 +122,36 @@ def test_a_thousand_runs_are_planned(tmp_path: Path, checkout: Path) -> None:
     (folder / "config" / "demo.yaml").write_text(config)
     output = snakemake(folder, "-n", "--quiet", "rules")
     assert planned(output)["train"] == 1000
+
+
+def test_only_some_rows_are_run_with_their_tables(tmp_path: Path, checkout: Path) -> None:
+    folder = copy_checkout(checkout, tmp_path / "atlas")
+    (folder / "config" / "demo.yaml").write_text(
+        SMALL + "    other: {data: null, methods: {plain: {method: random-stack, depth: 8, repeats: 1}}}\n"
+    )
+    only = ("--config", "only=stacks/res*")
+    assert planned(snakemake(folder, "-n", *only)) == {"train": 1, "tabulate": 1, "judge": 1, "report": 1}
+    snakemake(folder, *only)
+    results = folder / "results/demo"
+    assert (results / "runs/image-classification/stacks/residual/seed1/metrics.json").is_file()
+    assert not (results / "runs/image-classification/stacks/plain").exists()
+    assert "residual" in (results / "tables/image-classification/stacks.md").read_text()
+    assert not (results / "tables/image-classification/other.csv").exists()
+    assert (results / "report.html").is_file()
+    assert NOTHING in snakemake(folder, "-n", *only)
+    assert planned(snakemake(folder, "-n"))["train"] == 2  # the others are still to be done
+    said = snakemake(folder, "-n", "--config", "only=residul", check=False)
+    assert "residul is not a run of config/demo.yaml, nor a part of one's name; did you mean residual?" in said
+
+
+def test_a_run_says_which_row_runs_and_why_one_failed_before_all_else(tmp_path: Path, checkout: Path) -> None:
+    folder = copy_checkout(checkout, tmp_path / "atlas")
+    output = snakemake(folder, check=False, extra=break_code(folder, "plain/seed0"))
+    log = "logs/demo/image-classification/stacks/plain/train.log"
+    assert f"training image-classification/stacks/plain (2 seeds), log {log}" in output
+    assert "done image-classification/stacks/residual in " in output
+    failed = f"failed image-classification/stacks/plain: seed0: RuntimeError: the method has a bug (log {log})"
+    assert output.count(failed) == 1
+    assert output.index(failed) < output.index("Error in rule train")
+    assert output.index(failed) < output.index("CalledProcessError")
+    assert "[1/" not in snakemake(folder, "--quiet", "all", check=False, extra=break_code(folder, "plain/seed0"))

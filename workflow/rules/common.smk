@@ -4,17 +4,22 @@ What must be made is judged by content (atlas.study.agenda), not by Snakemake's 
 have. Only what is on the agenda has inputs: first of all a marker that is newer than anything, so that its job is done.
 """
 
+import fcntl
 import os
 import shlex
+import shutil
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 from atlas.errors import UserError
-from atlas.study import MARKER, Demands, Study, agenda
+from atlas.study import MARKER, Demands, Study, Watch, agenda, select
+from atlas.warm import OWNER
 
 TIER = config.get("tier", "demo")
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
@@ -26,10 +31,37 @@ ATLAS = (
 )
 DONE = f".atlas/done/{TIER}"
 
+WARM = config.get("warm") not in (False, "no")
+READY_JOBS = 100
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
+# Some rows: --config only=vfds, only='image-classification/*/attnscale*', or several with commas between them.
+ONLY = config.get("only") or ()
+ONLY = tuple(ONLY.split(",") if isinstance(ONLY, str) else ONLY)
+
+
+def alive():
+    """Say that this Snakemake is alive, and forget the locks of those that were killed: they would stop every later one.
+
+    The system lets go of what a process holds when it ends, however it ends; Snakemake's own locks are files, and stay.
+    """
+    Path(".atlas").mkdir(exist_ok=True)
+    held = open(".atlas/alive", "a")
+    with suppress(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(".snakemake/locks", ignore_errors=True)
+    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return held
+
+
+if workflow.is_main_process:
+    with suppress(
+        OSError
+    ):  # in a folder that cannot be written there is nothing to keep apart
+        ALIVE = alive()
 
 try:
     STUDY = Study.read(TIER)
+    select(STUDY, ONLY)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -44,7 +76,7 @@ def results_folder():
     closed = not os.access(there, os.W_OK)
     return (
         f".atlas/closed/{TIER}"
-        if closed and agenda(STUDY).anything
+        if closed and agenda(STUDY, Demands(only=ONLY)).anything
         else folder.as_posix()
     )
 
@@ -58,17 +90,43 @@ def forced():
     return settings.forceall or bool({"train", "evaluate"} & set(settings.forcerun))
 
 
+def spare_the_scheduler():
+    """Let Snakemake's own process cost the same for every job, whatever their number, where jobs are processes of this machine.
+
+    A round looks at all jobs that are ready, and there is one for every job that ends: some are enough. And every round would leave
+    a timer behind that starts another one, for the sake of a limit of starts per second that nothing here comes near.
+    """
+    if workflow.local_exec and not workflow.dryrun:
+        workflow.scheduling_settings.subsample = READY_JOBS
+        workflow.scheduling_settings.max_jobs_per_timespan = None
+
+
+def follow(found):
+    """Say how long it will take, and follow the jobs, unless nothing is to be said at all."""
+    if Quietness.ALL in (workflow.output_settings.quiet or ()):
+        return
+    limits = workflow.global_resources
+    workers = next(filter(None, (limits[one].value for one in ("_nodes", "_cores"))), 1)
+    watch = Watch(found, workers=workers)
+    if watch.summary():
+        logger.warning(watch.summary())
+    if not workflow.dryrun:
+        watch.before(logger)
+
+
 @cache
 def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
-    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE)
+    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE, only=ONLY)
     found = agenda(STUDY, demands)
     if RESULTS.startswith(".atlas") and not workflow.dryrun:
         raise WorkflowError(f"results/{TIER} cannot be written")
     if workflow.is_main_process:
+        spare_the_scheduler()
         found.mark()
         for line in found.lines():
             logger.warning(line)
+        follow(found)
     return found
 
 
@@ -104,15 +162,17 @@ def stamps(runs, trained=False):
     for run in runs:
         if run.cell in todo().training:
             found[f"{DONE}/{job_of(run)}/trained"] = True
-        if not trained and run.cell in todo().evaluation:
+        elif not trained and run.cell in todo().evaluation:
             found[final_stamp(run)] = True
     return list(found)
 
 
 def final_stamp(run):
-    """The mark of the job that evaluates a run: short runs are evaluated where they are trained."""
+    """The mark of the job that evaluates a run: where any run of its job is trained, that one evaluates all of them."""
     row = STUDY.by_row[run.task, run.dataset, run.method]
-    trains = STUDY.batch_seeds and any(one.cell in todo().training for one in row)
+    trains = any(
+        one.cell in todo().training for one in row if job_of(one) == job_of(run)
+    )
     return f"{DONE}/{job_of(run)}/{'trained' if trains else 'evaluated'}"
 
 
@@ -183,4 +243,5 @@ def shown_files(made_now):
         for task, dataset in STUDY.tables
         if ((task, dataset) in todo().tables) == made_now
     ]
-    return files + [f"{RESULTS}/claims.csv"] * (bool(todo().page) == made_now)
+    files += [f"{RESULTS}/claims.csv"] * (bool(todo().page) == made_now)
+    return [file for file in files if made_now or not ONLY or Path(file).exists()]

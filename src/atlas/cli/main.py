@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="atlas",
     help="Ten methods for learning efficiently and robustly, compared under one protocol.\n\n"
-    "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10; "
+    "A RUN is task/dataset/method/seed<k>, for example image-classification/digits/attnscale/seed10, or a part of that: "
+    "image-classification/digits/attnscale is a row with all its seeds, 'digits/attnscale*' a pattern, vfds all of a paper. "
     "'atlas list runs' shows all of a study.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,10 +30,25 @@ app = typer.Typer(
 )
 
 Tier = Annotated[str, typer.Option("--tier", "-t", help="Study to work on: config/<tier>.yaml.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>; several are done in turn.")]
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="task/dataset/method/seed<k>, or a part of it, with * and ?: a row is all its seeds."),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A trial with another setting: lr_multiplier=1, protocol.epochs=2."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A trial with another setting, for example protocol.epochs=2; 'atlas describe' shows a method's.",
+    ),
+]
+
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="GPUs of this machine to train on together, whatever the study says.")
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option("--ranks", envvar="ATLAS_RANKS", min=1, help="Processes that train together, on CPUs, where GPUs are few."),
 ]
 
 
@@ -60,13 +76,54 @@ def options(
 
 @app.command("list")
 def list_things(
-    what: Annotated[str, typer.Argument(metavar="papers|tasks|methods|datasets|claims|runs")],
+    what: Annotated[str, typer.Argument(metavar="papers|tasks|methods|datasets|claims|runs|backbones")],
     tier: Tier = "demo",
 ) -> None:
-    """Show what there is: papers, tasks, methods, datasets, claims, or the runs of a study."""
+    """Show what there is: papers, tasks, methods, datasets, claims, the runs of a study, or the backbones that methods act on."""
     from atlas.cli.listing import show
 
     show(what, tier)
+
+
+@app.command()
+def describe(
+    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="A method, a task (its protocol), or a paper.")],
+) -> None:
+    """Say what a method is: settings with defaults and ranges, source, and a row to paste into a study."""
+    from atlas.cli.describing import describe as described
+
+    print("\n\n".join(map(described, names)))
+
+
+new = typer.Typer(
+    help="Write the folder of a new method, or of a new data set, that passes its own tests as it is.", rich_markup_mode=None
+)
+app.add_typer(new, name="new", no_args_is_help=True)
+
+
+@new.command("method")
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and hyphens.")],
+    task: Annotated[
+        str, typer.Option(help="Task in whose tables it stands; 'atlas list tasks' shows them.")
+    ] = "image-classification",
+) -> None:
+    """Write src/atlas/methods/<name>/ with a working method to change, and tests/methods/<name>/."""
+    from atlas.cli import creating
+
+    files = creating.new_method(name, task)
+    print("\n".join(map(str, files)))
+    print(f"\nIts tests:  pytest {files[-1]}\n            pytest tests/conformance -k {name}\nA row:      atlas describe {name}")
+
+
+@new.command("dataset")
+def new_dataset(name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits and hyphens.")]) -> None:
+    """Write src/atlas/datasets/<name>.py, which makes a small set of images to replace, and its test."""
+    from atlas.cli import creating
+
+    files = creating.new_dataset(name)
+    print("\n".join(map(str, files)))
+    print(f"\nIts tests:  pytest {files[-1]}\nThen:       atlas acquire {name}")
 
 
 @app.command()
@@ -79,8 +136,14 @@ def acquire(
 ) -> None:
     """Download, verify and unpack datasets into data/<dataset>/; what is there already is looked at again."""
     from atlas.datasets import acquire as fetch
+    from atlas.datasets import dataset_names
+    from atlas.harness.study import CONFIG_FOLDER, checkout_hint, declare_own
 
+    if not CONFIG_FOLDER.is_dir() and (hint := checkout_hint(Path())).startswith("the checkout"):
+        raise UserError(f"{Path.cwd().name} is a folder of a checkout, and data/ would land in it; {hint}")
     for dataset in datasets:
+        if dataset not in dataset_names():
+            declare_own(dataset, Path())
         manifest = fetch(dataset, root=Path("data"), mirror=mirror)
         print(f"{dataset}: data/{dataset} ({manifest.sha256[:12]})")
 
@@ -90,6 +153,8 @@ def train(
     runs: Runs,
     tier: Tier = "demo",
     overrides: Overrides = None,
+    gpus: Gpus = None,
+    ranks: Ranks = None,
     force: Annotated[bool, typer.Option("--force", help="Train again, from the beginning.")] = False,
     again: Annotated[
         Again | None,
@@ -116,15 +181,15 @@ def train(
         if evaluate and ((trained and run.declared_metrics) or evaluation_due(run, why)):
             _evaluate(run)
 
-    _each("train", _selected(tier, runs, overrides), one)
+    _each("train", _together(_selected(tier, runs, overrides), gpus, ranks), one)
 
 
 @app.command()
-def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> None:
+def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None, gpus: Gpus = None, ranks: Ranks = None) -> None:
     """Evaluate trained runs on the test split and write their metrics.json; a trial's with the --set of its training."""
     from atlas.harness.startup import defer_compiler
 
-    selected = _selected(tier, runs, overrides)
+    selected = _together(_selected(tier, runs, overrides), gpus, ranks)
     defer_compiler()
     _each("evaluate", selected, _evaluate)
 
@@ -161,13 +226,27 @@ def table(
 
 
 @app.command()
-def claims(tier: Tier = "demo") -> None:
+def claims(
+    tier: Tier = "demo",
+    every: Annotated[bool, typer.Option("--all", help="All tiers side by side, to results/claims.md.")] = False,
+) -> None:
     """Judge every claim on the runs that are evaluated, and print the verdicts."""
-    from atlas.report import print_claims, write_claims
+    from atlas.report import print_claims, write_all_claims, write_claims
 
+    if every:
+        print(write_all_claims())
+        return
     study = _study(tier)
     write_claims(study)
     print_claims(study)
+
+
+@app.command()
+def coverage() -> None:
+    """Write docs/coverage.md: every sentence of the abstracts, the rows and claims that answer it, and what came out."""
+    from atlas.report import write_coverage
+
+    print(write_coverage(Path()))
 
 
 @app.command()
@@ -237,6 +316,7 @@ def rehearse(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Benchmarks at a time; by default what cores and memory allow.")
     ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Also estimate hours on so many GPUs, and step on two ranks.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier, interrupted rehearsal has done.")] = False,
 ) -> None:
     """Build every run at full size and take one step of each, on stand-in data; say what each will cost.
@@ -245,7 +325,7 @@ def rehearse(
     """
     from atlas.cli.rehearse import rehearse_study
 
-    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh)
+    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh, gpus=gpus)
 
 
 @app.command()
@@ -260,16 +340,37 @@ def doctor(
 
 
 def _study(tier: str) -> Study:
-    from atlas.study import Study
+    from atlas.study import read_once
 
-    return Study.read(tier)
+    return read_once(tier)
 
 
 def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[Run]:
     from atlas.cli.overrides import apply_overrides
+    from atlas.study import select
 
     study = _study(tier)
-    return [apply_overrides(study.find(cell), overrides or []) for cell in cells]
+    runs = select(study, cells)
+    if len(runs) > len(cells):
+        print(f"{len(runs)} runs, from {runs[0].cell} to {runs[-1].cell}", file=sys.stderr)
+    return [apply_overrides(run, overrides or []) for run in runs]
+
+
+def _together(runs: list[Run], gpus: int | None, ranks: int | None) -> list[Run]:
+    """The runs with another number of processes than the study says; ``ranks`` for those rows that can use several."""
+    from dataclasses import replace
+
+    from atlas.harness.launch import shares_work
+
+    def asked(run: Run) -> Run:
+        resources = run.resources
+        if gpus is not None:
+            resources = resources.model_copy(update={"gpus": gpus, "nodes": 1})
+        if ranks is not None:
+            resources = resources.model_copy(update={"ranks": ranks if shares_work(run) else 1})
+        return replace(run, resources=resources)
+
+    return [asked(run) for run in runs]
 
 
 def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:

@@ -10,12 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from atlas.datasets import stale_data
 from atlas.harness.code import changed_code
 from atlas.harness.files import sha256, write_json, write_text
 from atlas.harness.run import Run
+from atlas.harness.selection import select
 from atlas.harness.stale import evaluation_gap, page_gap, read_json, stale_record, table_gap, training_gap
 from atlas.harness.study import Study
 
@@ -35,11 +37,15 @@ class Demands:
         What was not made on this machine is made again, also where it fits the plan.
     new_code : bool
         Runs whose code has changed since they were trained are trained again.
+    only : tuple of str
+        Patterns (:mod:`atlas.harness.selection`): nothing is planned but the runs that fit, what they need, their tables and the
+        page. Empty stands for the whole study.
     """
 
     everything: bool = False
     here: bool = False
     new_code: bool = False
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,15 +131,15 @@ class _Planner:
     evaluation: dict[str, str] = field(default_factory=dict)
 
     def agenda(self) -> Agenda:
-        old_code = {run.cell: names for run in self.study.runs if (names := trained_with_other_code(run))}
+        chosen = self.chosen
+        old_code = {run.cell: names for run in chosen if (names := trained_with_other_code(run))}
         looks = self.looks()
-        for run in self.study.runs:
+        for run in chosen:
             self.consider(run, looks.get(run.data, ""), run.cell in old_code)
         self.follow()
         planned = {*self.training, *self.evaluation}
-        tables = {
-            (task, dataset): reason for task, dataset in self.study.tables if (reason := self.table(task, dataset, planned))
-        }
+        shown = dict.fromkeys((run.task, run.dataset) for run in chosen)
+        tables = {(task, dataset): reason for task, dataset in shown if (reason := self.table(task, dataset, planned))}
         page = "its tables are written again" if tables else page_gap(self.study) or ""
         used = {run.data for run in self.study.runs if run.cell in planned and run.data}
         waiting = {name: looks[name] for name in sorted(used) if name in looks}
@@ -144,6 +150,11 @@ class _Planner:
             old_code = {}
         training = {run.cell: self.training[run.cell] for run in self.study.runs if run.cell in self.training}
         return Agenda(self.study, waiting, training, self.evaluation, tables, page, old_code)
+
+    @cached_property
+    def chosen(self) -> list[Run]:
+        """The runs that are asked for."""
+        return select(self.study, self.demands.only) if self.demands.only else list(self.study.runs)
 
     def looks(self) -> dict[str, str]:
         """Acquired datasets that no longer look as they were described, and why.
@@ -190,7 +201,7 @@ class _Planner:
         again = True
         while again:
             again = False
-            for run in self.study.runs:
+            for run in self.chosen:
                 if run.cell in self.training or not run.record.is_file():
                     continue
                 for role, needed in run.needs.items():

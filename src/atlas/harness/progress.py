@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+
+from atlas.nn.bars import Bar, valued
 
 LINE_SECONDS = 10.0
 
@@ -25,40 +26,27 @@ class Progress:
     def __init__(self, name: str, phase: str, total: int, start: int = 0) -> None:
         self.name, self.phase, self.total, self.done = name, phase, total, start
         self.values = ""
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar = Bar(f"{name} {phase}", total, done=start)
         self._printed = self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty() and self.total > self.done:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as RichProgress
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            values = TextColumn("{task.fields[values]}")
-            self._bar = RichProgress(*columns, values, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            label = f"{self.name} {self.phase}"
-            self._task = self._bar.add_task(label, total=self.total, completed=self.done, values="")
+        self._bar.__enter__()
         return self
 
     def describe(self, values: Mapping[str, float]) -> None:
         """Show the latest logged values beside the bar."""
-        self.values = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.values = valued(values)
 
     def advance(self) -> None:
         """Count one step."""
         self.done += 1
-        if self._bar is not None:
-            self._bar.update(self._task, advance=1, values=self.values)
-        elif time.monotonic() - self._printed >= LINE_SECONDS:
+        self._bar.advance(self.values)
+        if not self._bar.shown and time.monotonic() - self._printed >= LINE_SECONDS:
             self._line()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif kind is None and self.total:
+        self._bar.__exit__(kind, error, trace)
+        if not self._bar.shown and kind is None and self.total:
             self._line()
 
     def _line(self) -> None:

@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atlas.datasets import dataset_names
+from atlas.datasets import dataset_names, get_dataset
+from atlas.datasets.own import declare
 from atlas.errors import UserError, did_you_mean
 from atlas.harness.claims import check_claims
 from atlas.harness.names import case_twins, ignores_case, name_fault, shown_name
@@ -49,6 +50,7 @@ class Study:
     root: Path
     source: Path
     substitutes: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, tier: str, root: Path | str = Path()) -> Study:
@@ -68,7 +70,8 @@ class Study:
         path = root / CONFIG_FOLDER / f"{tier}.yaml"
         if not path.is_file():
             known = [file.stem for file in sorted((root / CONFIG_FOLDER).glob("*.yaml"))]
-            raise UserError(f"there is no study {tier} ({path} does not exist); {did_you_mean(tier, known)}")
+            hint = did_you_mean(tier, known) if known else checkout_hint(root)
+            raise UserError(f"there is no study {tier} ({path} does not exist); {hint}")
         study = StudyFile(path, tier, root, load()).study()
         check_claims(study.runs, tier)
         return study
@@ -116,6 +119,15 @@ class Study:
     def matching(self, task: str, dataset: str | None = None, method: str | None = None) -> list[Run]:
         """Return the runs of a task, of one of its datasets, or of one row."""
         return [run for run in self.runs if run.task == task and dataset in (None, run.dataset) and method in (None, run.method)]
+
+
+def checkout_hint(root: Path) -> str:
+    """Where the checkout is, for a folder that is not one: in a folder above it, or to be named."""
+    above = root.resolve().parents
+    for steps, folder in enumerate(above, start=1):
+        if (folder / CONFIG_FOLDER).is_dir() and (folder / "Snakefile").is_file():
+            return f"the checkout is {folder}: go there, or say atlas -C {'/'.join(['..'] * steps)} …"
+    return "this is not a checkout of Atlas: go to one, or say which with atlas -C FOLDER …"
 
 
 class StudyFile:
@@ -176,12 +188,27 @@ class StudyFile:
         if not isinstance(self.batch_seeds, bool):
             raise self.fail("batch_seeds", f"must be true or false, not {self.batch_seeds!r}")
         description = str(top.pop("description", ""))
+        limits = top.pop("limits", None) or []
+        if not isinstance(limits, list) or not all(isinstance(limit, str) for limit in limits):
+            raise self.fail("limits", "must be a list of sentences: what the study cannot show")
         resources = self.mapping(top.pop("resources", None), "resources")
         runs: list[Run] = []
-        self.known_keys(top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "resources", "substitutes"], "")
+        self.known_keys(
+            top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "limits", "resources", "substitutes"], ""
+        )
         for name, body in top.items():
             runs += self.task_runs(self.registry.task(name), self.mapping(body, name), seeds, resources)
-        return Study(self.tier, description, tuple(seeds), self.batch_seeds, tuple(runs), self.root, self.shown, self.substitutes)
+        return Study(
+            tier=self.tier,
+            description=description,
+            seeds=tuple(seeds),
+            batch_seeds=self.batch_seeds,
+            runs=tuple(runs),
+            root=self.root,
+            source=self.shown,
+            substitutes=self.substitutes,
+            limits=tuple(limits),
+        )
 
     def seeds(self, given: Any, where: str) -> list[int]:
         """Seeds of the study, or of one of its tasks or benchmarks."""
@@ -215,11 +242,12 @@ class StudyFile:
             where = f"{task.name}.datasets.{dataset}"
             options = self.mapping(options, where)
             self.known_keys(options, DATASET_WORDS, where)
-            protocol = merge(self.part(body, "protocol", task.name), self.part(options, "protocol", where))
+            data = self.data(dataset, options, where)
+            found = _found(task, data) if isinstance(options.get("data"), Mapping) else {}
+            protocol = merge(found, self.part(body, "protocol", task.name), self.part(options, "protocol", where))
             asked = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
             rows = self.rows(task, body, options, dataset)
             self.check_names(rows, f"{where}.methods")
-            data = self.data(dataset, options, where)
             own = self.seeds(options["seeds"], f"{where}.seeds") if "seeds" in options else seeds
             yield from _Benchmark(self, task, dataset, data, protocol, asked, rows).runs(own)
 
@@ -228,6 +256,8 @@ class StudyFile:
         name = options.get("data", benchmark)
         if name is None:
             return ""
+        if isinstance(name, Mapping):
+            return declare(benchmark, name, self.root, f"{self.shown}: {where}.data").name
         if name in dataset_names():
             return str(name)
         hint = did_you_mean(str(name), dataset_names())
@@ -251,6 +281,29 @@ class StudyFile:
         if not rows:
             raise self.fail(own, "names no method")
         return rows
+
+
+def _found(task: Task, data: str) -> dict[str, Any]:
+    """What the protocol takes from a person's own images, unless the study says otherwise: their size and channels."""
+    shape = get_dataset(data).facts.get("shape")
+    if "backbone" not in task.protocol.model_fields or not isinstance(shape, tuple):
+        return {}
+    return {"backbone": {"in_chans": shape[0], "img_size": shape[1]}}
+
+
+def declare_own(name: str, root: Path) -> None:
+    """Look for own data of a name in the studies of a checkout, and declare it; a study that cannot be read is passed over."""
+    for path in sorted((root / CONFIG_FOLDER).glob("*.yaml")):
+        try:
+            content = read_yaml(path, CONFIG_FOLDER / path.name)
+        except UserError:
+            continue
+        for task, body in content.items() if isinstance(content, Mapping) else ():
+            datasets = body.get("datasets") if isinstance(body, Mapping) else None
+            options = datasets.get(name) if isinstance(datasets, Mapping) else None
+            if isinstance(options, Mapping) and isinstance(options.get("data"), Mapping):
+                declare(name, options["data"], root, f"{CONFIG_FOLDER / path.name}: {task}.datasets.{name}.data")
+                return
 
 
 @dataclass

@@ -11,6 +11,7 @@ from atlas.l2o.optimizees import Optimizee
 from atlas.l2o.policies import Policy
 from atlas.l2o.settings import MetaConfig
 from atlas.l2o.windows import unroll
+from atlas.nn.bars import track
 
 History = list[dict[str, float]]
 """One row per window: ``window`` (from 1), ``objective`` per update, ``loss`` of the last update."""
@@ -111,9 +112,14 @@ def random_scale(theta: Tensor, spread: float, gen: torch.Generator) -> Tensor:
     return ((2 * uniform - 1) * spread).exp()
 
 
-def meta_train(policy: Policy, problem: Optimizee, cfg: MetaConfig, gen: torch.Generator) -> History:
-    """Meta-train a policy in place; returns one row per window. See :class:`MetaTrainer` for training that can be interrupted."""
+def meta_train(
+    policy: Policy, problem: Optimizee, cfg: MetaConfig, gen: torch.Generator, *, progress: bool | None = None
+) -> History:
+    """Meta-train a policy in place; returns one row per window. See :class:`MetaTrainer` for training that can be interrupted.
+
+    ``progress`` says whether to draw a bar; by default on a terminal.
+    """
     trainer = MetaTrainer(policy, problem, cfg, gen)
-    while trainer.done < cfg.windows:
+    for _ in track(range(cfg.windows), "meta-train", cfg.windows, progress):
         trainer.window()
     return trainer.history

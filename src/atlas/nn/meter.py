@@ -109,11 +109,14 @@ class Meter:
         Kind of work to what it took.
     memory : LiveMemory
         Bytes that were alive, of all kinds together.
+    gradient_bytes : int
+        Bytes of gradients that a step's ranks would exchange, of the largest model that trains.
     """
 
     def __init__(self) -> None:
         self.spent: dict[str, Spent] = defaultdict(Spent)
         self.memory = LiveMemory()
+        self.gradient_bytes = 0
         self._kind = ONCE
         self._seen = Spent()
         self._block = ExitStack()
@@ -138,3 +141,7 @@ class Meter:
         before, self._kind = self._kind, kind
         self.memory.kind = kind
         return before
+
+    def shared(self, gradient_bytes: int) -> None:
+        """Note what a step's ranks would exchange."""
+        self.gradient_bytes = max(self.gradient_bytes, gradient_bytes)

@@ -42,6 +42,10 @@ class Listener(Protocol):
         """Take note that the work is of this kind from now on; return the kind that it was of before."""
         ...
 
+    def shared(self, gradient_bytes: int) -> None:
+        """Take note that ranks which share a step of this work would exchange so many bytes of gradients."""
+        ...
+
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,11 +46,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Settings:
-    """What distinguishes one row: its methods' settings, and where its protocol differs from the table's."""
+    """What distinguishes one row: its methods' settings, where its protocol differs from the table's, and what makes it again."""
 
     title: str
     name: str
     items: list[tuple[str, str]]
+    again: str
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Chapter:
         found = []
         for row in [*self.table.rows, *self.table.stages]:
             own = {f"protocol.{name}": value for name, value in protocol_of(row).items() if shared.get(name) != value}
-            found.append(Settings(row.title, row.name, [*settings_of(row).items(), *own.items()]))
+            found.append(Settings(row.title, row.name, [*settings_of(row).items(), *own.items()], again(row)))
         return found
 
     @cached_property
@@ -173,6 +175,13 @@ class Chapter:
         """Every evaluated run."""
         rows = [*self.table.rows, *self.table.stages]
         return [(row, cell) for row in rows for cell in row.cells if cell.state == "done"]
+
+
+def again(row: Row) -> str:
+    """The command that trains and evaluates a row on all its seeds once more."""
+    run = row.cells[0].run
+    name = run.cell.rpartition("/")[0]
+    return f"atlas train --tier {run.tier} --force --evaluate {shlex.quote(name)}"
 
 
 def _recorded(row: Row) -> Callable[[tuple[str, str, Callable[[float], str]]], Cost]:

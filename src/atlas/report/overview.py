@@ -91,6 +91,16 @@ class Overview:
         return [(found[slug], [one for one in self.judged if one.claim.paper == slug]) for slug in slugs]
 
     @property
+    def spoken(self) -> list[tuple[Paper, list[Judged]]]:
+        """Papers of which some claim was judged."""
+        return [(paper, judged) for paper, judged in self.papers if any(one.verdict != "not run" for one in judged)]
+
+    @property
+    def silent(self) -> list[tuple[Paper, list[Judged]]]:
+        """Papers of which none was: the page folds them away."""
+        return [(paper, judged) for paper, judged in self.papers if all(one.verdict == "not run" for one in judged)]
+
+    @property
     def runs(self) -> str:
         """How many runs there are, and how many are missing."""
         states = Counter(cell.state for cell in self.cells)

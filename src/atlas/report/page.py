@@ -106,6 +106,9 @@ def markdown(study: Study, overview: Overview, chapters: list[tuple[Task, list[C
         parts.append(f"- {kind.count} {kind.name}: {' · '.join(counts)}\n")
     parts.append("\n" * bool(overview.kinds))
     parts += [f"- {term}: {escape(text)}\n" for term, text in overview.facts]
+    if study.limits:
+        parts.append("\nWhat this study cannot show:\n\n")
+        parts += [f"- {escape(limit)}\n" for limit in study.limits]
     parts.append("\n## Claims\n\n" + claims_markdown(study, overview.judged))
     for task, part in chapters:
         parts.append(f"\n## {escape(task.title)}\n\n{escape(task.question)}\n")

@@ -144,15 +144,21 @@ def claims_markdown(study: Study, judged: list[Judged]) -> str:
     if findings:
         text += "**Findings against the methods**\n\n"
         text += "".join(f"- {one.told}: {escape(finding(one))} ({one.claim.id})\n" for one in findings) + "\n"
-    for slug in dict.fromkeys(one.claim.paper for one in judged):
-        mine = [one for one in judged if one.claim.paper == slug]
+    run = [one for one in judged if one.verdict != "not run"]
+    for slug in dict.fromkeys(one.claim.paper for one in run):
+        mine = [one for one in run if one.claim.paper == slug]
         text += f"\n**{escape(load().papers[slug].title)}** ({slug})\n\n"
-        text += grid(header, [line for one in mine if one.verdict != "not run" for line in _markdown_rows(one)])
-        idle = [one for one in mine if one.verdict == "not run"]
-        text += "\nNot run:\n\n" * bool(idle) + "".join(
-            f"- {one.claim.id}: {escape(f'{one.statement} {one.reason}.')}\n" for one in idle
-        )
-    return text
+        text += grid(header, [line for one in mine for line in _markdown_rows(one)])
+    return text + _idle_markdown([one for one in judged if one.verdict == "not run"])
+
+
+def _idle_markdown(idle: list[Judged]) -> str:
+    """Claims that were not judged, folded away: a small study has few rows and many claims."""
+    if not idle:
+        return ""
+    lines = "".join(f"- {one.claim.id}: {escape(f'{one.statement} {one.reason}.')}\n" for one in idle)
+    title = f"{len(idle)} claim{'s' if len(idle) > 1 else ''} not run"
+    return f"\n<details>\n<summary>{title}, and why</summary>\n\n{lines}\n</details>\n"
 
 
 def against(judged: Iterable[Judged]) -> list[Judged]:

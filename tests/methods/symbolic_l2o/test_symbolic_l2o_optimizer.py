@@ -47,10 +47,30 @@ def trained(make: Callable[[Any], torch.optim.Optimizer], steps: int = 30, dtype
 
 
 @pytest.mark.parametrize("foreach", [False, True])
-def test_adam_entered_by_hand_is_adam_step_for_step(foreach: bool) -> None:
-    ours = trained(lambda p: SymbolicOptimizer(p, "-m_0", lr=0.01, betas=(0.9, 0.999), clamp=None, foreach=foreach), 100)
-    theirs = trained(lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-12), 100)
+@pytest.mark.parametrize("eps", [1e-12, 1e-8, 0.1])
+def test_adam_entered_by_hand_is_adam_step_for_step(foreach: bool, eps: float) -> None:
+    options: dict[str, Any] = {"betas": (0.9, 0.999), "clamp": None, "foreach": foreach, "eps": eps}
+    ours = trained(lambda p: SymbolicOptimizer(p, "-m_0", lr=0.01, **options), 100)
+    theirs = trained(lambda p: torch.optim.Adam(p, lr=0.01, eps=eps), 100)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_rule_file_is_named_by_a_string_and_brings_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rules").mkdir()
+    content = {"expression": "-ema0.9_11", "lr": 0.2, "features": ["ema0.9"], "lags": 12}
+    Path("rules/rule.json").write_text(json.dumps(content))
+    parameters = [nn.Parameter(torch.ones(2))]
+    optimizer = SymbolicOptimizer(parameters, "rules/rule.json")
+    assert repr(optimizer) == "SymbolicOptimizer(neg(ema0.9_11), lr=0.2)"
+    assert SymbolicOptimizer(parameters, Path("rules/rule.json"), lr=0.5).param_groups[0]["lr"] == 0.5
+    Path("rule.txt").write_text("-m_0\n")
+    assert repr(SymbolicOptimizer(parameters, "rule.txt")) == "SymbolicOptimizer(neg(m_0), lr=0.01)"
+    with pytest.raises(ValueError, match=r"there is no file rules/rul\.json to read a rule from"):
+        SymbolicOptimizer(parameters, "rules/rul.json")
+    Path("broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
+        SymbolicOptimizer(parameters, "broken.json")
 
 
 def test_weight_decay_is_that_of_adamw() -> None:

@@ -402,10 +402,14 @@ def test_fit_names_the_type_that_data_must_have(change: Any) -> None:
         fit(make(), (change(x), y), lam=0.5, steps=1)
 
 
-def test_fit_refuses_what_has_no_numbered_entries() -> None:
-    pairs = torch.utils.data.TensorDataset(*data())
-    with pytest.raises(TypeError, match="a DataLoader has none"):
-        fit(make(), torch.utils.data.DataLoader(pairs), lam=0.5, steps=1)  # type: ignore[arg-type]
+def test_fit_takes_data_in_every_form_and_refuses_what_is_none() -> None:
+    x, y = data()
+    pairs = torch.utils.data.TensorDataset(x, y)
+    forms = [(x, y), (x.numpy(), y.numpy()), pairs, torch.utils.data.DataLoader(pairs, batch_size=3)]
+    curves = [fit(make(), form, lam=0.5, steps=2) for form in forms]
+    assert all(curve == curves[0] for curve in curves)
+    with pytest.raises(TypeError, match=r"the dataset is a str; give a pair \(inputs, labels\) of tensors or NumPy arrays"):
+        fit(make(), "data.csv", lam=0.5, steps=1)
 
 
 def test_fit_goes_its_way_without_gradients_and_on_what_another_network_made() -> None:

@@ -151,8 +151,8 @@ class RGBDView:
     Raises
     ------
     ValueError
-        The colours are integers, not finite or outside [0, 1]; the depth is negative where it is known at all; or shapes do not
-        fit together.
+        The colours are integers, not finite or outside [0, 1]; the depth is in the millimetres of a sensor, or negative where it
+        is known at all; or shapes do not fit together.
     """
 
     rgb: Array
@@ -174,6 +174,8 @@ class RGBDView:
             raise ValueError(f"rgb must lie in [0, 1], not in [{rgb.min():.4g}, {rgb.max():.4g}]; divide bytes by 255, or clip")
         valid = np.zeros(size, dtype=bool)
         if self.depth is not None:
+            if np.asanyarray(self.depth).dtype == np.uint16:
+                raise ValueError("depth is uint16, as sensors write millimetres: divide it by 1000 for metres (0 stays unknown)")
             depth = np.ma.asanyarray(self.depth, dtype=np.float64).filled(np.nan)
             if depth.shape != size:
                 raise ValueError(f"depth must be {size} as rgb, not {depth.shape}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
-from atlas.methods.sinnerf.cameras import RGBDView
+from atlas.methods.sinnerf.cameras import Camera, RGBDView
+from atlas.methods.sinnerf.orbit import save_image
 from atlas.methods.sinnerf.scene_model import SceneModel
 from atlas.methods.sinnerf.trainer import Fitting
+from atlas.nn.bars import track
 
 
 class FitResult(NamedTuple):
@@ -40,6 +43,10 @@ class SinNeRF(SceneModel):
         *,
         callback: Callable[[int, dict[str, float]], object] | None = None,
         time_limit_s: float | None = None,
+        preview: Path | str | None = None,
+        preview_every: int = 100,
+        preview_camera: Camera | None = None,
+        progress: bool | None = None,
     ) -> FitResult:
         """Train on one view.
 
@@ -49,6 +56,11 @@ class SinNeRF(SceneModel):
             Called after every step with (steps done, terms).
         time_limit_s : float, optional
             Stop after the step during which so many seconds of wall time have passed.
+        preview : Path, optional
+            PNG that is written anew every ``preview_every`` steps and at the end: what the field shows from ``preview_camera``,
+            by default from the view's own camera.
+        progress : bool, optional
+            Whether to draw a bar; by default on a terminal.
 
         Raises
         ------
@@ -61,13 +73,15 @@ class SinNeRF(SceneModel):
         began, cpu = time.monotonic(), time.process_time()
         losses: dict[str, list[float]] = {}
         done = 0
-        for index in range(fitting.total):
+        for index in track(range(fitting.total), "fit", fitting.total, progress):
             terms = {name: float(value) for name, value in fitting.step(index).items()}
             for name in terms.keys() | losses.keys():
                 losses.setdefault(name, [float("nan")] * done).append(terms.get(name, float("nan")))
             done = index + 1
             if callback is not None:
                 callback(done, terms)
+            if preview is not None and (done % preview_every == 0 or done == fitting.total):
+                save_image(preview, self.render(preview_camera or view.camera).rgb)
             if time_limit_s is not None and time.monotonic() - began >= time_limit_s:
                 break
         return FitResult(losses, done, time.process_time() - cpu)

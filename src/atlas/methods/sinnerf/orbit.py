@@ -39,15 +39,47 @@ def sway_cameras(camera: Camera, *, frames: int = 48, radius: tuple[float, float
 def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_second: float = 24.0) -> None:
     """Write images (height, width, 3) in [0, 1] as an animation without end: the ending says ``.gif``, ``.webp`` or ``.png``.
 
+    ``.mp4`` is written too where imageio has its video plug-in (``pip install imageio[ffmpeg]``).
+
     Raises
     ------
     ValueError
         There is no image.
+    ImportError
+        An ``.mp4`` is asked for, and there is nothing that writes one.
     """
     from PIL import Image
 
-    frames = [Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)) for image in images]
+    frames = [Image.fromarray(as_bytes(image)) for image in images]
     if not frames:
         raise ValueError("an animation needs an image")
+    if Path(path).suffix == ".mp4":
+        _save_film(path, [np.asarray(frame) for frame in frames], frames_per_second)
+        return
     pause = round(1000 / frames_per_second)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+
+
+def _save_film(path: Path | str, frames: list[Array], frames_per_second: float) -> None:
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401 - imageio's error does not say what is missing
+    except ImportError:
+        remedy = "pip install imageio[ffmpeg], or write .gif"
+        raise ImportError(f"{path}: films need imageio with its video plug-in: {remedy}") from None
+    imageio.mimwrite(path, frames, fps=frames_per_second, macro_block_size=2)
+
+
+def save_image(path: Path | str, image: Array) -> None:
+    """Write an image (height, width, 3) in [0, 1], whole or not at all: a viewer may look at it while it is written anew."""
+    from PIL import Image
+
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(as_bytes(image)).save(partial, "PNG")
+    partial.replace(path)
+
+
+def as_bytes(image: Array) -> Array:
+    """An image in [0, 1] as bytes; what lies outside is clipped."""
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from atlas.methods.sinnerf.bounds import Bounded, Bounds, as_bounds
+from atlas.methods.sinnerf.bounds import Bounded, Bounds, Box, Frustum, as_bounds
 from atlas.methods.sinnerf.cameras import Array, Camera, all_rays
 from atlas.methods.sinnerf.encoders import SemanticEncoder
+from atlas.methods.sinnerf.orbit import save_animation
 from atlas.methods.sinnerf.poses import PosePrior
 from atlas.methods.sinnerf.rendering import CoarseFine, render_rays
 from atlas.methods.sinnerf.settings import Options, Sampler, Stage
+from atlas.nn.bars import track
 
 
 class RenderResult(NamedTuple):
@@ -107,6 +113,52 @@ class SceneModel:
     def clip(self, rays: Tensor) -> Tensor:
         """Rays (n, 8) cut to the bounds."""
         return rays if self.bounds is None else self.bounds.clip(rays)
+
+    def save(self, path: Path | str) -> None:
+        """Write the field's numbers, and what the scene is, to one safetensors file; :meth:`load` reads it."""
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.field.state_dict().items()}
+        save_file(tensors, path, {"scene": json.dumps(self._facts())})
+
+    def load(self, path: Path | str) -> None:
+        """Take up what :meth:`save` wrote, into a model made as that one was.
+
+        Raises
+        ------
+        ValueError
+            The file is of another scene (near, far, bounds, background), of another field, or none of these.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {}).get("scene", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+        own = self._facts()
+        odd = next((name for name in own if facts is None or facts.get(name) != own[name]), None)
+        if odd is not None:
+            found = "no scene" if facts is None else f"a scene with {odd} {facts.get(odd)}"
+            raise ValueError(f"{path} holds {found}; this one has {odd} {own[odd]}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.field.state_dict().items()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+            raise ValueError(f"{path} holds another field: make this one with the same make_field")
+        self.field.load_state_dict(tensors)
+
+    def _facts(self) -> dict[str, Any]:
+        """What makes a field's numbers a scene, as plain values."""
+        bounds = self.bounds
+        told: list[Any] | None = None
+        if isinstance(bounds, Box):
+            told = [bounds.low, bounds.high]
+        elif isinstance(bounds, Frustum):
+            camera = bounds.camera
+            told = [camera.K, camera.c2w, camera.height, camera.width, bounds.near, bounds.far, bounds.pad]
+        facts = {"near": self.near, "far": self.far, "white_background": self.white_background, "bounds": told}
+        return json.loads(json.dumps(facts, default=lambda value: np.asarray(value).tolist()))  # type: ignore[no-any-return]
+
+    def film(self, path: Path | str, cameras: Sequence[Camera], *, progress: bool | None = None) -> None:
+        """Render a view for every camera, and write them as an animation; see :mod:`.orbit` for both."""
+        seen = track(cameras, "film", len(cameras), progress)
+        save_animation(path, [self.render(camera).rgb for camera in seen])
 
     @torch.no_grad()
     def render(self, camera: Camera, *, chunk: int = 32768) -> RenderResult:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.sinnerf import objective
+from atlas.methods.sinnerf.bounds import Box
 from atlas.methods.sinnerf.cameras import Camera, RGBDView, pixel_rays
 from atlas.methods.sinnerf.discriminator import PatchDiscriminator, diff_augment, hinge_discriminator, hinge_generator
 from atlas.methods.sinnerf.losses import cosine_distance
@@ -22,6 +24,10 @@ from atlas.methods.sinnerf.supervision import Reference, Warped, WarpPool, deriv
 from atlas.nn.apart import apart
 from atlas.nn.work import ENCODING
 
+UNITS = {"millimetres": 1000.0, "centimetres": 100.0}
+"""Units in which depth is often given, in metres."""
+HELD = 0.5
+"""Share of the depth's points that a box must hold."""
 MILESTONES = (0.25, 0.5)
 """Shares of a stage after which the learning rate is halved: epochs 500 and 1000 of 2000."""
 
@@ -51,8 +57,8 @@ class Fitting:
     Raises
     ------
     ValueError
-        A term needs depth and the view has none, or none between near and far, or needs the reference patch and there is none;
-        or a patch is larger than the image, or smaller than the discriminator needs.
+        A term needs depth and the view has none, or none between near and far, or most of it outside the box; or needs the
+        reference patch and there is none; or a patch is larger than the image, or smaller than the discriminator needs.
     """
 
     def __init__(self, model: SceneModel, view: RGBDView) -> None:
@@ -98,9 +104,28 @@ class Fitting:
             )
         known = view.depth[view.valid]
         if not ((known >= near) & (known <= far)).any():
+            middle = float(np.median(known))
+            units = next((name for name, factor in UNITS.items() if near <= middle / factor <= far), "")
+            hint = f"it looks like {units}: divide it by {UNITS[units]:g}" if units else "are they in one unit?"
             raise ValueError(
                 f"no depth of the view lies between near {near:g} and far {far:g}: it is from {known.min():.4g} to "
-                f"{known.max():.4g}; are they in one unit?"
+                f"{known.max():.4g}; {hint}"
+            )
+        self._check_box(view)
+
+    def _check_box(self, view: RGBDView) -> None:
+        """Refuse a box that most of the depth lies outside of: what is there could never be learned."""
+        box = self.model.bounds
+        if not isinstance(box, Box) or view.depth is None:
+            return
+        rows, cols = np.nonzero(view.valid & (view.depth >= self.model.near) & (view.depth <= self.model.far))
+        points = view.camera.origin + view.camera.directions(rows, cols) * view.depth[rows, cols, None]
+        inside = ((points >= np.array(box.low)) & (points <= np.array(box.high))).all(-1).mean()
+        if inside < HELD:
+            low, high = (np.percentile(points, share, axis=0).round(2).tolist() for share in (1, 99))
+            raise ValueError(
+                f"the box {[list(box.low), list(box.high)]} holds {inside:.0%} of the points that the depth shows; "
+                f"98 % of them lie in {[low, high]}"
             )
 
     def _check_emptiness(self, weights: LossWeights) -> None:

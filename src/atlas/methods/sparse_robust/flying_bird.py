@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.sparse_robust.masks import SCHEMES, Masks, random_masks, require_density
+from atlas.methods.sparse_robust.selecting import above_kth, count, largest
 from atlas.methods.sparse_robust.settings import AdaptiveSettings, DynamicSettings, Growth, Scheme
 from atlas.methods.sparse_robust.static import SparseTraining
 
@@ -245,17 +246,17 @@ class FlyingBird(SparseTraining):
     ) -> tuple[int, int] | None:
         """Prune and grow one layer; return how many weights were pruned and grown, or ``None`` if it is fully dense."""
         mask, size = self.masks[name], weight.numel()
-        existing = int(mask.count_nonzero())
+        existing = count(mask)
         if existing in (0, size):
             return None
-        magnitude = weight.abs().flatten()
-        count = math.ceil(rate * existing)
-        survivors = _above_kth(magnitude, size - existing + count)
-        growing = existing - int(survivors.count_nonzero())
+        magnitude, active = weight.abs().flatten(), mask.flatten().bool()
+        pruned = math.ceil(rate * existing)
+        survivors = above_kth(magnitude, size - existing + pruned, active)
+        growing = existing - count(survivors)
         if prune_extra:
             extra = math.ceil(rate * prune_extra * existing)
-            survivors = _above_kth(magnitude, min(size, size - existing + count + extra))
-        left = int(survivors.count_nonzero())
+            survivors = above_kth(magnitude, min(size, size - existing + pruned + extra), active)
+        left = count(survivors)
         if grow_extra:
             growing = min(int(growing * (1 + grow_extra)), size)
         growing = min(growing, size - left)
@@ -263,15 +264,15 @@ class FlyingBird(SparseTraining):
         self._apply_to(name, weight)
         return existing - left, growing
 
-    def _grown(self, survivors: Tensor, weight: nn.Parameter, count: int) -> Tensor:
-        """Add ``count`` positions to the survivors."""
+    def _grown(self, survivors: Tensor, weight: nn.Parameter, number: int) -> Tensor:
+        """Add ``number`` positions to the survivors."""
         if self.growth == "gradient":
             assert weight.grad is not None
             scores = weight.grad.abs().flatten()
         else:
             device = weight.device if self.generator is None else self.generator.device
             scores = torch.rand(weight.numel(), generator=self.generator, device=device).to(weight.device)
-        chosen = scores.masked_fill(survivors, -1.0).topk(count).indices
+        chosen = largest(scores.masked_fill_(survivors, -1.0), number)
         return survivors.index_fill(0, chosen, True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,12 +292,3 @@ class FlyingBird(SparseTraining):
         self.gaps, self.losses = list(state["gaps"]), list(state["losses"])
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
-
-
-def _above_kth(values: Tensor, k: int) -> Tensor:
-    """Booleans (n,): where values (n,) exceed the ``k``-th smallest (from 1); ties at it do not.
-
-    On a GPU the whole layer is sorted, because an update by selection took four times as long there as one by sorting
-    (docs/performance.md).
-    """
-    return values > (values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values)

@@ -1,3 +1,4 @@
+from .adapting import by_width as by_width
 from .adversary import PGD as PGD
 from .average import average_bases as average_bases
 from .average import prefix_average as prefix_average

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from atlas.methods.split_mix.adapting import CONTRACT
 from atlas.methods.split_mix.adversary import PGD
 from atlas.methods.split_mix.local import Augmentation, ClientBatches, batch_sizes, seeded
-from atlas.methods.split_mix.networks import WidthFactory
 from atlas.methods.split_mix.norms import NormSpec
 from atlas.methods.split_mix.settings import Execution, FederatedSettings, LocalSettings, LossName, Method
+from atlas.nn.examples import as_tensor, gathered
 
 METHODS = get_args(Method)
 BATCH_NORM = NormSpec()
@@ -29,14 +29,30 @@ class Client:
     Attributes
     ----------
     inputs, labels : Tensor
-        (n, …) in [0, 1], or bytes, of one shape and type in a whole federation; and (n,) class indices of any whole type.
+        (n, …) in [0, 1], or bytes, of one shape and type in a whole federation; and (n,) class indices of any whole type. NumPy
+        arrays become tensors. A dataset of pairs, or a loader, in the place of ``inputs`` brings its own labels:
+        ``Client(dataset, budget=0.5)``.
     budget : float
         Width R in (0, 1].
+
+    Raises
+    ------
+    TypeError
+        Inputs or labels are none of these.
     """
 
-    inputs: Tensor
-    labels: Tensor
+    inputs: Any
+    labels: Any = None
     budget: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Make tensors of what is given."""
+        if self.labels is None:
+            inputs, labels = gathered(self.inputs, "a client's data")
+        else:
+            inputs, labels = as_tensor(self.inputs, "a client's inputs"), as_tensor(self.labels, "a client's labels")
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "labels", labels)
 
 
 @dataclass(frozen=True)
@@ -87,8 +103,9 @@ class Rules:
     ----------
     method : {"split-mix", "fedavg", "heterofl", "sheterofl"}
         ``fedavg`` trains one network of ``width`` on all clients, whatever their budgets.
-    factory : WidthFactory
-        Makes a network of any width.
+    factory : WidthFactory, nn.Module or callable
+        Makes a network of any width. An ordinary network, or what makes one without arguments, becomes so by
+        :func:`.adapting.by_width`, with the first client's inputs as the example.
     rounds, epochs, batch_size : int
         Rounds T, and epochs E and minibatch b of a client's round.
     lr, schedule : float, str or tuple
@@ -115,7 +132,7 @@ class Rules:
     """
 
     method: Method
-    factory: WidthFactory
+    factory: Any
     rounds: int = 300
     epochs: int = LOCAL.epochs
     batch_size: int = 32
@@ -146,6 +163,8 @@ class Rules:
 
     def __post_init__(self) -> None:
         """Refuse what no federation can be told; what clients are told is checked by :class:`.local.LocalOptions`."""
+        if not callable(self.factory):  # a module is
+            raise TypeError(f"the network is a {type(self.factory).__name__}: {CONTRACT}")
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
         for name in ("rounds", "epochs", "batch_size", "clients_per_round", "stack_limit"):

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atlas.methods.split_mix.adapting import by_width, takes_width
 from atlas.methods.split_mix.clients import Batches, Client, Rules
 from atlas.methods.split_mix.local import LocalOptions, as_images, batch_sizes, check_samples, checked_sizes
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.servers import PrefixServer, SplitMixServer
 from atlas.methods.split_mix.widths import base_count
+from atlas.nn.bars import Bar
 
 DECAY = 0.1
 
@@ -44,7 +46,7 @@ class FedTrainer(Rules):
         Raises
         ------
         TypeError
-            A client is no :class:`Client`, or its inputs or labels are no tensors.
+            A client is no :class:`Client`; or the network can be made for no other width, see :func:`.adapting.by_width`.
         ValueError
             There are no clients, or fewer than take part in a round. Or, naming the client: it has no samples, too few for a
             minibatch, inputs that are not finite, outside the box of the attack or unlike those of other clients, labels that the
@@ -65,6 +67,8 @@ class FedTrainer(Rules):
         ]
         sizes = np.array([len(client.labels) for client in self.clients], dtype=np.float64)
         self.weights = sizes / sizes.sum()
+        if not takes_width(self.factory):
+            self.factory = by_width(self.factory, as_images(self.clients[0].inputs[:2]))
         self.server = self._server()
         self._check_labels(self._classes())
         if self._pending is not None:
@@ -143,19 +147,24 @@ class FedTrainer(Rules):
         self.history.append({"round": index + 1, "loss": loss, "learning_rate": lr})
         return self.history[-1]
 
-    def fit(self, clients: Sequence[Client], path: str | Path | None = None, save_every: int = 10) -> FitResult:
+    def fit(
+        self, clients: Sequence[Client], path: str | Path | None = None, save_every: int = 10, *, progress: bool | None = None
+    ) -> FitResult:
         """Run all rounds that are left.
 
         Parameters
         ----------
         path : Path, optional
             Where to save the state every ``save_every`` rounds, for :meth:`resume`.
+        progress : bool, optional
+            Whether to draw a bar; by default on a terminal.
         """
         self.start(clients)
-        while self.completed < self.rounds:
-            self.round()
-            if path is not None and (self.completed % save_every == 0 or self.completed == self.rounds):
-                self.save(path)
+        with Bar(self.method, self.rounds, progress, done=self.completed) as bar:
+            while self.completed < self.rounds:
+                bar.advance({"loss": self.round()["loss"]})
+                if path is not None and (self.completed % save_every == 0 or self.completed == self.rounds):
+                    self.save(path)
         return FitResult(self.server.model(), self.history)
 
     def model(self, client: int | None = None) -> nn.Module:

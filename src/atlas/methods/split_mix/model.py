@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atlas.methods.split_mix.adapting import check_factory
 from atlas.methods.split_mix.export import Ensemble, Form, merge_bases
 from atlas.methods.split_mix.networks import TOLERANCE, WidthFactory
 from atlas.methods.split_mix.norms import NormSpec, dual_norms, set_robustness
@@ -56,7 +57,7 @@ class SplitMix(nn.Module):
     ValueError
         The atom or the widest width is impossible, or ``rescale_layer`` meets running statistics.
     TypeError
-        The factory returns networks of different shapes for one width.
+        The factory returns networks of different shapes for one width, or cannot be told a width.
 
     Examples
     --------
@@ -84,6 +85,7 @@ class SplitMix(nn.Module):
             raise ValueError(f"max_width must be in [{atom:g}, 1], not {max_width}")
         if rescale_layer:
             require_batch_statistics(norm)
+        check_factory(factory)
         self.atom, self.max_width, self.norm, self.rescale_layer = float(atom), float(max_width), norm, rescale_layer
         self.n_base = base_count(max_width, atom)
         bases = [_drawn(factory, atom, norm, _seed_of(seed, index)) for index in range(self.n_base)]
@@ -204,7 +206,7 @@ class PrefixModel(nn.Module):
 
     def __init__(self, factory: WidthFactory, *, width: float = 1.0, norm: NormSpec = NormSpec(), seed: int = 0) -> None:
         super().__init__()
-        self.factory, self.width, self.norm = factory, float(width), norm
+        self.factory, self.width, self.norm = check_factory(factory), float(width), norm
         self.net = _drawn(factory, width, norm, _seed_of(seed, 0))
 
     def slicer(self, narrow: float) -> Slicer:

@@ -72,7 +72,7 @@ def layer_roles(narrow: nn.Module, wide: nn.Module) -> dict[str, Role]:
 
 
 def _ins(layer: Any) -> int:
-    return layer.weight.shape[1]
+    return layer.weight.shape[1] * getattr(layer, "groups", 1)  # a depthwise convolution reads one channel each of many
 
 
 def _outs(layer: Any) -> int:

@@ -17,6 +17,7 @@ from atlas.methods.symbolic_l2o.recording import Records, features_of, record
 from atlas.methods.symbolic_l2o.regression import ParetoEntry, get_backend, pareto_front
 from atlas.methods.symbolic_l2o.rules import Rule
 from atlas.methods.symbolic_l2o.settings import ALPHA, EquationSettings, RecordSettings, RuleSettings, SRConfig
+from atlas.nn.bars import track
 
 RECORD, EQUATION, RULE = RecordSettings(), EquationSettings(), RuleSettings()
 
@@ -104,6 +105,7 @@ def distill_records(
     cfg: SRConfig | None = None,
     seed: int = 0,
     searches: int = EQUATION.searches,
+    progress: bool | None = None,
 ) -> Distillation:
     """Find the equation behind recorded rows; the last run is held out. See :func:`distill`.
 
@@ -111,11 +113,13 @@ def distill_records(
     ----------
     searches : int
         Searches from different seeds, whose fronts are merged.
+    progress : bool, optional
+        Whether to draw a bar; by default on a terminal.
     """
     train, test = records.split()
     settings, engine = cfg or SRConfig(), get_backend(backend)
     candidates: list[Expression] = []
-    for attempt in range(searches):
+    for attempt in track(range(searches), "search equations", searches, progress):
         front = engine.fit(train.X, train.y, train.names, settings, seed + attempt)
         candidates += [entry.expression for entry in front]
     front = pareto_front(candidates, train.X, train.y, train.names)
@@ -149,6 +153,7 @@ def distill(
     features: Sequence[str] | None = None,
     cfg: SRConfig | None = None,
     searches: int = EQUATION.searches,
+    progress: bool | None = None,
 ) -> Distillation:
     """Turn a learned optimizer into an equation.
 
@@ -168,6 +173,8 @@ def distill(
         Of the search.
     searches : int
         Searches from different seeds, whose fronts are merged.
+    progress : bool, optional
+        Whether to draw a bar; by default on a terminal.
 
     Raises
     ------
@@ -178,8 +185,8 @@ def distill(
     """
     get_backend(backend)
     names = features_of(policy, features)
-    records = record(policy, problems, features=names, lags=lags, runs=runs, steps=steps, seed=seed)
-    return distill_records(records, names, lags, backend=backend, cfg=cfg, seed=seed, searches=searches)
+    records = record(policy, problems, features=names, lags=lags, runs=runs, steps=steps, seed=seed, progress=progress)
+    return distill_records(records, names, lags, backend=backend, cfg=cfg, seed=seed, searches=searches, progress=progress)
 
 
 def boosting_bound(train: Records, test: Records, seed: int = 0) -> float:

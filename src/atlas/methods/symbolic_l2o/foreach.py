@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atlas.l2o.drop_in import as_real, wide
-from atlas.l2o.features import NORM_EPS, POWER_EPS
+from atlas.l2o.features import POWER_EPS
 from atlas.methods.symbolic_l2o.modules import torch_operators
 from atlas.methods.symbolic_l2o.program import Program
 
@@ -122,7 +122,7 @@ def _features(program: Program, g: Tensors, stores: list[dict[str, Any]], scalar
         features["mhat"] = torch._foreach_div(moments["m"], scalars["first_bias"])
     if program.second:
         features["d"] = torch._foreach_sqrt(torch._foreach_div(moments["v"], scalars["second_bias"]))
-        normaliser = torch._foreach_add(features["d"], NORM_EPS)
+        normaliser = torch._foreach_add(features["d"], program.eps)
         features["g"] = torch._foreach_div(g, normaliser)
         if "m" in program.used:
             features["m"] = torch._foreach_div(features["mhat"], normaliser)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from atlas.l2o import Features
 from atlas.l2o import LearnedOptimizer as LearnedOptimizer
 from atlas.l2o.drop_in import DropIn, as_real, wide
+from atlas.l2o.features import NORM_EPS
 from atlas.l2o.policies import decays, not_negative, positive
 from atlas.methods.symbolic_l2o.expressions import Expression, parse
 from atlas.methods.symbolic_l2o.foreach import advance_all
@@ -45,7 +46,7 @@ def read_rule(rule: Expression | Rule | str | Path | sympy.Expr) -> Expression:
         return rule
     if isinstance(rule, Rule):
         return rule.expression
-    if isinstance(rule, Path):
+    if is_file(rule):
         return load_expression(rule)
     if isinstance(rule, str):
         return parse(rule)
@@ -54,23 +55,44 @@ def read_rule(rule: Expression | Rule | str | Path | sympy.Expr) -> Expression:
     return from_sympy(rule)
 
 
+def is_file(rule: object) -> TypeGuard[Path | str]:
+    """Whether a rule is given by the file that holds it: a path, or text that ends in ``.json`` or ``.txt``."""
+    return isinstance(rule, Path) or (isinstance(rule, str) and rule.endswith((".json", ".txt")))
+
+
+def load_rule(path: Path | str) -> dict[str, Any]:
+    """Read a rule's file: ``expression`` as text, and what a ``rule.json`` says beside it (``lr``, ``features``, ``lags``).
+
+    Raises
+    ------
+    ValueError
+        There is no such file, or it holds no expression.
+    """
+    import json
+
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path} to read a rule from")
+    text = Path(path).read_text()
+    if Path(path).suffix != ".json":
+        return {"expression": text}
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("expression"), str):
+        raise ValueError(f"{path} has no key expression")
+    return content
+
+
 def load_expression(path: Path | str) -> Expression:
     """Read a rule from a text file, or from a ``rule.json`` with the key ``expression``.
 
     Raises
     ------
     ValueError
-        The file holds no expression.
+        There is no such file, or it holds no expression.
     """
-    import json
-
-    text = Path(path).read_text()
-    if Path(path).suffix == ".json":
-        content = json.loads(text)
-        if not isinstance(content, dict) or not isinstance(content.get("expression"), str):
-            raise ValueError(f"{path} has no key expression")
-        text = content["expression"]
-    return parse(text)
+    return parse(load_rule(path)["expression"])
 
 
 class SymbolicOptimizer(DropIn):
@@ -86,17 +108,20 @@ class SymbolicOptimizer(DropIn):
         Parameters or groups, as for any optimizer. A group may set ``lr``, ``betas`` and ``weight_decay`` for its parameters;
         another option is refused.
     rule : Expression, Rule, str, Path or sympy.Expr
-        f over variables ``"{feature}_{lag}"``, see :class:`atlas.l2o.Features` for the features. Its value is added.
-    lr : float
-        α; schedulers act on it.
-    features : sequence of str
-        Which features the rule may use; a template brings its own.
+        f over variables ``"{feature}_{lag}"``, see :class:`atlas.l2o.Features` for the features. Its value is added. A path, or
+        text that ends in ``.json`` or ``.txt``, is the file that holds it.
+    lr : float, optional
+        α; schedulers act on it. By default that of a ``rule.json`` that has one, else 0.01.
+    features : sequence of str, optional
+        Which features the rule may use; a template, and a ``rule.json``, bring their own.
     betas : tuple of float
         Decay of the moments.
-    lags : int
-        Steps that the rule may look back on, the present one included.
+    lags : int, optional
+        Steps that the rule may look back on, the present one included; a template, and a ``rule.json``, bring their own.
     clamp : float, optional
         Bound on |f|, where what is not finite becomes 0. ``None`` leaves f as it is.
+    eps : float
+        What is added to √v̂ in the features m̃ and g̃. With torch's 1e-8, ``-m_0`` is ``torch.optim.Adam`` as it comes.
     foreach : bool, optional
         Evaluate operation by operation over all tensors at once, instead of block by block. By default on CUDA, where it
         took between a third and an eightieth of the compiled step's time (docs/performance.md); block by block is faster on a
@@ -111,9 +136,9 @@ class SymbolicOptimizer(DropIn):
     Raises
     ------
     ValueError
-        An unknown feature, variable or operator (the valid ones are listed), ``lags`` < 1, ``lr`` or ``clamp`` not positive, a β
-        outside [0, 1), a group's option that is not known. From :meth:`load_state_dict`: the state belongs to another equation,
-        or to parameters of other sizes.
+        An unknown feature, variable or operator (the valid ones are listed), ``lags`` < 1, ``lr`` or ``clamp`` not positive,
+        ``eps`` negative, a β outside [0, 1), a group's option that is not known, no file of that name. From
+        :meth:`load_state_dict`: the state belongs to another equation, or to parameters of other sizes.
     RuntimeError
         From :meth:`step`: a gradient is sparse, or not finite for ``patience`` steps in a row.
 
@@ -130,26 +155,34 @@ class SymbolicOptimizer(DropIn):
         self,
         params: Any,
         rule: Expression | Rule | str | Path | sympy.Expr,
-        lr: float = ALPHA,
-        features: Sequence[str] = DEFAULT.features,
+        lr: float | None = None,
+        features: Sequence[str] | None = None,
         betas: tuple[float, float] = DEFAULT.betas,
-        lags: int = DEFAULT.lags,
+        lags: int | None = None,
         clamp: float | None = DEFAULT.clamp,
         *,
+        eps: float = NORM_EPS,
         foreach: bool | None = None,
         compiled: bool = False,
         patience: int = 10,
         weight_decay: float = 0.0,
     ) -> None:
+        told: Mapping[str, Any] = {}
         if isinstance(rule, Rule):
             features, lags = rule.features, rule.lags
+        elif is_file(rule):
+            told = load_rule(rule)
+            rule = told["expression"]
+        lr = told.get("lr", ALPHA) if lr is None else lr
+        features = tuple(told.get("features", DEFAULT.features)) if features is None else features
+        lags = told.get("lags", DEFAULT.lags) if lags is None else lags
         if lags < 1:
             raise ValueError(f"lags must be at least 1, not {lags}")
         if clamp is not None:
             positive("clamp", clamp)
         Features(features, betas)
         self.expression = read_rule(rule).simplify()
-        self.program = Program(self.expression, features, lags, clamp)
+        self.program = Program(self.expression, features, lags, clamp, not_negative("eps", eps))
         self.foreach, self.compiled = foreach, compiled
         defaults = {"lr": positive("lr", lr), "betas": betas, "weight_decay": not_negative("weight_decay", weight_decay)}
         super().__init__(params, defaults, patience)

@@ -216,7 +216,7 @@ class Template(Competitor):
         """Leave the template's equation as ``rule.json``, and return what the training reports of it."""
         expression = template.expression
         content = {"expression": str(expression), "features": list(template.features), "lags": template.lags}
-        write_json(self.run.checkpoint / RULE, content)
+        write_json(self.run.checkpoint / RULE, {**content, "lr": float(teacher_of(self.run).lr)})
         return {
             "lags": template.lags,
             "mapping_complexity": mapping_complexity(expression),

@@ -16,11 +16,17 @@ from atlas.methods.symbolic_l2o.rules import used_columns
 
 
 class Program:
-    """What one step does, worked out once from the expression: moments that are needed, history, and the evaluation."""
+    """What one step does, worked out once from the expression: moments that are needed, history, and the evaluation.
 
-    def __init__(self, expression: Expression, features: Sequence[str], lags: int, clamp: float | None) -> None:
+    ``eps`` is what stands beside √v̂ in the features m̃ and g̃.
+    """
+
+    def __init__(
+        self, expression: Expression, features: Sequence[str], lags: int, clamp: float | None, eps: float = NORM_EPS
+    ) -> None:
         columns = used_columns(expression.variables, features, lags)
-        self.settings, self.clamp = (expression, tuple(features), lags, clamp), clamp
+        self.settings, self.clamp = (expression, tuple(features), lags, clamp, eps), clamp
+        self.eps = eps
         # a sign in front is the step's: the bound is symmetric
         self.sign, self.expression = (-1, expression.args[0]) if expression.op == "neg" else (1, expression)
         self.chain = chain(self.expression)
@@ -114,7 +120,7 @@ class Program:
         deviation = _unbiased(moments["v"], scalars["second_bias"]).sqrt() if self.second else None
         normaliser = None
         if deviation is not None and self.normalised:
-            normaliser = deviation + NORM_EPS if "d" in self.used else deviation.add_(NORM_EPS)
+            normaliser = deviation + self.eps if "d" in self.used else deviation.add_(self.eps)
         corrected = moments["m"] / scalars["first_bias"] if self.corrected else None
         return {name: self._feature(name, g, moments, deviation, normaliser, corrected, scalars) for name in self.used}
 

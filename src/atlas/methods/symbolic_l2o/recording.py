@@ -18,6 +18,7 @@ from torch import Tensor
 from atlas.l2o import Features, Optimizee, Policy
 from atlas.methods.symbolic_l2o.rules import column_names
 from atlas.methods.symbolic_l2o.settings import RecordSettings
+from atlas.nn.bars import track
 
 DEFAULT = RecordSettings()
 
@@ -182,6 +183,7 @@ def record(
     steps: int = DEFAULT.steps,
     coordinates: int = DEFAULT.coordinates,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Records:
     """Record a policy over some runs.
 
@@ -195,6 +197,8 @@ def record(
         Steps in a window, the present one included.
     coordinates : int
         Of every tensor, fixed during a run.
+    progress : bool, optional
+        Whether to draw a bar; by default on a terminal.
 
     Raises
     ------
@@ -209,7 +213,7 @@ def record(
     names = features_of(policy, features)
     random = np.random.default_rng(seed)
     parts: list[WindowsOfRun] = []
-    for index in range(runs):
+    for index in track(range(runs), "record", runs, progress):
         problem = chosen[index % len(chosen)]
         gen = torch.Generator().manual_seed(int(random.integers(2**62)))
         picked = pick_coordinates(problem, coordinates, random)

@@ -31,6 +31,8 @@ from .repair import fit_blocks as fit_blocks
 from .repair import fit_to_budget as fit_to_budget
 from .repair import minimum_macs as minimum_macs
 from .repair import uniform_widths as uniform_widths
+from .saving import load_compressed as load_compressed
+from .saving import save_compressed as save_compressed
 from .scores import UnitScores as UnitScores
 from .scores import low as low
 from .scores import nxt as nxt

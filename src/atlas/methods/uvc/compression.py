@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.uvc.architecture import ViTShape
+from atlas.methods.uvc.architecture import ViTShape, require_supported
 from atlas.methods.uvc.controller import UVCController
 from atlas.methods.uvc.distillation import kd_loss
 from atlas.methods.uvc.exporting import export
@@ -20,6 +20,8 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
+from atlas.nn.bars import Bar
+from atlas.nn.examples import as_loader
 
 DEFAULTS = UVCSettings()
 ANNEALED = 0.6
@@ -103,9 +105,10 @@ def smallest_cut(shape: ViTShape) -> CompressionPlan:
 def compress(
     model: Any,
     budget: float,
-    train_loader: Iterable[tuple[Tensor, Tensor]],
+    train_loader: Any,
     *,
-    val_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+    val_loader: Any = None,
+    batch_size: int = 64,
     teacher: nn.Module | None = None,
     epochs: tuple[int, int] = DEFAULTS.stages,
     preset: ControllerPreset = DEFAULTS.preset,
@@ -121,8 +124,9 @@ def compress(
     v_layout: ValueLayout = DEFAULTS.v_layout,
     prune: bool = True,
     skip: bool = True,
+    progress: bool | None = None,
 ) -> CompressionResult:
-    """Compress a trained timm VisionTransformer to a budget; defaults are those of :class:`.settings.UVCSettings`.
+    """Compress a trained timm VisionTransformer, Eva or T2T-ViT to a budget; defaults as in :class:`.settings.UVCSettings`.
 
     Parameters
     ----------
@@ -130,8 +134,9 @@ def compress(
         The dense model; not changed. One with a distillation token learns by both of its heads here.
     budget : float
         Multiply-accumulates left, in (0, 1].
-    train_loader, val_loader : iterable of (images, targets)
-        Passed over once per epoch; targets are classes or probabilities, for ``val_loader`` classes.
+    train_loader, val_loader : iterable of (images, targets), Dataset, or pair of arrays
+        Passed over once per epoch; targets are classes or probabilities, for ``val_loader`` classes. A dataset, or all images and
+        targets as tensors or NumPy arrays, is loaded in batches of ``batch_size``, shuffled for training.
     teacher : nn.Module, optional
         Anything that gives logits; by default the dense model itself.
     epochs : (int, int)
@@ -151,17 +156,27 @@ def compress(
         Of distillation; see :func:`.distillation.kd_loss`.
     v_layout : {"padded", "uniform"}
         See :func:`.exporting.export`.
+    progress : bool, optional
+        Whether to draw a bar; by default on a terminal.
 
     Raises
     ------
+    TypeError
+        A loader is none of the above.
     ValueError
         The budget is not in (0, 1], a loader is empty, or the teacher has other classes.
-    InfeasibleBudgetError, UnsupportedArchitectureError, FloatingPointError
+    UnsupportedArchitectureError
+        The model cannot be pruned exactly: found before anything is computed.
+    InfeasibleBudgetError, FloatingPointError
         See :class:`.controller.UVCController`.
     ExportError
         The model cannot be made smaller exactly; tried before the search.
     """
+    require_supported(model)
     device = torch.device(device) if device is not None else next(model.parameters()).device
+    train_loader = as_loader(train_loader, batch_size, seed=seed, name="train_loader")
+    if val_loader is not None:
+        val_loader = as_loader(val_loader, batch_size, shuffle=False, name="val_loader")
     if isinstance(train_loader, Sized) and not len(train_loader):
         raise ValueError("train_loader is empty")
     student = copy.deepcopy(model).to(device)
@@ -183,13 +198,14 @@ def compress(
         anneal_steps=int(ANNEALED * (epochs[0] - warmup) * batches),
     )
     export(student, smallest_cut(controller.shape), v_layout)
-    stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
-    plan = settle(controller, budget)
-    if v_layout == "uniform":
-        plan = uniform_widths(plan, controller.shape, controller.scores())
-    small: Any = export(student, plan, v_layout)
-    before = None if val_loader is None else accuracy(small, val_loader, device)
-    stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
+    with Bar("compress", sum(epochs) * batches, progress) as stages.bar:
+        stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
+        plan = settle(controller, budget)
+        if v_layout == "uniform":
+            plan = uniform_widths(plan, controller.shape, controller.scores())
+        small: Any = export(student, plan, v_layout)
+        before = None if val_loader is None else accuracy(small, val_loader, device)
+        stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
     after = None if val_loader is None else accuracy(small, val_loader, device)
     small.eval()
     if distills is not None:
@@ -206,6 +222,7 @@ class _Stages:
         self.student, self.teacher, self.loader, self.device = student, teacher, loader, device
         self.alpha, self.temperature, self.norm = alpha, temperature, norm
         self.log: list[dict[str, Any]] = []
+        self.bar = Bar("compress", 0)
 
     def count_batches(self) -> int:
         """Return the number of batches of an epoch; check that there are any, and that the teacher has the student's classes."""
@@ -246,6 +263,7 @@ class _Stages:
                 seen: StepLog = controller.step(step_rate)
                 step += 1
                 self.log.append({"stage": "search", "step": step, "loss": float(loss.detach()), **seen.values()})
+                self.bar.advance({"loss": self.log[-1]["loss"]})
         remove_gates(model)
 
     def finetune(self, small: nn.Module, epochs: int, batches: int, rate: float, weight_decay: float) -> None:
@@ -259,6 +277,7 @@ class _Stages:
                 weight_step(optimizer, [loss], cosine_rate(step, epochs * batches, rate), small.parameters())
                 step += 1
                 self.log.append({"stage": "finetune", "step": step, "loss": float(loss.detach())})
+                self.bar.advance({"loss": self.log[-1]["loss"]})
 
 
 @torch.inference_mode()

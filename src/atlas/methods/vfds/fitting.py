@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from atlas.methods.vfds.losses import Loss, arm_loss, check_lambda, lambda_at, selection_loss
 from atlas.methods.vfds.model import FILL, SelectiveGRU
 from atlas.methods.vfds.sweep import Sweep
+from atlas.nn.bars import track
+from atlas.nn.examples import gathered
 from atlas.nn.sequences import check_complete, check_labels, labelled, valid_steps
 
 LEARNING_RATE = 3e-3
@@ -59,7 +61,7 @@ def training_loss(
 @torch.enable_grad()
 def fit(
     model: SelectiveGRU,
-    dataset: tuple[Tensor, Tensor] | torch.utils.data.Dataset[Any],
+    dataset: Any,
     *,
     lam: float,
     steps: int,
@@ -70,15 +72,16 @@ def fit(
     clip_norm: float | None = 1.0,
     lengths: Tensor | None = None,
     ignore_index: int = -1,
+    progress: bool | None = None,
     **options: Any,
 ) -> list[dict[str, float]]:
     """Train a model in place.
 
     Parameters
     ----------
-    dataset : pair of Tensor, or Dataset
-        x (N, T, D), of the type of the model's weights, and y (N, T[, C]); or a dataset of such pairs of one length. Every value
-        that may be read must be finite. No gradient goes back to them.
+    dataset : pair of tensors or arrays, Dataset, or DataLoader
+        x (N, T, D), of the type of the model's weights, and y (N, T[, C]); or a dataset of such pairs of one length, or a loader,
+        which is passed over once. Every value that may be read must be finite. No gradient goes back to them.
         Stretches and whole sequences may be unlabelled: a batch of such alone adds nothing to the task's part of the loss.
     lam : float
         λ, in nats; 0 asks nothing for acquisition.
@@ -96,6 +99,8 @@ def fit(
         (N,) valid steps of padded sequences, from 1 to T; they go with their sequences into every batch.
     ignore_index : int
         Label of unlabelled steps.
+    progress : bool, optional
+        Whether to draw a bar; by default on a terminal.
     options
         Of :func:`.losses.selection_loss` or :func:`.losses.arm_loss`.
 
@@ -107,7 +112,7 @@ def fit(
     Raises
     ------
     TypeError
-        The dataset has no numbered entries, as a ``DataLoader`` has none, or x has another type than the model's weights.
+        The dataset is none of these, or x has another type than the model's weights.
     ValueError
         λ is negative, ``steps`` or ``batch_size`` is less than 1, ``warmup`` is outside [0, 1], or ``clip_norm`` is not positive;
         x holds NaN or infinity where it may be read; a label is out of range or no whole number; nothing is labelled; or the
@@ -127,7 +132,7 @@ def fit(
     optimiser = torch.optim.Adam(groups) if optimizer is None else optimizer(groups)
     order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 2**32)
     curve = []
-    for step in range(steps):
+    for step in track(range(steps), "fit", steps, progress):
         chosen = torch.randint(len(x), (min(batch_size, len(x)),), generator=order).to(x.device)
         drawn = torch.rand(x.shape[1], len(chosen), model.groups.n_groups, generator=noise).clamp(1e-6, 1 - 1e-6)
         loss = training_loss(
@@ -178,21 +183,10 @@ def check_data(model: SelectiveGRU, x: Tensor, y: Tensor, lengths: Tensor | None
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(dataset, tuple | list) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) == 3:
-        return torch.as_tensor(dataset[0]), torch.as_tensor(dataset[1])
-    if not hasattr(dataset, "__getitem__"):
-        raise TypeError(f"a dataset must be a pair (x, y) or have numbered entries; a {type(dataset).__name__} has none")
-    pairs = [dataset[index] for index in range(len(dataset))]
-    if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
-        raise ValueError("a dataset must be made of pairs (x, y); lengths of padded sequences are an argument of their own")
-    xs, ys = ([torch.as_tensor(pair[part]) for pair in pairs] for part in range(2))
-    for name, tensors in (("x", xs), ("y", ys)):
-        shapes = {tuple(tensor.shape) for tensor in tensors}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"the dataset's {name} have different shapes {sorted(shapes)}: pad the sequences and give their lengths"
-            )
-    return torch.stack(xs), torch.stack(ys)
+    try:
+        return gathered(dataset, "the dataset")
+    except ValueError as error:
+        raise ValueError(f"{error}; pad sequences of different lengths, and give their lengths") from None
 
 
 @dataclass(frozen=True)

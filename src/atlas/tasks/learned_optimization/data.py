@@ -15,7 +15,18 @@ from atlas.datasets.splits import balanced_order, stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import pick_device
-from atlas.l2o import Examples, Optimizee, convnet, mlp, quadratic, resnet, rosenbrock, vision_transformer
+from atlas.l2o import (
+    Examples,
+    Optimizee,
+    bottleneck_resnet,
+    convnet,
+    mlp,
+    mobilenet_v2,
+    quadratic,
+    resnet,
+    rosenbrock,
+    vision_transformer,
+)
 from atlas.tasks.learned_optimization.protocol import Problem, Protocol
 
 if TYPE_CHECKING:
@@ -80,6 +91,10 @@ class Arena:
             return convnet(layers, data=examples, classes=classes, act=problem.activation, init=problem.init, name=name)
         if problem.family == "resnet":
             return resnet(problem.depth, problem.width, data=examples, classes=classes, norm=problem.norm, name=name)
+        if problem.family == "bottleneck-resnet":
+            return bottleneck_resnet(problem.depth, problem.width, data=examples, classes=classes, init=problem.init, name=name)
+        if problem.family == "mobilenet-v2":
+            return mobilenet_v2(problem.width, data=examples, classes=classes, init=problem.init, name=name)
         size = {"embed_dim": problem.width, "depth": problem.depth, "num_heads": problem.heads}
         return vision_transformer(data=examples, patch_size=problem.patch_size, classes=classes, name=name, **size)
 

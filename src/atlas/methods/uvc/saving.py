@@ -1,0 +1,114 @@
+"""Compressed models as one file: safetensors, with the plan beside the weights. Nothing in it is code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from atlas.methods.uvc.exporting import export
+from atlas.methods.uvc.plan import CompressionPlan
+
+FORMAT = "atlas.uvc/1"
+
+
+def save_compressed(
+    path: Path | str, model: Any, plan: CompressionPlan, *, architecture: str | None = None, **options: Any
+) -> None:
+    """Write a compressed model to one file, from which :func:`load_compressed` makes it again.
+
+    Parameters
+    ----------
+    path : Path
+        Usually ends in ``.safetensors``.
+    model : nn.Module
+        What :func:`.compression.compress` or :func:`.exporting.export` returned.
+    plan : CompressionPlan
+        What it keeps: ``result.plan``.
+    architecture : str, optional
+        Name of the dense model for ``timm.create_model``; by default what timm noted in the model. Without any, as for a model
+        made by hand, :func:`load_compressed` must be told what makes the dense one.
+    options
+        What else ``timm.create_model`` needs; ``num_classes``, ``in_chans`` and ``img_size`` are read from the model.
+
+    Raises
+    ------
+    ValueError
+        The dense model that timm makes, cut as the plan says, has other weights than this one; names the first.
+    """
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    found = architecture or (getattr(model, "pretrained_cfg", None) and model.pretrained_cfg.get("architecture"))
+    described: dict[str, str] = {"format": FORMAT, "plan": plan.to_json()}
+    if found:
+        height, width = model.patch_embed.img_size
+        told = {
+            "num_classes": model.num_classes,
+            "in_chans": model.patch_embed.proj.weight.shape[1],
+            "img_size": height if height == width else [height, width],
+            **options,
+        }
+        _compare(_cut(_timm(found, told), plan), tensors, f"timm's {found} with {told}")
+        described |= {"architecture": found, "options": json.dumps(told)}
+    save_file(tensors, path, described)
+
+
+def load_compressed(path: Path | str, make: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Make a compressed model from its file, in evaluation mode.
+
+    Parameters
+    ----------
+    path : Path
+        What :func:`save_compressed` wrote.
+    make : callable, optional
+        Makes the dense model, of any weights; by default timm does, as the file says.
+
+    Raises
+    ------
+    ValueError
+        The file is none of these, or does not say what the dense model is; or the dense model, cut as the file says, has other
+        weights.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+    if described.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by save_compressed")
+    if make is None and "architecture" not in described:
+        raise ValueError(f"{path} does not name a model of timm: say what makes the dense one, load_compressed(path, make)")
+    dense = make() if make is not None else _timm(described["architecture"], json.loads(described["options"]))
+    small = _cut(dense, CompressionPlan.from_json(described["plan"]))
+    _compare(small, tensors, "the dense model")
+    small.load_state_dict(tensors)
+    return small.eval()
+
+
+def _timm(architecture: str, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    made: nn.Module = timm.create_model(architecture, pretrained=False, **options)
+    return made
+
+
+def _cut(dense: Any, plan: CompressionPlan) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        return export(dense, plan, check=False)
+
+
+def _compare(small: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
+    """Refuse weights of other names or shapes than a model's."""
+    own = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    odd = next((name for name in {**own, **given} if own.get(name) != given.get(name)), None)
+    if odd is not None:
+        raise ValueError(
+            f"{what}, cut by the plan, has {odd} {own.get(odd, 'not')}, and the compressed model {given.get(odd, 'not')}"
+        )

@@ -1,0 +1,76 @@
+"""Compressed models as one file: the same numbers after a round trip, and nothing that is code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from atlas.methods.uvc import CompressionPlan, ViTShape, export, load_compressed, save_compressed
+
+SMALL = {"num_classes": 3, "img_size": 32}
+
+
+def dense() -> VisionTransformer:
+    return VisionTransformer(img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=16, depth=3, num_heads=4)
+
+
+def some_plan(model: torch.nn.Module) -> CompressionPlan:
+    """A plan that drops a block, a head, dims and neurons."""
+    plan = CompressionPlan.identity(ViTShape.from_timm(model))
+    plan.keep[1] = False
+    plan.dims[0, 0] = False
+    plan.dims[2, :, 1:] = False
+    plan.neurons[:, ::3] = False
+    return plan
+
+
+def test_a_model_of_timm_comes_back_by_its_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224", **SMALL).eval()
+    plan = some_plan(model)
+    small = export(model, plan)
+    save_compressed(tmp_path / "small.safetensors", small, plan)
+    loaded = load_compressed(tmp_path / "small.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), small(images))
+    assert not loaded.training
+    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_a_model_made_by_hand_needs_what_makes_it(tmp_path: Path) -> None:
+    model = dense().eval()
+    plan = some_plan(model)
+    small = export(model, plan)
+    save_compressed(tmp_path / "small.safetensors", small, plan)
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(load_compressed(tmp_path / "small.safetensors", dense)(images), small(images))
+    with pytest.raises(ValueError, match=r"does not name a model of timm: say what makes the dense one"):
+        load_compressed(tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=r"the dense model, cut by the plan, has head\.weight \(5, 16\), and the compressed"):
+        load_compressed(tmp_path / "small.safetensors", lambda: VisionTransformer(8, 4, 1, 5, embed_dim=16, depth=3, num_heads=4))
+
+
+def test_options_that_do_not_make_the_model_are_told_when_it_is_saved(tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_patch16_224", qkv_bias=False, **SMALL)
+    plan = some_plan(model)
+    with pytest.raises(ValueError, match=r"has blocks\.0\.attn\.qkv\.bias \(\d+,\), and the compressed model not"):
+        save_compressed(tmp_path / "small.safetensors", export(model, plan), plan)
+    save_compressed(tmp_path / "small.safetensors", export(model, plan), plan, qkv_bias=False)
+    assert load_compressed(tmp_path / "small.safetensors").blocks[0].attn.qkv.bias is None
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="was not written by save_compressed"):
+        load_compressed(tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load_compressed(tmp_path / "broken.safetensors")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load_compressed(tmp_path / "missing.safetensors")
+    assert load_file(tmp_path / "other.safetensors")
