@@ -5,6 +5,7 @@ snakemake --config tier=lab        another study: config/<tier>.yaml
 snakemake --profile slurm          the same on a SLURM cluster
 snakemake --config here=yes        also what was made on another machine
 snakemake --config code=new        also what was trained with other code
+snakemake --config warm=no         every job a process of its own, as on a cluster
 snakemake --config only=vfds       only some rows: a method, paper, task, data set or pattern, and what they need
 snakemake -- FILE                  what one table, page or metrics.json needs
 """
@@ -47,6 +48,12 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tabulate.smk"
 include: "workflow/rules/report.smk"
+
+
+onstart:
+    # On this machine a job is a fork of a process that has loaded everything (atlas.warm), and which goes with this one.
+    if workflow.is_main_process and workflow.local_exec and WARM:
+        os.environ[OWNER] = str(os.getpid())
 
 
 onerror:

@@ -44,7 +44,7 @@ def blocks(width: int, heads: int) -> dict[str, nn.Module]:
     for name in ("plain, fused", "AttnScale, fused", "FeatScale, fused", "AttnScale, textbook"):
         torch.manual_seed(0)
         made[name] = Block(width, heads, qkv_bias=True)
-    ScaledQKV.of(made["AttnScale, fused"].attn.qkv, heads, width // heads, 0.1)
+    ScaledQKV.of(made["AttnScale, fused"].attn.qkv, {"omega": (heads, 0.1)}, value_dim=width // heads)
     attention = made["FeatScale, fused"].attn
     attention.proj_drop = FeatScale(0.0, attention.proj.weight, 0.1, 0.1, 1.0)
     made["AttnScale, textbook"].attn = TextbookAttention(made["AttnScale, textbook"].attn)

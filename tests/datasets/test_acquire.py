@@ -20,8 +20,8 @@ import pytest
 
 from atlas.datasets import DatasetError, DatasetLayoutError, Source, acquire, acquisition, base, get_dataset, read_manifest
 from atlas.datasets.acquisition import extract
-from atlas.datasets.images import check_imagenet, read_cifar_batch
-from atlas.datasets.splits import stratified_split
+from atlas.datasets.images import check_imagenet, prepare_image_folders, read_cifar_batch
+from atlas.datasets.splits import balanced_order, stratified_split
 from atlas.errors import UserError
 
 MIRROR = os.environ.get("ATLAS_DATA_MIRROR")
@@ -258,6 +258,43 @@ def test_splits_are_stratified_disjoint_and_fixed() -> None:
     assert len(stratified_split(labels, 0.0)[1]) == 0
 
 
+@pytest.mark.parametrize("counts", [(40, 40, 40), (60, 20, 10), (1, 1, 1), (7, 0, 3)])
+def test_any_stretch_of_a_balanced_order_is_stratified(counts: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    order = balanced_order(labels)
+    assert sorted(order) == list(range(len(labels)))
+    assert (balanced_order(labels) == order).all()
+    assert len(labels) < 4 or (balanced_order(labels, seed=1) != order).any()
+    for first in range(0, len(labels), 9):
+        for last in range(first, len(labels) + 1, 7):
+            found = np.bincount(labels[order[first:last]], minlength=len(counts))
+            expected = (last - first) * np.asarray(counts) / len(labels)
+            assert (np.abs(found - expected) <= 1.5).all()
+
+
+def test_folders_of_classes_become_arrays_in_a_balanced_order(tmp_path: Path) -> None:
+    from PIL import Image
+
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as bundle:
+        for split, each in (("train", 8), ("test", 4)):
+            for place, name in enumerate(("cat", "dog")):
+                for index in range(each):
+                    stream = io.BytesIO()
+                    Image.new("RGB", (4, 4), (100 * place + index,) * 3).save(stream, "PNG")
+                    bundle.writestr(f"set/{split}/{name}/{index}.png", stream.getvalue())
+    (tmp_path / "out").mkdir()
+    prepare_image_folders([tmp_path / "set.zip"], tmp_path / "out")
+    from safetensors.numpy import load_file
+
+    arrays = load_file(tmp_path / "out" / "images.safetensors")
+    labels, shades = arrays["train_labels"], arrays["train_images"][:, 0, 0, 0].astype(int)
+    assert (labels == shades // 100).all()  # every image has kept its label
+    assert sorted(shades % 100) == sorted([*range(8)] * 2)
+    assert all(np.bincount(labels[:count], minlength=2).tolist() == [count // 2] * 2 for count in (2, 4, 8, 16))
+    assert list(shades) != sorted(shades)
+    assert np.bincount(arrays["test_labels"][:4]).tolist() == [2, 2]
+
+
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.skipif(not MIRROR, reason="ATLAS_DATA_MIRROR does not name a folder with cifar10-imagefolder.tar.gz")
@@ -268,3 +305,6 @@ def test_real_cifar10_as_jpeg(tmp_path: Path) -> None:
     arrays = load_file(tmp_path / "cifar10-jpeg" / "images.safetensors")
     assert arrays["train_images"].shape == (50000, 3, 32, 32)
     assert np.bincount(arrays["test_labels"]).tolist() == [1000] * 10
+    parts = {1000: arrays["train_labels"][:10000], 100: arrays["train_labels"][-1000:], 50: arrays["test_labels"][:500]}
+    for each, part in parts.items():
+        assert np.bincount(part, minlength=10).tolist() == [each] * 10

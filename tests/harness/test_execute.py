@@ -67,3 +67,14 @@ def test_metrics_name_the_training_time_of_everything_they_build_upon(relay: Stu
     assert told["second"]["needed_seconds"] == {runs["first"].cell: 30.0}
     assert told["first"]["needed_seconds"] == told["alone"]["needed_seconds"] == {}
     assert told["third"]["train_seconds"] == 1.0
+
+
+def test_what_a_run_took_is_told(relay: Study) -> None:
+    run = next(run for run in relay.runs if run.method == "alone")
+    train_run(run)
+    told = evaluate_run(run)["provenance"]
+    record = json.loads(run.record.read_text())["provenance"]
+    for name in ("train_seconds", "train_cpu_seconds"):
+        assert told[name] == record[name] >= 0
+    assert told["evaluate_cpu_seconds"] >= 0
+    assert told["peak_memory_mebibytes"] > 0

@@ -81,6 +81,34 @@ def test_the_epochs_before_and_after_an_export_count_for_themselves(tmp_path: Pa
     assert found.flops == pytest.approx(wanted, rel=CLOSE)
 
 
+def test_timing_costs_all_its_rounds(tmp_path: Path) -> None:
+    text = f"""
+image-classification:
+  datasets:
+    plans:
+      data: null
+      methods:
+        deit: false
+        compression-latency:
+          img_size: 8
+          patch_size: 2
+          embed_dim: {WIDTH}
+          depth: {DEPTH}
+          num_heads: 2
+          blocks: 1
+          batch: 5
+          rounds: 20
+          warmup: 4
+"""
+    found = rehearsed(tmp_path, text, "image-classification/plans/compression-latency")
+    patches, head = PATCHES * 12 * WIDTH, WIDTH * 1000
+    dense = LINEAR + 2 * PRODUCTS + patches + head
+    one_block = dense - (LINEAR + 2 * PRODUCTS) / 2
+    # two plans keep half of the operations or somewhat less, since so small a model has few units
+    assert found.whole["timing"].batch == 24 * 5
+    assert 2 * 24 * 5 * (dense + one_block) < found.flops <= 2 * 24 * 5 * (dense + one_block + 2 * dense / 2)
+
+
 # adversarial training
 
 
@@ -208,3 +236,67 @@ def test_a_federation_costs_what_clients_train_and_validate(
     widest = {"split-mix": 8 * macs(0.125)[0], "fedavg-w05": macs(0.5)[0]}.get(method, macs(1)[0])
     images = {"cifar10": 50_000, "digits5": 0.3 * 5 * 7438}[data]
     assert found.flops == pytest.approx(2 * images * (12 * 2 * 0.8 * per_image + 3 * 0.2 * widest), rel=CLOSE)
+
+
+# learned optimization
+
+OPTIMIZERS = """
+learned-optimization:
+  protocol:
+    data: {shared: true}
+    train: {family: mlp, hidden: [8]}
+    problems: {home: {hidden: [8]}, one: {hidden: [4]}, two: {hidden: [4]}}
+    tuning: {grid: [0.01, 0.1], seeds: 3, epochs: 4}
+    epochs: 2
+  datasets:
+    mnist:
+      methods:
+        adam: {}
+        oracle: {}
+        l2o-dm: {hidden: [4], meta: {windows: 50, unroll: 20}}
+        choice-policy: {hidden: [4]}
+        amalgamated-choice: {hidden: [4], replicates: 2}
+"""
+SCALARS = 784 * 8 + 8 + 8 * 10 + 10
+LOSS = 128 * (784 * 8 + 8 * 10)  # of a mini-batch
+GRADIENT = 3 * LOSS - 128 * 784 * 8  # pixels need none
+EPOCH = 48_000 // 128
+
+
+def cells(inputs: int, outputs: int) -> tuple[int, int]:
+    """Multiply-accumulates at a coordinate: of an LSTM cell of four with its bias and a layer after it, and of the cell alone."""
+    cell = 4 * 4 * (inputs + 4 + 1)
+    return cell + 4 * outputs, cell
+
+
+def test_a_tuned_optimizer_costs_its_grid_and_looks_at_validation_images_after_each_epoch(tmp_path: Path) -> None:
+    found = rehearsed(tmp_path, OPTIMIZERS, "learned-optimization/mnist/adam")
+    looks = 12_000 * LOSS / 128
+    assert found.flops == pytest.approx(2 * 2 * 3 * 4 * (EPOCH * GRADIENT + looks), rel=0.001)
+    assert found.step_flops == pytest.approx(2 * 2 * 3 * GRADIENT, rel=0.001)
+
+
+def test_a_learned_optimizer_costs_its_windows_on_full_mini_batches(tmp_path: Path) -> None:
+    found = rehearsed(tmp_path, OPTIMIZERS, "learned-optimization/mnist/l2o-dm")
+    layers, first = cells(1, 1)
+    # the loss of the last parameters counts too; the memory at the window's start asks for no gradient
+    window = 21 * GRADIENT + SCALARS * (20 * 3 * layers - first)
+    assert found.flops == pytest.approx(2 * 50 * window, rel=0.001)
+
+
+@pytest.mark.parametrize("row", ["choice-policy", "amalgamated-choice"])
+def test_a_curriculum_costs_its_windows_its_warm_up_and_its_validations(tmp_path: Path, row: str) -> None:
+    found = rehearsed(tmp_path, OPTIMIZERS, f"learned-optimization/mnist/{row}")
+    chooser = cells(2 + 1 + 3, 2)  # of two teachers' steps, the time, and one of three kinds of coordinate
+    own, first = chooser if row == "choice-policy" else cells(2, 1)
+    # by the published schedules: depth 1, 2, 5, 5, 5 with 10 draws, once; or 1, 2, 5, 10, six times
+    windows, draws, looks, validated, replicates = {
+        "choice-policy": (180, 40, 4 * 10, 5 * 10 * 10, 1),  # its first period starts cold
+        "amalgamated-choice": (1080, 240, 24 * 10, 6 * 10 * 37, 2),
+    }[row]
+    taught = 0 if row == "choice-policy" else GRADIENT + SCALARS * chooser[0]
+    window = 100 * (GRADIENT + LOSS + taught) + SCALARS * (100 * 3 * own - first)
+    warmed = 100 * (draws * (1 + bool(taught)) + looks) * GRADIENT
+    looked = 100 * validated * (GRADIENT + LOSS + SCALARS * own)
+    weighed = 0 if taught else 2 * EPOCH * (GRADIENT + 2 * SCALARS * own)
+    assert found.flops == pytest.approx(2 * (replicates * (windows * window + warmed + looked) + weighed), rel=0.005)

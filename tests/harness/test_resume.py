@@ -15,7 +15,7 @@ import torch
 from atlas.errors import Interrupted
 from atlas.harness import resume
 from atlas.harness.registry import load
-from atlas.harness.resume import SLOTS, StateStore, Values, elapsed_seconds, training
+from atlas.harness.resume import SLOTS, StateStore, Values, spent, training
 from atlas.harness.run import Resources, Run
 
 
@@ -85,7 +85,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, number: int) -> None:
     resumed = walk(run, 12)
     assert torch.equal(resumed.position, whole.position)
     assert run.history.read_bytes() == make_run(tmp_path / "whole").history.read_bytes()
-    assert elapsed_seconds(run) > 0
+    assert spent(run)["seconds"] > 0
 
 
 class Clock:
@@ -102,6 +102,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(resume, "time", found)
+    monkeypatch.setattr(resume, "cpu_seconds", lambda: found.now / 2)
     return found
 
 
@@ -119,16 +120,16 @@ def test_time_adds_up_over_interruptions(tmp_path: Path, clock: Clock) -> None:
     for stop, seconds in ((3, 40), (8, 90)):
         with pytest.raises(Interrupted):
             work(stop_at=stop)
-        assert elapsed_seconds(run) == seconds
+        assert spent(run) == {"seconds": seconds, "cpu_seconds": seconds / 2}
         clock.now += 5000  # waiting for the next start is no training
     assert work() == 120
-    assert elapsed_seconds(run) == 120
+    assert spent(run)["seconds"] == 120
     assert work() == 120  # a finished phase takes no time, and remembers what it took
     loop = training(run, 3, {"walk": Walk()}, phase="second")
     for _ in loop:
         clock.now += 1
     assert loop.seconds == 3
-    assert elapsed_seconds(run) == 123
+    assert spent(run) == {"seconds": 123, "cpu_seconds": 61.5}
 
 
 def test_state_is_saved_every_so_many_minutes(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

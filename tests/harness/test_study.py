@@ -9,6 +9,7 @@ import pytest
 
 from atlas.errors import UserError
 from atlas.harness import study as study_module
+from atlas.harness.claims import load_claims
 from atlas.harness.names import ignores_case
 from atlas.harness.study import Study
 from atlas.settings import merge
@@ -253,8 +254,77 @@ def test_merge_is_deep_and_later_wins() -> None:
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, None) == {"a": {"b": 1, "c": 3}}
 
 
-@pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
+SOME = """
+seeds: [3, 4]
+substitutes: {cifar10: cifar10-jpeg}
+image-classification:
+  methods: {deit: {}}
+  datasets:
+    deep: {data: cifar10}
+    digits: {seeds: [7]}
+adversarial-robustness:
+  seeds: [5, 6, 7]
+  datasets:
+    cifar10: {methods: {dense: {}}}
+    few: {data: cifar10-jpeg, seeds: [1], methods: {dense: {}}}
+"""
+
+
+def test_tasks_and_benchmarks_may_have_seeds_of_their_own(tmp_path: Path) -> None:
+    rows = read(tmp_path, SOME).by_row
+    seeds = {dataset: [run.seed for run in runs] for (_, dataset, _), runs in rows.items()}
+    assert seeds == {"deep": [3, 4], "digits": [7], "cifar10": [5, 6, 7], "few": [1]}
+    with pytest.raises(UserError, match=r"datasets\.digits\.seeds names a seed twice"):
+        read(tmp_path, SOME.replace("[7]}", "[7, 7]}"))
+    with pytest.raises(UserError, match=r"adversarial-robustness\.seeds must be a list of whole numbers"):
+        read(tmp_path, SOME.replace("[5, 6, 7]", "3"))
+
+
+def test_a_substitute_is_read_and_named_and_counts_as_what_it_is(tmp_path: Path) -> None:
+    study = read(tmp_path, SOME)
+    run, named = (study.find(f"adversarial-robustness/{cell}") for cell in ("cifar10/dense/seed5", "few/dense/seed1"))
+    assert (run.dataset, run.data, run.stands_for) == ("cifar10", "cifar10-jpeg", "cifar10")
+    assert run.substitution == "cifar10-jpeg in place of cifar10"
+    assert run.described()["stands_for"] == "cifar10"
+    assert (named.data, named.stands_for, named.substitution) == ("cifar10-jpeg", "", "")
+    assert "stands_for" not in named.described()
+    assert study.datasets == ["cifar10-jpeg", "digits"]
+    original = read(tmp_path, SOME.replace("substitutes: {cifar10: cifar10-jpeg}\n", ""))
+    assert original.find(run.cell).data == "cifar10"
+    assert original.find(run.cell).fingerprint != run.fingerprint
+    assert original.find(named.cell).fingerprint == named.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{cifar11: cifar10}", r"substitutes.cifar11 names cifar11, not a data set; did you mean cifar1"),
+        ("{cifar10: cifar}", r"substitutes.cifar10 names cifar, not a data set"),
+        ("{cifar10: digits, digits: mnist}", r"substitutes.cifar10 = digits is itself replaced"),
+        ("[cifar10]", r"substitutes must be a mapping, not a list"),
+    ],
+)
+def test_substitutes_are_two_known_names_each(tmp_path: Path, given: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, SOME.replace("{cifar10: cifar10-jpeg}", given))
+
+
+@pytest.mark.parametrize("tier", ["demo", "desk", "lab", "paper"])
 def test_shipped_studies_are_valid(checkout: Path, tier: str) -> None:
     study = Study.read(tier, checkout)
     assert study.runs
     assert study.description
+
+
+def test_the_desk_study_judges_every_claim_but_those_of_other_scales(checkout: Path) -> None:
+    study = Study.read("desk", checkout)
+    assert {run.data for run in study.runs if run.stands_for} == {study.substitutes["cifar10"]}
+    rows = {(task, dataset, method) for task, dataset, method in study.by_row}
+    elsewhere = {claim.id for claim in load_claims() if claim.dataset("desk") is None}
+    assert elsewhere == {"div.acc-demo-noninferior", "sinnerf.depth-beats-dsnerf", "symbolic-l2o.resnet-transfer"}
+    for claim in load_claims():
+        for comparison in claim.comparisons("desk") if claim.dataset("desk") else ():
+            for row in filter(None, (comparison.method, comparison.baseline)):
+                assert (claim.task, claim.dataset("desk"), row) in rows, claim.id
+    used = {run.seed for run in study.runs} & {run.seed for run in Study.read("demo", checkout).runs}
+    assert not used  # nothing was chosen on a seed of the desk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,8 @@ def test_maps_are_those_that_the_model_uses(model: VisionTransformer) -> None:
     images = torch.randn(2, 1, 8, 8)
     features = block_features(model.eval(), images)
     assert len(features) == 4
-    for index, attention, maps in attention_maps(model, images):
+    for index, site, maps in attention_maps(model, images):
+        attention = site.module
         normed = model.blocks[index].norm1(features[index])
         values = attention.qkv(normed)[..., 32:].reshape(2, 17, 4, 4).transpose(1, 2)
         output = attention.proj((maps @ values).transpose(1, 2).flatten(-2))
@@ -187,17 +189,29 @@ def test_diagnose_sees_the_biases_of_relative_positions(name: str) -> None:
     assert values.to_numpy() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "twins_svt_small", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "tiny_vit_5m_224"])
 @pytest.mark.parametrize("attention", [True, False])
 def test_diagnose_refuses_what_is_no_vision_transformer(name: str, attention: bool) -> None:
-    with pytest.raises(TypeError, match="expected a timm VisionTransformer|no plain softmax attention"):
+    with pytest.raises(TypeError, match="expected a timm VisionTransformer|of a known kind"):
         diagnose(create_model(name).eval(), torch.randn(1, 3, 224, 224), attention=attention)
 
 
-def test_diagnose_refuses_other_attention_before_it_computes() -> None:
-    model = create_model("cait_xxs24_224", img_size=32, depth=2, embed_dim=32, num_heads=2)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("xcit_nano_12_p16_224", {"embed_dim": 32, "num_heads": 2, "depth": 2}, r"known kind.* in blocks\.0\.attn \(XCA\)"),
+        (
+            "hiera_tiny_224",
+            {"embed_dim": 16, "stages": (1, 1, 1, 1)},
+            r"no maps to read in blocks\.0\.attn \(MaskUnitAttention\)",
+        ),
+        ("crossvit_9_240", {}, r"blocks\.0 \(MultiScaleBlock\) passes on several sequences"),
+    ],
+)
+def test_diagnose_refuses_what_it_cannot_read_before_it_computes(name: str, options: dict[str, Any], message: str) -> None:
+    model = create_model(name, **options)
     model.register_forward_pre_hook(lambda module, inputs: pytest.fail("was called"))
-    with pytest.raises(TypeError, match=r"no plain softmax attention in blocks\.0\.attn \(TalkingHeadAttn\)"):
+    with pytest.raises(TypeError, match=message):
         diagnose(model, torch.randn(1, 3, 32, 32))
 
 

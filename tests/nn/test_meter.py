@@ -48,6 +48,22 @@ def test_weights_that_are_gone_in_the_end_are_weights_all_the_same() -> None:
     assert memory.activation_bytes < WIDTH**2 * FLOAT
 
 
+def test_memory_grows_with_the_examples_of_the_work_that_made_it() -> None:
+    weight = nn.Parameter(torch.ones(7))
+    with Meter() as meter:
+        data = torch.zeros(1000)  # read once, however many examples a step has
+        with work("train"):
+            batch = torch.zeros(10)
+            gradient = 2 * weight
+            with work("validation"):
+                seen = torch.zeros(20)
+            del seen, batch, gradient
+        del data
+    assert meter.memory.grown({"train": 100, "validation": 3}) == (1000 + 100 * 10 + 7 + 3 * 20) * FLOAT
+    assert meter.memory.grown({}) == (1000 + 10 + 7 + 20) * FLOAT
+    assert meter.memory.grown({"train": 0, "validation": 0}) == (1000 + 7) * FLOAT
+
+
 def test_released_memory_is_given_back_and_views_cost_nothing() -> None:
     with LiveMemory() as memory:
         for _ in range(20):

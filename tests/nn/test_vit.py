@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.anti_oversmoothing import apply_attnscale
-from atlas.nn import vit
-from atlas.nn.vit import attention_maps, logit_bias, plain_attentions, softmax_map
+from atlas.nn.anatomy import Site, anatomy_of, attention_sites
+from atlas.nn.vit import attention_maps, logit_bias, softmax_map
 
 SMALL = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -27,9 +27,9 @@ def maps_inside(model: nn.Module) -> Iterator[list[Tensor]]:
     """The maps of a pass, caught where they are dropped out, with fused attention off."""
     seen: list[Tensor] = []
     handles = []
-    for _, attention in plain_attentions(model):
-        attention.fused_attn = False
-        handles.append(attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0])))
+    for site in attention_sites(model):
+        site.module.fused_attn = False
+        handles.append(site.module.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0])))
     try:
         yield seen
     finally:
@@ -107,7 +107,10 @@ def test_masks_are_in_the_maps(call: dict[str, Any]) -> None:
     seen: list[Tensor] = []
     attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     attention(tokens, **call)
-    found = softmax_map(attention, attention.qkv(tokens), logit_bias(attention, (tokens,), call))
+    anatomy = anatomy_of(type(attention))
+    assert anatomy is not None
+    site = Site("attn", "", attention, anatomy)
+    found = softmax_map(site, attention.qkv(tokens), logit_bias(site, (tokens,), call))
     assert torch.allclose(found, seen[0], atol=1e-6)
 
 
@@ -125,6 +128,43 @@ def test_maps_of_models_that_mask_their_padding() -> None:
     for own, wanted in zip(found, expected, strict=True):
         assert torch.allclose(own[..., valid, :], wanted[..., valid, :], atol=1e-6)
         assert not own[..., valid, -2:].any()
+
+
+STAGES = {"img_size": 32, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2), "window_size": 4, "num_classes": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("beit_base_patch16_224", SMALL),
+        ("cait_xxs24_224", SMALL),
+        ("eva02_tiny_patch14_224", SMALL | {"img_size": 28}),
+        ("samvit_base_patch16", SMALL | {"img_size": 96, "window_size": 4, "global_attn_indexes": (1,)}),
+        ("swin_tiny_patch4_window7_224", STAGES),
+        ("swinv2_cr_tiny_224", STAGES),
+        ("swinv2_tiny_window8_256", STAGES),
+        ("vit_base_patch16_xp_224", SMALL),
+        ("vit_5b_patch16_sapiens2", SMALL | {"num_kv_heads": 1}),
+    ],
+)
+def test_maps_of_every_kind_are_those_of_the_pass(name: str, options: dict[str, Any]) -> None:
+    """Windows, shifted and masked, biases and rotations among them; and the model stays as it was."""
+    torch.manual_seed(0)
+    model = strong_biases(create_model(name, **options).eval())
+    images = torch.randn(2, 3, options["img_size"], options["img_size"])
+    with torch.no_grad():
+        before = model(images)
+    found = list(attention_maps(model, images))
+    with torch.no_grad():
+        assert torch.equal(model(images), before)
+    with maps_inside(model) as expected, torch.no_grad():
+        model(images)
+    assert len(found) == len(expected)
+    for (_, site, own), wanted in zip(found, expected, strict=True):
+        assert own.ndim == 4
+        assert own.shape[1] == site.heads
+        assert torch.allclose(own.flatten(), wanted.flatten(), atol=1e-5)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules() if module is not model)
 
 
 class AroundTheModule(Attention):
@@ -146,10 +186,11 @@ def test_a_wrapped_projection_is_named() -> None:
     model.blocks[1].attn.qkv = nn.Sequential(model.blocks[1].attn.qkv)
     model.blocks[0].attn.proj = nn.Sequential(model.blocks[0].attn.proj)
     with pytest.raises(TypeError, match=r"blocks\.0\.attn\.proj \(Sequential\), blocks\.1\.attn\.qkv \(Sequential\)"):
-        vit.plain_attentions(model)
+        attention_sites(model)
 
 
 def test_an_attention_that_only_shares_its_name_is_told_apart() -> None:
-    model = create_model("beit_base_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)
-    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(beit\.Attention\); supported: Attention or RelPosAttention"):
-        plain_attentions(model)
+    model = create_model("vit_tiny_patch16_224", **SMALL)
+    model.blocks[0].attn = create_model("fastvit_sa12").stages[3].blocks[0].token_mixer  # another ``Attention``
+    with pytest.raises(TypeError, match=r"known kind.* in blocks\.0\.attn \(fastvit\.Attention\); `atlas list backbones`"):
+        attention_sites(model)

@@ -14,13 +14,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest_report import EVIL, TOY, write_metrics
+from conftest_report import CONFIG, EVIL, TOY, write_metrics
 
 from atlas.harness import plots
 from atlas.harness.plots import FigureData, figure
 from atlas.harness.run import Run
 from atlas.harness.study import Study
-from atlas.report import write_claims, write_figures, write_report, write_table
+from atlas.report import write_all_claims, write_claims, write_figures, write_report, write_table
 from atlas.report.collect import collect_cell, collect_table
 from atlas.report.told import COLUMNS
 
@@ -154,6 +154,39 @@ def test_what_cannot_be_measured_is_not_doubtful(study: Study) -> None:
     assert collect_cell(lenient).problem == ""
     assert collect_cell(lenient).why_missing("ece") == "not applicable"
     assert collect_cell(lenient).why_missing("top1") == ""
+
+
+def test_a_substitute_is_named_in_every_table_and_claim(make_study: Callable[..., Study]) -> None:
+    study = make_study(config="substitutes: {{digits: mnist}}" + CONFIG)
+    for run in study.runs:
+        write_metrics(run, top1=0.8 + 0.01 * run.seed)
+    write_table(study, *TABLE)
+    folder = study.results / "tables" / TABLE[0]
+    assert {row["data"] for row in rows(folder / "digits.csv").values()} == {"mnist in place of digits"}
+    for ending in ("md", "tex", "json"):
+        assert "mnist in place of digits" in (folder / f"digits.{ending}").read_text()
+    write_claims(study)
+    judged = [row for row in rows(study.results / "claims.csv").values() if row["n_seeds"] != "0"]
+    assert judged
+    assert all("Data: mnist in place of digits." in row["note"] for row in judged)
+    assert "(mnist in place of digits)" in (study.results / "claims.md").read_text()
+    assert "mnist in place of digits" in write_report(study).read_text()
+
+
+def test_claims_of_all_tiers_stand_in_one_row(study: Study) -> None:
+    larger = study.root / "config" / "lab.yaml"
+    larger.write_text((study.root / "config" / "demo.yaml").read_text().replace("digits:", "cifar10:"))
+    lines = write_all_claims(study.root).read_text().splitlines()
+    assert "| claim | statement | demo | lab |" in lines
+    (told,) = (line for line in lines if line.startswith("| aos.params "))
+    assert [cell.strip() for cell in told.split("|")][4:] == ["not run", ""]
+    (deep,) = (line for line in lines if line.startswith("| aos.acc-d24 "))
+    assert [cell.strip() for cell in deep.split("|")][3:5] == ["·", "not run"]
+    (judged,) = (line for line in lines if line.startswith("| aos.acc-d12 "))
+    cells = [cell.strip() for cell in judged.split("|")]
+    assert cells[3].startswith("contradicted")  # FeatScale's accuracy is ten points lower
+    assert cells[3].endswith("(3 seeds)")
+    assert cells[4] == "not run"
 
 
 def test_missing_failed_and_infinite_runs_are_said_in_their_cells(study: Study) -> None:

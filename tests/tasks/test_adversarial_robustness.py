@@ -83,6 +83,28 @@ def test_tail_and_permutation() -> None:
         split_images(arrays, Data(train_size=95, validation_size=10), 0, "test")
 
 
+def test_stratified_splits_hold_every_class_alike_wherever_files_are_sorted() -> None:
+    labels = torch.arange(10).repeat_interleave(30)
+    arrays = {"train_images": torch.arange(300).view(300, 1, 1, 1), "train_labels": labels}
+    arrays |= {"test_images": torch.arange(100).view(100, 1, 1, 1), "test_labels": torch.arange(10).repeat_interleave(10)}
+    settings = Data(split="stratified", train_size=100, validation_size=50)
+    found = split_images(arrays, settings, 0, "test")
+    assert found["train"][1].bincount().tolist() == [10] * 10
+    assert found["validation"][1].bincount().tolist() == [5] * 10
+    assert found["test"][1][:50].bincount().tolist() == [5] * 10  # what strong attacks see first
+    assert torch.equal(found["test"][0].flatten() // 10, found["test"][1])
+    assert not set(found["train"][0].flatten().tolist()) & set(found["validation"][0].flatten().tolist())
+    other = split_images(arrays, settings, 9, "test")
+    assert all(torch.equal(found[name][0], other[name][0]) for name in found)  # every run sees the same
+
+
+@pytest.mark.parametrize("tier", ["desk", "lab"])
+def test_studies_on_parts_of_cifar_draw_them_stratified(tier: str) -> None:
+    parts = [run.protocol_model().data for run in Study.read(tier, ROOT).matching(TASK) if run.data]
+    assert parts
+    assert all(data.split == "stratified" for data in parts if data.train_size)
+
+
 def test_label_noise_touches_a_share_of_the_training_labels() -> None:
     labels = torch.arange(1000) % 10
     noisy = noisy_labels(labels, 0.15, 10, seed=3)

@@ -59,6 +59,19 @@ def test_domains_of_digits(run: Run) -> None:
     assert torch.equal(inverted.images, 1 - plain.images)
 
 
+def test_a_part_of_the_images_is_stratified_and_the_same_for_all_seeds(run: Run) -> None:
+    part = changed(run, data={"train_fraction": 0.5, "test_split": "shared"})
+    seen = []
+    for seed in (10, 99):
+        members = data(replace(changed(part, data={"domains": ["identity"], "clients": 5}), seed=seed)).members
+        images = [image for member in members for image in (*member.train.images, *member.validation.images)]
+        labels = torch.cat([torch.cat([member.train.labels, member.validation.labels]) for member in members])
+        seen.append({tuple(image.flatten().tolist()) for image in images})
+        assert len(labels) == 625  # half of 1,258, shared out over five clients
+        assert int(labels.bincount().max() - labels.bincount().min()) <= 9  # the classes of digits differ by as much
+    assert len(seen[0] & seen[1]) >= 618  # but for the few that no client gets
+
+
 def test_the_seed_moves_clients_and_not_a_shared_test(run: Run) -> None:
     shared = changed(run, data={"test_split": "shared"})
     first, again, other = data(shared), data(shared), data(replace(shared, seed=11))

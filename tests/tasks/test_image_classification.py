@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_seeds_share_a_test_split_or_draw_their_own(run: Run) -> None:
 
 
 @pytest.mark.parametrize("augment", [{}, {"crop_padding": 1, "flip": True}, {"random_erasing": 1.0}])
+def test_a_part_of_the_training_images_is_stratified_and_no_new_setting_where_there_is_none(run: Run) -> None:
+    few = with_protocol(run, data={"validation_fraction": 0.1, "train_size": 300})
+    found, whole = data(few), data(with_protocol(run, data={"validation_fraction": 0.1}))
+    assert found.size("train") == 300
+    shares = whole.splits["train"][1].bincount() * 300 / whole.size("train")
+    assert (found.splits["train"][1].bincount() - shares).abs().max() <= 1
+    assert torch.equal(found.splits["validation"][0], whole.splits["validation"][0])
+    assert "train_size" not in run.protocol["data"]  # an older run's fingerprint stays
+    with pytest.raises(UserError, match=r"data.train_size 5000 exceeds the \d+ images that are not held out"):
+        data(with_protocol(run, data={"train_size": 5000}))
+
+
 def test_an_epoch_can_be_gone_on_with_anywhere(run: Run, augment: dict[str, object]) -> None:
     found = data(with_protocol(run, data=augment))
     whole = list(found.train_batches(3))
@@ -239,10 +252,27 @@ def test_folders_can_be_gone_on_with_anywhere_whoever_loads_them(folders: Run, w
     assert found.example(2).shape == (2, 3, 32, 32)
 
 
+def test_a_tar_gives_the_batches_of_the_folders(folders: Run) -> None:
+    other = folders.root / "packed" / "data" / "imagenet"
+    other.mkdir(parents=True)
+    for split in ("train", "val"):
+        with tarfile.open(other / f"{split}.tar", "w") as tar:
+            tar.add(folders.data_folder / split, arcname=".")
+    one, two = (
+        data(with_protocol(replace(folders, root=root), data={"workers": 1})) for root in (folders.root, other.parents[1])
+    )
+    before = torch.get_rng_state()
+    for epoch in range(2):
+        for batch, twin in zip(one.train_batches(epoch), two.train_batches(epoch), strict=True):
+            assert all(map(torch.equal, batch, twin))
+    assert torch.equal(torch.get_rng_state(), before), "loading leaves the generator of stochastic depth alone"
+    assert all(all(map(torch.equal, *pair)) for pair in zip(one.batches("test"), two.batches("test"), strict=True))
+
+
 PUBLISHED = {"deit": 22_050_664, "attnscale": 22_050_664 + 72, "featscale": 22_050_664 + 9_216}
 
 
-@pytest.mark.parametrize(("tier", "classes"), [("lab", 10), ("paper", 1000)])
+@pytest.mark.parametrize(("tier", "classes"), [("desk", 10), ("lab", 10), ("paper", 1000)])
 def test_every_recipe_of_the_larger_studies_builds_at_full_size(tier: str, classes: int) -> None:
     seen = set()
     for run in Study.read(tier, ROOT).matching("image-classification"):

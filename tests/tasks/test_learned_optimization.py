@@ -124,11 +124,19 @@ def test_step_sizes_are_tuned_on_the_meta_training_side_and_reported(workspace: 
     assert training_summary(fixed)["lr"] == 0.5
 
 
-@pytest.mark.parametrize("tier", ["demo", "lab", "paper"])
+def test_a_limit_keeps_classes_balanced_wherever_files_are_sorted() -> None:
+    arrays = {"train_images": torch.zeros(400, 1, 2, 2), "train_labels": torch.arange(10).repeat_interleave(40)}
+    arrays |= {"test_images": torch.zeros(10, 1, 2, 2), "test_labels": torch.arange(10)}
+    sides = divide(Protocol(data={"limit": 200}), arrays)
+    found = sum(side[name][1].bincount(minlength=10) for side in sides for name in ("train", "val"))
+    assert found.tolist() == [20] * 10
+
+
+@pytest.mark.parametrize("tier", ["demo", "desk", "lab", "paper"])
 def test_the_field_and_the_problems_of_every_tier_build(tier: str) -> None:
     study = Study.read(tier, ROOT)
     runs = {run.method: run for run in study.runs if run.task == TASK}
-    wanted = {name for name, *_ in FIELD} - ({"nesterov"} if tier == "demo" else set())
+    wanted = {name for name, *_ in FIELD} - ({"nesterov"} if tier in ("demo", "desk") else set())
     assert wanted <= set(runs)
     for name in wanted:
         assert len(runs[name].build()) == 1

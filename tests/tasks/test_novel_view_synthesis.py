@@ -204,6 +204,20 @@ def test_blender_captures(stand_ins: Path) -> None:
         captures.blender_scene(stand_ins / "lego-400/chair", settings)
 
 
+def test_every_seed_may_have_a_reference_of_its_own(stand_ins: Path) -> None:
+    settings = SceneSettings(height=10, width=10, test_split="train", test_degrees=60, references=(20, 51, 2))
+    assert [settings.of_seed(seed).reference for seed in (20, 21, 22, 23)] == [2, 20, 51, 2]
+    one, other = (captures.blender_scene(stand_ins / "lego-400/lego", settings.of_seed(seed)) for seed in (21, 22))
+    assert not np.allclose(one.reference.poses, other.reference.poses)
+    for scene in (one, other):
+        assert not any(np.allclose(pose, scene.reference.poses[0]) for pose in scene.test.poses)
+    plain = SceneSettings()
+    assert plain.of_seed(3) is plain
+    assert "references" not in plain.model_dump()
+    with pytest.raises(ValueError, match="leave references out"):
+        SceneSettings(kind="stereo", depth="given", references=(1, 2))
+
+
 def test_llff_captures(stand_ins: Path) -> None:
     settings = SceneSettings(kind="llff", name="room", height=38, width=50, reference=-1, test_every=4, depth="none")
     scene = captures.llff_scene(stand_ins / "llff/room", settings)

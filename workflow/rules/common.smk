@@ -4,9 +4,12 @@ What must be made is judged by content (atlas.study.agenda), not by Snakemake's 
 have. Only what is on the agenda has inputs: first of all a marker that is newer than anything, so that its job is done.
 """
 
+import fcntl
 import os
 import shlex
+import shutil
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from snakemake.settings.enums import Quietness
 
 from atlas.errors import UserError
 from atlas.study import MARKER, Demands, Study, Watch, agenda, select
+from atlas.warm import OWNER
 
 TIER = config.get("tier", "demo")
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
@@ -27,10 +31,33 @@ ATLAS = (
 )
 DONE = f".atlas/done/{TIER}"
 
+WARM = config.get("warm") not in (False, "no")
+READY_JOBS = 100
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
 # Some rows: --config only=vfds, only='image-classification/*/attnscale*', or several with commas between them.
 ONLY = config.get("only") or ()
 ONLY = tuple(ONLY.split(",") if isinstance(ONLY, str) else ONLY)
+
+
+def alive():
+    """Say that this Snakemake is alive, and forget the locks of those that were killed: they would stop every later one.
+
+    The system lets go of what a process holds when it ends, however it ends; Snakemake's own locks are files, and stay.
+    """
+    Path(".atlas").mkdir(exist_ok=True)
+    held = open(".atlas/alive", "a")
+    with suppress(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(".snakemake/locks", ignore_errors=True)
+    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return held
+
+
+if workflow.is_main_process:
+    with suppress(
+        OSError
+    ):  # in a folder that cannot be written there is nothing to keep apart
+        ALIVE = alive()
 
 try:
     STUDY = Study.read(TIER)
@@ -63,6 +90,17 @@ def forced():
     return settings.forceall or bool({"train", "evaluate"} & set(settings.forcerun))
 
 
+def spare_the_scheduler():
+    """Let Snakemake's own process cost the same for every job, whatever their number, where jobs are processes of this machine.
+
+    A round looks at all jobs that are ready, and there is one for every job that ends: some are enough. And every round would leave
+    a timer behind that starts another one, for the sake of a limit of starts per second that nothing here comes near.
+    """
+    if workflow.local_exec and not workflow.dryrun:
+        workflow.scheduling_settings.subsample = READY_JOBS
+        workflow.scheduling_settings.max_jobs_per_timespan = None
+
+
 def follow(found):
     """Say how long it will take, and follow the jobs, unless nothing is to be said at all."""
     if Quietness.ALL in (workflow.output_settings.quiet or ()):
@@ -84,6 +122,7 @@ def todo():
     if RESULTS.startswith(".atlas") and not workflow.dryrun:
         raise WorkflowError(f"results/{TIER} cannot be written")
     if workflow.is_main_process:
+        spare_the_scheduler()
         found.mark()
         for line in found.lines():
             logger.warning(line)
@@ -123,15 +162,17 @@ def stamps(runs, trained=False):
     for run in runs:
         if run.cell in todo().training:
             found[f"{DONE}/{job_of(run)}/trained"] = True
-        if not trained and run.cell in todo().evaluation:
+        elif not trained and run.cell in todo().evaluation:
             found[final_stamp(run)] = True
     return list(found)
 
 
 def final_stamp(run):
-    """The mark of the job that evaluates a run: short runs are evaluated where they are trained."""
+    """The mark of the job that evaluates a run: where any run of its job is trained, that one evaluates all of them."""
     row = STUDY.by_row[run.task, run.dataset, run.method]
-    trains = STUDY.batch_seeds and any(one.cell in todo().training for one in row)
+    trains = any(
+        one.cell in todo().training for one in row if job_of(one) == job_of(run)
+    )
     return f"{DONE}/{job_of(run)}/{'trained' if trains else 'evaluated'}"
 
 

@@ -1,7 +1,6 @@
 rule evaluate:
     input:
         data=ancient(dataset_of),
-        records=lambda wildcards: stamps(runs_of(wildcards), trained=True),
         due=lambda wildcards: due(True),
     output:
         touch(f"{DONE}/{JOB}/evaluated"),
@@ -13,7 +12,9 @@ rule evaluate:
     resources:
         mem_mb=asked("memory_mb"),
         runtime=asked("minutes"),
-        gpu=asked("gpus"),
+        gpu=asked("all_gpus"),
+        nodes=asked("nodes"),
+        tasks=asked("nodes"),
     params:
         atlas=ATLAS,
         tier=TIER,

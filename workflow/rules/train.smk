@@ -13,12 +13,14 @@ rule train:
     resources:
         mem_mb=asked("memory_mb"),
         runtime=asked("minutes", sum_seeds=True),
-        gpu=asked("gpus"),
+        gpu=asked("all_gpus"),
+        nodes=asked("nodes"),
+        tasks=asked("nodes"),
     params:
         atlas=ATLAS,
         tier=TIER,
         cells=cells,
-        # Short runs are evaluated where all is loaded.
-        options=lambda wildcards: again() + " --evaluate" * STUDY.batch_seeds,
+        again=lambda wildcards: again(),
     shell:
-        "{params.atlas} train --tier {params.tier} {params.options} {params.cells:q} >> {log:q} 2>&1"
+        # What is trained is evaluated at once, without a second job.
+        "{params.atlas} train --tier {params.tier} --evaluate {params.again} {params.cells:q} >> {log:q} 2>&1"

@@ -1,4 +1,4 @@
-"""A real SLURM of one node in a temporary directory: Debian's slurm-wlm and munge, with keys, ports and state of their own."""
+"""A real SLURM of one node or several in a temporary directory: Debian's slurm-wlm and munge, with keys and ports of its own."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=20000 State=UNKNOWN"
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sacct", "sacctmgr", "srun", "sinfo", "sshare")
 
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
-SlurmdPort={d_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=6
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -53,7 +53,7 @@ SchedulerParameters=bf_interval=1,sched_interval=1,default_queue_depth=2000,sche
 ReturnToService=2
 MpiDefault=none
 MaxArraySize=2000
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=20000 State=UNKNOWN
+{nodes}
 PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=500 PriorityTier=1 State=UP
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=500 PriorityTier=10 State=UP
 """
@@ -73,25 +73,28 @@ class RealSlurm:
     Parameters
     ----------
     cpus : int
-        Cores that the node claims to have.
+        Cores that each node claims to have.
+    nodes : int
+        How many nodes there are: a ``slurmd`` each, all on this machine.
     min_job_age : int
         Seconds for which the controller remembers a job that ended.
     memory_limit : bool
         Whether a job that takes more memory than it asked for is ended.
     """
 
-    def __init__(self, cpus: int = 4, min_job_age: int = 300, memory_limit: bool = True) -> None:
+    def __init__(self, cpus: int = 4, min_job_age: int = 300, memory_limit: bool = True, nodes: int = 1) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.calls_file = self.folder / "calls"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("munge", "state", "spool", "bin"):
             (self.folder / name).mkdir(mode=0o755)
+        host = socket.gethostname()
+        self.nodes = [host] if nodes == 1 else [f"node{index}" for index in range(1, nodes + 1)]
         config = CONFIG.format(
-            host=socket.gethostname(),
+            host=host,
             folder=self.folder,
             ctld_port=_free_port(),
-            d_port=_free_port(),
-            cpus=cpus,
+            nodes="\n".join(NODE.format(name=name, host=host, port=_free_port(), cpus=cpus) for name in self.nodes),
             min_job_age=min_job_age,
             memory_limit="JobAcctGatherParams=OverMemoryKill" if memory_limit else "",
         )
@@ -108,8 +111,12 @@ class RealSlurm:
         try:
             self._start_munge()
             self.start("slurmctld")
-            self.start("slurmd")
-            wait_until(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False), 30, "an idle node")
+            for node in self.nodes:
+                self.start("slurmd", node)
+            idle = len(self.nodes)
+            wait_until(
+                lambda: self.run("sinfo", "-hN", "-p", "normal", "-o", "%T").split() == ["idle"] * idle, 30, "an idle node"
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -124,11 +131,12 @@ class RealSlurm:
             self.stop(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, daemon: str) -> None:
-        """Start ``slurmctld`` or ``slurmd``."""
+    def start(self, daemon: str, node: str | None = None) -> None:
+        """Start ``slurmctld`` or ``slurmd``, the latter for a node if there are several."""
+        named = daemon == "slurmd" and len(self.nodes) > 1 and node is not None
         with (self.folder / f"{daemon}.out").open("ab") as out:
-            self.daemons[daemon] = subprocess.Popen(
-                [_which(daemon) or daemon, "-D", "-f", str(self.folder / "slurm.conf")],
+            self.daemons[f"{daemon} {node}" if named else daemon] = subprocess.Popen(
+                [_which(daemon) or daemon, "-D", "-f", str(self.folder / "slurm.conf"), *(["-N", str(node)] if named else [])],
                 stdout=out,
                 stderr=out,
                 env={**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")},

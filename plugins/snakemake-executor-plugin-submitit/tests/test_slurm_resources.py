@@ -45,6 +45,14 @@ def test_a_gpu_is_asked_for_only_where_the_job_says_so() -> None:
     assert "gpus" not in dict(request({"gpu": 0, "gpu_model": "a100"}, 1, 10, "train").extra)
 
 
+def test_gpus_of_several_nodes_are_dealt_out_evenly() -> None:
+    asked = request({"gpu": 16, "nodes": 2, "tasks": 2, "gpu_model": "h100"}, 32, 10, "train")
+    assert dict(asked.extra) == {"gpus-per-node": "h100:8", "ntasks": 2}
+    assert dict(asked.parameters) == {"nodes": 2, "cpus_per_task": 32}
+    with pytest.raises(WorkflowError, match="rule train: gpu is 9, which 2 nodes cannot share evenly"):
+        request({"gpu": 9, "nodes": 2}, 1, 10, "train")
+
+
 @pytest.mark.parametrize(("value", "expected"), [("false", 0), (False, 0), (0, 0), ("true", 10), (True, 10), ("25", 25), (3, 3)])
 def test_requeue_is_a_number_or_a_word(value: object, expected: int) -> None:
     assert requeue_count(value) == expected

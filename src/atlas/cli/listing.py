@@ -68,6 +68,13 @@ def claims(tier: str) -> Rows:
     return ("claim", "paper", "statement"), rows
 
 
+def backbones(tier: str) -> Rows:
+    """Every family of transformers in the installed timm, and what each method says of it."""
+    from atlas.cli.backbones import rows
+
+    return rows()
+
+
 def runs(tier: str) -> Rows:
     """Every run of the study, how far it is, and why something is to be done for it."""
     todo = agenda(Study.read(tier))
@@ -100,4 +107,5 @@ LISTINGS: dict[str, Callable[[str], Rows]] = {
     "datasets": datasets,
     "claims": claims,
     "runs": runs,
+    "backbones": backbones,
 }

@@ -43,6 +43,14 @@ Overrides = Annotated[
     ),
 ]
 
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="GPUs of this machine to train on together, whatever the study says.")
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option("--ranks", envvar="ATLAS_RANKS", min=1, help="Processes that train together, on CPUs, where GPUs are few."),
+]
+
 
 class Again(StrEnum):
     """Which complete trainings are repeated on request."""
@@ -68,10 +76,10 @@ def options(
 
 @app.command("list")
 def list_things(
-    what: Annotated[str, typer.Argument(metavar="papers|tasks|methods|datasets|claims|runs")],
+    what: Annotated[str, typer.Argument(metavar="papers|tasks|methods|datasets|claims|runs|backbones")],
     tier: Tier = "demo",
 ) -> None:
-    """Show what there is: papers, tasks, methods, datasets, claims, or the runs of a study."""
+    """Show what there is: papers, tasks, methods, datasets, claims, the runs of a study, or the backbones that methods act on."""
     from atlas.cli.listing import show
 
     show(what, tier)
@@ -145,6 +153,8 @@ def train(
     runs: Runs,
     tier: Tier = "demo",
     overrides: Overrides = None,
+    gpus: Gpus = None,
+    ranks: Ranks = None,
     force: Annotated[bool, typer.Option("--force", help="Train again, from the beginning.")] = False,
     again: Annotated[
         Again | None,
@@ -171,15 +181,15 @@ def train(
         if evaluate and ((trained and run.declared_metrics) or evaluation_due(run, why)):
             _evaluate(run)
 
-    _each("train", _selected(tier, runs, overrides), one)
+    _each("train", _together(_selected(tier, runs, overrides), gpus, ranks), one)
 
 
 @app.command()
-def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None) -> None:
+def evaluate(runs: Runs, tier: Tier = "demo", overrides: Overrides = None, gpus: Gpus = None, ranks: Ranks = None) -> None:
     """Evaluate trained runs on the test split and write their metrics.json; a trial's with the --set of its training."""
     from atlas.harness.startup import defer_compiler
 
-    selected = _selected(tier, runs, overrides)
+    selected = _together(_selected(tier, runs, overrides), gpus, ranks)
     defer_compiler()
     _each("evaluate", selected, _evaluate)
 
@@ -216,13 +226,27 @@ def table(
 
 
 @app.command()
-def claims(tier: Tier = "demo") -> None:
+def claims(
+    tier: Tier = "demo",
+    every: Annotated[bool, typer.Option("--all", help="All tiers side by side, to results/claims.md.")] = False,
+) -> None:
     """Judge every claim on the runs that are evaluated, and print the verdicts."""
-    from atlas.report import print_claims, write_claims
+    from atlas.report import print_claims, write_all_claims, write_claims
 
+    if every:
+        print(write_all_claims())
+        return
     study = _study(tier)
     write_claims(study)
     print_claims(study)
+
+
+@app.command()
+def coverage() -> None:
+    """Write docs/coverage.md: every sentence of the abstracts, the rows and claims that answer it, and what came out."""
+    from atlas.report import write_coverage
+
+    print(write_coverage(Path()))
 
 
 @app.command()
@@ -292,6 +316,7 @@ def rehearse(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Benchmarks at a time; by default what cores and memory allow.")
     ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Also estimate hours on so many GPUs, and step on two ranks.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier, interrupted rehearsal has done.")] = False,
 ) -> None:
     """Build every run at full size and take one step of each, on stand-in data; say what each will cost.
@@ -300,7 +325,7 @@ def rehearse(
     """
     from atlas.cli.rehearse import rehearse_study
 
-    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh)
+    rehearse_study(_study(tier), runs or [], gpu, jobs, fresh=fresh, gpus=gpus)
 
 
 @app.command()
@@ -315,9 +340,9 @@ def doctor(
 
 
 def _study(tier: str) -> Study:
-    from atlas.study import Study
+    from atlas.study import read_once
 
-    return Study.read(tier)
+    return read_once(tier)
 
 
 def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[Run]:
@@ -329,6 +354,23 @@ def _selected(tier: str, cells: list[str], overrides: list[str] | None) -> list[
     if len(runs) > len(cells):
         print(f"{len(runs)} runs, from {runs[0].cell} to {runs[-1].cell}", file=sys.stderr)
     return [apply_overrides(run, overrides or []) for run in runs]
+
+
+def _together(runs: list[Run], gpus: int | None, ranks: int | None) -> list[Run]:
+    """The runs with another number of processes than the study says; ``ranks`` for those rows that can use several."""
+    from dataclasses import replace
+
+    from atlas.harness.launch import shares_work
+
+    def asked(run: Run) -> Run:
+        resources = run.resources
+        if gpus is not None:
+            resources = resources.model_copy(update={"gpus": gpus, "nodes": 1})
+        if ranks is not None:
+            resources = resources.model_copy(update={"ranks": ranks if shares_work(run) else 1})
+        return replace(run, resources=resources)
+
+    return [asked(run) for run in runs]
 
 
 def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:

@@ -17,6 +17,7 @@ from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Sourc
 from atlas.datasets.damage import told_as
 from atlas.datasets.looks import is_stray
 from atlas.datasets.splits import balanced_order
+from atlas.datasets.tars import ImageTar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,24 +214,50 @@ def stand_in_imagenet(folder: Path) -> None:
 
 
 def check_imagenet(folder: Path) -> None:
-    """ImageNet-1k as everyone lays it out: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``, 1,000 classes each."""
-    where = f"put ImageNet-1k at {folder}/train/<wnid>/*.JPEG and {folder}/val/<wnid>/*.JPEG (a link to your copy will do)"
+    """ImageNet-1k as everyone lays it out, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` of 1,000 classes; or as two tars."""
+    where = (
+        f"put ImageNet-1k at {folder}/train/<wnid>/*.JPEG and {folder}/val/<wnid>/*.JPEG (a link to your copy will do), "
+        "or the same in train.tar and val.tar"
+    )
     if not folder.is_dir():
         raise DatasetLayoutError(f"imagenet: {folder} does not exist; {where}")
     for split, expected in (("train", IMAGENET_TRAIN), ("val", IMAGENET_VALIDATION)):
         place = folder / split
-        if not place.is_dir():
+        if place.is_dir():
+            _check_folders(place, expected, where)
+        elif place.with_suffix(".tar").is_file():
+            _check_tar(place.with_suffix(".tar"), expected, where)
+        else:
             raise DatasetLayoutError(f"imagenet: {place} does not exist; {where}")
-        classes = [path for path in place.iterdir() if path.is_dir() and not is_stray(path.name)]
-        if len(classes) != IMAGENET_CLASSES:
-            flat = " (its images are not sorted into class folders)" if not classes and any(place.iterdir()) else ""
-            raise DatasetLayoutError(f"imagenet: {place} has {len(classes)} class folders, not {IMAGENET_CLASSES}{flat}; {where}")
-        empty = next((path for path in sorted(classes) if not any(path.iterdir())), None)
-        if empty is not None:
-            raise DatasetLayoutError(f"imagenet: {empty} is empty; is the copy complete?")
-        count = sum(not is_stray(image.name) for path in classes for image in path.iterdir())
-        if count != expected:
-            raise DatasetLayoutError(f"imagenet: {place} has {count:,} images, not {expected:,}; is the copy complete?")
+
+
+def _check_folders(place: Path, expected: int, where: str) -> None:
+    classes = [path for path in place.iterdir() if path.is_dir() and not is_stray(path.name)]
+    if len(classes) != IMAGENET_CLASSES:
+        flat = " (its images are not sorted into class folders)" if not classes and any(place.iterdir()) else ""
+        raise DatasetLayoutError(f"imagenet: {place} has {len(classes)} class folders, not {IMAGENET_CLASSES}{flat}; {where}")
+    empty = next((path for path in sorted(classes) if not any(path.iterdir())), None)
+    if empty is not None:
+        raise DatasetLayoutError(f"imagenet: {empty} is empty; is the copy complete?")
+    count = sum(not is_stray(image.name) for path in classes for image in path.iterdir())
+    if count != expected:
+        raise DatasetLayoutError(f"imagenet: {place} has {count:,} images, not {expected:,}; is the copy complete?")
+
+
+def _check_tar(place: Path, expected: int, where: str) -> None:
+    from PIL import Image, UnidentifiedImageError
+
+    images = ImageTar(place)
+    if len(images.classes) != IMAGENET_CLASSES:
+        raise DatasetLayoutError(f"imagenet: {place} has {len(images.classes)} class folders, not {IMAGENET_CLASSES}; {where}")
+    if len(images) != expected:
+        raise DatasetLayoutError(f"imagenet: {place} has {len(images):,} images, not {expected:,}; is the copy complete?")
+    for index in (0, len(images) - 1):
+        try:
+            with Image.open(images.open(index)) as image:
+                image.load()
+        except (UnidentifiedImageError, OSError) as error:
+            raise DatasetLayoutError(f"imagenet: {images.names[index]} in {place} is no image: {error}") from None
 
 
 KRIZHEVSKY = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"

@@ -4,8 +4,11 @@ The file is checked when a study is read: a name that does not exist is an error
 
 .. code-block:: yaml
 
+    headlines:                         # what the paper's abstract promises, a sentence each, in our own words
+      - {id: deeper, statement: "Deeper backbones become more accurate, by up to 1.1 points.", source: abstract}
     claims:
       - id: aos.acc-d12
+        answers: [deeper]          # the headlines that it judges
         statement: AttnScale is at least as accurate as the plain backbone at depth 12.
         task: image-classification
         metric: top1
@@ -42,7 +45,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -105,6 +108,8 @@ class Claim(Comparison):
         What a reader should know before believing the verdict.
     about : str
         What it is about, where that is less than its rows: a tier that has the rows, but not that, does not judge it.
+    answers : tuple of str
+        Ids of the paper's headlines that it judges.
     """
 
     id: str
@@ -119,6 +124,7 @@ class Claim(Comparison):
     seeds: int = Field(default=2, ge=2)
     about: str = ""
     note: str = ""
+    answers: tuple[str, ...] = ()
     also: tuple[dict[str, Any], ...] = ()
     tiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -166,16 +172,47 @@ class Reported(Settings):
     paper: str = ""
 
 
+class Headline(Settings):
+    """A sentence of a paper's abstract in our own words; ``note`` says what of it Atlas does not ask, and why."""
+
+    id: str
+    statement: str
+    source: str = "abstract"
+    note: str = ""
+    paper: str = ""
+
+
+class Written(NamedTuple):
+    """What one paper's ``claims.yaml`` says."""
+
+    claims: tuple[Claim, ...] = ()
+    numbers: tuple[Reported, ...] = ()
+    headlines: tuple[Headline, ...] = ()
+
+
 @cache
-def _read(paper: Paper) -> tuple[tuple[Claim, ...], tuple[Reported, ...]]:
+def _read(paper: Paper) -> Written:
     if not paper.claims.is_file():
-        return (), ()
+        return Written()
     shown = f"methods/{paper.claims.parent.name}/claims.yaml"
     content = read_yaml(paper.claims, shown) or {}
-    _known(content, ("claims", "reported"), shown)
+    _known(content, ("claims", "reported", "headlines"), shown)
+    headlines = [_headline(item, f"{shown}: headlines[{place}]", paper) for place, item in _items(content, "headlines", shown)]
     claims = [_claim(item, f"{shown}: claims[{place}]", paper) for place, item in _items(content, "claims", shown)]
     numbers = [_reported(item, f"{shown}: reported[{place}]", paper) for place, item in _items(content, "reported", shown)]
-    return tuple(claims), tuple(numbers)
+    _check_headlines(headlines, claims, shown)
+    return Written(tuple(claims), tuple(numbers), tuple(headlines))
+
+
+def _check_headlines(headlines: list[Headline], claims: list[Claim], shown: str) -> None:
+    known = [headline.id for headline in headlines]
+    twice = next((name for name in known if known.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{shown}: two headlines are called {twice}")
+    for claim in claims:
+        for name in claim.answers:
+            if name not in known:
+                raise UserError(f"{shown}: claim {claim.id} answers {name}, which is no headline; {did_you_mean(name, known)}")
 
 
 def _items(content: Mapping[str, Any], key: str, shown: str) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -211,6 +248,10 @@ def _reported(item: dict[str, Any], where: str, paper: Paper) -> Reported:
     return Reported(**validate_settings(Reported, {**item, "paper": paper.slug}, where, "a reported number"))
 
 
+def _headline(item: dict[str, Any], where: str, paper: Paper) -> Headline:
+    return Headline(**validate_settings(Headline, {**item, "paper": paper.slug}, where, "a headline"))
+
+
 def claims_text() -> str:
     """Every paper's ``claims.yaml`` as it is written: what verdicts depend on beside the numbers."""
     files = (load().papers[slug].claims for slug in sorted(load().papers))
@@ -219,7 +260,12 @@ def claims_text() -> str:
 
 def load_claims() -> list[Claim]:
     """Return every claim of every paper, by paper."""
-    return [claim for slug in sorted(load().papers) for claim in _read(load().papers[slug])[0]]
+    return [claim for slug in sorted(load().papers) for claim in _read(load().papers[slug]).claims]
+
+
+def load_headlines() -> list[Headline]:
+    """Return what every paper's abstract promises, by paper."""
+    return [headline for slug in sorted(load().papers) for headline in _read(load().papers[slug]).headlines]
 
 
 def load_reported(task: str, dataset: str) -> list[Reported]:
@@ -228,7 +274,7 @@ def load_reported(task: str, dataset: str) -> list[Reported]:
 
 
 def _all_reported() -> list[Reported]:
-    return [number for slug in sorted(load().papers) for number in _read(load().papers[slug])[1]]
+    return [number for slug in sorted(load().papers) for number in _read(load().papers[slug]).numbers]
 
 
 def check_claims(runs: Iterable[Run], tier: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,10 @@ from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
 from atlas.harness.code import code_of
 from atlas.harness.files import sha256, write_json
-from atlas.harness.provenance import provenance
+from atlas.harness.launch import carry_out, function_of
+from atlas.harness.provenance import cpu_seconds, provenance
 from atlas.harness.registry import resolve
-from atlas.harness.resume import clear_state, elapsed_seconds
+from atlas.harness.resume import clear_state, spent
 from atlas.harness.seeds import pick_device, seed_everything
 from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, needed_digests, read_json, training_gap
 
@@ -58,10 +59,10 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     run.record.unlink(missing_ok=True)
     with _recorded_failure(run, "train"):
         seed_everything(run.seed, run.resources.threads)
-        began = time.monotonic()
-        summary = dict(_function(run, "train")(run) or {})
-        seconds = max(time.monotonic() - began, elapsed_seconds(run))
-        write_json(run.record, _record(run, summary, seconds))
+        clock = _Clock()
+        summary = carry_out(run, "train")
+        now, over_all = clock.read(), spent(run)
+        write_json(run.record, _record(run, summary, {name: max(now[name], over_all[name]) for name in now}))
     clear_state(run)
     note_made_here(run, "record", run.record)
     return True
@@ -98,12 +99,22 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         raise UserError(f"{run.cell} must be trained first ({reason}): {command('train', run)}")
     with _recorded_failure(run, "evaluate"):
         seed_everything(run.seed, run.resources.threads)
-        began = time.monotonic()
-        values = dict(_function(run, "evaluate")(run) or {})
-        content = _metrics(run, values, time.monotonic() - began)
+        clock = _Clock()
+        values = carry_out(run, "evaluate")
+        content = _metrics(run, values, clock.read())
     write_json(run.metrics, content)
     note_made_here(run, "metrics", run.metrics)
     return content
+
+
+def import_code(run: Run) -> None:
+    """Import the code with which training and evaluating a run begin, and so the libraries that it stands on."""
+    function_of(run, "train")
+    if run.declared_metrics:
+        function_of(run, "evaluate")
+    for entry in run.method_entries:
+        if entry.plugin:
+            resolve(entry.plugin, entry.package)
 
 
 def command(verb: str, run: Run) -> str:
@@ -117,14 +128,6 @@ def training_summary(run: Run) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in found.items()}
 
 
-def _function(run: Run, verb: str) -> Callable[[Run], Mapping[str, Any] | None]:
-    """The method's own function for a verb where it has one, else the task's."""
-    for entry in run.method_entries:
-        if own := getattr(entry, verb):
-            return resolve(own, entry.package)
-    return resolve(getattr(run.task_entry, verb), run.task_entry.package)
-
-
 def _require_inputs(run: Run) -> None:
     if run.data and data_hash(run) is None:
         raise UserError(f"the dataset {run.data} is not there; run: atlas acquire {run.data}")
@@ -135,7 +138,7 @@ def _require_inputs(run: Run) -> None:
             raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")
 
 
-def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float]) -> dict[str, Any]:
     artefacts = sorted(path for path in run.checkpoint.glob("*") if path.is_file() and path != run.record)
     return {
         **run.described(),
@@ -149,7 +152,7 @@ def _record(run: Run, summary: Mapping[str, Any], seconds: float) -> dict[str, A
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),
             "code": code_of(run),
-            "train_seconds": round(seconds, 3),
+            **{f"train_{name}": round(value, 3) for name, value in took.items()},
             "finished": _now(),
         },
     }
@@ -163,7 +166,7 @@ def _settings(run: Run) -> dict[str, Any]:
     }
 
 
-def _metrics(run: Run, values: Mapping[str, float], seconds: float) -> dict[str, Any]:
+def _metrics(run: Run, values: Mapping[str, float], took: Mapping[str, float]) -> dict[str, Any]:
     declared = {metric.name: metric for metric in run.declared_metrics}
     if set(values) != set(declared):
         missing = ", ".join(sorted(set(declared) - set(values))) or "none"
@@ -183,13 +186,24 @@ def _metrics(run: Run, values: Mapping[str, float], seconds: float) -> dict[str,
             **({"substitution": run.substitution} if run.substitution else {}),
             "code": trained.get("code"),
             "trained": artefacts_digest(record),
-            "train_seconds": trained.get("train_seconds"),
-            "evaluate_seconds": round(seconds, 3),
+            **{f"train_{name}": trained.get(f"train_{name}") for name in took},
+            **{f"evaluate_{name}": round(value, 3) for name, value in took.items()},
             "peak_memory_mebibytes": trained.get("peak_memory_mebibytes"),
             "needed_seconds": _needed_seconds(run),
             "finished": _now(),
         },
     }
+
+
+class _Clock:
+    """Measures time, and time of processors, from when it was made."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic(), cpu_seconds()
+
+    def read(self) -> dict[str, float]:
+        """``seconds`` and ``cpu_seconds`` since."""
+        return {"seconds": time.monotonic() - self.began[0], "cpu_seconds": cpu_seconds() - self.began[1]}
 
 
 def _needed_seconds(run: Run) -> dict[str, float | None]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas.nn.ranks import here
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` atomically: a crash leaves the old file or the new one, on disk and complete.
 
+    Of several ranks that train one run, the first one writes, and the others come to the same content.
+
     Raises
     ------
     OSError
         It cannot be written; the error names ``path``, whatever step failed.
     """
+    if not here().first:
+        return
     try:
         _replace(path, content)
     except OSError as error:

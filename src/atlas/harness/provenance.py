@@ -67,6 +67,12 @@ def peak_memory_mebibytes(device: str) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process so far, of all its threads and of the processes that it has started and seen end."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def _git(root: Path, *command: str) -> str | None:
     try:
         done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, timeout=20, check=True)

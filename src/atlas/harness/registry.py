@@ -172,6 +172,8 @@ class Task:
         Names ``amounts(run) -> {kind: Amount}``: for every kind of work (:mod:`atlas.nn.work`) how many steps a run takes and how
         many examples each sees, from its settings alone; NaN where they do not tell. A rehearsal takes one step of every kind,
         and scales its cost by these.
+    ranks : bool
+        Whether ``train`` and ``evaluate`` share a run's work out where several processes call them: :mod:`atlas.nn.ranks`.
     baseline : str
         Row that the others are compared with in the table.
     tested : str
@@ -191,6 +193,7 @@ class Task:
     evaluate: str
     baseline: str
     recipes: bool = False
+    ranks: bool = False
     smallest: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     amounts: str = ""
@@ -246,6 +249,8 @@ class Method:
         Settings in which this row differs from the defaults of its settings class; a study may override them.
     train, evaluate, amounts : str
         Name functions that replace the task's own, for stages and studies that do not train in the task's loop.
+    ranks : bool
+        Whether its own ``train`` and ``evaluate`` share their work out over several processes, as for a task.
     """
 
     name: str
@@ -270,6 +275,7 @@ class Method:
     train: str = ""
     evaluate: str = ""
     amounts: str = ""
+    ranks: bool = False
 
     @property
     def package(self) -> str:

@@ -4,7 +4,7 @@ A run is carried out as the workflow would: data are read, models are built, eve
 written and loaded again, and the evaluation returns its metrics. Only the batch is small. What training costs, counted in
 floating-point operations and kernel launches for each kind of work by itself (:mod:`atlas.nn.work`: a step of a loop, a
 validation, what is done once), is scaled by the task's :attr:`~.registry.Task.amounts` to what the whole training would cost on a
-named GPU; bytes of live tensors are scaled to the examples that are in memory at once.
+named GPU; bytes of live tensors are scaled to the examples that are in memory at once in the kind of work that made them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,17 +26,23 @@ from atlas.datasets import stand_in
 from atlas.errors import AtlasError
 from atlas.harness.claims import load_reported
 from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.launch import shares_work
 from atlas.harness.registry import Amount, Amounts, Method, Task, resolve
 from atlas.harness.run import Run
 from atlas.harness.study import Study
-from atlas.nn.work import ONCE, TRAIN, Spent
+from atlas.nn.work import AVERAGING, ENCODING, ONCE, TRAIN, VALIDATION, Spent
 from atlas.settings import merge, validate_settings
 
 TOLERANCE = 0.01  # relative difference from a published count up to which the two agree
 LAUNCH_SECONDS = 10e-6  # what one operation takes at least on a GPU that is fed from Python
 UTILISATION = 0.3  # share of a GPU's peak that such training reaches; a planning figure
-NOTES_FORMAT = 2  # of the lines that an interrupted rehearsal leaves; lines of another format are not read
+NOTES_FORMAT = 4  # of the lines that an interrupted rehearsal leaves; lines of another format are not read
 COUNTS = ("parameters", "flops", "macs")
+LINK = 25e9
+"""Bytes a second that a GPU sends to the next one while gradients are summed, a planning figure: a network adapter of 200 Gb/s
+for each GPU. Inside a node NVLink has several times as much."""
+APART = (ONCE, VALIDATION, AVERAGING, ENCODING)
+"""Kinds of work in which ranks exchange no gradients."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,14 @@ class Count:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a rehearsed training cost: operations by kind of work, and the most bytes of weights and of activations at once."""
+    """What a rehearsed training cost by kind of work, and the most bytes that the whole training has in memory at once.
+
+    ``gradient_bytes`` are what ranks that share a step exchange; 0 where one process trains.
+    """
 
     spent: Mapping[str, Spent]
-    weight_bytes: int
-    activation_bytes: int
+    memory_bytes: float
+    gradient_bytes: int = 0
 
     @property
     def main(self) -> str:
@@ -141,24 +150,46 @@ class Rehearsal:
         """Floating-point operations of one step of the training loop."""
         return math.nan if self.cost is None else self._scaled(self.cost.main).flops / self.main.steps
 
-    def hours(self, gpu: GPU) -> float:
-        """GPU hours of one training: the larger of arithmetic at the usual utilisation and of launching kernels one by one.
+    @property
+    def example_flops(self) -> float:
+        """Floating-point operations of one example of the training loop, which do not depend on how many examples there are."""
+        if self.cost is None or self.cost.main not in self.rehearsed:
+            return math.nan
+        kind = self.cost.main
+        return self.cost.spent[kind].flops / self.rehearsed[kind].batch
 
-        That is asked of each kind of work by itself.
+    def hours(self, gpu: GPU, gpus: int = 1) -> float:
+        """Hours of one training on so many GPUs: the larger of arithmetic at the usual utilisation and of launching kernels.
+
+        That is asked of each kind of work by itself. On several GPUs each has its share of a batch, and as many images at once as
+        one has; to that comes the time of exchanging gradients over :data:`LINK`, as if none of it were hidden behind the
+        backward pass. A row that one process trains takes what it takes on one.
         """
         if self.cost is None:
             return math.nan
-        parts = [self._scaled(kind) for kind in self.cost.spent]
-        return sum(max(part.flops / (gpu.peak * UTILISATION), part.launches * LAUNCH_SECONDS) for part in parts) / 3600
+        gpus = gpus if shares_work(self.run) else 1
+        return sum(self._seconds(kind, gpu, gpus) for kind in self.cost.spent) / 3600
+
+    def _seconds(self, kind: str, gpu: GPU, gpus: int) -> float:
+        assert self.cost is not None
+        part = self._scaled(kind)
+        if kind == ONCE or gpus == 1:
+            return max(part.flops / (gpu.peak * UTILISATION), part.launches * LAUNCH_SECONDS)
+        whole = self.whole[kind]
+        passes = max(1.0, whole.batch / gpus / whole.at_once) / (whole.batch / whole.at_once)
+        computing = max(part.flops / gpus / (gpu.peak * UTILISATION), part.launches * passes * LAUNCH_SECONDS)
+        return computing + (0.0 if kind in APART else whole.steps * self.exchange_seconds(gpus))
+
+    def exchange_seconds(self, gpus: int) -> float:
+        """Seconds in which a step's gradients are summed over GPUs in a ring: each sends 2 (n − 1) / n of their bytes."""
+        if self.cost is None or gpus == 1:
+            return 0.0
+        return 2 * (gpus - 1) / gpus * self.cost.gradient_bytes / LINK
 
     @property
     def memory_gibibytes(self) -> float:
         """Memory of one run in full precision: weights, gradients, states, and activations of the examples in memory at once."""
-        if self.cost is None:
-            return math.nan
-        kind = self.cost.main
-        more = self.whole[kind].at_once / self.rehearsed[kind].at_once if kind != ONCE else 1
-        return (self.cost.weight_bytes + self.cost.activation_bytes * more) / 2**30
+        return math.nan if self.cost is None else self.cost.memory_bytes / 2**30
 
     def _scaled(self, kind: str) -> Spent:
         """What work of a kind takes in the whole training."""
@@ -188,7 +219,7 @@ def cut(run: Run, root: Path, threads: int | None = None) -> Run:
     }
     needs = {role: cut(needed, root, threads) for role, needed in run.needs.items()}
     threads = min(run.resources.threads, threads or len(os.sched_getaffinity(0)))
-    resources = run.resources.model_copy(update={"threads": threads, "gpus": 0})
+    resources = run.resources.model_copy(update={"threads": threads, "gpus": 0, "nodes": 1, "ranks": None})
     return replace(run, root=root, protocol=protocol, settings=settings, resources=resources, needs=needs, limit=1)
 
 
@@ -246,10 +277,21 @@ def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
 
 def _restored_cost(content: dict[str, Any]) -> Cost:
     spent = {kind: Spent(**own) for kind, own in content["spent"].items()}
-    return Cost(spent, content["weight_bytes"], content["activation_bytes"])
+    return Cost(spent, content["memory_bytes"], content["gradient_bytes"])
 
 
-def rehearse(study: Study, rows: list[list[Run]], folder: Path, workers: int = 1) -> Iterator[Rehearsal]:
+def kinds(rows: list[list[Run]]) -> set[str]:
+    """The first run of each kind, that is of each recipe, whose work several ranks can share."""
+    firsts: dict[tuple[str, ...], str] = {}
+    for run, *_ in rows:
+        if shares_work(run):
+            firsts.setdefault((run.task, *run.recipe), run.cell)
+    return set(firsts.values())
+
+
+def rehearse(
+    study: Study, rows: list[list[Run]], folder: Path, workers: int = 1, shared: Collection[str] = ()
+) -> Iterator[Rehearsal]:
     """Rehearse rows of a study; a failure is a result, and the rest goes on, even if the system kills a row for its memory.
 
     Rows of one benchmark are rehearsed one after the other in a process of their own; results come as they are ready.
@@ -262,6 +304,8 @@ def rehearse(study: Study, rows: list[list[Run]], folder: Path, workers: int = 1
         An empty folder for stand-in data, checkpoints and results.
     workers : int
         How many benchmarks are rehearsed at a time, on an equal share of the cores.
+    shared : collection of str
+        Cells of runs that also take a step on two ranks, on CPUs.
     """
     benchmarks: dict[tuple[str, str], list[list[Run]]] = {}
     for runs in rows:
@@ -278,9 +322,8 @@ def rehearse(study: Study, rows: list[list[Run]], folder: Path, workers: int = 1
                 started += 1
                 receiver, sender = context.Pipe(duplex=False)
                 cells = [(runs[0].cell, len(runs)) for runs in group]
-                process = context.Process(
-                    target=_rehearse_group, args=(study.tier, study.root, cells, place, threads, sender), daemon=True
-                )
+                arguments = (study.tier, study.root, cells, place, threads, sender, frozenset(shared))
+                process = context.Process(target=_rehearse_group, args=arguments, daemon=True)
                 process.start()
                 sender.close()
                 active[receiver] = _Group(list(group), place, process)
@@ -314,7 +357,15 @@ def _ended(group: _Group, waiting: list[list[list[Run]]]) -> Iterator[Rehearsal]
     yield Rehearsal(died[0], len(died), math.nan, error=f"its process ended {how}{hint}")
 
 
-def _rehearse_group(tier: str, root: Path, cells: list[tuple[str, int]], folder: Path, threads: int, results: Connection) -> None:
+def _rehearse_group(
+    tier: str,
+    root: Path,
+    cells: list[tuple[str, int]],
+    folder: Path,
+    threads: int,
+    results: Connection,
+    shared: Collection[str],
+) -> None:
     """Rehearse rows one after the other and send what came of each, without the run itself."""
     study = Study.read(tier, root)
     for cell, seeds in cells:
@@ -322,6 +373,8 @@ def _rehearse_group(tier: str, root: Path, cells: list[tuple[str, int]], folder:
         began = time.monotonic()
         try:
             done = _rehearsed(run, seeds, folder, threads)
+            if cell in shared:
+                train_run(on_two_ranks(cut(run, folder, threads)))
         except Exception as error:
             message = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
             done = Rehearsal(run, seeds, 0.0, error=" ".join(message.split()))
@@ -337,19 +390,28 @@ def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
         train_run(small)
     content = evaluate_run(small) if small.declared_metrics else {"metrics": {}}
     whole, rehearsed = amounts_of(run), {kind: amount._replace(steps=1) for kind, amount in amounts_of(small).items()}
-    unknown = meter.spent.keys() - whole.keys() - {ONCE}
+    spent = {kind: own for kind, own in meter.spent.items() if own.launches or kind == ONCE}
+    unknown = spent.keys() - whole.keys() - {ONCE}
     if unknown:
         raise AtlasError(f"its amounts do not say how much of the work {', '.join(sorted(unknown))} a training does")
+    growth = {kind: amount.at_once / rehearsed[kind].at_once for kind, amount in whole.items()}
     return Rehearsal(
         run,
         seeds,
         0.0,
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),
-        cost=Cost(dict(meter.spent), meter.memory.weight_bytes, meter.memory.activation_bytes),
+        cost=Cost(spent, meter.memory.grown(growth), meter.gradient_bytes),
         whole=whole,
         rehearsed=rehearsed,
     )
+
+
+def on_two_ranks(small: Run) -> Run:
+    """Return the cut run as two ranks take its step: on two pairs of images, in places beside the data and the needed runs."""
+    protocol = merge(small.protocol, {"batch_size": 4})
+    resources = small.resources.model_copy(update={"ranks": 2})
+    return replace(small, protocol=protocol, resources=resources, trial=True)
 
 
 def _prepare(run: Run) -> None:

@@ -6,6 +6,9 @@ and ends with the same numbers as if nothing had happened.
 
 A state is one file: the SHA-256 of the payload, then the payload. Two slots are written in turn, so that a kill during
 a write, a full disk or a damaged file leaves the state before it.
+
+Several ranks that train one run (:mod:`atlas.nn.ranks`) stop after the same step, whichever of them was told; the first one
+writes the state, and any number of ranks goes on from it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from atlas.errors import Interrupted
 from atlas.harness.files import write_bytes, write_json
 from atlas.harness.history import History
 from atlas.harness.progress import Progress
+from atlas.harness.provenance import cpu_seconds
+from atlas.nn.ranks import here
 from atlas.nn.work import work
 
 if TYPE_CHECKING:
@@ -173,8 +178,8 @@ class TrainingLoop:
         Number of steps; no more than ``run.limit``, where that is set.
     history : History
         The curves so far, restored with the state.
-    seconds : float
-        Time spent in the loop, over all processes that worked on it.
+    seconds, cpu_seconds : float
+        Time spent in the loop, and of processors, over all processes that worked on it.
     """
 
     def __init__(self, run: Run, total: int, parts: Mapping[str, Any], phase: str) -> None:
@@ -182,10 +187,12 @@ class TrainingLoop:
         self.total = total if run.limit is None else min(total, run.limit)
         self.history = History(run.history if phase == "train" else run.results / f"{phase}.csv")
         self.store = StateStore(run.checkpoint / "state" / phase, run.fingerprint)
+        self.ranks = here()
         self.start = 0
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self._step = 0
         self._restore()
+        self.ranks.same(self.start, f"{run.cell}: the step of the saved state")
 
     def log(self, **values: float) -> None:
         """Add a row to the phase's curves at the present step (the number of steps completed, this one included)."""
@@ -199,7 +206,7 @@ class TrainingLoop:
         """
         with stop_requests() as request, Progress(self.run.cell, self.phase, self.total, self.start) as self._progress:
             began = saved = time.monotonic()
-            before = self.seconds
+            before, cpu_before = self.seconds, self.cpu_seconds - cpu_seconds()
             for step in range(self.start, self.total):
                 self._step = step
                 with work(self.phase):
@@ -207,19 +214,29 @@ class TrainingLoop:
                 self._progress.advance()
                 now = time.monotonic()
                 self.seconds = before + now - began
+                self.cpu_seconds = cpu_before + cpu_seconds()
                 done = step + 1
-                if request.signal is not None and done < self.total:
-                    self.save(done)
-                    raise Interrupted(
-                        f"{self.run.cell}: stopped by {request.signal.name} after step {done} of {self.total}; "
-                        "its state is saved, start it again to go on"
-                    )
-                if now - saved >= 60 * self.run.resources.save_minutes:
+                due = now - saved >= 60 * self.run.resources.save_minutes
+                agreed = self.ranks.agree(request.signal or 0, due)
+                if agreed.stop and done < self.total:
+                    self._leave(done, signal.Signals(agreed.stop))
+                if agreed.save:
                     self.save(done)
                     saved = time.monotonic()
+            self.ranks.settle()
             if self.start < self.total:
                 self.save(self.total)
             self.history.write()
+
+    def _leave(self, done: int, told: signal.Signals) -> None:
+        """Save the state after a signal, and stop."""
+        self.ranks.settle()
+        self.save(done)
+        self.ranks.barrier()  # nobody leaves before the state is written
+        raise Interrupted(
+            f"{self.run.cell}: stopped by {told.name} after step {done} of {self.total}; "
+            "its state is saved, start it again to go on"
+        )
 
     def over_epochs(
         self, steps: int, batches: Callable[[int, int], Iterator[Batch]], begin: Callable[[int], None] = lambda step: None
@@ -244,16 +261,22 @@ class TrainingLoop:
             yield step, next(stream)
 
     def save(self, step: int) -> None:
-        """Save the full state as it is after ``step`` completed steps."""
+        """Save the full state as it is after ``step`` completed steps; of several ranks the first one does, for all."""
+        if not self.ranks.first:
+            return
         content = {
             "parts": {name: _state_of(part) for name, part in self.parts.items()},
             "random": _random_state(),
             "history": self.history.rows,
-            "seconds": self.seconds,
+            **self._spent,
         }
         self.store.save(step, content)
-        write_json(self.store.folder / SECONDS, {"seconds": self.seconds})
+        write_json(self.store.folder / SECONDS, self._spent)
         self.history.write()
+
+    @property
+    def _spent(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def _restore(self) -> None:
         found = self.store.load()
@@ -264,7 +287,7 @@ class TrainingLoop:
             _restore_part(part, content["parts"][name])
         _set_random_state(content["random"])
         self.history.rows = content["history"]
-        self.seconds = content["seconds"]
+        self.seconds, self.cpu_seconds = content["seconds"], content.get("cpu_seconds", 0.0)
         print(f"{self.run.cell}: going on with {self.phase} after step {self.start} of {self.total}", file=sys.stderr)
 
 
@@ -299,10 +322,10 @@ def training(run: Run, total: int, parts: Mapping[str, Any], phase: str = "train
     return TrainingLoop(run, total, parts, phase)
 
 
-def elapsed_seconds(run: Run) -> float:
-    """Time that the phases of a run have taken, over all processes that worked on it."""
-    files = (run.checkpoint / "state").glob(f"*/{SECONDS}")
-    return float(sum(json.loads(path.read_text())["seconds"] for path in files))
+def spent(run: Run) -> dict[str, float]:
+    """Time that the phases of a run have taken, ``seconds`` and ``cpu_seconds``, over all processes that worked on it."""
+    phases = [json.loads(path.read_text()) for path in (run.checkpoint / "state").glob(f"*/{SECONDS}")]
+    return {name: float(sum(phase.get(name, 0.0) for phase in phases)) for name in ("seconds", "cpu_seconds")}
 
 
 def clear_state(run: Run) -> None:
@@ -333,10 +356,36 @@ def _random_state() -> dict[str, Any]:
     name, keys, *rest = state
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": _cuda_states(),
         "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest],
         "python": random.getstate(),
     }
+
+
+def _cuda_states() -> list[Any]:
+    """States of the GPUs' generators: of all that a process by itself sees, of the one that a rank was given."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    given = here().device()
+    alone = given is None or given.type != "cuda"
+    return torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state(given)]
+
+
+def _set_cuda_states(states: list[Any]) -> None:
+    """Go on from generators' states; all ranks draw alike, so any number of them takes the first one's."""
+    import torch
+
+    if not states or not torch.cuda.is_available():
+        return
+    given = here().device()
+    if given is not None and given.type == "cuda":
+        torch.cuda.set_rng_state(states[0], given)
+    elif len(states) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states)
+    else:
+        torch.cuda.set_rng_state(states[0])
 
 
 def _set_random_state(state: Mapping[str, Any]) -> None:
@@ -344,8 +393,7 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    _set_cuda_states(state["cuda"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002
     version, internal, gauss = state["python"]

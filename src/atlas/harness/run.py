@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from atlas.harness.registry import Method, Metric, Task
-from atlas.settings import Settings
+from atlas.settings import Natural, Positive, Settings
 
 TRIAL = "-trial"
 
 
 class Resources(Settings):
     """What one run asks of the machine; the workflow passes it to the scheduler.
+
+    ``gpus`` are those of each of its ``nodes``; with more than one in all, as many processes (ranks) train together, and the
+    numbers stay the same. ``threads`` and ``memory_mb`` are those of a node. ``ranks`` says how many processes a node has, where
+    it is not one for each GPU: on CPUs. A rank that does not answer for ``hang_minutes`` ends the run.
 
     Training saves its full state every ``save_minutes``, and when it is told to stop. ``device`` is ``auto`` (CUDA, else
     Apple's MPS, else the CPU), or names one as torch does.
@@ -27,8 +31,26 @@ class Resources(Settings):
     memory_mb: int = 4096
     minutes: int = 60
     gpus: int = 0
+    nodes: Natural = 1
+    ranks: Natural | None = None
+    hang_minutes: Positive = 10.0
     save_minutes: float = 5.0
     device: str = "auto"
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes of each node that train together."""
+        return self.ranks or max(1, self.gpus)
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus
+
+    @property
+    def all_ranks(self) -> int:
+        """Processes of all nodes."""
+        return self.nodes * self.ranks_per_node
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from atlas.datasets.splits import SPLIT_SEED, TestSplit
 from atlas.errors import UserError
+from atlas.nn.ranks import here
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,8 @@ def seed_everything(seed: int, threads: int = 1) -> None:
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device to compute on: CUDA, else Apple's MPS, else the CPU; or the one that is named.
 
+    One of several ranks that train a run has been given a device of its own.
+
     Raises
     ------
     UserError
@@ -64,6 +67,9 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     import torch
 
+    given = here().device()
+    if given is not None:
+        return given
     if name != "auto":
         try:
             device = torch.device(name)

@@ -33,6 +33,8 @@ from .optimizees import module_optimizee as module_optimizee
 from .optimizer import LearnedOptimizer as LearnedOptimizer
 from .policies import Layout as Layout
 from .policies import Policy as Policy
+from .published_networks import bottleneck_resnet as bottleneck_resnet
+from .published_networks import mobilenet_v2 as mobilenet_v2
 from .recurrent import L2ODM as L2ODM
 from .recurrent import LSTMCell as LSTMCell
 from .recurrent import LSTMStack as LSTMStack

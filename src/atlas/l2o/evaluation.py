@@ -12,6 +12,7 @@ from atlas.l2o.optimizees import Batch, DataOptimizee, Optimizee
 from atlas.l2o.policies import Policy
 from atlas.l2o.settings import Criterion, Tuning
 from atlas.l2o.state import State, map_state
+from atlas.nn.work import VALIDATION, WARM_UP, work
 
 DEFAULT = Tuning()
 GRID = DEFAULT.grid
@@ -51,10 +52,11 @@ def warm_up(
 
     Returns the parameters (n, P) after one step per batch, and the policy's state.
     """
-    for batch in batches:
-        _, gradient = problem.gradients(theta, batch)
-        state = policy.observe(gradient, state)
-        theta = theta - lr * gradient
+    with work(WARM_UP):
+        for batch in batches:
+            _, gradient = problem.gradients(theta, batch)
+            state = policy.observe(gradient, state)
+            theta = theta - lr * gradient
     return theta, map_state(Tensor.detach, state)
 
 
@@ -105,9 +107,10 @@ def rollout(
     def measure(done: int) -> None:
         nonlocal best, lowest
         marks.append(done)
-        for split in splits:
-            for name, values in _measures(problem, theta, split, copies).items():
-                measured.setdefault(f"{split}_{name}", []).append(values)
+        with work(VALIDATION):
+            for split in splits:
+                for name, values in _measures(problem, theta, split, copies).items():
+                    measured.setdefault(f"{split}_{name}", []).append(values)
         loss = measured[f"{splits[0]}_loss"][-1]
         best = torch.where((loss < lowest).unsqueeze(1), theta, best)
         lowest = torch.fmin(lowest, loss.double())

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atlas.nn.ranks import Share
+
 SMALLEST_NORM = 1e-6
 """Gradients shorter than this are not blown up to length 1 (ℓ2)."""
 
@@ -121,6 +123,7 @@ class PGD:
         y: Tensor,
         delta0: Tensor | None = None,
         generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Tensor:
         """Return adversarial inputs of the shape of ``x``, detached.
 
@@ -138,6 +141,9 @@ class PGD:
             Where to start instead, as a change of ``x``; projected to ball and box first.
         generator : torch.Generator, optional
             Source of the random start, on any device; the global one of the input's device if left out.
+        share : Share, optional
+            Which part of a batch the inputs are: starts are drawn for the whole of it, so that they do not depend on how many
+            ranks share it.
 
         Raises
         ------
@@ -152,7 +158,7 @@ class PGD:
         with attacking(self._module(model), self.bn_mode) as module:
             y = y.detach().clone() if y.is_floating_point() else y.long().clone()  # inference tensors have no backward pass
             given, x = x.detach(), _single(x.detach())
-            delta = self._start(x, delta0, generator)
+            delta = self._start(x, delta0, generator, share)
             for step in range(self.steps):
                 adversarial = (x + delta).to(given.dtype).requires_grad_()
                 gradient = self._gradient(module, adversarial, y, first=step == 0)
@@ -197,12 +203,15 @@ class PGD:
             raise ValueError("no gradient reaches the inputs: the model detaches them, or runs under no_grad or inference_mode")
         return adversarial.grad
 
-    def _start(self, x: Tensor, delta0: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def _start(self, x: Tensor, delta0: Tensor | None, generator: torch.Generator | None, share: Share | None) -> Tensor:
         if delta0 is not None:
             delta = delta0.detach().to(x)
         elif self.random_start:
             device = x.device if generator is None else generator.device
-            draw = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+            shape = x.shape if share is None else (share.total, *x.shape[1:])
+            draw = torch.rand(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+            if share is not None:
+                draw = draw[share.places.to(x.device)]
             low, high = (-self.eps, self.eps) if self.norm == "linf" else self.bounds
             delta = draw.mul_(high - low).add_(low)
             if self.norm == "l2":

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atlas.nn.vit import (
-    at_least_float32,
-    attention_maps,
+from atlas.nn.anatomy import (
+    Site,
+    anatomy_of,
     attention_modules,
-    block_features,
-    plain_attentions,
-    projection_widths,
+    attention_sites,
+    prefix_tokens,
+    require_one_sequence,
     transformer_blocks,
 )
+from atlas.nn.vit import at_least_float32, attention_maps, block_features, require_maps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,9 +206,13 @@ def mgd(vectors: Tensor) -> Tensor:
 def _layer_weights(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The projections of a block as (out, in) matrices: q, k, v, proj, fc1, fc2."""
     for _, attention in attention_modules(block):
-        if hasattr(attention, "qkv"):
-            yield from zip(("q", "k", "v"), attention.qkv.weight.detach().split(projection_widths(attention)), strict=True)
-        yield "proj", attention.proj.weight.detach()
+        anatomy = anatomy_of(type(attention))
+        if anatomy is None:
+            yield "proj", attention.proj.weight.detach()
+            continue
+        site = Site("", "", attention, anatomy)
+        yield from zip("qkv", (weight.detach() for weight in site.weights()), strict=True)
+        yield "proj", site.projection.weight.detach()
     mlp: Any = getattr(block, "mlp", None)
     if mlp is not None and hasattr(mlp, "fc1"):
         yield "fc1", mlp.fc1.weight.detach()
@@ -227,8 +232,9 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
             "hf_dc_ratio": hf_dc_ratio(tokens),
             "hf_energy_fraction": hf_energy_fraction(tokens),
             "dc_energy_fraction": dc_energy_fraction(tokens),
-            "token_cross_layer": token_cross_layer(features[0], tokens),
         }
+        if tokens.shape == features[0].shape:  # later stages have other tokens
+            values["token_cross_layer"] = token_cross_layer(features[0], tokens)
         rows += [(layer, None, name, float(value)) for name, value in values.items()]
     return rows
 
@@ -236,15 +242,14 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
 def _attention(model: nn.Module, images: Tensor) -> Rows:
     rows: Rows = []
     previous: Tensor | None = None
-    for index, attention, maps in attention_maps(model, images):
+    for index, site, maps in attention_maps(model, images):
         layer = index + 1
         if maps.shape[1] > 1:
             rows.append((layer, None, "attn_head_cosine", float(attn_head_cosine(maps))))
         if previous is not None and previous.shape == maps.shape:
             rows.append((layer, None, "attn_cross_layer", float(attn_cross_layer(previous, maps))))
         few = maps[:SPECTRAL_IMAGES]
-        omega = getattr(attention.qkv, "omega", None)
-        factor = (1 + omega.detach().float()).abs() if omega is not None else maps.new_ones(maps.shape[1])
+        factor = _amplification(site).to(maps)
         spectral = {
             "attn_hf_gain": attn_hf_gain(few),
             "attn_lambda2": attn_lambda2(few),
@@ -258,6 +263,15 @@ def _attention(model: nn.Module, images: Tensor) -> Rows:
     return rows
 
 
+def _amplification(site: Site) -> Tensor:
+    """|1 + ω| of every head: what AttnScale multiplies high frequencies by; ones without it."""
+    omegas = [part.omega for part in site.module.children() if isinstance(getattr(part, "omega", None), Tensor)]
+    if not omegas:
+        return torch.ones(site.heads)
+    omega = omegas[0].detach()
+    return (1 + omega.float()).abs().repeat_interleave(site.heads // len(omega))
+
+
 def _weights(model: nn.Module) -> Rows:
     rows: Rows = []
     measures = {
@@ -267,7 +281,7 @@ def _weights(model: nn.Module) -> Rows:
         "weight_mhs": mhs,
         "weight_mgd": mgd,
     }
-    for layer, block in enumerate(transformer_blocks(model), start=1):
+    for layer, block in enumerate(transformer_blocks(model).values(), start=1):
         for name, weight in _layer_weights(block):
             if min(weight.shape) > 1:
                 rows += [
@@ -287,12 +301,12 @@ def diagnose(
     weights: bool = True,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """Measure redundancy and frequencies of a timm VisionTransformer, layer by layer, at three levels.
+    """Measure redundancy and frequencies of a transformer of timm, layer by layer, at three levels.
 
     Parameters
     ----------
     model : nn.Module
-        Any timm VisionTransformer; measured in evaluation mode, which is restored.
+        A transformer of timm (``atlas list backbones``); measured in evaluation mode, which is restored.
     images : Tensor
         (n, channels, height, width), normalised as for the model.
     tokens : {"patch", "all"}
@@ -313,8 +327,8 @@ def diagnose(
     Raises
     ------
     TypeError
-        The model is not a timm VisionTransformer: it has no ``blocks``, or they do not pass on (batch, tokens, dim). Or, with
-        ``attention``, some block has no plain softmax attention.
+        The model has no ``blocks``, or they do not pass on one sequence or map of tokens. Or, with
+        ``attention``, some block has no attention whose maps can be read.
     ValueError
         ``tokens`` is neither "patch" nor "all", or there is no image.
     """
@@ -324,9 +338,10 @@ def diagnose(
         raise ValueError(f"tokens must be 'patch' or 'all', not {tokens!r}")
     if not len(images):
         raise ValueError("diagnose needs at least one image")
+    require_one_sequence(model)  # refuses, like the next, before anything is computed
     if attention:
-        plain_attentions(model)  # refuses before anything is computed
-    prefix = int(getattr(model, "num_prefix_tokens", 0)) if tokens == "patch" else 0
+        require_maps(attention_sites(model))
+    prefix = prefix_tokens(model) if tokens == "patch" else 0
     was_training = model.training
     model.eval()
     frames = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,10 +20,13 @@ class LiveMemory(TorchDispatchMode):
     """Follows the storages that operations make, on any device, while the mode is on.
 
     Weights, their gradients and optimiser states do not grow with the batch, activations do. The two are told apart by shape:
-    a tensor that is shaped like a parameter, or like a tensor that is still alive in the end, counts as the former.
+    a tensor that is shaped like a parameter, or like a tensor that is still alive in the end, counts as the former. What was made
+    in work of one kind may grow otherwise than what was made in another: data that are read once do not grow at all.
 
     Attributes
     ----------
+    kind : str
+        Of which kind the work is that goes on.
     operations : int
         Operations dispatched, views aside; on a GPU each is at least one kernel launch.
     """
@@ -30,8 +34,9 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
-        self._alive: dict[int, tuple[int, torch.Size]] = {}
-        self._events: list[tuple[int, torch.Size]] = []  # bytes made (positive) or released, and the shape
+        self.kind = ONCE
+        self._alive: dict[int, tuple[int, torch.Size, str]] = {}
+        self._events: list[tuple[int, torch.Size, str]] = []  # bytes made (positive) or released, shape, and kind that made them
         self._parameters: set[torch.Size] = set()
         self._kept: set[torch.Size] | None = None
 
@@ -48,26 +53,32 @@ class LiveMemory(TorchDispatchMode):
         return out
 
     def __exit__(self, *details: Any) -> None:
-        self._kept = self._parameters | {shape for _, shape in self._alive.values()}
+        self._kept = self._parameters | {shape for _, shape, _ in self._alive.values()}
         super().__exit__(*details)
 
     @property
     def weight_bytes(self) -> int:
         """Most bytes at once of tensors shaped like a parameter, or like something that was alive when the mode was left."""
-        return self._peak(weights=True)
+        return int(self._peak(lambda shape, kind: float(shape in self._weights)))
 
     @property
     def activation_bytes(self) -> int:
         """Most bytes at once of all other tensors."""
-        return self._peak(weights=False)
+        return int(self._peak(lambda shape, kind: float(shape not in self._weights)))
 
-    def _peak(self, *, weights: bool) -> int:
-        kept = self._kept or set()
-        live = peak = 0
-        for size, shape in self._events:
-            if (shape in kept) == weights:
-                live += size
-                peak = max(peak, live)
+    def grown(self, growth: Mapping[str, float]) -> float:
+        """Most bytes at once if activations were larger: those made in work of a kind by its factor, others as they are."""
+        return self._peak(lambda shape, kind: 1.0 if shape in self._weights else growth.get(kind, 1.0))
+
+    @property
+    def _weights(self) -> set[torch.Size]:
+        return self._kept or set()
+
+    def _peak(self, factor: Callable[[torch.Size, str], float]) -> float:
+        live = peak = 0.0
+        for size, shape, kind in self._events:
+            live += size * factor(shape, kind)
+            peak = max(peak, live)
         return peak
 
     def _follow(self, tensor: torch.Tensor) -> None:
@@ -78,14 +89,15 @@ class LiveMemory(TorchDispatchMode):
         key = storage._cdata
         if key in self._alive or self._kept is not None:
             return
-        self._alive[key] = (storage.nbytes(), tensor.shape)
-        self._events.append((storage.nbytes(), tensor.shape))
+        made = (storage.nbytes(), tensor.shape, self.kind)
+        self._alive[key] = made
+        self._events.append(made)
         weakref.finalize(storage, self._released, key)
 
     def _released(self, key: int) -> None:
-        size, shape = self._alive.pop(key, (0, torch.Size()))
+        size, shape, kind = self._alive.pop(key, (0, torch.Size(), ONCE))
         if self._kept is None:
-            self._events.append((-size, shape))
+            self._events.append((-size, shape, kind))
 
 
 class Meter:
@@ -97,11 +109,14 @@ class Meter:
         Kind of work to what it took.
     memory : LiveMemory
         Bytes that were alive, of all kinds together.
+    gradient_bytes : int
+        Bytes of gradients that a step's ranks would exchange, of the largest model that trains.
     """
 
     def __init__(self) -> None:
         self.spent: dict[str, Spent] = defaultdict(Spent)
         self.memory = LiveMemory()
+        self.gradient_bytes = 0
         self._kind = ONCE
         self._seen = Spent()
         self._block = ExitStack()
@@ -124,4 +139,9 @@ class Meter:
         own.launches += now.launches - self._seen.launches
         self._seen = now
         before, self._kind = self._kind, kind
+        self.memory.kind = kind
         return before
+
+    def shared(self, gradient_bytes: int) -> None:
+        """Note what a step's ranks would exchange."""
+        self.gradient_bytes = max(self.gradient_bytes, gradient_bytes)

@@ -15,11 +15,16 @@ def mixed_precision(device: torch.device, precision: str, *, scaled: bool = True
     ----------
     device : torch.device
         Where the forward pass runs; other devices than CUDA compute in float32.
-    precision : {"float32", "bfloat16", "float16"}
-        What matrix products and convolutions compute in.
+    precision : {"float32", "bfloat16", "float16", "float64"}
+        What matrix products and convolutions compute in; float64 is no mixture, see :func:`weight_type`.
     scaled : bool
         Whether the loss is scaled, as float16 needs; where gradients are read as they are, bfloat16 takes float16's place.
     """
-    if device.type != "cuda" or precision == "float32":
+    if device.type != "cuda" or precision in ("float32", "float64"):
         return nullcontext()
     return torch.autocast("cuda", dtype=getattr(torch, precision) if scaled else torch.bfloat16)
+
+
+def weight_type(precision: str) -> torch.dtype:
+    """What weights and images are stored in: float32, as mixed precision wants it, or float64 where all is computed so."""
+    return torch.float64 if precision == "float64" else torch.float32

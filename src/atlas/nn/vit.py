@@ -1,148 +1,35 @@
-"""Instrumentation of timm vision transformers: attention modules, features and attention maps, layer by layer.
+"""Instrumentation of timm's vision transformers: features and attention maps, layer by layer.
 
 Everything reads the model through hooks, so the fused attention path stays as it is and no ``state_dict`` key changes.
+:mod:`atlas.nn.anatomy` knows where the parts of an attention are.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
-
-def plain_attention_types() -> tuple[type[nn.Module], ...]:
-    """Attention classes of timm that call ``attn.qkv`` as a module, attend by softmax, and end with ``attn.proj_drop``.
-
-    Classes, not names: BEiT's attention is called ``Attention`` too, and calls the linear function on the weight instead.
-    """
-    from timm.models.vision_transformer import Attention
-    from timm.models.vision_transformer_relpos import RelPosAttention
-
-    return Attention, RelPosAttention
+from atlas.nn.anatomy import (
+    Site,
+    anatomy_of,
+    attention_modules,
+    attention_sites,
+    call_arguments,
+    prefix_tokens,
+    transformer_blocks,
+)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision to float32, in which products and sums over tokens are safe; other types as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def transformer_blocks(model: nn.Module) -> nn.Sequential | nn.ModuleList:
-    """Return ``model.blocks``.
-
-    Raises
-    ------
-    TypeError
-        The model has no ``blocks``: it is not a timm VisionTransformer.
-    """
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not len(blocks):
-        raise TypeError(f"{type(model).__name__} has no blocks: expected a timm VisionTransformer")
-    return blocks
-
-
-def attention_modules(block: nn.Module) -> list[tuple[str, Any]]:
-    """Return the attention modules of one block with their names inside it: one, or several in parallel blocks."""
-    attention = getattr(block, "attn", None)
-    if isinstance(attention, nn.Module):
-        return [("attn", attention)]
-    parallel = getattr(block, "attns", None)  # timm's ParallelThingsBlock
-    if isinstance(parallel, nn.ModuleList):
-        return [(f"attns.{index}.attn", branch.attn) for index, branch in enumerate(parallel)]
-    return []
-
-
-def plain_attentions(model: nn.Module, blocks: list[int] | None = None) -> list[tuple[str, Any]]:
-    """Return (path, module) of the attentions of some blocks (default all), which must be plain softmax attention.
-
-    Raises
-    ------
-    TypeError
-        Names every block whose attention is of another kind (differential, talking heads, parallel scaling…), and every ``qkv``
-        or ``proj`` that is not a linear layer itself but a wrapper around one (an adapter for fine-tuning, for example).
-    """
-    found, foreign = [], []
-    supported = plain_attention_types()
-    for index, block in enumerate(transformer_blocks(model)):
-        if blocks is not None and index not in blocks:
-            continue
-        attentions = attention_modules(block)
-        if not attentions:
-            foreign.append(f"blocks.{index} ({type(block).__name__})")
-        for name, attention in attentions:
-            path = f"blocks.{index}.{name}"
-            if not isinstance(attention, supported):
-                foreign.append(f"{path} ({_told_apart(type(attention), supported)})")
-                continue
-            layers = {f"{path}.{part}": getattr(attention, part, None) for part in ("qkv", "proj")}
-            foreign += [f"{at} ({type(layer).__name__})" for at, layer in layers.items() if not isinstance(layer, nn.Linear)]
-            found.append((path, attention))
-    if foreign:
-        kinds = " or ".join(kind.__name__ for kind in supported)
-        raise TypeError(f"no plain softmax attention in {', '.join(foreign)}; supported: {kinds} with nn.Linear as qkv and proj")
-    return found
-
-
-def _told_apart(kind: type, others: tuple[type, ...]) -> str:
-    """Name of a class, with its module's where one of the others has the same name (BEiT's attention is an ``Attention``)."""
-    if kind.__name__ not in {other.__name__ for other in others}:
-        return kind.__name__
-    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
-
-
-def call_arguments(attention: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of one call of a plain timm attention by name, however they were passed."""
-    names = ("x", "shared_rel_pos") if hasattr(attention, "rel_pos") else ("x", "attn_mask", "is_causal")
-    return dict(zip(names, inputs, strict=False)) | dict(options)
-
-
-def refuse_masks(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """A forward pre-hook (with keyword arguments) of an attention, for methods that average over all of its tokens.
-
-    Raises
-    ------
-    NotImplementedError
-        The call is masked or causal: the mean over tokens would mix in what some queries must not see.
-    """
-    arguments = call_arguments(attention, inputs, options)
-    _require_unmasked(arguments.get("attn_mask"), arguments.get("is_causal", False))
-
-
-@torch.fx.wrap  # one node of a traced graph: a mask that is an input of the model is known only when the graph runs
-def _require_unmasked(mask: Tensor | None, causal: bool) -> None:
-    if causal or mask is not None:
-        raise NotImplementedError(
-            "attention with a mask or causal attention: this method averages over all tokens and would mix in padding or future "
-            "ones; call the model without attn_mask and is_causal"
-        )
-
-
-def logit_bias(attention: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor | None:
-    """What this call of a plain timm attention adds to its logits, asked for just before the call; ``None`` if nothing.
-
-    Either the attention's own relative position bias, or the one that all blocks share, or the attention mask, with −∞ where it
-    hides. Where the network behind a bias has dropout, this is the very draw that the call will make.
-
-    Returns
-    -------
-    Tensor or None
-        Broadcasts to (batch, heads, tokens, tokens).
-    """
-    arguments = call_arguments(attention, inputs, options)
-    own = getattr(attention, "rel_pos", None)
-    if own is not None:
-        device = attention.qkv.weight.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return own.get_bias()
-    mask = arguments.get("attn_mask")
-    if arguments.get("is_causal", False):
-        count = arguments["x"].shape[1]
-        mask = torch.ones(count, count, dtype=torch.bool, device=arguments["x"].device).tril()
-    if mask is None:
-        return arguments.get("shared_rel_pos")
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
 @contextmanager
@@ -164,9 +51,16 @@ def captured(modules: dict[str, nn.Module], take: Callable[[nn.Module, tuple[Any
             handle.remove()
 
 
+def as_tokens(features: Any, maps: bool) -> Tensor | None:
+    """(batch, tokens, dim) as it is, with ``maps`` (batch, height, width, dim) as tokens, ``None`` for anything else."""
+    if not isinstance(features, Tensor) or features.ndim not in ((3, 4) if maps else (3,)):
+        return None
+    return features if features.ndim == 3 else features.flatten(1, 2)
+
+
 @torch.no_grad()
 def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Token features through the depth: the input of block 0, then the output of every block, before the final norm.
+    """Token features through the depth: the input of the first block, then the output of every block, before the final norm.
 
     Parameters
     ----------
@@ -176,42 +70,210 @@ def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
     Returns
     -------
     list of Tensor
-        depth + 1 tensors of (batch, tokens, dim), prefix tokens included, at least float32.
+        depth + 1 tensors of (batch, tokens, dim), prefix tokens included, at least float32. In a transformer of stages the number
+        of tokens and dim differ between stages.
 
     Raises
     ------
     TypeError
-        What goes into or comes out of a block is no such tensor: the model is not a timm VisionTransformer.
+        What goes into or comes out of a block is no such tensor: the model is not a vision transformer of timm.
     """
     blocks = transformer_blocks(model)
-    first: list[Tensor] = []
-    handle = blocks[0].register_forward_pre_hook(lambda module, inputs: first.extend(inputs[:1]))
+    first: list[Any] = []
+    handle = next(iter(blocks.values())).register_forward_pre_hook(lambda module, inputs: first.extend(inputs[:1]))
     try:
-        with captured(dict(blocks.named_children()), lambda module, inputs, output: output) as outputs:
+        with captured(blocks, lambda module, inputs, output: output) as outputs:
             model(images)
     finally:
         handle.remove()
-    features = [*first[:1], *outputs.values()]
-    if len(features) != len(blocks) + 1 or not all(isinstance(feature, Tensor) and feature.ndim == 3 for feature in features):
+    known = [part for block in blocks.values() for _, part in attention_modules(block)]
+    maps = bool(known) and all(anatomy_of(type(part)) is not None for part in known)
+    features = [as_tokens(feature, maps) for feature in (*first[:1], *outputs.values())]
+    found = [at_least_float32(feature) for feature in features if feature is not None]
+    if len(found) != len(blocks) + 1:
         raise TypeError(
             f"the blocks of {type(model).__name__} do not pass on (batch, tokens, dim): expected a timm VisionTransformer"
         )
-    return [at_least_float32(feature) for feature in features]
+    return found
 
 
-def projection_widths(attention: Any) -> tuple[int, int, int]:
-    """Widths of queries, keys and values in the output of ``attention.qkv``; values may be narrower than the others."""
-    total, values = int(attention.qkv.out_features), int(attention.proj.in_features)
-    return (total - values) // 2, (total - values) // 2, values
+PLAIN = ("timm.layers.attention.Attention", "timm.models.vision_transformer_relpos.RelPosAttention")
+"""Attentions whose maps are recomputed from the output of their ``qkv``: nothing but a bias comes between."""
 
 
-def softmax_map(attention: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
+def is_plain(attention: Any) -> bool:
+    """Whether an attention is one of :data:`PLAIN`."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" in PLAIN for kind in type(attention).__mro__)
+
+
+class MapTap:
+    """Remembers what one attention was called with, and gives the map that this call used.
+
+    Of a plain attention it keeps the output of ``qkv`` and the bias of the logits. Any other is called once more, up to its map
+    and without fused attention, on what it was called with: rotations, biases, windows, masks and mixed heads are those of the
+    call.
+
+    Parameters
+    ----------
+    site : Site
+        The attention.
+    wanted : callable, optional
+        Whether the present call is to be remembered; every call by default.
+    """
+
+    def __init__(self, site: Site, wanted: Callable[[], bool] = lambda: True) -> None:
+        self.site = site
+        self.wanted = wanted
+        self.plain = is_plain(site.module)
+        self.seen: dict[str, Any] = {}
+        self.handles: list[RemovableHandle] = [site.module.register_forward_pre_hook(self._before, with_kwargs=True)]
+        if self.plain:
+            self.handles.append(site.module.qkv.register_forward_hook(self._projected))
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if self.wanted():
+            self.seen = {"bias": logit_bias(self.site, inputs, options)} if self.plain else {"call": (inputs, dict(options))}
+
+    def _projected(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self.wanted():
+            self.seen["qkv"] = output
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call was remembered that the map follows from."""
+        return {"qkv", "bias"} <= self.seen.keys() if self.plain else "call" in self.seen
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether what was remembered has a gradient, where the weights want one."""
+        if not self.site.values.weight.requires_grad:
+            return True
+        return not self.plain or bool(self.seen["qkv"].requires_grad)  # a second call makes gradients of its own
+
+    def take(self) -> Tensor:
+        """Return the map of the call that was remembered, and forget it. See :func:`softmax_map` for its shape."""
+        seen, self.seen = self.seen, {}
+        if self.plain:
+            return softmax_map(self.site, seen["qkv"], seen["bias"])
+        return repeated_map(self.site, *seen["call"])
+
+
+def require_maps(sites: list[Site]) -> None:
+    """Refuse attentions whose maps nothing but they themselves gets to see.
+
+    Raises
+    ------
+    TypeError
+        Names them.
+    """
+    hidden = [f"{site.path} ({type(site.module).__name__})" for site in sites if not site.anatomy.gives_maps]
+    if hidden:
+        raise TypeError(f"no maps to read in {', '.join(hidden)}: they are computed and used in one step")
+
+
+class _MapFound(Exception):
+    """Ends the second call of an attention where its map is known."""
+
+
+def repeated_map(site: Site, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor:
+    """Call an attention again, without fused attention, up to its map.
+
+    Returns
+    -------
+    Tensor
+        (batch or windows, heads, queries, tokens), before attention dropout; at least float32. Rows sum to 1, but for talking
+        heads and differential attention, whose maps are as the values meet them.
+
+    Raises
+    ------
+    TypeError
+        The attention does not show its map.
+    """
+    attention: Any = site.module
+    found: list[Tensor] = []
+
+    def take(module: nn.Module, given: tuple[Any, ...]) -> None:
+        found.append(given[0])
+        raise _MapFound
+
+    mixing = getattr(attention, site.anatomy.mixing) if site.anatomy.mixing else None
+    arguments = call_arguments(site.anatomy, inputs, dict(options))
+    arguments["x"] = arguments["x"].to(site.values.weight.dtype)
+    with _set_aside(attention), torch.autocast(arguments["x"].device.type, enabled=False):
+        (mixing if mixing is not None else attention.attn_drop).register_forward_pre_hook(take)
+        with suppress(_MapFound):
+            attention.forward(**arguments)
+    if not found:
+        raise TypeError(f"{site.path} ({type(attention).__name__}) shows no map: what it attends to is not known")
+    maps: Tensor = at_least_float32(found[0])
+    if mixing is not None:
+        bias = None if mixing.bias is None else mixing.bias.to(maps)
+        maps = functional.linear(maps, mixing.weight.to(maps), bias).permute(0, 3, 1, 2)
+    maps = maps.unflatten(0, (-1, site.heads)) if maps.ndim == 3 else maps.flatten(0, -4)
+    if site.anatomy.softmaxes == 2:
+        first, second = maps.unflatten(1, (-1, 2)).unbind(2)
+        maps = first - attention._compute_lambda().to(maps) * second
+    return maps
+
+
+@contextmanager
+def _set_aside(attention: Any) -> Iterator[None]:
+    """Let an attention run once more for itself: without its parts' hooks, and without fused attention."""
+    parts: list[Any] = list(attention.modules())
+    kept = [(part, part._forward_hooks, part._forward_pre_hooks) for part in parts]
+    fused = getattr(attention, "fused_attn", None)
+    for part in parts:
+        part._forward_hooks, part._forward_pre_hooks = OrderedDict(), OrderedDict()
+    if fused is not None:
+        attention.fused_attn = False
+    try:
+        yield
+    finally:
+        for part, hooks, pre_hooks in kept:
+            part._forward_hooks, part._forward_pre_hooks = hooks, pre_hooks
+        if fused is not None:
+            attention.fused_attn = fused
+
+
+def logit_bias(site: Site, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor | None:
+    """What this call of a plain timm attention adds to its logits, asked for just before the call; ``None`` if nothing.
+
+    Either the attention's own relative position bias, or the one that all blocks share, or the attention mask, with −∞ where it
+    hides. Where the network behind a bias has dropout, this is the very draw that the call will make.
+
+    Returns
+    -------
+    Tensor or None
+        Broadcasts to (batch, heads, tokens, tokens).
+    """
+    attention = site.module
+    arguments = call_arguments(site.anatomy, inputs, dict(options))
+    own = getattr(attention, "rel_pos", None)
+    if own is not None:
+        device = attention.qkv.weight.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return own.get_bias()  # type: ignore[no-any-return]
+    mask = arguments.get("attn_mask")
+    if arguments.get("is_causal", False):
+        count = arguments["x"].shape[1]
+        mask = torch.ones(count, count, dtype=torch.bool, device=arguments["x"].device).tril()
+    if mask is None:
+        return arguments.get("shared_rel_pos")
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
+
+
+def softmax_map(site: Site, qkv: Tensor, bias: Tensor | None) -> Tensor:
     """Recompute the softmax map of a plain timm attention from the output of its ``qkv``.
 
     Parameters
     ----------
     qkv : Tensor
-        (batch, tokens, queries + keys + values), each heads · its width.
+        (batch, tokens, queries + keys + values), each heads · its width; values may be narrower than the others.
     bias : Tensor or None
         What the same call added to the logits, from :func:`logit_bias`.
 
@@ -220,10 +282,9 @@ def softmax_map(attention: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
     Tensor
         (batch, heads, tokens, tokens), rows sum to 1; at least float32, before attention dropout.
     """
-    batch, tokens, _ = qkv.shape
-    heads = attention.num_heads
-    inner = sum(projection_widths(attention)[:2])
-    query, key = qkv[..., :inner].reshape(batch, tokens, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    attention = site.module
+    batch, tokens, width = qkv.shape
+    query, key = qkv[..., : width - site.value_width].reshape(batch, tokens, 2, site.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
     with torch.autocast(qkv.device.type, enabled=False):
         logits = (at_least_float32(query) * attention.scale) @ at_least_float32(key).transpose(-2, -1)
@@ -231,36 +292,45 @@ def softmax_map(attention: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def attention_maps(model: nn.Module, images: Tensor) -> Iterator[tuple[int, Any, Tensor]]:
-    """Yield (block index, attention module, map) one attention at a time, so that only one map is in memory.
+def attention_maps(model: nn.Module, images: Tensor) -> Iterator[tuple[int, Site, Tensor]]:
+    """Yield (block index, attention, map) one attention at a time, so that only one map is in memory.
 
-    The maps are those of the model's own pass, with the relative position biases and masks that it used. The projections of
-    queries and keys of all layers are kept, the N² maps of all images are not.
+    The maps are those of the model's own pass, with the position biases, rotations and masks that it used. What all layers were
+    called with is kept, the N² maps of all images are not.
 
     Raises
     ------
     TypeError
-        A block has no plain softmax attention, or one that computes its queries and keys without calling its ``qkv``.
+        A block has no attention of a known kind, or one that was not called, or that computes its queries and keys without
+        calling its ``qkv``.
     """
-    modules = dict(plain_attentions(model))
-    biases: dict[str, Tensor | None] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def before(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            biases[name] = logit_bias(attention, inputs, options)
-
-        return before
-
-    handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
+    order = {path: index for index, path in enumerate(transformer_blocks(model))}
+    sites = attention_sites(model)
+    require_maps(sites)
+    taps = [MapTap(site) for site in sites]
     try:
-        with captured({name: module.qkv for name, module in modules.items()}, lambda module, inputs, output: output) as outputs:
-            model(images)
+        model(images)
     finally:
-        for handle in handles:
-            handle.remove()
-    for name, attention in modules.items():
-        if name not in outputs or name not in biases:
+        for tap in taps:
+            tap.remove()
+    for tap in taps:
+        if not tap.ready:
             raise TypeError(
-                f"{name} ({type(attention).__name__}) was not called, or bypasses its qkv module: its maps are unknown"
+                f"{tap.site.path} ({type(tap.site.module).__name__}) was not called, or bypasses its qkv module: "
+                "its maps are unknown"
             )
-        yield int(name.split(".")[1]), attention, softmax_map(attention, outputs.pop(name), biases.pop(name))
+        yield order[tap.site.block], tap.site, tap.take()
+
+
+__all__ = [
+    "MapTap",
+    "as_tokens",
+    "at_least_float32",
+    "attention_maps",
+    "block_features",
+    "captured",
+    "logit_bias",
+    "prefix_tokens",
+    "repeated_map",
+    "softmax_map",
+]

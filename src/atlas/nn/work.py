@@ -19,6 +19,8 @@ TRAIN = "train"
 """A step of the training loop."""
 VALIDATION = "validation"
 """Looking at how good the model is, while training goes on."""
+WARM_UP = "warm-up"
+"""Plain steps that bring what is trained on to where the work proper begins."""
 AVERAGING = "averaging"
 """Combining what clients of a federation have trained, whatever the number of their images."""
 ENCODING = "encoding"
@@ -38,6 +40,10 @@ class Listener(Protocol):
 
     def change(self, kind: str) -> str:
         """Take note that the work is of this kind from now on; return the kind that it was of before."""
+        ...
+
+    def shared(self, gradient_bytes: int) -> None:
+        """Take note that ranks which share a step of this work would exchange so many bytes of gradients."""
         ...
 
 

@@ -295,19 +295,17 @@ def test_works_on_timm_families(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "message"),
     [
-        ("eva02_tiny_patch14_224", {"img_size": 28}),
-        ("beit_base_patch16_224", {"img_size": 32}),
-        ("cait_xxs24_224", {"img_size": 32}),
-        ("vit_dwee_patch16_reg1_gap_256", {"img_size": 32}),
-        ("vit_pwee_patch16_reg1_gap_256", {"img_size": 32}),
+        ("xcit_nano_12_p16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}, r"blocks\.0\.attn \(XCA\)"),
+        ("gemma4_vit_167m_enc", {"embed_dim": 32, "depth": 2, "num_heads": 2}, r"blocks\.0\.attn\.v_proj \(NoneType\)|Gemma4"),
+        ("tiny_vit_5m_224", {}, "expected a timm VisionTransformer"),
     ],
 )
-def test_attentions_on_which_the_rewrite_would_be_wrong_are_named(name: str, options) -> None:  # type: ignore[no-untyped-def]
-    model = create_model(name, embed_dim=32, depth=2, num_heads=2, **options)
-    with pytest.raises(TypeError, match=r"blocks\.0.*supported"):
-        apply_attnscale(model)
+@pytest.mark.parametrize("apply", [apply_attnscale, apply_featscale])
+def test_attentions_on_which_the_rewrite_would_be_wrong_are_named(name: str, options, message: str, apply) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TypeError, match=message):
+        apply(create_model(name, **options))
 
 
 def test_a_bypassed_swap_is_noticed() -> None:

@@ -21,6 +21,7 @@ from atlas.methods.diverse_vit import (
     emb_contrast,
     emb_cosine,
 )
+from atlas.nn.anatomy import attention_sites
 
 NONE = DiversityConfig.preset("none")
 
@@ -326,7 +327,77 @@ def test_configurations_are_checked(field: str, value: Any) -> None:
         DiversityConfig(**{field: value})
 
 
-def test_attention_of_another_kind_is_named() -> None:
-    model = create_model("eva02_tiny_patch14_224", img_size=28, embed_dim=16, depth=2, num_heads=4)
-    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(EvaAttention\), blocks\.1\.attn"):
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("eva02_tiny_patch14_224", {"img_size": 28, "patch_size": 7}),
+        ("vit_small_patch16_dinov3", {"img_size": 32, "patch_size": 8}),
+        ("beit_base_patch16_224", {"img_size": 32, "patch_size": 8}),
+        ("cait_xxs24_224", {"img_size": 32, "patch_size": 8}),
+        ("vit_dwee_patch16_reg1_gap_256", {"img_size": 32, "patch_size": 8}),
+        ("vit_base_patch16_xp_224", {"img_size": 32, "patch_size": 8}),
+    ],
+)
+def test_maps_of_every_kind_are_those_of_the_pass_and_have_gradients(name: str, sizes: dict[str, int]) -> None:
+    """Rotations, biases of relative positions, mixed heads, and both softmax maps of differential attention are in it."""
+    model: Any = create_model(name, **sizes, embed_dim=16, depth=2, num_heads=2, num_classes=5)
+    site = attention_sites(model)[0]
+    with torch.no_grad():
+        for parameter in site.module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_()
+    images = torch.randn(4, 3, sizes["img_size"], sizes["img_size"])
+    used: list[torch.Tensor] = []
+    with DiversityTrainer(model, DiversityConfig()) as trainer:
+        out = trainer(images)
+        assert out.attn is not None
+        assert out.token_logits is not None
+        out.attn.square().sum().backward(retain_graph=True)
+        assert site.values.weight.grad is not None
+        patches = out.token_logits.shape[1] - trainer.prefix
+        target = MixTarget(LABELS, LABELS.flip(0), 0.5, torch.full((patches,), 0.5), 0.1, 5)
+        trainer.loss(out, target)[0].backward()
+    site.module.fused_attn = False
+    site.module.attn_drop.register_forward_hook(lambda module, inputs, output: used.append(inputs[0]))
+    with torch.no_grad():
+        model(images)
+    maps = used[0]
+    if site.anatomy.softmaxes == 2:
+        first, second = maps.unflatten(1, (-1, 2)).unbind(2)
+        maps = first - site.module._compute_lambda() * second
+    assert torch.allclose(out.attn, maps, atol=1e-5)
+    assert patches == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (2, 2)}, "stand in stages"),
+        ("xcit_nano_12_p16_224", {"depth": 2, "num_heads": 2}, r"blocks\.0\.attn \(XCA\)"),
+        ("samvit_base_patch16", {"depth": 2, "num_heads": 2}, "has no norm"),
+        ("tnt_s_patch16_224", {"depth": 2}, r"blocks\.0 \(Block\) passes on several sequences"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_and_left_without_hooks(name: str, sizes: dict[str, Any], message: str) -> None:
+    model = create_model(name, embed_dim=32, **sizes)
+    with pytest.raises(TypeError, match=message):
         DiversityTrainer(model, DiversityConfig())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_padding_does_not_count() -> None:
+    """The terms of a padded batch are the means of those of its images alone."""
+    model: Any = create_model("naflexvit_base_patch16_gap", embed_dim=16, depth=2, num_heads=2, num_classes=5).double()
+    patches = torch.randn(2, 6, 16 * 16 * 3, dtype=torch.float64)
+    valid = torch.arange(6) < torch.tensor([[6], [4]])
+    places = torch.tensor([[[y, x] for y in range(3) for x in range(2)]]).expand(2, -1, -1) * valid[..., None]
+    config = DiversityConfig(mix_weight=0, weight_orth=0)
+
+    def terms(rows: slice, count: int) -> dict[str, torch.Tensor]:
+        batch = {"patches": patches[rows, :count], "patch_coord": places[rows, :count], "patch_valid": valid[rows, :count]}
+        with DiversityTrainer(model, config) as trainer:
+            return trainer.terms(trainer(batch))  # type: ignore[arg-type]
+
+    both, first, second = terms(slice(0, 2), 6), terms(slice(0, 1), 6), terms(slice(1, 2), 4)
+    for name, value in both.items():
+        assert torch.allclose(value, (first[name] + second[name]) / 2, atol=1e-10), name

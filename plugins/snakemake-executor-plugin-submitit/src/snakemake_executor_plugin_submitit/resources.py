@@ -69,7 +69,8 @@ def request(resources: Mapping[str, Any], threads: int, requeues: int, rule: str
     gpus = int(resources.get("gpu") or 0)
     if gpus:
         model = resources.get("gpu_model")
-        extra["gpus"] = f"{model}:{gpus}" if model else gpus
+        name, count = _gpus_of_nodes(gpus, int(resources.get("nodes") or 1), rule)
+        extra[name] = f"{model}:{count}" if model else count
     if resources.get("tasks"):
         extra["ntasks"] = int(resources["tasks"])
     if resources.get("clusters"):
@@ -82,6 +83,15 @@ def request(resources: Mapping[str, Any], threads: int, requeues: int, rule: str
         cores=cores,
         requeues=requeues if own is None else requeue_count(own),
     )
+
+
+def _gpus_of_nodes(gpus: int, nodes: int, rule: str) -> tuple[str, int]:
+    """Name and value of the option: SLURM may deal a job's GPUs out unevenly, so of several nodes each is told its number."""
+    if nodes == 1:
+        return "gpus", gpus
+    if gpus % nodes:
+        raise WorkflowError(f"rule {rule}: gpu is {gpus}, which {nodes} nodes cannot share evenly; it is the number of all nodes")
+    return "gpus-per-node", gpus // nodes
 
 
 def requeue_count(value: Any) -> int:

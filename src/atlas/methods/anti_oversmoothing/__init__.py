@@ -6,7 +6,7 @@ Theory to Practice*, ICLR 2022, arXiv 2203.05962.
 Softmax attention is row-stochastic, hence a low-pass filter over tokens: layer after layer they drift towards their mean.
 AttnScale learns one scalar per head that amplifies what an attention matrix does beyond averaging; FeatScale learns two
 vectors per layer that re-weight the mean (DC) and the rest (HC) of the attention output. Both start as the identity
-and act on any timm VisionTransformer, in place, on its fused attention path.
+and act on timm's transformers, in place, on their fused attention path.
 
 >>> import timm
 >>> from atlas.methods.anti_oversmoothing import apply_attnscale, param_groups

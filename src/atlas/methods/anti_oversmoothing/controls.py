@@ -19,21 +19,21 @@ from atlas.methods.anti_oversmoothing.rewriting import (
     move_hooks,
     require_finite,
     rewrite_output,
-    rewrite_qkv,
+    rewrite_values,
 )
-from atlas.nn.vit import transformer_blocks
+from atlas.nn.anatomy import transformer_blocks
 
 
 class HeadGainQKV(RewrittenQKV):
     """Scales the values head by head: control for AttnScale. Adds ``gain`` (heads,)."""
 
-    scale = "gain"
+    scales = ("gain",)
     if TYPE_CHECKING:
         gain: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width; V becomes (1 + g) V."""
-        projected = functional.linear(x, self.weight, self.bias)
+        projected = self.project(x)
         width = self.gain.numel() * self.value_dim
         gain = self.gain.repeat_interleave(self.value_dim).to(projected.dtype)
         return torch.cat((projected[..., :-width], projected[..., -width:] * (1 + gain)), -1)
@@ -41,6 +41,8 @@ class HeadGainQKV(RewrittenQKV):
 
 class OutputGain(RewrittenOutput):
     """Dropout, then a gain per channel: FeatScale with s tied to t; ``gain`` is (dim,)."""
+
+    scales = ("gain",)
 
     def __init__(self, p: float, like: Tensor, init: float) -> None:
         super().__init__(p)
@@ -53,7 +55,7 @@ class OutputGain(RewrittenOutput):
 
 def apply_head_gain(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int] | None = None) -> nn.Module:
     """Scale every head's output by 1 + g, in place: AttnScale's control. Errors as ``apply_attnscale``."""
-    rewrite_qkv(model, blocks, HeadGainQKV, init)
+    rewrite_values(model, blocks, HeadGainQKV, init)
     return model
 
 
@@ -85,15 +87,15 @@ def apply_layerscale(model: nn.Module, *, init: float = 0.1, blocks: Sequence[in
     chosen = chosen_blocks(model, blocks)
     replacements: list[tuple[Any, str, nn.Module]] = []
     block: Any
-    for index, block in enumerate(transformer_blocks(model)):
+    for index, (path, block) in enumerate(transformer_blocks(model).items()):
         if chosen is not None and index not in chosen:
             continue
         for name in ("ls1", "ls2"):
             if not hasattr(block, name):
-                raise TypeError(f"blocks.{index} ({type(block).__name__}) has no {name}: expected a timm ViT block")
+                raise TypeError(f"{path} ({type(block).__name__}) has no {name}: expected a timm ViT block")
             plain = getattr(block, name)
             if not isinstance(plain, nn.Identity):
-                raise ValueError(f"blocks.{index}.{name} is a {type(plain).__name__} already")
+                raise ValueError(f"{path}.{name} is a {type(plain).__name__} already")
             weight = block.attn.proj.weight
             replacement = LayerScale(weight.shape[0], init_values=init).to(weight).train(plain.training)
             move_hooks(plain, replacement)

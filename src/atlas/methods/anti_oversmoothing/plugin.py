@@ -33,7 +33,7 @@ class Scaling(Ingredient):
 
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
-        """Rewrite a timm VisionTransformer in place, and return it."""
+        """Rewrite a transformer of timm in place, and return it."""
 
     def rewrite(self, model: nn.Module, run: Run) -> nn.Module:
         """Rewrite the model, and remember which parameters are new."""

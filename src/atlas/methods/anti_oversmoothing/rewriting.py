@@ -1,4 +1,4 @@
-"""Changing what timm's attentions compute, in place and all or nothing: the values that they mix, or their output."""
+"""Changing what timm's attentions compute, in place and all or nothing: the values that they mix, their maps, or their output."""
 
 from __future__ import annotations
 
@@ -7,121 +7,195 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from atlas.nn.vit import plain_attentions, projection_widths, refuse_masks, transformer_blocks
+from atlas.nn.anatomy import Site, anatomy_of, attention_sites, call_arguments, fused_biases, sample_call, transformer_blocks
+from atlas.nn.masks import Seen, seen_tokens
 
-PROBE_TOKENS = 5
+torch.fx.wrap("seen_tokens")  # one node of a traced graph: a mask that is an input is known only when the graph runs
 
 
-class RewrittenQKV(nn.Linear):
-    """A projection to queries, keys and values that also rewrites the values, with a ``scale`` (heads,) that subclasses name.
+class Rewritten:
+    """A part of an attention that was changed in place; ``seen`` says whom its means are over, where a mask hides tokens."""
 
-    ``value_dim`` is the width of a head's values: the last heads · value_dim of what is projected.
-    """
+    scales: ClassVar[tuple[str, ...]] = ()
+    seen: Seen | None = None
 
-    scale = ""
-    if TYPE_CHECKING:
-        value_dim: int
+
+class RewrittenLinear(Rewritten, nn.Linear):
+    """A linear layer that became one of this kind: its weight, bias, hooks and mode stayed, and scales were added."""
 
     @classmethod
-    def of(cls, qkv: nn.Linear, heads: int, value_dim: int, init: float) -> Self:
-        """Turn a linear layer into this kind, in place: weight, bias, hooks and mode stay, the scale is added."""
-        rewritten: Any = qkv
-        scale = nn.Parameter(qkv.weight.new_full((heads,), init))
+    def of(cls, layer: nn.Linear, scales: dict[str, tuple[int, float]], **extras: Any) -> Self:
+        """Turn a linear layer into this kind, in place; ``scales`` gives the length and the first value of each.
+
+        ``extras`` become attributes, outside the module's own bookkeeping.
+        """
+        rewritten: Any = layer
+        made = {name: nn.Parameter(layer.weight.new_full((length,), first)) for name, (length, first) in scales.items()}
         rewritten.__class__ = cls
-        rewritten.register_parameter(cls.scale, scale)
-        rewritten.value_dim = value_dim
+        for name, scale in made.items():
+            rewritten.register_parameter(name, scale)
+        rewritten.__dict__.update(extras, extras=tuple(extras))
         return rewritten  # type: ignore[no-any-return]
 
     def plain(self) -> None:
         """Undo :meth:`of`."""
-        delattr(self, self.scale)
-        del self.value_dim
+        for name in self.scales:
+            delattr(self, name)
+        for name in (*self.__dict__["extras"], "extras", "seen"):
+            self.__dict__.pop(name, None)
         self.__class__ = nn.Linear  # type: ignore[assignment]
+
+
+class RewrittenQKV(RewrittenLinear):
+    """A projection to queries, keys and values that also rewrites the values, with a scale (heads,) that subclasses name.
+
+    ``value_dim`` is the width of a head's values: the last heads · value_dim of what is projected. ``joined`` is the attention
+    whose biases the projection adds, where that would otherwise add them around it. ``axes`` are those of the tokens; with
+    ``unit``, the tokens of each mask unit are so many, and interleaved with the other units'.
+    """
+
+    joined: Any = None
+    axes: tuple[int, ...] = (-2,)
+    unit = 0
+    if TYPE_CHECKING:
+        value_dim: int
+
+    def project(self, x: Tensor) -> Tensor:
+        """What the layer projects (…, tokens, dim) to, before values are rewritten."""
+        if self.joined is not None:
+            return self.joined.project(x, self.weight)  # type: ignore[no-any-return]
+        return functional.linear(x, self.weight, self.bias)
 
     def narrowed(self, weight: Tensor, bias: Tensor | None, heads: Tensor, value_dim: int) -> Self:
         """The same rewriting for some of the heads, with a projection (out, in), (out,) and a width of values of their own."""
-        small: Any = copy.deepcopy(self)
+        small: Any = copy.deepcopy(self, {id(self.joined): None})
         small.weight = nn.Parameter(weight.detach().clone(), self.weight.requires_grad)
         small.bias = None if bias is None else nn.Parameter(bias.detach().clone(), self.bias.requires_grad)
         small.out_features, small.value_dim = len(weight), value_dim
-        scale = getattr(self, self.scale)
-        setattr(small, self.scale, nn.Parameter(scale.detach()[heads.to(scale.device)], scale.requires_grad))
+        for name in self.scales:
+            scale = getattr(self, name)
+            setattr(small, name, nn.Parameter(scale.detach()[heads.to(scale.device)], scale.requires_grad))
         return small  # type: ignore[no-any-return]
 
 
-class RewrittenOutput(nn.Dropout):
+def token_axes(site: Site) -> tuple[int, ...]:
+    """Axes of the tokens in what an attention's layers make."""
+    return (-3, -2) if site.anatomy.tokens == "grid" else (-2,)
+
+
+class RewrittenOutput(Rewritten, nn.Dropout):
     """The last module of an attention, which also rewrites its output, (…, tokens, dim)."""
 
 
-def rewrite_qkv(
-    model: nn.Module, blocks: Sequence[int] | None, kind: type[RewrittenQKV], init: float, *, averages: bool = False
+def rewrite_values(
+    model: nn.Module,
+    blocks: Sequence[int] | None,
+    kind: type[RewrittenQKV],
+    init: float,
+    *,
+    mixing: type[RewrittenLinear] | None = None,
+    averages: bool = False,
 ) -> None:
-    """Turn the ``qkv`` of blocks into a kind of :class:`RewrittenQKV`, in place; all of them or, on an exception, none.
+    """Turn the layers that make values into a kind of :class:`RewrittenQKV`, in place; all or, on an exception, none.
 
-    ``averages`` says that the kind averages over all tokens, so that masked calls must be refused.
+    ``mixing`` is the kind that the layer over heads becomes instead where maps are mixed after the softmax. ``averages`` says
+    that the kinds average over tokens, so that they must know of masks.
 
     Raises
     ------
     TypeError
-        Names the blocks whose attention is not plain softmax attention, or whose ``qkv`` is no plain linear layer.
+        Names the blocks whose attention is of an unknown kind, or whose layer is no plain linear layer.
     ValueError
         A layer is rewritten already or shared by blocks, ``init`` is not finite, or ``blocks`` is empty or out of range.
     RuntimeError
-        A trial shows that an attention bypasses its ``qkv``.
+        A trial shows that an attention bypasses the layer.
     """
     require_finite(init=init)
-    attentions = plain_attentions(model, chosen_blocks(model, blocks))
-    for path, attention in attentions:
-        if isinstance(attention.qkv, RewrittenQKV):
-            raise ValueError(f"{path}.qkv is a {type(attention.qkv).__name__}: its values are already rewritten")
-        if type(attention.qkv) is not nn.Linear:
-            raise TypeError(
-                f"{path}.qkv is a {type(attention.qkv).__name__}, not a plain nn.Linear: rewrite it first, then wrap it"
-            )
-    require_separate([(f"{path}.qkv", attention.qkv) for path, attention in attentions])
+    sites = attention_sites(model, chosen_blocks(model, blocks))
+    named = [(site, site.anatomy.mixing if mixing is not None and site.anatomy.mixing else site.values_name) for site in sites]
+    layers = [(f"{site.path}.{name}", getattr(site.module, name)) for site, name in named]
+    for path, layer in layers:
+        if isinstance(layer, RewrittenLinear):
+            raise ValueError(f"{path} is a {type(layer).__name__}: its values are already rewritten")
+        if type(layer) is not nn.Linear:
+            raise TypeError(f"{path} is a {type(layer).__name__}, not a plain nn.Linear: rewrite it first, then wrap it")
+    require_separate(layers)
     with ExitStack() as undo:
-        for path, attention in attentions:
-            value_dim = projection_widths(attention)[2] // attention.num_heads
-            rewritten = kind.of(attention.qkv, attention.num_heads, value_dim, init)
-            undo.callback(rewritten.plain)
-            require_effect(path, attention, "qkv", value_dim * attention.num_heads)
+        for (site, name), (_, layer) in zip(named, layers, strict=True):
+            if mixing is not None and name == site.anatomy.mixing:
+                undo.callback(mixing.of(layer, {mixing.scales[0]: (site.heads, init)}).plain)
+                require_effect(site, name, site.heads)
+            else:
+                _rewrite_layer(site, layer, kind, init, undo)
+                require_effect(site, name, site.value_width)
         undo.pop_all()
     if averages:
-        guard_means(attentions)
+        tell_masks(sites)
+
+
+def _rewrite_layer(site: Site, layer: nn.Linear, kind: type[RewrittenQKV], init: float, undo: ExitStack) -> None:
+    """Turn one layer into a kind of :class:`RewrittenQKV`, with the biases that its attention adds around it."""
+    extras: dict[str, Any] = {"value_dim": site.value_width // site.value_heads, "axes": token_axes(site)}
+    if site.anatomy.tokens == "units" and site.module.use_mask_unit_attn:
+        extras["unit"] = site.module.q_stride * site.module.window_size
+    if fused_biases(site.module):
+        from atlas.methods.anti_oversmoothing.timm_classes import JOINED, become
+
+        undo.callback(setattr, site.module, "__class__", become(site.module, JOINED))
+        extras["joined"] = site.module
+    undo.callback(kind.of(layer, {kind.scales[0]: (site.value_heads, init)}, **extras).plain)
 
 
 def rewrite_output(
     model: nn.Module, blocks: Sequence[int] | None, make: Callable[[float, Tensor], RewrittenOutput], *, averages: bool = False
 ) -> None:
-    """Replace the ``proj_drop`` of blocks by ``make(dropout probability, a (dim, …) tensor like the weights)``, in place.
+    """Replace the dropout at the end of attentions by ``make(dropout probability, a (dim, …) tensor like weights)``, in place.
 
-    Hooks on the dropout go to its replacement. Errors, and ``averages``, as for :func:`rewrite_qkv`.
+    Hooks on the dropout go to its replacement. Errors, and ``averages``, as for :func:`rewrite_values`.
     """
-    attentions = plain_attentions(model, chosen_blocks(model, blocks))
-    for path, attention in attentions:
-        dropout = attention.proj_drop
-        if isinstance(dropout, RewrittenOutput):
-            raise ValueError(f"{path}.proj_drop is a {type(dropout).__name__}: the output is already scaled")
+    sites = attention_sites(model, chosen_blocks(model, blocks))
+    replace_outputs(sites, make)
+    if averages:
+        tell_masks(sites)
+
+
+def require_outputs(sites: list[Site]) -> None:
+    """Refuse attentions that do not end in a plain dropout, or have it rewritten already.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Names the first.
+    """
+    for site in sites:
+        name = site.output_name
+        dropout = getattr(site.module, name, None)
+        if isinstance(dropout, Rewritten):
+            raise ValueError(f"{site.path}.{name} is a {type(dropout).__name__}: the output is already scaled")
         if type(dropout) not in (nn.Dropout, nn.Identity):
-            raise TypeError(f"{path}.proj_drop is a {type(dropout).__name__}, where nn.Dropout or nn.Identity was expected")
-    require_separate(attentions)
+            raise TypeError(f"{site.path}.{name} is a {type(dropout).__name__}, where nn.Dropout or nn.Identity was expected")
+    require_separate([(site.path, site.module) for site in sites])
+
+
+def replace_outputs(sites: list[Site], make: Callable[[float, Tensor], RewrittenOutput]) -> None:
+    """Replace the dropout at the end of every one of some attentions or, on an exception, of none. See :func:`rewrite_output`."""
+    require_outputs(sites)
     with ExitStack() as undo:
-        for path, attention in attentions:
-            dropout = attention.proj_drop
-            replacement = make(dropout.p if isinstance(dropout, nn.Dropout) else 0.0, attention.proj.weight)
+        for site in sites:
+            name, dropout = site.output_name, getattr(site.module, site.output_name)
+            replacement = make(dropout.p if isinstance(dropout, nn.Dropout) else 0.0, site.projection.weight)
             replacement.train(dropout.training)
             move_hooks(dropout, replacement)
-            undo.callback(setattr, attention, "proj_drop", dropout)
-            attention.proj_drop = replacement
-            require_effect(path, attention, "proj_drop", attention.proj.out_features)
+            undo.callback(setattr, site.module, name, dropout)
+            setattr(site.module, name, replacement)
+            require_effect(site, name, site.projection.out_features)
         undo.pop_all()
-    if averages:
-        guard_means(attentions)
 
 
 HOOKS = (
@@ -156,11 +230,31 @@ def require_separate(modules: list[tuple[str, nn.Module]]) -> None:
             raise ValueError(f"{path} is the same module as {first}: layers that blocks share cannot be scaled one by one")
 
 
-def guard_means(attentions: list[tuple[str, Any]]) -> None:
-    """Let attentions refuse masked and causal calls from now on."""
-    for _, attention in attentions:
-        if refuse_masks not in attention._forward_pre_hooks.values():
-            attention.register_forward_pre_hook(refuse_masks, with_kwargs=True)
+def tell_masks(sites: list[Site]) -> None:
+    """From now on, let every call of attentions tell their rewritten parts which tokens it hides."""
+    for site in sites:
+        if "attn_mask" in site.anatomy.arguments or "mask" in site.anatomy.arguments:
+            attention = site.module
+            if tell_mask not in attention._forward_pre_hooks.values():
+                attention.register_forward_pre_hook(tell_mask, with_kwargs=True)
+
+
+def tell_mask(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """A forward pre-hook (with keyword arguments) of an attention: tells its rewritten parts which tokens this call hides.
+
+    Raises
+    ------
+    NotImplementedError
+        The call is causal, or its mask does not split the tokens into groups: means over tokens would mix in what some queries
+        must not see.
+    """
+    anatomy = anatomy_of(type(attention))
+    arguments = call_arguments(anatomy, inputs, options) if anatomy is not None else options
+    mask, causal = arguments.get("attn_mask", arguments.get("mask")), arguments.get("is_causal", False)
+    seen = None if mask is None and causal is False else seen_tokens(mask, causal)
+    for part in attention.children():
+        if isinstance(part, Rewritten) and part.seen is not seen:
+            part.__dict__["seen"] = seen
 
 
 def chosen_blocks(model: nn.Module, blocks: Sequence[int] | None) -> list[int] | None:
@@ -188,7 +282,7 @@ def require_finite(**values: float) -> None:
 
 
 @torch.no_grad()
-def require_effect(path: str, attention: Any, part: str, width: int) -> None:
+def require_effect(site: Site, part: str, width: int) -> None:
     """Check that all of an attention's output comes through one of its parts, whatever the weights and their precision.
 
     On random tokens, the last ``width`` channels of what the part returns are made NaN: then all that the attention returns must
@@ -199,24 +293,26 @@ def require_effect(path: str, attention: Any, part: str, width: int) -> None:
     RuntimeError
         The attention computes around the part, which to change would have no effect.
     """
-    relative, weight = getattr(attention, "rel_pos", None), attention.qkv.weight
+    attention = site.module
 
     def spoil(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         spoilt = output.clone()
         spoilt[..., -width:] = torch.nan
         return spoilt
 
-    with _without_hooks(attention):
-        count = PROBE_TOKENS if relative is None else relative.get_bias().shape[-1]
-        tokens = torch.randn(1, count, weight.shape[1], generator=torch.Generator().manual_seed(0), device="cpu").to(weight)
+    with without_hooks(attention):
         getattr(attention, part).register_forward_hook(spoil)
-        output = attention.forward(tokens)
+        buffers = dict(attention._buffers)  # what a call may keep for the next one
+        output = attention.forward(*sample_call(site))
+        attention._buffers.update(buffers)
     if not bool(output.isnan().all()):
-        raise RuntimeError(f"{path} ({type(attention).__name__}) bypasses its {part} module: to change it would have no effect")
+        raise RuntimeError(
+            f"{site.path} ({type(attention).__name__}) bypasses its {part} module: to change it would have no effect"
+        )
 
 
 @contextmanager
-def _without_hooks(module: nn.Module) -> Iterator[None]:
+def without_hooks(module: nn.Module) -> Iterator[None]:
     """Set aside, for a while, the forward hooks of a module and of its parts; and its training mode."""
     parts: list[Any] = list(module.modules())
     kept = [(part, part._forward_hooks, part._forward_pre_hooks, part.training) for part in parts]

@@ -1,20 +1,26 @@
-"""AttnScale and FeatScale on timm vision transformers, without an n × n map and without leaving fused attention.
+"""AttnScale and FeatScale on timm's vision transformers, without an n × n map and without leaving fused attention.
 
 AttnScale (Wang et al., ICLR 2022, Sec. 3.1). With Â = J + (1 + ω)(A − J) and rows of A that sum to 1,
 
     Â V = A V′,   V′ = DC[V] + (1 + ω) HC[V] = V + ω (V − mean V):
 
-amplify the high frequencies of V, then attend as ever. So the layer that projects to queries, keys and values also rewrites V,
-and every attention kernel, normalisation of queries and keys, and position bias keeps working. The layer stays the object that it
-was, of another class and with one more parameter: hooks on it, pruning masks among them, stay in force.
+amplify the high frequencies of V, then attend as ever. So the layer that makes the values also rewrites them, and every attention
+kernel, normalisation of queries and keys, rotation and position bias keeps working. The layer stays the object that it was, of
+another class and with one more parameter: hooks on it, pruning masks among them, stay in force. Where a mask splits the tokens
+into groups (padding, shifted windows), J averages within a group. Of the two maps of differential attention each is scaled by the
+formula, at once, since both mix the same V. Talking heads mix maps after the softmax, whose rows then do not sum to 1: there the
+mixing layer, (1 + ω)(W a + b) − ω / n for the maps a of n tokens, gives Â itself.
 
 FeatScale (Sec. 3.2). SA′ = SA + s ⊙ DC[SA] + t ⊙ HC[SA] = (1 + t) ⊙ SA + (s − t) ⊙ mean SA, after the output projection and its
-dropout, before LayerScale, drop-path and the residual sum: the last module of the attention is swapped.
+dropout, before LayerScale, drop-path and the residual sum: the last module of the attention is swapped. In Swin the mean is over
+the feature map, once its windows are put together again; in blocks whose attention and feed-forward end in one layer, over what
+attention adds to its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,46 +28,73 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.anti_oversmoothing.rewriting import (
+    Rewritten,
+    RewrittenLinear,
     RewrittenOutput,
     RewrittenQKV,
+    chosen_blocks,
     move_hooks,
+    replace_outputs,
+    require_effect,
     require_finite,
-    rewrite_output,
-    rewrite_qkv,
+    require_outputs,
+    require_separate,
+    rewrite_values,
+    tell_mask,
+    tell_masks,
+    token_axes,
 )
-from atlas.nn.vit import refuse_masks
+from atlas.nn.anatomy import Site, attention_sites
+from atlas.nn.masks import token_mean
 
-
-@torch.fx.wrap  # one node of a traced graph: which dtype it gets is known only when the graph runs
-def token_mean(tokens: Tensor) -> Tensor:
-    """Mean over the token axis (−2), kept; accumulated in float32 under mixed precision, in the dtype of ``tokens``."""
-    if tokens.dtype in (torch.float16, torch.bfloat16):
-        return tokens.mean(-2, keepdim=True, dtype=torch.float32).to(tokens.dtype)
-    return tokens.mean(-2, keepdim=True)
+torch.fx.wrap("token_mean")  # one node of a traced graph: which dtype it gets is known only when the graph runs
 
 
 class ScaledQKV(RewrittenQKV):
     """Amplifies the high frequencies of the values, head by head: AttnScale. Adds ``omega`` (heads,)."""
 
-    scale = "omega"
+    scales = ("omega",)
     if TYPE_CHECKING:
         omega: nn.Parameter
 
+    def token_mean(self, values: Tensor) -> Tensor:
+        """Mean of the values over the tokens that attend to each other, broadcast or as long as they are."""
+        if self.unit:
+            units = values.unflatten(1, (self.unit, -1))
+            return token_mean(units, axes=(1,)).expand_as(units).flatten(1, 2)
+        return token_mean(values, self.seen, self.axes)
+
     def forward(self, x: Tensor) -> Tensor:
         """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width; V is V + ω (V − mean V)."""
-        projected = functional.linear(x, self.weight, self.bias)
+        projected = self.project(x)
         width = self.omega.numel() * self.value_dim
         values = projected[..., -width:]
         omega = self.omega.repeat_interleave(self.value_dim).to(values.dtype)
-        high = values - token_mean(values)
+        high = values - self.token_mean(values)
         if not torch.is_grad_enabled() and not torch.jit.is_tracing():  # nothing will ask for the values as they were
             values.addcmul_(high, omega)
             return projected
         return torch.cat((projected[..., :-width], torch.addcmul(values, high, omega)), -1)
 
 
+class ScaledHeads(RewrittenLinear):
+    """Mixes maps of heads, (batch, queries, tokens, heads) a of n tokens, to (1 + ω)(W a + b) − ω / n: AttnScale's Â itself."""
+
+    scales = ("omega",)
+    if TYPE_CHECKING:
+        omega: nn.Parameter
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Mix; the same shape."""
+        mean = self.omega / maps.shape[-2]
+        bias = -mean if self.bias is None else (1 + self.omega) * self.bias - mean
+        return functional.linear(maps, (1 + self.omega)[:, None] * self.weight, bias)
+
+
 class FeatScale(RewrittenOutput):
     """Dropout of the attention output, then re-weighting of its mean and mean-free parts; ``s`` and ``t`` are (dim,)."""
+
+    scales = ("s", "t")
 
     def __init__(self, p: float, like: Tensor, init_dc: float, init_hc: float, gain: float) -> None:
         super().__init__(p)
@@ -73,7 +106,43 @@ class FeatScale(RewrittenOutput):
         """Re-weight (…, tokens, dim)."""
         x = functional.dropout(x, self.p, self.training)
         s, t = (self.gain * self.s).to(x.dtype), (self.gain * self.t).to(x.dtype)
-        return torch.addcmul((s - t) * token_mean(x), x, 1 + t)
+        return torch.addcmul((s - t) * token_mean(x, self.seen), x, 1 + t)
+
+
+class MapFeatScale(FeatScale):
+    """The same for a feature map, (batch, height, width, dim): the mean is over all of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Re-weight (batch, height, width, dim)."""
+        return super().forward(x.flatten(1, 2)).view_as(x)
+
+
+class ScaledProjection(RewrittenLinear):
+    """An output projection that re-weights what attention adds; adds ``s`` and ``t`` (dim,).
+
+    ``attended`` of the incoming channels, the first ones, are attention's. Where there are others (the feed-forward's neurons),
+    the bias belongs to neither, and stays as it is.
+    """
+
+    scales = ("s", "t")
+    if TYPE_CHECKING:
+        s: nn.Parameter
+        t: nn.Parameter
+        gain: float
+        attended: int
+        axes: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (…, tokens, channels) to (…, tokens, dim)."""
+        s, t = self.gain * self.s, self.gain * self.t
+        if self.attended == self.in_features:
+            output = functional.linear(x, self.weight, self.bias)
+            s, t = s.to(output.dtype), t.to(output.dtype)
+            return torch.addcmul((s - t) * token_mean(output, self.seen, self.axes), output, 1 + t)
+        own, others = self.weight.split((self.attended, self.in_features - self.attended), -1)
+        output = functional.linear(x, torch.cat(((1 + t)[:, None] * own, others), -1), self.bias)
+        mean = functional.linear(token_mean(x[..., : self.attended], self.seen), own)
+        return torch.addcmul(output, (s - t).to(output.dtype), mean)
 
 
 def attnscale_output(attended: Tensor, values: Tensor, omega: Tensor) -> Tensor:
@@ -134,12 +203,12 @@ def attnscale_sdpa(
 
 
 def apply_attnscale(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int] | None = None) -> nn.Module:
-    """Add AttnScale to a timm VisionTransformer, in place; at ``init`` 0 its outputs do not change.
+    """Add AttnScale to a vision transformer of timm, in place; at ``init`` 0 its outputs do not change.
 
     Parameters
     ----------
     model : nn.Module
-        Any timm VisionTransformer with plain softmax attention.
+        A transformer of timm: VisionTransformer, Eva, BEiT, CaiT, Swin, SAM, NaFlexVit … (``atlas list backbones``).
     init : float
         Initial ω of every head.
     blocks : sequence of int, optional
@@ -148,23 +217,25 @@ def apply_attnscale(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int
     Returns
     -------
     nn.Module
-        The same model; new parameters ``blocks.<l>.attn.qkv.omega`` (heads,).
+        The same model; new parameters ``…attn.qkv.omega`` (heads,), or ``…attn.v_proj.omega`` where values have a projection of
+        their own, ``…attn.proj_w.omega`` in talking heads, ``….in_proj.omega`` in parallel blocks. Heads share ω as values.
 
     Raises
     ------
     TypeError
-        Names the blocks whose attention is not plain softmax attention with one fused linear ``qkv``: wrapped and parametrised
-        layers (adapters, ``torch.nn.utils.parametrize``) are refused, hooks on a linear layer (``torch.nn.utils.prune``) are not.
+        Names the blocks whose attention has no maps over tokens, or is of an unknown kind; wrapped and parametrised layers
+        (adapters, ``torch.nn.utils.parametrize``) are refused, hooks on a linear layer (``torch.nn.utils.prune``) are not.
     ValueError
         AttnScale is already there, several blocks share a layer, ``init`` is not finite, or ``blocks`` is empty or out of range.
     RuntimeError
-        A trial shows that the attention bypasses its ``qkv``.
+        A trial shows that the attention bypasses the layer that makes its values.
     NotImplementedError
-        Later, when the model is called with an attention mask, or causally: the mean is over all tokens.
+        Later, when the model is called causally, or with a mask that does not split the tokens into groups (padding does): a mean
+        over tokens would show a token what it must not see.
 
     Whatever is raised here, the model is as it was before.
     """
-    rewrite_qkv(model, blocks, ScaledQKV, init, averages=True)
+    rewrite_values(model, blocks, ScaledQKV, init, mixing=ScaledHeads, averages=True)
     return model
 
 
@@ -176,12 +247,12 @@ def apply_featscale(
     gain: float = 1.0,
     blocks: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Add FeatScale to a timm VisionTransformer, in place; at 0 its outputs do not change.
+    """Add FeatScale to a vision transformer of timm, in place; at 0 its outputs do not change.
 
     Parameters
     ----------
     model : nn.Module
-        Any timm VisionTransformer with plain softmax attention.
+        A transformer of timm: VisionTransformer, Eva, BEiT, CaiT, Swin, SAM, NaFlexVit … (``atlas list backbones``).
     init_dc, init_hc : float
         Initial s and t.
     gain : float
@@ -193,7 +264,8 @@ def apply_featscale(
     Returns
     -------
     nn.Module
-        The same model; new parameters ``blocks.<l>.attn.proj_drop.s`` and ``.t`` (dim,).
+        The same model; new parameters ``…attn.proj_drop.s`` and ``.t`` (dim,); in Swin ``….featscale.s`` and ``.t`` of the block;
+        where no dropout follows the output projection, those of the projection.
 
     Raises
     ------
@@ -201,11 +273,54 @@ def apply_featscale(
         As :func:`apply_attnscale`, for the module ``proj_drop`` at the end of the attention.
     """
     require_finite(init_dc=init_dc, init_hc=init_hc, gain=gain)
-    rewrite_output(model, blocks, lambda p, like: FeatScale(p, like, init_dc, init_hc, gain), averages=True)
+    sites = attention_sites(model, chosen_blocks(model, blocks))
+    windows = [site for site in sites if site.anatomy.windows]
+    projections = [site for site in sites if site.output_name == site.projection_name]
+    dropouts = [site for site in sites if site not in windows and site not in projections]
+    _require_unscaled(model, windows, projections)
+    require_outputs(dropouts)
+    with ExitStack() as undo:
+        for site in windows:
+            _scale_map(model.get_submodule(site.block), site, (init_dc, init_hc, gain), undo)
+        for site in projections:
+            layer = site.projection
+            scales = {"s": (layer.out_features, init_dc), "t": (layer.out_features, init_hc)}
+            attended = int(site.module.in_split[-1]) if hasattr(site.module, "in_split") else layer.in_features
+            extras = {"gain": gain, "attended": attended, "axes": token_axes(site)}
+            undo.callback(ScaledProjection.of(layer, scales, **extras).plain)
+            require_effect(site, site.projection_name, layer.out_features)
+        replace_outputs(dropouts, lambda p, like: FeatScale(p, like, init_dc, init_hc, gain))
+        undo.pop_all()
+    tell_masks([site for site in sites if not site.anatomy.windows])
     return model
 
 
-SCALES = ("omega", "s", "t", "gain")
+def _require_unscaled(model: nn.Module, windows: list[Site], projections: list[Site]) -> None:
+    """Refuse blocks of windows and output projections that are scaled already, of an unknown class, or shared."""
+    from atlas.methods.anti_oversmoothing.timm_classes import MAPS, ScaledMap
+
+    blocks = [(site.block, model.get_submodule(site.block)) for site in windows]
+    for path, block in blocks:
+        if isinstance(block, ScaledMap):
+            raise ValueError(f"{path} is a {type(block).__name__}: the output of its attention is already scaled")
+        if type(block) not in MAPS:
+            raise TypeError(f"{path} is a {type(block).__name__}: where its windows are put together again is not known")
+    layers = [(f"{site.path}.{site.projection_name}", site.projection) for site in projections]
+    for path, layer in layers:
+        if isinstance(layer, Rewritten):
+            raise ValueError(f"{path} is a {type(layer).__name__}: the output is already scaled")
+        if type(layer) is not nn.Linear:
+            raise TypeError(f"{path} is a {type(layer).__name__}, not a plain nn.Linear: scale it first, then wrap it")
+    require_separate(blocks + layers)
+
+
+def _scale_map(block: Any, site: Site, start: tuple[float, float, float], undo: ExitStack) -> None:
+    """Let a block of windows scale the output of its attention once the windows are a feature map again."""
+    from atlas.methods.anti_oversmoothing.timm_classes import MAPS, become
+
+    undo.callback(setattr, block, "__class__", become(block, MAPS))
+    block.featscale = MapFeatScale(0.0, site.projection.weight, *start).train(block.training)
+    undo.callback(delattr, block, "featscale")
 
 
 def scale_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -213,9 +328,9 @@ def scale_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{path}.{name}": parameter
         for path, module in model.named_modules()
-        if isinstance(module, RewrittenQKV | RewrittenOutput)
+        if isinstance(module, RewrittenLinear | RewrittenOutput)
         for name, parameter in module.named_parameters(recurse=False)
-        if name in SCALES
+        if name in module.scales
     }
 
 
@@ -268,18 +383,28 @@ def remove_scales(model: nn.Module) -> nn.Module:
         if bool((parameter != 0).any()):
             raise ValueError(f"{name} is not 0: without it the model would compute something else")
     for path, layer in model.named_modules():
-        if isinstance(layer, RewrittenQKV) and "parametrizations" in layer._modules:
+        if isinstance(layer, RewrittenLinear) and "parametrizations" in layer._modules:
             raise ValueError(f"{path} is parametrised: call torch.nn.utils.parametrize.remove_parametrizations first")
-    module: Any
     for module in list(model.modules()):
-        if isinstance(module, RewrittenQKV):
-            module.plain()
-        dropout = getattr(module, "proj_drop", None)
-        if isinstance(dropout, RewrittenOutput):
-            module.proj_drop = nn.Dropout(dropout.p).train(dropout.training)
-            move_hooks(dropout, module.proj_drop)
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is refuse_masks:
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+        _make_plain(module)
     return model
+
+
+def _make_plain(module: Any) -> None:
+    """Undo what was done to one module, and to its direct parts."""
+    if isinstance(module, RewrittenQKV) and module.joined is not None:
+        attention = module.joined
+        attention.__class__ = type(attention).__bases__[-1]
+    if isinstance(module, RewrittenLinear):
+        module.plain()
+    if isinstance(getattr(module, "featscale", None), RewrittenOutput):
+        del module.featscale
+        module.__class__ = type(module).__bases__[-1]
+    for name, part in list(module.named_children()):
+        if isinstance(part, RewrittenOutput):
+            setattr(module, name, nn.Dropout(part.p).train(part.training))
+            move_hooks(part, getattr(module, name))
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if hook is tell_mask:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)

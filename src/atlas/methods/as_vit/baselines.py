@@ -115,7 +115,7 @@ def _trained(bench: Training, candidates: RandomTopologies, index: int) -> dict[
     loop = training(run, bench.total_steps, parts, phase=topology_phase(index))
     for step, (images, labels) in loop.over_epochs(bench.data.steps_per_epoch, bench.data.train_batches):
         bench.step = step
-        last.loss = float(bench.take_step(optimizer, scaler, Batch(images, labels, labels))["loss"])
+        last.loss = float(bench.ranks.mean(bench.take_step(optimizer, scaler, Batch(images, labels, labels))["loss"]))
     write_tensors(weights_of(run, index), model.state_dict())
     validated = accuracy(model, bench.data.batches("validation")) if bench.data.size("validation") else 0.0
     return {"loss": last.loss, "validation_top1": validated}

@@ -8,6 +8,8 @@ from atlas.harness.registry import REPORTED, Metric, method, paper
 from atlas.methods.as_vit.settings import (
     PROXIES,
     REHEARSED,
+    DesignCostSettings,
+    DetectorSettings,
     GrowthSettings,
     ModelSettings,
     RankingSettings,
@@ -99,6 +101,29 @@ row(
     amounts="baselines:amounts",
     train="baselines:rank_topologies",
     evaluate="baselines:judge_ranking",
+    ranks=True,
+)
+
+row(
+    "as-vit-design-cost",
+    title="design of As-ViT",
+    summary="What the published search and growth cost, counted, beside one epoch of every topology that the search tries.",
+    role="baseline",
+    settings=DesignCostSettings,
+    metrics=(
+        Metric("design_hours", "design / hours of a card", "lower", ".2f"),
+        Metric("design_flops", "design FLOPs", "lower", ".3g"),
+        Metric("search_flops", "of these search", "neither", ".3g"),
+        Metric("growth_flops", "of these growth", "neither", ".3g"),
+        Metric("growth_candidates", "candidates of growth", "neither", ".0f"),
+        Metric("training_hours", "an epoch of each topology / hours", "neither", ".0f"),
+        Metric("training_flops", "an epoch of each topology, FLOPs", "neither", ".3g"),
+        Metric("flops_ratio", "design ÷ an epoch of each", "lower", ".2g"),
+    ),
+    smallest={"pixels": 32, "points": 3, "images": 2, "target": 2_500_000},
+    rehearsal={"points": 3, "images": 2},
+    train="stages:design_cost",
+    evaluate=REPORTED,
 )
 
 # trained networks: what the search found, the same topology scaled by growth, and the published models
@@ -112,6 +137,7 @@ network = partial(
         Metric("macs", "MACs / image", "lower", ".3g"),
     ),
     evaluate="plugin:evaluate",
+    ranks=True,
 )
 
 
@@ -152,4 +178,27 @@ row(
     phase="training",
     conflicts=("timm-blocks",),
     amounts="plugin:retokenized_amounts",
+)
+
+# the body of a detector
+
+detector = partial(method, paper=PAPER, task="object-detection", settings=DetectorSettings)
+TINY = {"architecture": "4,2,2,1|2,2,2,1|2,1,2,1|2,1,2,1|16,8", "reference": 64}
+UNWEIGHTED = {"weights": ""}
+detector(
+    "as-vit-detector",
+    title="As-ViT",
+    summary="A network of As-ViT, by default the published Large, under a feature pyramid over its four stages.",
+    plugin="plugin:DetectorBody",
+    smallest=TINY,
+    rehearsal=UNWEIGHTED,
+)
+detector(
+    "random-topology-detector",
+    title="random topology",
+    summary="A topology drawn uniformly, at the same depths and as many parameters, under the same pyramid.",
+    role="baseline",
+    plugin="plugin:RandomDetectorBody",
+    smallest=TINY,
+    rehearsal=UNWEIGHTED,
 )

@@ -91,6 +91,24 @@ class GrowthSettings(MeasureSettings):
     swin_depths: tuple[Natural, Natural, Natural, Natural] = (2, 2, 18, 2)
 
 
+class DesignCostSettings(Settings):
+    """Whose design is counted: the published search of ``trials``, and growth, at the published sizes.
+
+    ``repeats``, ``points`` and ``images`` are those of a measure; images have ``channels`` and ``pixels`` a side. Growth ends at
+    ``target`` parameters. ``card`` is the one whose hours are told. Training is on ``training_images``, for one epoch.
+    """
+
+    trials: Natural = 500
+    repeats: Natural = 5
+    points: Annotated[int, Ge(3)] = 10
+    images: Annotated[int, Ge(2)] = 16
+    pixels: Natural = 224
+    channels: Natural = 3
+    target: Natural = 80_000_000
+    card: str = "V100-32GB"
+    training_images: Natural = 1_281_167
+
+
 class RankingSettings(SpaceSettings):
     """Measures of untrained networks against the accuracy of trained ones, over topologies drawn uniformly.
 
@@ -109,6 +127,21 @@ class ModelSettings(Settings):
     """A trained network of the family; ``pos_embed`` adds a learned position embedding after the stem."""
 
     pos_embed: PositionEmbedding = "none"
+
+
+class DetectorSettings(Settings):
+    """A network as the body of a detector.
+
+    ``architecture`` is the authors' string of topology, depths and width; empty is the published Large. ``stride`` is the stem's.
+    Windows of attention keep the side that they have at ``reference`` pixels. ``weights`` is a file, from the checkout's root,
+    that a training of a classifier of that architecture left, ``{seed}`` standing for the run's seed; empty begins at the
+    published initialisation.
+    """
+
+    architecture: str = ""
+    reference: Natural = 224
+    stride: Natural = 4
+    weights: str = ""
 
 
 class RetokenizeSettings(Settings):

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from atlas.errors import UserError
+from atlas.errors import UserError, did_you_mean
 from atlas.harness.registry import Amount, Amounts
+from atlas.harness.rehearsal import GPUS, LAUNCH_SECONDS, UTILISATION
 from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import derive_seed, generator, pick_device
+from atlas.methods.as_vit.costs import Work, growth_work, search_work, training_work
 from atlas.methods.as_vit.growth import Growth, GrowthPlan, GrowthStep, matched, swin_like, uniform_scaling, width_for
 from atlas.methods.as_vit.layout import MAX_WIDTH, count, layout, total_width
 from atlas.methods.as_vit.measures import Measures, MeasureSpec, Scorer
+from atlas.methods.as_vit.network import PUBLISHED
 from atlas.methods.as_vit.plugin import FAMILY, SEARCH, read_artefact, shapes_of, space_with, write_artefact
 from atlas.methods.as_vit.search import RandomSearch, Reinforce, RewardTracker
-from atlas.methods.as_vit.settings import GrowthSettings, MeasureSettings, SearchSettings
+from atlas.methods.as_vit.settings import DesignCostSettings, GrowthSettings, MeasureSettings, SearchSettings
 from atlas.methods.as_vit.topology import STAGES, Quadruple, SearchSpace, Topology
 from atlas.nn.work import work
 from atlas.tasks.image_classification.data import load_data
@@ -279,3 +282,33 @@ def _manual(topology: Topology, depths: Quadruple, width: int, options: Mapping[
         "macs": counts.macs,
         "total_width": total_width(depths, width, options.get("max_width", MAX_WIDTH)),
     }
+
+
+# what it costs
+
+
+def design_cost(run: Run) -> dict[str, float]:
+    """Count search and growth of the published topology, and one epoch of every topology that the search tries."""
+    settings: DesignCostSettings = run.settings_model("as-vit-design-cost")
+    if settings.card not in GPUS:
+        raise UserError(f"{run.cell}: there is no figure for the card {settings.card}; {did_you_mean(settings.card, GPUS)}")
+    topology = Topology.parse(PUBLISHED["as-vit-large"])[0]
+    searched = search_work(topology, settings)
+    grown, candidates = growth_work(topology, settings)
+    trained = training_work(settings)
+    both = searched + grown
+    return {
+        "design_hours": hours(both, settings.card),
+        "design_flops": both.flops,
+        "search_flops": searched.flops,
+        "growth_flops": grown.flops,
+        "growth_candidates": candidates,
+        "training_hours": hours(trained, settings.card),
+        "training_flops": trained.flops,
+        "flops_ratio": both.flops / trained.flops,
+    }
+
+
+def hours(spent: Work, card: str) -> float:
+    """Hours on a card: arithmetic at the usual utilisation, or launching kernels one by one, whichever is more."""
+    return max(spent.flops / (GPUS[card].peak * UTILISATION), spent.launches * LAUNCH_SECONDS) / 3600

@@ -16,6 +16,7 @@ from atlas.harness.seeds import generator
 from atlas.methods.diverse_vit.mixing import MixTarget, PatchMixup
 from atlas.methods.diverse_vit.settings import DiverseSettings, MixSettings
 from atlas.methods.diverse_vit.trainer import DiversityOutputs, DiversityTrainer
+from atlas.nn.ranks import mean_of
 from atlas.tasks.image_classification.ingredients import Batch, Ingredient
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class DiverseTraining(Ingredient):
 
     def watched(self, training: Training) -> Mapping[str, float]:
         """The terms without their coefficients; the weight term as a mean over matrices, comparable between depths."""
-        values = {name: float(value) for name, value in self.latest.items()}
+        values = {name: float(value) for name, value in mean_of(self.latest, training.ranks).items()}
         if self.trainer is not None and "unweighted_weight_orth" in values:
             values["unweighted_weight_orth"] /= len(self.trainer.weights)
         return values

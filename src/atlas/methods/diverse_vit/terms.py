@@ -55,8 +55,21 @@ def _patches(tokens: Tensor, prefix: int) -> Tensor:
     return patches
 
 
+def _counts(valid: Tensor | None, unit: Tensor, prefix: int) -> tuple[Tensor, Tensor | float]:
+    """The unit patches with those that are no valid tokens set to 0, and how many are left, (batch,)."""
+    if valid is None:
+        return unit, unit.shape[1]
+    kept = valid[:, prefix:].to(unit).expand(len(unit), -1)
+    count = kept.sum(1)
+    if bool((count < 2).any()):
+        raise ValueError(f"needs at least 2 valid patch tokens in every image, not {int(count.min())}")
+    return unit * kept[..., None], count
+
+
 @_term
-def emb_cosine(h: Tensor, prefix: int = 1, *, abs: bool = False, include_diagonal: bool = True) -> Tensor:
+def emb_cosine(
+    h: Tensor, prefix: int = 1, *, abs: bool = False, include_diagonal: bool = True, valid: Tensor | None = None
+) -> Tensor:
     """Mean cosine between the patch embeddings of one layer, averaged over the batch.
 
     Parameters
@@ -69,6 +82,8 @@ def emb_cosine(h: Tensor, prefix: int = 1, *, abs: bool = False, include_diagona
         Mean of absolute cosines; needs the n × n Gram matrix.
     include_diagonal : bool
         Count each patch with itself, as the published training does.
+    valid : Tensor, optional
+        (batch or 1, tokens) bool: tokens that are no padding; all by default.
 
     Returns
     -------
@@ -81,8 +96,7 @@ def emb_cosine(h: Tensor, prefix: int = 1, *, abs: bool = False, include_diagona
     ValueError
         Fewer than 2 patches, or values that are not finite.
     """
-    unit = _unit(_patches(h, prefix))
-    count = unit.shape[1]
+    unit, count = _counts(valid, _unit(_patches(h, prefix)), prefix)
     if abs:
         total = (unit @ unit.transpose(-2, -1)).abs().sum((-2, -1))
     else:
@@ -110,7 +124,7 @@ def cross_layer_cosine(first: Tensor, later: Tensor, prefix: int = 1, *, abs: bo
 
 
 @_term
-def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = False) -> Tensor:
+def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = False, *, valid: Tensor | None = None) -> Tensor:
     """Keep each patch of the last layer closer to its own first embedding than the other patches are.
 
     mean of −log(e^{pos} / (e^{pos} + e^{neg})) = softplus(neg − pos), with pos the cosine of a patch's first and last embedding
@@ -124,6 +138,8 @@ def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = F
         Tokens to leave out, at the front.
     detach_first : bool
         Keep gradients out of ``h1``, as DiversePatch does; the published training lets them through.
+    valid : Tensor, optional
+        (batch or 1, tokens) bool: tokens that are no padding; all by default. Every image weighs the same.
 
     Returns
     -------
@@ -138,25 +154,34 @@ def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = F
     first, last = _unit(_patches(h1, prefix)), _unit(_patches(hL, prefix))
     if detach_first:
         first = first.detach()
+    last, count = _counts(valid, last, prefix)
     positive = (first * last).sum(-1)
     others = (first * last.sum(1, keepdim=True)).sum(-1) - positive
-    return functional.softplus(others / (first.shape[1] - 1) - positive).mean()
+    if valid is None:
+        return functional.softplus(others / (first.shape[1] - 1) - positive).mean()
+    count = torch.as_tensor(count)[:, None]
+    each = functional.softplus(others / (count - 1) - positive) * valid[:, prefix:].to(positive)
+    return (each / count).sum(1).mean()
 
 
 @_term
-def attn_cosine(A: Tensor) -> Tensor:
+def attn_cosine(A: Tensor, *, valid: Tensor | None = None) -> Tensor:
     """Mean cosine between the flattened attention maps of a layer's heads, each with itself included.
 
     Parameters
     ----------
     A : Tensor
-        (batch, heads, tokens, tokens), entries not negative.
+        (batch, heads, tokens, tokens), entries not negative; of talking heads and differential attention they may be.
+    valid : Tensor, optional
+        (batch or 1, tokens) bool: tokens that are no padding; all by default.
 
     Returns
     -------
     Tensor
         Scalar in [1 / heads, 1]; 1 when all heads attend alike.
     """
+    if valid is not None:
+        A = A * (valid[:, None, :, None] & valid[:, None, None, :]).to(A)
     return _unit(A.flatten(-2)).mean(1).square().sum(-1).mean()
 
 

@@ -1,4 +1,4 @@
-"""The training loss of Diverse-ViT on any timm VisionTransformer, read through hooks (Chen et al., CVPR 2022, Sec. 3).
+"""The training loss of Diverse-ViT on vision transformers of timm, read through hooks (Chen et al., CVPR 2022, Sec. 3).
 
 L = L_base + c_cos L_cos + c_con L_con + c_att L_att + c_w L_w, where with mixing
 L_base = (CE_cls + w Σ_p CE_p) / (1 + w P): the class token and every patch token predict their own soft label.
@@ -6,6 +6,7 @@ L_base = (CE_cls + w Σ_p CE_p) / (1 + w P): the class token and every patch tok
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,15 +19,16 @@ from torch.nn import functional
 from atlas.methods.diverse_vit.mixing import MixTarget
 from atlas.methods.diverse_vit.settings import DiversityConfig
 from atlas.methods.diverse_vit.terms import attn_cosine, cond_orth, emb_contrast, emb_cosine
-from atlas.nn.vit import (
-    at_least_float32,
-    logit_bias,
-    plain_attentions,
-    projection_widths,
-    refuse_masks,
-    softmax_map,
+from atlas.nn.anatomy import (
+    Site,
+    attention_sites,
+    call_arguments,
+    prefix_tokens,
+    require_one_sequence,
     transformer_blocks,
 )
+from atlas.nn.masks import seen_tokens
+from atlas.nn.vit import MapTap, at_least_float32, require_maps
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ class DiversityOutputs:
     h_first, h_last : Tensor
         (batch, tokens, dim): input of the first block, output of the last before the final norm.
     attn : Tensor or None
-        (batch, heads, tokens, tokens), the softmax map of the regularised block; ``None`` where its coefficient is 0.
+        (batch, heads, tokens, tokens), the attention map of the regularised block; ``None`` where its coefficient is 0.
+    valid : Tensor or None
+        (batch or 1, tokens) bool: which tokens the attention masks leave; ``None`` where they are all valid. The terms are over
+        those.
     """
 
     logits: Tensor
@@ -50,15 +55,16 @@ class DiversityOutputs:
     h_first: Tensor
     h_last: Tensor
     attn: Tensor | None
+    valid: Tensor | None = None
 
 
 class DiversityTrainer:
-    """Wraps a timm VisionTransformer for training; a context manager, or call :meth:`close`.
+    """Wraps a vision transformer of timm for training; a context manager, or call :meth:`close`.
 
     Parameters
     ----------
     model : nn.Module
-        Any timm VisionTransformer; only hooks are added, and removed by :meth:`close`.
+        A vision transformer of timm whose blocks all have the same tokens; only hooks are added, and removed by :meth:`close`.
     config : DiversityConfig
         Coefficients.
     generator : torch.Generator, optional
@@ -67,12 +73,13 @@ class DiversityTrainer:
     Raises
     ------
     TypeError
-        A block has no plain attention with a fused ``qkv`` (they are named), or no norm follows the blocks.
+        A block has no attention of a known kind (they are named), the blocks stand in stages that merge tokens, or no norm and
+        head follow them.
     ValueError
         ``attn_block`` is out of range.
 
-    While it watches, a call with an attention mask or of causal attention raises a ``NotImplementedError``: the terms average
-    over all tokens.
+    While it watches, a call of causal attention, or with a mask that hides more than padding, raises a ``NotImplementedError``:
+    the terms average over all valid tokens.
     """
 
     def __init__(self, model: nn.Module, config: DiversityConfig, *, generator: torch.Generator | None = None) -> None:
@@ -80,44 +87,57 @@ class DiversityTrainer:
         self.config = config
         self.generator = generator
         blocks = transformer_blocks(model)
-        self.attentions = dict(plain_attentions(model))
+        require_one_sequence(model)
+        sites = attention_sites(model)
+        if config.attn_cos:
+            require_maps(sites)
+        self.attentions = {site.path: site for site in sites}
         if config.attn_block >= len(blocks):
             raise ValueError(f"attn_block must be one of 0 … {len(blocks) - 1}, not {config.attn_block}")
-        norm = getattr(model, "norm", None)
-        if not isinstance(norm, nn.Module):
-            raise TypeError(f"{type(model).__name__} has no norm after its blocks: expected a timm VisionTransformer")
+        if not next(iter(blocks)).startswith("blocks."):
+            raise TypeError(
+                f"the blocks of {type(model).__name__} stand in stages or in an encoder of their own: its last tokens "
+                "are not the patches of the first, expected a timm VisionTransformer"
+            )
+        for name in ("norm", "head"):
+            if not isinstance(getattr(model, name, None), nn.Module):
+                raise TypeError(f"{type(model).__name__} has no {name} after its blocks: expected a timm VisionTransformer")
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
-        self._tapped = next(module for path, module in self.attentions.items() if path.startswith(f"blocks.{config.attn_block}."))
+        self.block_prefix = prefix_tokens(model)
+        chosen = list(blocks)[config.attn_block]
         self._seen: dict[str, Any] = {}
         self._always = False
+        self._tap = MapTap(next(site for site in sites if site.block == chosen), self._watching) if config.attn_cos else None
+        norm: Any = model.norm
+        first, last = next(iter(blocks.values())), next(reversed(blocks.values()))
         self._handles = [
-            blocks[0].register_forward_pre_hook(lambda module, inputs: self._keep("h_first", inputs[0])),
-            blocks[-1].register_forward_hook(lambda module, inputs, output: self._keep("h_last", output)),
+            first.register_forward_pre_hook(lambda module, inputs: self._keep("h_first", inputs[0])),
+            last.register_forward_hook(lambda module, inputs, output: self._keep("h_last", output)),
             norm.register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
             *(
-                attention.register_forward_pre_hook(self._refuse_masks, with_kwargs=True)
-                for attention in self.attentions.values()
+                site.module.register_forward_pre_hook(functools.partial(self._keep_mask, site), with_kwargs=True)
+                for site in sites
             ),
+            *(self._tap.handles if self._tap is not None else ()),
         ]
-        if config.attn_cos:
-            self._handles += [
-                self._tapped.register_forward_pre_hook(self._keep_bias, with_kwargs=True),
-                self._tapped.qkv.register_forward_hook(lambda module, inputs, output: self._keep("qkv", output)),
-            ]
 
-    @staticmethod
-    def _refuse_masks(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Raise ``NotImplementedError`` where attention is masked or causal: the terms average over all tokens."""
-        refuse_masks(attention, inputs, options)
+    def _keep_mask(self, site: Site, attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Remember which tokens are valid; raise ``NotImplementedError`` where attention hides others than padding."""
+        arguments = call_arguments(site.anatomy, inputs, options)
+        seen = seen_tokens(arguments.get("attn_mask", arguments.get("mask")), arguments.get("is_causal", False))
+        if seen is not None and seen.members is not None:
+            raise NotImplementedError(
+                "an attention mask of several groups: the terms average over all tokens but padding or future"
+            )
+        self._keep("valid", None if seen is None else seen.chosen[:, 0] > 0)
 
-    def _keep_bias(self, attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Remember what the regularised block adds to its logits in a training pass."""
-        if self._always or torch.is_grad_enabled():
-            self._seen["bias"] = logit_bias(attention, inputs, options)
+    def _watching(self) -> bool:
+        """Whether the present call is a training pass."""
+        return self._always or torch.is_grad_enabled()
 
     def _keep(self, name: str, value: Any) -> None:
         """Remember a tensor of a training pass; evaluation between steps leaves nothing behind."""
-        if self._always or torch.is_grad_enabled():
+        if self._watching():
             self._seen[name] = value
 
     def __enter__(self) -> DiversityTrainer:
@@ -168,20 +188,23 @@ class DiversityTrainer:
                 "the hooks on the blocks saw nothing to differentiate: run the model itself before each loss, with gradients "
                 "and without gradient checkpointing"
             )
-        model = self.model
-        tokens = model.head(model.head_drop(model.fc_norm(seen["normed"]))) if self.config.mix_weight else None
-        attention = softmax_map(self._tapped, seen["qkv"], seen["bias"]) if self.config.attn_cos else None
-        return DiversityOutputs(logits, tokens, seen["h_first"], seen["h_last"], attention)
+        tokens = self._token_logits(seen["normed"]) if self.config.mix_weight else None
+        attention = self._tap.take() if self._tap is not None else None
+        return DiversityOutputs(logits, tokens, seen["h_first"], seen["h_last"], attention, seen["valid"])
+
+    def _token_logits(self, normed: Tensor) -> Tensor:
+        """The head on every token, with what the model puts before it."""
+        for name in ("fc_norm", "head_drop", "head"):
+            normed = getattr(self.model, name, nn.Identity())(normed)
+        return normed
 
     def _differentiable(self, logits: Tensor, seen: Mapping[str, Any]) -> bool:
         """Whether the hooks fired and, if the logits have a gradient, what they saw has one too."""
-        expected = {"h_first", "h_last", "normed"} | ({"qkv", "bias"} if self.config.attn_cos else set())
-        if not expected <= seen.keys():
+        if not {"h_first", "h_last", "normed"} <= seen.keys() or (self._tap is not None and not self._tap.ready):
             return False
         if not logits.requires_grad:
             return True
-        mapped = "qkv" not in seen or seen["qkv"].requires_grad or not self._tapped.qkv.weight.requires_grad
-        return seen["h_last"].requires_grad and mapped
+        return seen["h_last"].requires_grad and (self._tap is None or self._tap.differentiable)
 
     def loss(
         self,
@@ -246,14 +269,14 @@ class DiversityTrainer:
 
     def terms(self, out: DiversityOutputs) -> dict[str, Tensor]:
         """The regularisers with a coefficient, unweighted, by the coefficient's name."""
-        config = self.config
+        config, prefix, valid = self.config, self.block_prefix, out.valid
         terms: dict[str, Tensor] = {}
         if config.emb_cos:
-            terms["emb_cos"] = emb_cosine(out.h_last, self.prefix, abs=config.emb_cos_abs)
+            terms["emb_cos"] = emb_cosine(out.h_last, prefix, abs=config.emb_cos_abs, valid=valid)
         if config.emb_contrast:
-            terms["emb_contrast"] = emb_contrast(out.h_first, out.h_last, self.prefix, config.detach_first)
+            terms["emb_contrast"] = emb_contrast(out.h_first, out.h_last, prefix, config.detach_first, valid=valid)
         if config.attn_cos and out.attn is not None:
-            terms["attn_cos"] = attn_cosine(out.attn)
+            terms["attn_cos"] = attn_cosine(out.attn, valid=valid)
         if config.weight_orth:
             terms["weight_orth"] = self.weight_term()
         return terms
@@ -261,11 +284,7 @@ class DiversityTrainer:
     @property
     def weights(self) -> list[Tensor]:
         """W_q, W_k and W_v of every block, (out, in) each; values of compressed models are narrower than queries."""
-        return [
-            weight
-            for attention in self.attentions.values()
-            for weight in attention.qkv.weight.split(projection_widths(attention))
-        ]
+        return [weight for site in self.attentions.values() for weight in site.weights()]
 
     def weight_term(self) -> Tensor:
         """Σ over all blocks and W_q, W_k, W_v of the condition term: a sum, so twice as strong at twice the depth."""

@@ -30,7 +30,19 @@ META_SD = (
 
 STAGE = {"depth": [1, 2], "validation_depth": [1, 1], "imitation": [0.1, 0.1], "resets": [1, 1], "unroll": 2, "fixed": False}
 SHORT = {**STAGE, "min_periods": 0, "chances": 0, "max_repeats": 1, "validation_resets": 1}
-ONE_WINDOW = {"depth": [1], "validation_depth": [1], "imitation": [0.1], "resets": [1], "unroll": 1, "fixed": True}
+FEW_UPDATES = 10
+"""Of a rehearsal's window: in the first one the memories of cells are zeros, whose gradients nobody asks for."""
+ONE_WINDOW = {
+    "depth": [1],
+    "validation_depth": [1],
+    "imitation": [0.1],
+    "resets": [1],
+    "unroll": FEW_UPDATES,
+    "fixed": True,
+    "validation_resets": 1,
+    "warmup": 1,
+    "cold_start": False,
+}
 
 row = partial(method, paper=PAPER, task="learned-optimization")
 choice = partial(
@@ -41,7 +53,7 @@ choice = partial(
     needs={"teachers": "oracle"},
     extra_metrics=(EVAL_SD, BEST_REPLICATE, WINDOWS),
     smallest={"schedule": SHORT, "trainer": {"longest": 2}},
-    rehearsal={"schedule": {**ONE_WINDOW, "validation_resets": 1}},
+    rehearsal={"schedule": ONE_WINDOW},
     amounts="plugin:curriculum_amounts",
 )
 student = partial(
@@ -50,7 +62,7 @@ student = partial(
     plugin="plugin:TrainedStudent",
     extra_metrics=(EVAL_SD, *META_SD, BEST_REPLICATE, WINDOWS),
     smallest={"schedule": SHORT, "trainer": {"longest": 2}, "replicates": 2},
-    rehearsal={"schedule": {**ONE_WINDOW, "validation_resets": 1}, "replicates": 1},
+    rehearsal={"schedule": ONE_WINDOW, "replicates": 1},
     amounts="plugin:curriculum_amounts",
 )
 taught = partial(student, settings=TaughtSettings, needs={"teachers": "oracle"})

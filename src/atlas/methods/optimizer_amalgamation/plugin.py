@@ -12,20 +12,21 @@ import torch
 
 from atlas.harness.execute import training_summary
 from atlas.harness.files import write_json, write_text
-from atlas.harness.registry import Amounts
+from atlas.harness.registry import Amount, Amounts
 from atlas.harness.resume import training
 from atlas.harness.seeds import derive_seed
 from atlas.l2o import Policy, random_effects, save_policy
 from atlas.methods.optimizer_amalgamation.choice import ChoicePolicy
 from atlas.methods.optimizer_amalgamation.distill import finished, seeded
 from atlas.methods.optimizer_amalgamation.noise import Perturbation, perturbation
-from atlas.methods.optimizer_amalgamation.settings import Amalgamation
+from atlas.methods.optimizer_amalgamation.settings import Amalgamation, Curriculum
 from atlas.methods.optimizer_amalgamation.student import Student
 from atlas.methods.optimizer_amalgamation.teachers import POOLS, TEACHERS, make_pool, teacher
 from atlas.methods.optimizer_amalgamation.trainer import Trainer
-from atlas.nn.work import TRAIN
+from atlas.nn.work import TRAIN, VALIDATION, WARM_UP, work
 from atlas.tasks.learned_optimization.competitors import (
     Competitor,
+    epoch_steps,
     restore_policies,
     store_policies,
     tune_on,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from atlas.tasks.learned_optimization.data import Arena
 
 TEACHERS_FILE, STUDENT_FILE = "teachers.json", "student.safetensors"
+WEIGHING = "weighing"
+"""Kind of work: letting a trained choice policy train, to see how it weighs its pool."""
 WEIGHTS_SHOWN = 50
 """About as many steps of a choice policy's weights are written down."""
 
@@ -108,6 +111,10 @@ class CurriculumTrained(Competitor):
     def teachers(self) -> Sequence[Policy]:
         """Frozen teachers that are imitated, none by default."""
         return []
+
+    def count_teachers(self) -> int:
+        """How many there are, from the row's settings alone."""
+        return 0
 
     def noise(self) -> Perturbation | None:
         """Perturbation of the weights in meta-steps, none by default."""
@@ -181,6 +188,12 @@ class TrainedStudent(CurriculumTrained):
             return tuned_teachers(self.run.needed("teachers"), self.members or POOLS[self.settings.pool])
         return []
 
+    def count_teachers(self) -> int:
+        """One where a choice policy teaches; else the tuned members of a pool, or none."""
+        if "choice" in self.run.needs:
+            return 1
+        return len(self.members or POOLS[self.settings.pool]) if "teachers" in self.run.needs else 0
+
     def noise(self) -> Perturbation | None:
         """Noise of the kind that the settings name; rows without such a setting have none."""
         return perturbation(self.settings.noise, self.settings.eps) if hasattr(self.settings, "noise") else None
@@ -209,7 +222,10 @@ class TrainedChoice(CurriculumTrained):
 
     def leave(self, arena: Arena, policies: Sequence[Policy]) -> None:
         """Leave ``weights.csv``: the mean weight of every member while the policy trains the meta-training problem."""
-        policy = policies[0]
+        with work(WEIGHING):
+            self._weigh(arena, policies[0])
+
+    def _weigh(self, arena: Arena, policy: Policy) -> None:
         assert isinstance(policy, ChoicePolicy)
         steps = arena.protocol.epochs * arena.steps_per_epoch()
         gen = torch.Generator().manual_seed(derive_seed(self.run.seed, "weights"))
@@ -228,10 +244,27 @@ class TrainedChoice(CurriculumTrained):
 
 
 def curriculum_amounts(run: Run) -> Amounts:
-    """Windows of the schedule, if nothing is repeated, and optimizees side by side over replicates."""
+    """What the schedule takes if nothing is repeated, in updates of optimizees.
+
+    Training: windows, and updates in each over replicates side by side. Validation and warm-up, of which the student and each
+    teacher have their own: the updates of all replicates, one replicate after the other. Weighing: those of the one optimizee
+    that a trained choice policy trains.
+    """
     settings = run.settings_model(run.recipe[0])
-    together = settings.trainer.instances * settings.replicates
-    return {TRAIN: window_amount(settings.schedule.windows_at_least(), settings.schedule.unroll, together)}
+    schedule: Curriculum = settings.schedule
+    instances, replicates = settings.trainer.instances, settings.replicates
+    validated = schedule.validation_windows_at_least() * schedule.unroll * instances * replicates
+    cold = schedule.cold_start
+    draws = schedule.draws_at_least() - (schedule.resets[0] if cold else 0)
+    validations = (schedule.validations_at_least() - cold) * schedule.validation_resets
+    watched = draws * (1 + run.build()[0].count_teachers()) + max(0, validations)
+    warmed = watched * schedule.warmup * schedule.unroll * instances * replicates
+    return {
+        TRAIN: window_amount(schedule.windows_at_least(), schedule.unroll, instances * replicates),
+        VALIDATION: Amount(1, validated, instances),
+        WARM_UP: Amount(1, warmed, instances),
+        WEIGHING: Amount(1, run.protocol_model().epochs * epoch_steps(run), 1),
+    }
 
 
 def trace_table(trainer: Trainer) -> str:

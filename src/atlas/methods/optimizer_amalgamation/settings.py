@@ -82,11 +82,28 @@ class Curriculum(Settings):
 
     def windows_at_least(self) -> int:
         """Meta-steps if nothing is repeated and nothing improves after the first periods."""
-        return self._windows(1 if self.fixed else self.min_periods + 1)
+        return self._windows(self.least_periods)
 
     def windows_at_most(self, longest: int = 20) -> int:
         """A bound on meta-steps: every period repeated, and at most ``longest`` periods per stage."""
         return self._windows((1 if self.fixed else longest) * (self.max_repeats + 1))
+
+    @property
+    def least_periods(self) -> int:
+        """Periods of a stage if nothing is repeated and nothing improves after the first ones."""
+        return 1 if self.fixed else self.min_periods + 1
+
+    def draws_at_least(self) -> int:
+        """Draws of optimizees in training, if nothing is repeated and nothing improves after the first periods."""
+        return self.least_periods * sum(self.resets)
+
+    def validations_at_least(self) -> int:
+        """Validations, of ``validation_resets`` draws each: one at the end of every period."""
+        return self.least_periods * self.stages if self.validation_resets else 0
+
+    def validation_windows_at_least(self) -> int:
+        """Windows of all validations."""
+        return self.least_periods * self.validation_resets * sum(self.validation_depth)
 
     def _windows(self, periods: int) -> int:
         return sum(periods * resets * depth for resets, depth in zip(self.resets, self.depth, strict=True))

@@ -15,6 +15,7 @@ from atlas.methods.optimizer_amalgamation.losses import Lesson
 from atlas.methods.optimizer_amalgamation.noise import AdversarialWeightNoise, Perturbation, RandomWeightNoise
 from atlas.methods.optimizer_amalgamation.schedule import Progress
 from atlas.methods.optimizer_amalgamation.settings import Amalgamation, Curriculum, TrainerConfig
+from atlas.nn.work import VALIDATION, work
 
 VALIDATION_SEED = 12345
 
@@ -270,6 +271,10 @@ class Trainer:
     @torch.no_grad()
     def validate(self, index: int) -> float:
         """Mean meta-loss of a replicate on draws that are always the same, at the stage's validation depth."""
+        with work(VALIDATION):
+            return self._validated(index)
+
+    def _validated(self, index: int) -> float:
         rules, stage = self.curriculum, self.replicates[index].progress.stage
         gen = torch.Generator().manual_seed(VALIDATION_SEED)
         numbers = {name: value[index : index + 1] for name, value in self.replicas.parameters.items()}

@@ -76,7 +76,7 @@ def teacher_amounts(run: Run) -> Amounts:
 
 def _read(run: Run) -> Scene:
     """The protocol's scene: generated from the run's seed, or read from its data."""
-    settings = run.protocol_model().scene
+    settings = run.protocol_model().scene.of_seed(run.seed)
     if settings.kind == "analytic":
         return analytic_scene(run.seed)
     if settings.kind == "stereo":

@@ -45,7 +45,7 @@ class ScoredMasks(Topology):
         return SparseTraining(training.model, optimizer, masks)
 
     def _batches(self, training: Training) -> Iterator[tuple[Tensor, Tensor]]:
-        for count, batch in enumerate(training.data.train_batches(0, purpose="scores"), 1):
+        for count, batch in enumerate(training.data.train_batches(0, purpose="scores", whole=True), 1):
             yield batch
             if count == self.settings.batches:
                 return

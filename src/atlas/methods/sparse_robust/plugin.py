@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from atlas.harness.registry import Amounts
 from atlas.harness.run import Run
@@ -64,8 +63,9 @@ class RobustBird(Topology):
             epoch, index = divmod(step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = self._rate(training, step)
-            training.ledger.seen(len(images), cost)
-            progress.seen(*self._step(training, optimizer, images, labels, step))
+            total = training.data.batch_size(step)
+            training.ledger.seen(total, cost)
+            progress.seen(*self._step(training, optimizer, images, labels, step), total)
             if index < per_epoch - 1:
                 continue
             training.ledger.close_epoch(cost, self._attack_steps(training))
@@ -96,14 +96,16 @@ class RobustBird(Topology):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Train on a batch, attacked as the stage says; return logits, labels and loss."""
         model, eps = training.model.train(), training.attack.eps
+        total = training.data.batch_size(step)
+        random, share = training.random("early-bird", step), training.ranks.rows(total)
         with training.autocast():
             if self.settings.stage == "pgd":
-                images = training.attack(model, images, labels, generator=training.random("early-bird", step))
+                images = training.attack(model, images, labels, generator=random, share=share)
             elif self.settings.stage == "fast":
                 attack = PGD(eps, FAST_STEP * eps, 1, bn_mode="eval")
-                images = attack(model, images, labels, generator=training.random("early-bird", step))
-            logits = model(images)
-            loss = functional.cross_entropy(logits.float(), labels)
+                images = attack(model, images, labels, generator=random, share=share)
+            logits = training.call(images)
+            loss = training.loss(logits, labels, total)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -69,8 +69,8 @@ class Blind(Distilled):
 
 
 def _some_batches(training: Training, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the first (images, labels) of an epoch that no training has."""
-    return list(islice(training.data.train_batches(10**6), count))
+    """Return the first (images, labels) of an epoch that no training has; every rank looks at the whole of them."""
+    return list(islice(training.data.train_batches(10**6, whole=True), count))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.uvc.architecture import ViTShape
+from atlas.methods.uvc.architecture import ViTShape, require_supported
 from atlas.methods.uvc.controller import UVCController
 from atlas.methods.uvc.distillation import kd_loss
 from atlas.methods.uvc.exporting import export
@@ -126,7 +126,7 @@ def compress(
     skip: bool = True,
     progress: bool | None = None,
 ) -> CompressionResult:
-    """Compress a trained timm VisionTransformer to a budget; defaults are those of :class:`.settings.UVCSettings`.
+    """Compress a trained timm VisionTransformer, Eva or T2T-ViT to a budget; defaults as in :class:`.settings.UVCSettings`.
 
     Parameters
     ----------
@@ -165,11 +165,14 @@ def compress(
         A loader is none of the above.
     ValueError
         The budget is not in (0, 1], a loader is empty, or the teacher has other classes.
-    InfeasibleBudgetError, UnsupportedArchitectureError, FloatingPointError
+    UnsupportedArchitectureError
+        The model cannot be pruned exactly: found before anything is computed.
+    InfeasibleBudgetError, FloatingPointError
         See :class:`.controller.UVCController`.
     ExportError
         The model cannot be made smaller exactly; tried before the search.
     """
+    require_supported(model)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     train_loader = as_loader(train_loader, batch_size, seed=seed, name="train_loader")
     if val_loader is not None:

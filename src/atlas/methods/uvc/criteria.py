@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.uvc.architecture import ViTShape, scored_weights
+from atlas.methods.uvc.architecture import ViTShape, first_layers, scored_weights
 from atlas.methods.uvc.distillation import class_logits
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fit_blocks, fit_to_budget
@@ -211,7 +211,8 @@ def _saliencies(
     micro_batch: int | None,
 ) -> tuple[Tensor, Tensor]:
     """(L, H) mean over images of |Σ gradient · output| of each head, (L, M) norms of the neurons' gradients."""
-    hidden = [weight for block in model.blocks for weight in (block.mlp.fc1.weight, block.mlp.fc2.weight)]
+    layers = [[*first_layers(block.mlp).values(), block.mlp.fc2] for block in model.blocks]
+    hidden = [layer.weight for own in layers for layer in own]
     total = [torch.zeros_like(weight) for weight in hidden]
     heads: list[Tensor] = []
     for share, some, their in in_pieces(images, targets, micro_batch):
@@ -219,7 +220,14 @@ def _saliencies(
         heads.append(by_image)
         for own, gradient in zip(total, gradients, strict=True):
             own += gradient
-    neurons = [row.abs().sum(1) + column.abs().sum(0) for row, column in zip(total[::2], total[1::2], strict=True)]
+    left = iter(total)
+    neurons = []
+    for of_block in layers:
+        *incomings, column = (next(left) for _ in of_block)
+        incoming = (
+            torch.cat([layer.abs().sum(1) for layer in incomings]).view(-1, column.shape[1]).sum(0)
+        )  # values and gates together
+        neurons.append(incoming + column.abs().sum(0))
     return torch.cat(heads, 1).mean(1), stacked(neurons)
 
 

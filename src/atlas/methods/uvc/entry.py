@@ -131,6 +131,7 @@ row(
     ),
     smallest={"img_size": 32, "embed_dim": 24, "depth": 3, "blocks": 1, "rounds": 2, "warmup": 1, "batch": 1},
     rehearsal={"rounds": 2, "warmup": 1},
+    amounts="stages:latency_amounts",
     train="stages:measure_latency",
     evaluate=REPORTED,
 )

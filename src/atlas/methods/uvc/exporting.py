@@ -11,11 +11,13 @@ import copy
 from typing import Any
 
 import torch
+from timm.layers import AttentionRope, apply_rot_embed_cat
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.uvc.architecture import ViTShape, require_supported
+from atlas.methods.uvc.architecture import ViTShape, first_layers, is_gated_mlp, require_supported
 from atlas.methods.uvc.errors import ExportError, PlanError
 from atlas.methods.uvc.gates import is_gated
 from atlas.methods.uvc.plan import CompressionPlan
@@ -71,6 +73,68 @@ class CompactAttention(Attention):
         return out[..., : self.value_dim]
 
 
+class CompactRotary(nn.Module):
+    """timm's attentions with rotary positions, whose values are narrower than queries and keys, and which are so few heads.
+
+    Attributes
+    ----------
+    value_dim : int
+        Width of a head's values.
+    """
+
+    value_dim: int
+    num_heads: int
+    head_dim: int
+    scale: float
+    num_prefix_tokens: int
+    q_norm: nn.Module
+    k_norm: nn.Module
+    attn_drop: nn.Dropout
+    proj: Any
+    proj_drop: Any
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attend over the tokens: (batch, tokens, dim) → the same."""
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self._projected(x))
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rope is not None:
+            query, key = (self._rotated(part, rope).type_as(value) for part in (query, key))
+        dropout = self.attn_drop.p if self.training else 0.0
+        value = _widened(value, self.head_dim - self.value_dim)
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout, is_causal, scale=self.scale)
+        return self.proj_drop(self.proj(out[..., : self.value_dim].transpose(1, 2).flatten(-2)))  # type: ignore[no-any-return]
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, (batch, tokens, heads · width) each."""
+        attention: Any = self
+        if attention.qkv is None:
+            return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+        inner = self.num_heads * self.head_dim
+        if getattr(attention, "q_bias", None) is None:
+            projected = attention.qkv(x)
+        else:
+            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+            projected = functional.linear(x, attention.qkv.weight, bias)
+        return tuple(projected.split((inner, inner, self.num_heads * self.value_dim), -1))
+
+    def _rotated(self, part: Tensor, rope: Tensor) -> Tensor:
+        """Rotate all but the prefix tokens of (batch, heads, tokens, width)."""
+        prefix = self.num_prefix_tokens
+        half = bool(getattr(self, "rotate_half", False))
+        return torch.cat((part[:, :, :prefix], apply_rot_embed_cat(part[:, :, prefix:], rope, half=half)), 2)
+
+
+class CompactEvaAttention(CompactRotary, EvaAttention):
+    """EVA's attention."""
+
+
+class CompactAttentionRope(CompactRotary, AttentionRope):
+    """The attention of DINOv3 and the Perception Encoder."""
+
+
+ROTARY = {EvaAttention: CompactEvaAttention, AttentionRope: CompactAttentionRope}
+
+
 @torch.fx.wrap  # one node of a traced graph: the device is known only when the graph runs
 def _widened(value: Tensor, narrow: int) -> Tensor:
     """Values as wide as queries on a CPU, whose fused kernel wants them so: zeros cost less than leaving it."""
@@ -79,7 +143,7 @@ def _widened(value: Tensor, narrow: int) -> Tensor:
 
 
 def export(model: Any, plan: CompressionPlan, v_layout: ValueLayout = DEFAULTS.v_layout, check: bool = True) -> nn.Module:
-    """Return a smaller copy of a timm VisionTransformer, an ordinary module.
+    """Return a smaller copy of a timm VisionTransformer, Eva or T2T-ViT, an ordinary module.
 
     Parameters
     ----------
@@ -169,9 +233,10 @@ def _verify(model: Any, plan: CompressionPlan, small: nn.Module) -> None:
 def _random_images(model: Any, count: int) -> Tensor:
     """Random float32 images (count, channels, height, width) of a timm model's own size and device; the same every time."""
     height, width = model.patch_embed.img_size
-    weight = model.patch_embed.proj.weight
-    random = torch.randn(count, weight.shape[1], height, width, generator=torch.Generator().manual_seed(0))
-    return random.to(weight).float()
+    stem = model.patch_embed
+    channels = stem.proj.in_channels if hasattr(stem, "proj") else stem.in_chans
+    random = torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(0))
+    return random.to(next(model.parameters()).device)
 
 
 def _narrow_attention(attention: Any, dims: Tensor) -> None:
@@ -187,28 +252,58 @@ def _narrow_attention(attention: Any, dims: Tensor) -> None:
         kept = dims[head].nonzero().flatten()
         columns[row, : len(kept)] = head * width + kept
     columns = columns.reshape(-1)
-    values = torch.where(columns >= 0, columns + 2 * inner, columns)
-    index = torch.cat((rows, rows + inner, values))
-    qkv = attention.qkv
-    weight, bias = _picked(qkv.weight, index, 0), None if qkv.bias is None else _picked(qkv.bias, index, 0)
-    if type(qkv) is nn.Linear:
-        _resize(qkv, weight, bias)
+    if attention.qkv is None:
+        for name, index in (("q_proj", rows), ("k_proj", rows), ("v_proj", columns)):
+            _resize_rows(getattr(attention, name), index)
     else:
-        attention.qkv = qkv.narrowed(weight, bias, heads, value_dim)
+        values = torch.where(columns >= 0, columns + 2 * inner, columns)
+        _narrow_qkv(attention, torch.cat((rows, rows + inner, values)), heads, value_dim)
+    for name, index in (("q_bias", rows), ("v_bias", columns)):
+        if getattr(attention, name, None) is not None:
+            bias = getattr(attention, name)
+            setattr(attention, name, nn.Parameter(_picked(bias.detach(), index, 0).clone(), bias.requires_grad))
+    if getattr(attention, "k_bias", None) is not None:
+        attention.k_bias = _picked(attention.k_bias, rows, 0)
     _resize(attention.proj, _picked(attention.proj.weight, columns, 1), attention.proj.bias)
     attention.num_heads = len(heads)
-    if hasattr(attention, "attn_dim"):
-        attention.attn_dim = len(heads) * width
-    if value_dim < width or not hasattr(attention, "attn_dim"):
+    for name in ("attn_dim", "kv_dim"):
+        if hasattr(attention, name):
+            setattr(attention, name, len(heads) * width)
+    if hasattr(attention, "num_kv_heads"):
+        attention.num_kv_heads = len(heads)
+    if type(attention) in ROTARY:
+        attention.__class__ = ROTARY[type(attention)]
+    if isinstance(attention, CompactRotary):
+        attention.value_dim = value_dim
+    elif value_dim < width or not hasattr(attention, "attn_dim"):
         CompactAttention.of(attention, value_dim)
+
+
+def _narrow_qkv(attention: Any, index: Tensor, heads: Tensor, value_dim: int) -> None:
+    """Cut a joint projection to some of its rows; one that also rewrites the values, for some of the heads."""
+    qkv = attention.qkv
+    if type(qkv) is nn.Linear:
+        _resize_rows(qkv, index)
+    else:
+        bias = None if qkv.bias is None else _picked(qkv.bias, index, 0)
+        attention.qkv = qkv.narrowed(_picked(qkv.weight, index, 0), bias, heads, value_dim)
 
 
 def _narrow_mlp(mlp: Any, neurons: Tensor) -> None:
     """Cut a copied MLP down to its kept neurons (M,)."""
-    kept = neurons[: mlp.fc2.in_features].nonzero().flatten()
-    bias = None if mlp.fc1.bias is None else _picked(mlp.fc1.bias, kept, 0)
-    _resize(mlp.fc1, _picked(mlp.fc1.weight, kept, 0), bias)
+    width = mlp.fc2.in_features
+    kept = neurons[:width].nonzero().flatten()
+    layers = first_layers(mlp)
+    both = len(layers) == 1 and is_gated_mlp(mlp)  # values and gates are halves of one layer
+    for layer in layers.values():
+        _resize_rows(layer, torch.cat((kept, kept + width)) if both else kept)
     _resize(mlp.fc2, _picked(mlp.fc2.weight, kept, 1), mlp.fc2.bias)
+
+
+def _resize_rows(layer: nn.Linear, index: Tensor) -> None:
+    """Cut a copied linear layer to some of its outputs."""
+    bias = None if layer.bias is None else _picked(layer.bias, index, 0)
+    _resize(layer, _picked(layer.weight, index, 0), bias)
 
 
 def _picked(tensor: Tensor, index: Tensor, dim: int) -> Tensor:

@@ -133,4 +133,4 @@ def remove_gates(model: Any) -> Any:
 
 def is_gated(model: Any) -> bool:
     """Return whether some block of a timm VisionTransformer has a gate around it."""
-    return any(isinstance(block, GatedBlock) for block in model.blocks)
+    return any(isinstance(block, GatedBlock) for block in getattr(model, "blocks", ()))

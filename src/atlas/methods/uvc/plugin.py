@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ from atlas.tasks.image_classification.training import TRAINING_PASSES
 if TYPE_CHECKING:
     from atlas.harness.registry import Amounts
     from atlas.harness.run import Run
+    from atlas.tasks.image_classification.passing import Passing
     from atlas.tasks.image_classification.training import Training
 
 PLAN, EXPORTED, SEARCH = "plan.json", "exported.safetensors", "search.json"
@@ -230,6 +231,7 @@ class Trainer:
         flops = TRAINING_PASSES * forward_flops(model, data.example(1)) + self.teacher_flops
         training.spent.train_flops += flops * total * training.protocol.batch_size
         loop = training.phase(phase, total, {"model": model, "optimizer": optimizer, **(parts or {})})
+        passing = training.passing(model)
 
         def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
             return data.train_batches(first_epoch + epoch, first)
@@ -238,24 +240,33 @@ class Trainer:
             if before is not None:
                 before(step)
             training.step = first_epoch * per_epoch + step
-            losses = self.losses(model.train(), Batch(images, labels, labels), again)
+            model.train()
+            losses = self.losses(passing, Batch(images, labels, labels), again, clipped or [])
             loss = weight_step(optimizer, losses, rate(step), [*model.parameters(), *(clipped or [])], settings.clip_norm)
             values = after(step, rate(step)) if after is not None else {}
             if self.logs(step, total):
-                value = float(loss)
+                value = float(training.ranks.mean(loss))
                 if not math.isfinite(value):
                     raise AtlasError(f"{training.run.cell}: the loss is not finite at step {step + 1} of {phase}: {value}")
                 loop.log(loss=value, **values, learning_rate=rate(step))
         return loop.seconds
 
-    def losses(self, model: nn.Module, batch: Batch, again: Callable[[], None] | None) -> Iterator[Tensor]:
-        """The loss of a batch in shares, one for each piece that goes through the model."""
-        for index, (share, piece) in enumerate(self.training.pieces(batch)):
+    def losses(
+        self, passing: Passing, batch: Batch, again: Callable[[], None] | None, others: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        """The loss of a batch in shares, one for each piece that goes through the model.
+
+        The gradients of ``others``, which are no weights of the model, are averaged over ranks after the last of them.
+        """
+        for index, (share, piece) in enumerate(passing.passes(batch)):
             if index and again is not None:
                 again()
-            yield share * self.loss(model, self.training.mixed(piece))
+            yield share * self.loss(passing, self.training.mixed(piece))
+        for tensor in others:
+            if tensor.grad is not None:
+                tensor.grad = self.training.ranks.mean(tensor.grad)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
         """(1 − α) · the protocol's loss + α · distillation."""
         settings = self.settings
         with torch.no_grad(), self.autocast():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from atlas.harness.registry import Amount, Amounts
 from atlas.harness.seeds import derive_seed, pick_device
 from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.criteria import evenly_spaced_plan, one_shot_plan
@@ -16,9 +17,20 @@ from atlas.methods.uvc.plugin import forward_seconds
 from atlas.methods.uvc.repair import fit_to_budget
 from atlas.methods.uvc.scores import UnitScores, unit_scores
 from atlas.methods.uvc.settings import LatencySettings
+from atlas.nn.work import work
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
+
+
+TIMING = "timing"
+"""Kind of work: forward passes of all models, one after the other."""
+
+
+def latency_amounts(run: Run) -> Amounts:
+    """Rounds of timing, those of warm-up among them, and images in each."""
+    settings: LatencySettings = run.settings_model("compression-latency")
+    return {TIMING: Amount(1, (settings.warmup + settings.rounds) * settings.batch, settings.batch)}
 
 
 def plans(shape: ViTShape, scores: UnitScores, settings: LatencySettings) -> dict[str, CompressionPlan]:
@@ -55,7 +67,8 @@ def measure_latency(run: Run) -> dict[str, float]:
     chosen = plans(shape, unit_scores(dense, shape), settings)
     models = [dense, *(export(dense, plan, check=False).eval() for plan in chosen.values())]
     images = torch.randn(settings.batch, 3, settings.img_size, settings.img_size, device=device)
-    reference, *others = forward_seconds(models, images, settings.rounds, settings.warmup)
+    with work(TIMING):
+        reference, *others = forward_seconds(models, images, settings.rounds, settings.warmup)
     metrics: dict[str, float] = {}
     for (name, plan), seconds in zip(chosen.items(), others, strict=True):
         ratio = statistics.median(own / base for own, base in zip(seconds, reference, strict=True))

@@ -1,7 +1,8 @@
 """Batches of the splits, as pixels in [0, 1] on the run's device.
 
 Images stay uint8 on the device and are augmented there. The order of an epoch and every augmentation are functions of (seed,
-epoch, position), so that training which starts again in the middle of an epoch sees the same batches.
+epoch, position), so that training which starts again in the middle of an epoch sees the same batches, and that several ranks
+see the images of one: each takes its rows of a batch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import derive_seed, generator, split_seed
 from atlas.nn.augmentation import random_crops, random_flips, random_rotations
+from atlas.nn.precision import weight_type
+from atlas.nn.ranks import Share, here
 from atlas.tasks.adversarial_robustness.protocol import Data, Protocol
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class RobustData:
         if not (run.data_folder / IMAGES).is_file():
             raise UserError(f"{run.cell}: {run.data} is not images in memory, as digits, CIFAR and Tiny-ImageNet are")
         self.seed, self.protocol, self.device = run.seed, protocol, device
+        self.dtype = weight_type(protocol.precision)
         facts = get_dataset(run.data).facts
         self.classes = int(facts["classes"])  # type: ignore[call-overload]
         self.top = float(facts["top"])  # type: ignore[arg-type]
@@ -60,6 +64,11 @@ class RobustData:
             raise UserError(f"{run.cell}: {run.data} has {self.shape[0]} channels, network.mean has {channels}")
         if protocol.drop_last and self.size("train") < protocol.batch_size:
             raise UserError(f"{run.cell}: batch_size {protocol.batch_size} exceeds the {self.size('train')} training images")
+        ranks = here().size
+        if protocol.batch_size % ranks:
+            raise UserError(
+                f"{run.cell}: batch_size {protocol.batch_size} does not divide by {ranks} ranks: a multiple of them can"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,26 +82,37 @@ class RobustData:
 
     def pixels(self, images: Tensor) -> Tensor:
         """Scale uint8 images to [0, 1]."""
-        pixels = images.float() / self.top
+        pixels = (images.float() / self.top).to(self.dtype)
         return pixels.contiguous(memory_format=torch.channels_last) if self.protocol.channels_last else pixels
 
-    def train_batches(self, epoch: int, first: int = 0, purpose: str = "order") -> Batches:
-        """Shuffled and augmented batches of an epoch, from batch ``first`` on; other purposes see other orders."""
+    def batch_size(self, step: int) -> int:
+        """Images of the whole batch of a training step, over all ranks; the last one of an epoch may be smaller."""
+        first = step % self.steps_per_epoch * self.protocol.batch_size
+        return min(self.protocol.batch_size, self.size("train") - first)
+
+    def train_batches(self, epoch: int, first: int = 0, purpose: str = "order", *, whole: bool = False) -> Batches:
+        """Shuffled and augmented batches of an epoch, from batch ``first`` on; other purposes see other orders.
+
+        One of several ranks gets its rows of each, or with ``whole`` all of it.
+        """
         images, labels = self.splits["train"]
         size = self.protocol.batch_size
         order = torch.randperm(len(images), generator=generator(self.seed, purpose, epoch)).to(self.device)
         for index in range(first, self.steps_per_epoch):
             chosen = order[index * size : (index + 1) * size]
-            yield self._augmented(images[chosen], generator(self.seed, "augment", purpose, epoch, index)), labels[chosen]
+            share = None if whole else here().rows(len(chosen))
+            if share is not None:
+                chosen = chosen[share.places.to(self.device)]
+            yield self._augmented(images[chosen], generator(self.seed, "augment", purpose, epoch, index), share), labels[chosen]
 
-    def _augmented(self, images: Tensor, random: torch.Generator) -> Tensor:
+    def _augmented(self, images: Tensor, random: torch.Generator, share: Share | None) -> Tensor:
         settings = self.protocol.data
         if settings.crop_padding:
-            images = random_crops(images, settings.crop_padding, random)
+            images = random_crops(images, settings.crop_padding, random, share)
         if settings.flip:
-            images = random_flips(images, random)
+            images = random_flips(images, random, share)
         pixels = self.pixels(images)
-        return random_rotations(pixels, settings.rotation, random) if settings.rotation else pixels
+        return random_rotations(pixels, settings.rotation, random, share) if settings.rotation else pixels
 
     def batches(self, split: str, limit: int | None = None) -> Batches:
         """Batches of a split (of its first ``limit`` images) in its own order, without augmentation."""

@@ -89,6 +89,7 @@ task(
         protocol=Protocol,
         metrics=METRICS,
         train="training:train",
+        ranks=True,
         evaluate="evaluate:evaluate",
         baseline="dense",
         tested="entry:tested",

@@ -14,6 +14,7 @@ from atlas.harness.files import read_tensors, write_text
 from atlas.harness.seeds import derive_seed, generator, pick_device
 from atlas.nn.attacks import PGD, attacking, margin_loss, mode_of
 from atlas.nn.counts import parameter_count
+from atlas.nn.ranks import here
 from atlas.nn.robustness import robust_report
 from atlas.nn.sparse_costs import flops
 from atlas.tasks.adversarial_robustness.data import RobustData
@@ -100,15 +101,21 @@ def strong_accuracy(run: Run, model: nn.Module, data: RobustData, attack: PGD) -
     margin = PGD(attack.eps, attack.step, settings.margin_steps, loss=margin_loss, bn_mode="eval")
     random = _random(run, pick_device(run.resources.device), "strong")
     by_margin = withstood = count = 0
+    ranks = here()
     with mode_of(model, "eval"):
-        for images, labels in data.batches("test", settings.images):
+        for index, (images, labels) in enumerate(data.batches("test", settings.images)):
+            count += len(labels)
+            if index % ranks.size != ranks.rank:  # another rank's; its random starts are drawn, for those that follow
+                for _ in (attack, margin):
+                    torch.rand(images.shape, generator=random, device=random.device, dtype=images.dtype)
+                continue
             survives = [_right(model, one(model, images, labels, generator=random), labels) for one in (attack, margin)]
             left = survives[0] & survives[1]
             if settings.autoattack and bool(left.any()):
                 left[left.clone()] = withstands_autoattack(run, model, images[left], labels[left], data.classes)
             by_margin += int(survives[1].sum())
             withstood += int(left.sum())
-            count += len(labels)
+    by_margin, withstood = (int(sum_) for sum_ in ranks.total(torch.tensor([by_margin, withstood])))
     return {"cw_ra": by_margin / count, "strong_ra": withstood / count}
 
 

@@ -111,7 +111,7 @@ class Protocol(Settings):
     learning_rate: Positive = 0.1
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: Annotated[float, Ge(0)] = 5e-4
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     channels_last: bool = False
     monitor_images: Natural | None = None
     test_every: Count = 0

@@ -17,9 +17,11 @@ from atlas.harness.files import write_tensors
 from atlas.harness.history import History
 from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import generator, pick_device
-from atlas.nn.attacks import PGD, mode_of
-from atlas.nn.precision import mixed_precision
+from atlas.nn.attacks import PGD, mode_of, summed_cross_entropy
+from atlas.nn.precision import mixed_precision, weight_type
+from atlas.nn.ranks import Ranks, here
 from atlas.nn.sparse_costs import EpochCost, flops, training_flops
+from atlas.nn.vit import at_least_float32
 from atlas.nn.work import VALIDATION, work
 from atlas.tasks.adversarial_robustness.data import RobustData
 from atlas.tasks.adversarial_robustness.networks import build_network
@@ -93,11 +95,18 @@ class Progress:
         self.best: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def seen(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Count a batch."""
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.loss += loss.detach() * len(labels)
-        self.examples += len(labels)
+    def seen(self, logits: Tensor, labels: Tensor, loss: Tensor, examples: int | None = None) -> None:
+        """Count a batch: of ``examples`` images, of which several ranks have seen their share each."""
+        if examples is None or here().size == 1:
+            self.correct += (logits.argmax(1) == labels).sum()
+            self.loss += loss.detach() * len(labels)
+            self.examples += len(labels)
+            return
+        right = (logits.argmax(1) == labels).sum().double() * here().size
+        correct, mean = here().mean(torch.stack([right, loss.detach().double()])).unbind()
+        self.correct += correct
+        self.loss += mean * examples
+        self.examples += examples
 
     def close_epoch(self) -> tuple[float, float]:
         """Return the epoch's accuracy in [0, 1] and mean loss, and start the next."""
@@ -140,11 +149,15 @@ class Training:
         What training has cost so far.
     stepper : Stepper
         What takes the optimiser's steps; there from the start of adversarial training.
+    ranks : Ranks
+        This process among those that train the run; each sees its rows of every batch.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.protocol: Protocol = run.protocol_model()
+        self.ranks: Ranks = here()
+        self._call: Any = None
         self.topology: Topology = run.build()[0]
         self.device = pick_device(run.resources.device)
         self.data = RobustData(run, self.protocol, self.device)
@@ -156,7 +169,9 @@ class Training:
         self.ledger = Ledger()
         self.stepper: Stepper
         attack = self.protocol.attack
-        self.attack = PGD(attack.eps, attack.step, attack.train_steps, bn_mode=attack.bn_mode)
+        # ranks may hold different numbers of images, and a mean over each would weigh them differently
+        loss = functional.cross_entropy if self.ranks.size == 1 else summed_cross_entropy
+        self.attack = PGD(attack.eps, attack.step, attack.train_steps, loss=loss, bn_mode=attack.bn_mode)
         self.monitor = PGD(attack.eps, attack.step, attack.monitor_steps, bn_mode="eval")
 
     def phase(self, name: str, total: int, parts: Mapping[str, Any]) -> TrainingLoop:
@@ -169,6 +184,18 @@ class Training:
         return torch.optim.SGD(
             self.model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum, weight_decay=protocol.weight_decay
         )
+
+    def call(self, images: Tensor) -> Tensor:
+        """Run the network on this rank's images, so that a backward pass leaves the gradients of the whole batch."""
+        if self._call is None:
+            self._call = self.ranks.parallel(self.model)
+        return self._call(images)  # type: ignore[no-any-return]
+
+    def loss(self, logits: Tensor, labels: Tensor, total: int) -> Tensor:
+        """Mean cross-entropy over a batch of ``total`` images; of several ranks each has a part, and their mean is the whole."""
+        if self.ranks.size == 1:
+            return functional.cross_entropy(at_least_float32(logits), labels)
+        return summed_cross_entropy(at_least_float32(logits), labels) * (self.ranks.size / total)
 
     def random(self, *purpose: str | int) -> torch.Generator:
         """Return a generator on the device for one purpose."""
@@ -202,12 +229,13 @@ class Training:
             self._set_rate(optimizer, step // per_epoch)
 
         for step, (images, labels) in loop.over_epochs(per_epoch, self.data.train_batches, begin):
-            self.ledger.seen(len(images), cost)
+            total = self.data.batch_size(step)
+            self.ledger.seen(total, cost)
             logits, loss = self._backward(optimizer, images, labels, step)
-            progress.seen(logits, labels, loss)
+            progress.seen(logits, labels, loss, total)
             update = self.stepper.step()
             if update is not None:
-                self._record(update, len(images))
+                self._record(update, total)
                 cost = self.forward_flops(self.stepper.masks)
             if (step + 1) % per_epoch == 0:
                 self._end_epoch(loop, progress, step // per_epoch)
@@ -226,11 +254,13 @@ class Training:
 
     def _backward(self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Attack a batch and take the gradients of its loss."""
+        total = self.data.batch_size(step)
         self.model.train()
         with self.autocast():
-            attacked = self.attack(self.model, images, labels, generator=self.random("attack", step))
-            logits = self.model(attacked)
-            loss = functional.cross_entropy(logits.float(), labels)
+            share = self.ranks.rows(total)
+            attacked = self.attack(self.model, images, labels, generator=self.random("attack", step), share=share)
+            logits = self.call(attacked)
+            loss = self.loss(logits, labels, total)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return logits, loss
@@ -289,7 +319,9 @@ class Training:
 def fresh_network(run: Run, data: RobustData) -> nn.Module:
     """Return the row's network at its initialisation."""
     topology: Topology = run.build()[0]
-    return build_network(topology.network(run.protocol_model().network), data.classes, data.shape, run.seed)
+    protocol = run.protocol_model()
+    network = build_network(topology.network(protocol.network), data.classes, data.shape, run.seed)
+    return network.to(weight_type(protocol.precision))
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
@@ -301,19 +333,25 @@ def density(masks: Mapping[str, Tensor]) -> float:
 def measure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], attack: PGD, random: torch.Generator) -> dict[str, float]:
     """Return clean (``sa``) and robust (``ra``) accuracy in [0, 1], and the mean cross-entropy under attack (``loss``).
 
-    The network is in evaluation mode meanwhile.
+    The network is in evaluation mode meanwhile. Several ranks each measure their rows of every batch, and all get the whole.
     """
     clean = robust = loss = torch.zeros((), dtype=torch.float64)
     count = 0
+    ranks = here()
     with mode_of(model, "eval"):
         for images, labels in batches:
-            attacked = attack(model, images, labels, generator=random)
+            count += len(images)
+            share = ranks.rows(len(images))
+            if share is not None:
+                own = share.places.to(images.device)
+                images, labels = images[own], labels[own]
+            attacked = attack(model, images, labels, generator=random, share=share)
             with torch.no_grad():
-                logits = model(attacked).float()
+                logits = at_least_float32(model(attacked))
                 clean = clean + (model(images).argmax(1) == labels).sum().cpu()
                 robust = robust + (logits.argmax(1) == labels).sum().cpu()
                 loss = loss + functional.cross_entropy(logits, labels, reduction="sum").double().cpu()
-            count += len(images)
+    clean, robust, loss = ranks.total(torch.stack([clean.double(), robust.double(), loss])).unbind()
     return {"sa": float(clean) / count, "ra": float(robust) / count, "loss": float(loss) / count}
 
 

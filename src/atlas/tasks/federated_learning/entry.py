@@ -70,7 +70,7 @@ def training_amounts(run: Run) -> Amounts:
     looks = math.ceil(protocol.rounds / protocol.validate_every)
     return {
         TRAIN: Amount(protocol.rounds * protocol.epochs * minibatches, clients * images / minibatches, at_once),
-        VALIDATION: Amount(looks, data.clients * held, min(held, protocol.test_batch_size)),
+        VALIDATION: Amount(looks, data.clients * held, min(protocol.test_batch_size, held)),
         AVERAGING: Amount(protocol.rounds, clients, min(clients, protocol.stack_limit or clients)),
     }
 

@@ -1,7 +1,7 @@
 """Batches of the splits: small datasets in memory, large ones from folders of images.
 
 The order of an epoch and every augmentation are functions of (seed, epoch, position), so that training which starts again in
-the middle of an epoch sees the same batches.
+the middle of an epoch sees the same batches, and that several ranks see the images of one: each loads its own share of a batch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import generator, split_seed
 from atlas.nn.augmentation import random_crops, random_flips
+from atlas.nn.precision import weight_type
+from atlas.nn.ranks import Share, here
 from atlas.tasks.image_classification.protocol import Protocol as Settings
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class ImageData(Protocol):
-    """What the training loop and the evaluation ask of a dataset; images arrive normalised, on the run's device."""
+    """What the training loop and the evaluation ask of a dataset; images arrive normalised, on the run's device.
+
+    One of several ranks gets its own share of every batch, and its own part of a split.
+    """
 
     classes: int
 
@@ -38,12 +43,12 @@ class ImageData(Protocol):
         """Number of training batches in an epoch; the last, incomplete one is left out."""
         ...
 
-    def train_batches(self, epoch: int, first: int = 0) -> Batches:
-        """Training batches of an epoch, from batch ``first`` on."""
+    def train_batches(self, epoch: int, first: int = 0, *, whole: bool = False) -> Batches:
+        """Training batches of an epoch, from batch ``first`` on; ``whole`` ones whatever the number of ranks."""
         ...
 
     def batches(self, split: str) -> Batches:
-        """Batches of the validation or test split, in their own order, without augmentation."""
+        """Batches of the validation or test split, in their own order, without augmentation; for ranks, of their part of it."""
         ...
 
     def size(self, split: str) -> int:
@@ -79,6 +84,7 @@ class MemoryImages:
 
     def __init__(self, run: Run, protocol: Settings, device: torch.device) -> None:
         self.seed, self.protocol, self.device = run.seed, protocol, device
+        self.dtype = weight_type(protocol.precision)
         facts = get_dataset(run.data).facts
         self.classes = int(facts["classes"])  # type: ignore[call-overload]
         arrays = read_tensors(run.data_folder / IMAGES)
@@ -128,7 +134,7 @@ class MemoryImages:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Enlarge uint8 pixels as asked, and scale them to zero mean and unit variance over the training split, per channel."""
-        return (self._enlarged(images).float() / self.top - self.mean) / self.std
+        return ((self._enlarged(images).float() / self.top - self.mean) / self.std).to(self.dtype)
 
     def _enlarged(self, images: Tensor) -> Tensor:
         factor = self.protocol.data.upsample
@@ -142,35 +148,39 @@ class MemoryImages:
         index = torch.as_tensor(indices, device=self.device)
         return self.normalised(images[index]), labels[index]
 
-    def train_batches(self, epoch: int, first: int = 0) -> Batches:
+    def train_batches(self, epoch: int, first: int = 0, *, whole: bool = False) -> Batches:
         """Shuffled and augmented batches of an epoch, from batch ``first`` on."""
         images, labels = self.splits["train"]
+        share = None if whole else here().share(self.protocol.batch_size, self.protocol.micro_batch)
         size, repeats = self.protocol.batch_size, self.protocol.data.repeats
         order = torch.cat(
             [torch.randperm(len(images), generator=generator(self.seed, "order", epoch, turn)) for turn in range(repeats)]
         ).to(self.device)
         for index in range(first, self.steps_per_epoch):
             chosen = order[index * size : (index + 1) * size]
+            if share is not None:
+                chosen = chosen[share.places.to(self.device)]
             batch = self.normalised(images[chosen])
-            yield self._augmented(batch, generator(self.seed, "augment", epoch, index)), labels[chosen]
+            yield self._augmented(batch, generator(self.seed, "augment", epoch, index), share), labels[chosen]
 
-    def _augmented(self, images: Tensor, random: torch.Generator) -> Tensor:
+    def _augmented(self, images: Tensor, random: torch.Generator, share: Share | None) -> Tensor:
         settings = self.protocol.data
         if settings.flip:
-            images = random_flips(images, random)
+            images = random_flips(images, random, share)
         if settings.crop_padding:
-            images = random_crops(images, settings.crop_padding, random)
+            images = random_crops(images, settings.crop_padding, random, share)
         if settings.rand_augment or settings.random_erasing:
-            images = self._transformed(images, random)
+            images = self._transformed(images, random, share)
         return images
 
-    def _transformed(self, images: Tensor, random: torch.Generator) -> Tensor:
+    def _transformed(self, images: Tensor, random: torch.Generator, share: Share | None) -> Tensor:
         """RandAugment and random erasing by timm, image by image."""
         from atlas.tasks.image_classification.folders import seeded, train_transform
 
         transform = train_transform(self.protocol, tensors=True)
         pixels = (images * self.std + self.mean).clamp(0, 1)
-        seeds = torch.randint(2**62, (len(images),), generator=random).tolist()
+        drawn = torch.randint(2**62, (len(images) if share is None else share.total,), generator=random)
+        seeds = (drawn if share is None else drawn[share.places]).tolist()
         changed = []
         for image, seed in zip(pixels.cpu(), seeds, strict=True):
             with seeded(seed):
@@ -180,6 +190,8 @@ class MemoryImages:
     def batches(self, split: str) -> Batches:
         """Batches of a split in its own order."""
         images, labels = self.splits[split]
+        part = here().slice(len(images))
+        images, labels = images[part], labels[part]
         size = self.protocol.evaluation_batch_size
         for first in range(0, len(images), size):
             yield self.normalised(images[first : first + size]), labels[first : first + size]

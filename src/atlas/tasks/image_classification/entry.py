@@ -5,7 +5,7 @@ from __future__ import annotations
 from atlas.harness.registry import Amount, Amounts, Metric, Task, method, task
 from atlas.harness.run import Run
 from atlas.nn.work import TRAIN
-from atlas.tasks.image_classification.protocol import Protocol
+from atlas.tasks.image_classification.protocol import CaitSettings, Protocol, SwinSettings, T2TSettings
 
 NAME = "image-classification"
 
@@ -30,8 +30,10 @@ def training_amount(run: Run, epochs: int) -> Amount:
 
     protocol = run.protocol_model()
     images = get_dataset(run.data).training_examples(protocol.data.test_fraction) if run.data else protocol.batch_size
-    kept = 1 - protocol.data.validation_fraction
-    steps = epochs * max(1.0, kept * images // protocol.batch_size)
+    seen = (1 - protocol.data.validation_fraction) * images
+    if protocol.data.train_size is not None and run.data:
+        seen = protocol.data.train_size
+    steps = epochs * max(1.0, seen // protocol.batch_size)
     return Amount(steps, protocol.batch_size, min(protocol.micro_batch or protocol.batch_size, protocol.batch_size))
 
 
@@ -60,7 +62,12 @@ task(
         baseline="deit",
         tested="entry:tested",
         recipes=True,
-        rehearsal={"batch_size": 2, "evaluation_batch_size": 2, "data": {"workers": 0, "validation_fraction": 0}},
+        ranks=True,
+        rehearsal={
+            "batch_size": 2,
+            "evaluation_batch_size": 2,
+            "data": {"workers": 0, "validation_fraction": 0, "train_size": None},
+        },
         amounts="entry:training_amounts",
         smallest={"epochs": 2, "warmup_epochs": 1, "batch_size": 640, "log_every": 1, "backbone": {"depth": 3}},
     )
@@ -74,4 +81,34 @@ method(
     summary="The plain backbone under the task's protocol.",
     role="baseline",
     plugin="ingredients:Ingredient",
+)
+
+method(
+    "cait",
+    task=NAME,
+    title="CaiT",
+    summary="A backbone of talking heads, with class attention at the end; sizes are the protocol's.",
+    role="baseline",
+    plugin="backbones:Cait",
+    settings=CaitSettings,
+)
+method(
+    "swin",
+    task=NAME,
+    title="Swin",
+    summary="A backbone of stages with attention in shifted windows; the first stage has the protocol's sizes.",
+    role="baseline",
+    plugin="backbones:Swin",
+    settings=SwinSettings,
+    smallest={"depths": (1, 1), "heads": (2, 2), "window": 2},
+)
+method(
+    "t2t-vit",
+    task=NAME,
+    title="T2T-ViT",
+    summary="A backbone of overlapping patches, cut three times and mixed on the way; sizes are the protocol's.",
+    role="baseline",
+    plugin="backbones:T2T",
+    settings=T2TSettings,
+    smallest={"strides": (1, 1, 2)},
 )

@@ -15,10 +15,12 @@ from atlas.harness.files import read_tensors, write_text
 from atlas.harness.seeds import pick_device
 from atlas.nn.counts import forward_flops, parameter_count
 from atlas.nn.diagnostics import diagnose
+from atlas.nn.precision import weight_type
+from atlas.nn.ranks import here
 from atlas.nn.timing import interleaved_seconds, median_ratio
 from atlas.tasks.image_classification.data import ImageData, load_data
 from atlas.tasks.image_classification.ingredients import Ingredients
-from atlas.tasks.image_classification.models import build_backbone, build_model
+from atlas.tasks.image_classification.models import build_model, plain_backbone
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +42,7 @@ class Evaluation:
     model : nn.Module
         In evaluation mode, on the run's device.
     baseline : nn.Module
-        The protocol's plain backbone at its initialisation, for costs that are stated relative to it.
+        The recipe's plain backbone, by default the protocol's, at its initialisation, for costs that are stated relative to it.
     """
 
     run: Run
@@ -51,13 +53,17 @@ class Evaluation:
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return (logits (n, classes), labels (n,)) of a split, on the CPU in float32."""
+    """Return (logits (n, classes), labels (n,)) of a split, on the CPU in float32.
+
+    Several ranks each predict the batches that they are given, their part of the split, and all of them get the whole.
+    """
     model.eval()
-    logits, labels = [], []
+    logits, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.long)]
     for images, truth in batches:
         logits.append(model(images).float().cpu())
         labels.append(truth.cpu())
-    return torch.cat(logits), torch.cat(labels)
+    ranks = here()
+    return ranks.joined(torch.cat(logits[1:] or logits)), ranks.joined(torch.cat(labels[1:] or labels))
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -98,10 +104,11 @@ def load_trained(run: Run, data: ImageData) -> nn.Module:
 
 def evaluate(run: Run) -> dict[str, float]:
     """Evaluate a trained recipe on the test split; also writes ``diagnostics.csv`` beside the metrics."""
-    data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
+    protocol, device = run.protocol_model(), pick_device(run.resources.device)
+    data = load_data(run, protocol, device)
     model = load_trained(run, data)
-    baseline = build_backbone(run.protocol_model().backbone, data.classes, run.seed).to(pick_device(run.resources.device)).eval()
     ingredients = Ingredients(run.build())
+    baseline = plain_backbone(run, ingredients, data.classes).to(device, weight_type(protocol.precision)).eval()
     values = essentials(run, model, data)
     images, rounds = (TIMING_IMAGES, TIMING_ROUNDS) if run.limit is None else (1, 1)
     values["throughput_ratio"] = throughput_ratio(model, baseline, data.example(images), rounds)

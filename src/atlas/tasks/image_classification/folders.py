@@ -1,4 +1,4 @@
-"""Folders of images too many for memory: ImageNet's pipeline, by timm's transforms.
+"""Folders or tars of images too many for memory: ImageNet's pipeline, by timm's transforms.
 
 An image's augmentation is seeded by (seed, epoch, index), whichever worker loads it, so that training which starts again in the
 middle of an epoch sees the same pixels.
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from atlas.datasets.splits import stratified_split
+from atlas.datasets.tars import Images, image_files
 from atlas.harness.seeds import derive_seed, generator
+from atlas.nn.precision import weight_type
+from atlas.nn.ranks import here
 from atlas.tasks.image_classification.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -29,7 +32,16 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the block with every global generator seeded, and leave them as they were."""
+    """Run the block with every global generator seeded, and leave them as they were.
+
+    A process that only loads images draws nothing else, and need not leave them so: that would be a tenth of its time.
+    """
+    if get_worker_info() is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+        yield
+        return
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from it
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
@@ -95,80 +107,96 @@ def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
-    """Images of one split; the key of a training image is (epoch, index)."""
+    """Images of one split; the key of a training image is (epoch, position, index)."""
 
-    def __init__(self, samples: list[tuple[str, int]], transform: Callable[[Any], Tensor], seed: int) -> None:
-        self.samples, self.transform, self.seed = samples, transform, seed
+    def __init__(self, images: Images, chosen: Sequence[int], transform: Callable[[Any], Tensor], seed: int) -> None:
+        self.images, self.indices, self.transform, self.seed = images, chosen, transform, seed
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.indices)
 
     def __getitem__(self, key: Any) -> tuple[Tensor, int]:
         from PIL import Image
 
         epoch, position, index = key if isinstance(key, tuple) else (-1, 0, key)
-        path, label = self.samples[index]
-        with Image.open(path) as image, seeded(derive_seed(self.seed, "augment", epoch, position)):
-            return self.transform(image.convert("RGB")), label
+        own = int(self.indices[index])
+        random_draws = seeded(derive_seed(self.seed, "augment", epoch, position))
+        with self.images.open(own) as file, Image.open(file) as image, random_draws:
+            return self.transform(image.convert("RGB")), int(self.images.labels[own])
 
 
 class FolderImages:
-    """``train/<class>/*`` and ``val/<class>/*`` under the dataset's folder; ``val`` is the test split."""
+    """``train/<class>/*`` and ``val/<class>/*`` under the dataset's folder, or in two tars; ``val`` is the test split."""
 
     def __init__(self, run: Run, protocol: Protocol, device: torch.device) -> None:
-        from torchvision.datasets import ImageFolder
-
         self.seed, self.protocol, self.device = run.seed, protocol, device
-        train = ImageFolder(str(run.data_folder / "train"))
-        test = ImageFolder(str(run.data_folder / "val"))
+        self.dtype = weight_type(protocol.precision)
+        train, test = (image_files(run.data_folder, split) for split in ("train", "val"))
         self.classes = len(train.classes)
-        labels = np.asarray(train.targets)
-        kept, held = stratified_split(labels, protocol.data.validation_fraction)
-        self.samples = {
-            "train": [train.samples[index] for index in kept],
-            "validation": [train.samples[index] for index in held],
-            "test": list(test.samples),
+        kept, held = stratified_split(train.labels, protocol.data.validation_fraction)
+        self.samples: dict[str, tuple[Images, np.ndarray]] = {
+            "train": (train, kept),
+            "validation": (train, held),
+            "test": (test, np.arange(len(test))),
         }
+        self._keys: list[Any] = []
+        self._loader: DataLoader[tuple[Tensor, int]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of complete batches; with repeated augmentation an epoch has as many images, each ``repeats`` times."""
-        return len(self.samples["train"]) // self.protocol.batch_size
+        return self.size("train") // self.protocol.batch_size
 
     def size(self, split: str) -> int:
         """Number of images of a split."""
-        return len(self.samples[split])
+        return len(self.samples[split][1])
 
-    def train_batches(self, epoch: int, first: int = 0) -> Batches:
+    def train_batches(self, epoch: int, first: int = 0, *, whole: bool = False) -> Batches:
         """Shuffled and augmented batches of an epoch, from batch ``first`` on."""
         size, repeats = self.protocol.batch_size, self.protocol.data.repeats
-        order = torch.randperm(len(self.samples["train"]), generator=generator(self.seed, "order", epoch))
+        share = None if whole else here().share(size, self.protocol.micro_batch)
+        order = torch.randperm(self.size("train"), generator=generator(self.seed, "order", epoch))
         repeated = order.repeat_interleave(repeats)[: self.steps_per_epoch * size]
         keys = [(epoch, position, index) for position, index in enumerate(repeated.tolist())]
-        dataset = _Transformed(self.samples["train"], train_transform(self.protocol), self.seed)
-        yield from self._loaded(dataset, keys[first * size :])
+        own = range(size) if share is None else share.places.tolist()
+        chosen = [keys[begin + place] for begin in range(first * size, len(keys), size) for place in own]
+        if self._loader is None or self._loader.batch_size != len(own):
+            dataset = _Transformed(*self.samples["train"], train_transform(self.protocol), self.seed)
+            self._loader = self._loader_of(dataset, self._keys, len(own), persistent=True)
+        self._keys[:] = chosen
+        yield from self._on_device(self._loader)
 
     def batches(self, split: str) -> Batches:
         """Batches of a split in its own order."""
-        dataset = _Transformed(self.samples[split], test_transform(self.protocol), self.seed)
-        yield from self._loaded(dataset, list(range(len(dataset))), self.protocol.evaluation_batch_size)
+        dataset = _Transformed(*self.samples[split], test_transform(self.protocol), self.seed)
+        own = list(range(len(dataset)))[here().slice(len(dataset))]
+        yield from self._on_device(self._loader_of(dataset, own, self.protocol.evaluation_batch_size))
 
-    def _loaded(self, dataset: _Transformed, keys: list[Any], size: int | None = None) -> Batches:
-        loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+    def _loader_of(
+        self, dataset: _Transformed, keys: list[Any], size: int, *, persistent: bool = False
+    ) -> DataLoader[tuple[Tensor, int]]:
+        """Return what loads images by their keys; a persistent one keeps its processes from epoch to epoch."""
+        workers = self.protocol.data.workers
+        return DataLoader(
             dataset,
-            batch_size=size or self.protocol.batch_size,
+            batch_size=size,
             sampler=keys,
-            num_workers=self.protocol.data.workers,
+            num_workers=workers,
             pin_memory=self.device.type == "cuda",
+            persistent_workers=persistent and workers > 0,
+            # by default it draws from the generator of stochastic depth whenever an epoch is begun, or gone on with
+            generator=torch.Generator(),
         )
+
+    def _on_device(self, loader: DataLoader[tuple[Tensor, int]]) -> Batches:
         for images, labels in loader:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            yield images.to(self.device, self.dtype, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images of a split by their index, without augmentation, and their labels."""
-        dataset = _Transformed(self.samples[split], test_transform(self.protocol), self.seed)
+        dataset = _Transformed(*self.samples[split], test_transform(self.protocol), self.seed)
         images, labels = zip(*(dataset[index] for index in indices), strict=True)
-        return torch.stack(images).to(self.device), torch.tensor(labels, device=self.device)
+        return torch.stack(images).to(self.device, self.dtype), torch.tensor(labels, device=self.device)
 
     def example(self, count: int) -> Tensor:
         """The first ``count`` test images."""

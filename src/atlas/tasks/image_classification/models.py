@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from atlas.harness.seeds import derive_seed
+from atlas.nn.precision import weight_type
 from atlas.tasks.image_classification.ingredients import Ingredients
 from atlas.tasks.image_classification.protocol import Backbone
 
@@ -40,14 +41,18 @@ def build_backbone(settings: Backbone, classes: int, seed: int) -> nn.Module:
         )
 
 
+def plain_backbone(run: Run, ingredients: Ingredients, classes: int) -> nn.Module:
+    """Return the recipe's backbone, by default the protocol's, at its initialisation and as no ingredient has changed it."""
+    own = ingredients.backbone(run, classes)
+    return own if own is not None else build_backbone(run.protocol_model().backbone, classes, run.seed)
+
+
 def build_model(run: Run, ingredients: Ingredients, classes: int) -> nn.Module:
     """Return the recipe's model at its initialisation."""
-    backbone = ingredients.backbone(run, classes)
-    if backbone is None:
-        backbone = build_backbone(run.protocol_model().backbone, classes, run.seed)
+    backbone = plain_backbone(run, ingredients, classes)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(run.seed, "rewrite"))
-        return ingredients.rewrite(backbone, run)
+        return ingredients.rewrite(backbone, run).to(weight_type(run.protocol_model().precision))
 
 
 def parameter_groups(

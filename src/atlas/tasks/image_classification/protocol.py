@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Len, Lt
 from pydantic import Field, model_validator
 
 from atlas.datasets.splits import TestSplit
@@ -46,6 +46,30 @@ class Backbone(Settings):
         return self
 
 
+class CaitSettings(Settings):
+    """``init`` of the residual scales is 1e-5 at 24 layers (Table 1); ``class_layers`` attend from the class token alone."""
+
+    init: Positive = 1e-5
+    class_layers: Natural = 2
+
+
+class SwinSettings(Settings):
+    """Blocks and heads of the stages, and the side of a window in tokens; the defaults are Swin-S's.
+
+    The protocol's ``embed_dim`` and ``patch_size`` are those of the first stage; its ``depth`` and ``num_heads`` do not matter.
+    """
+
+    depths: Annotated[tuple[Natural, ...], Len(1)] = (2, 2, 18, 2)
+    heads: Annotated[tuple[Natural, ...], Len(1)] = (3, 6, 12, 24)
+    window: Annotated[int, Gt(1)] = 7
+
+
+class T2TSettings(Settings):
+    """``strides`` of the three soft splits; their product is the side of a patch, whatever the protocol's ``patch_size`` is."""
+
+    strides: tuple[Natural, Natural, Natural] = (4, 2, 2)
+
+
 class Data(Settings):
     """Splits and augmentation.
 
@@ -72,6 +96,8 @@ class Protocol(Settings):
     """What every row of a table shares.
 
     A batch goes through the model ``micro_batch`` images at a time, and its gradients add up: the same step in less memory.
+    Images are mixed inside such a piece. Of several ranks each passes its share of the pieces, and at most ``micro_batch``
+    images at a time. ``precision`` float64 computes everything in double precision, where rounding must not matter.
     """
 
     backbone: Backbone = Backbone()
@@ -92,7 +118,7 @@ class Protocol(Settings):
     mix_switch_probability: Fraction = 0.5
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
     evaluate_ema: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     evaluation_batch_size: Natural = 256
     log_every: Natural = 10
 

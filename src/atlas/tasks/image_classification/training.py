@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,12 @@ from atlas.harness.resume import TrainingLoop, Values, training
 from atlas.harness.seeds import derive_seed, pick_device
 from atlas.nn.counts import forward_flops
 from atlas.nn.precision import mixed_precision
+from atlas.nn.ranks import here, mean_of
 from atlas.nn.vit import at_least_float32
 from atlas.tasks.image_classification.data import ImageData, load_data
 from atlas.tasks.image_classification.ingredients import Batch, Ingredients
 from atlas.tasks.image_classification.models import build_model, parameter_groups
+from atlas.tasks.image_classification.passing import Passing, require_shares
 from atlas.tasks.image_classification.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -45,11 +47,15 @@ class Training:
         Where training is.
     spent : Values
         ``train_flops``: floating-point operations spent so far, by the usual count of three forward passes a step.
+    ranks : Ranks
+        This process among those that train the run; each sees its share of every batch.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.protocol: Protocol = run.protocol_model()
+        require_shares(run, self.protocol)
+        self.ranks = here()
         self.ingredients = Ingredients(run.build())
         self.device = pick_device(run.resources.device)
         self.data: ImageData = load_data(run, self.protocol, self.device)
@@ -58,6 +64,7 @@ class Training:
         self.epoch = 0
         self.spent = Values(train_flops=0.0)
         self._step_flops: float | None = None
+        self._passing: Passing | None = None
 
     @property
     def total_steps(self) -> int:
@@ -158,7 +165,7 @@ class Training:
         loop = training(self.run, self.total_steps, self._parts(optimizer, scaler))
         for step, (images, labels) in loop.over_epochs(self.data.steps_per_epoch, self.data.train_batches, self._begin_epoch):
             self.step = step
-            self.spent.train_flops += self.step_flops() * len(images)
+            self.spent.train_flops += self.step_flops() * len(images) * self.ranks.size
             terms = self.take_step(optimizer, scaler, Batch(images, labels, labels))
             for ingredient in self.ingredients:
                 ingredient.after_step(self, step)
@@ -171,17 +178,21 @@ class Training:
             ingredient.on_epoch(self, self.epoch)
 
     def take_step(self, optimizer: torch.optim.Optimizer, scaler: Any, batch: Batch) -> dict[str, Tensor]:
-        """Take the optimiser's step of ``self.step`` on a batch, as the protocol says; return the loss by its parts."""
+        """Take the optimiser's step of ``self.step`` on a batch, as the protocol says; return the loss by its parts.
+
+        Of several ranks, each returns the loss of its share of the batch: their mean is that of all.
+        """
+        passing = self.passing()
         self.model.train()
         rate = self.learning_rate(self.step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
-        for share, piece in self.pieces(batch):
+        for share, piece in passing.passes(batch):
             piece = self.mixed(piece)
             with self.autocast():
-                logits = self.model(piece.images)
+                logits = passing(piece.images)
             total, parts = self.loss(logits, piece)
             scaler.scale(share * total).backward()
             terms = {name: terms.get(name, 0) + share * term.detach() for name, term in parts.items()}
@@ -194,14 +205,17 @@ class Training:
             self._ema.update(self.model)
         return terms
 
-    def pieces(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
-        """The parts of a batch that go through the model one after the other, each with its share of the batch."""
-        size = self.protocol.micro_batch or len(batch.images)
-        for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
-            yield len(images) / len(batch.images), Batch(images, labels, labels)
+    def passing(self, model: nn.Module | None = None) -> Passing:
+        """Return how batches go through a model; by default the one of this training."""
+        protocol = self.protocol
+        if model is not None:
+            return Passing(model, protocol.batch_size, protocol.micro_batch)
+        if self._passing is None or self._passing.model is not self.model:
+            self._passing = Passing(self.model, protocol.batch_size, protocol.micro_batch)
+        return self._passing
 
     def _log(self, loop: TrainingLoop, terms: Mapping[str, Tensor]) -> None:
-        values = {name: float(term.detach()) for name, term in terms.items()}
+        values = {name: float(term.detach()) for name, term in mean_of(terms, self.ranks).items()}
         if not all(map(math.isfinite, values.values())):
             shown = ", ".join(f"{name} {value}" for name, value in values.items())
             raise AtlasError(f"{self.run.cell}: the loss is not finite at step {self.step + 1}: {shown}")

@@ -18,7 +18,8 @@ from atlas.harness.registry import Amount, Amounts
 from atlas.harness.resume import training
 from atlas.harness.seeds import generator
 from atlas.l2o import MetaConfig, MetaTrainer, Policy, TunedLR, analytic, tune
-from atlas.nn.work import TRAIN, work
+from atlas.l2o.optimizees import EVALUATION_CHUNK
+from atlas.nn.work import TRAIN, VALIDATION, work
 from atlas.tasks.learned_optimization.data import Arena
 
 if TYPE_CHECKING:
@@ -117,13 +118,36 @@ def tune_on(run: Run, arena: Arena, make: Callable[[torch.Tensor], Policy]) -> T
 
 
 def tuning_amounts(run: Run) -> Amounts:
-    """Updates while a step size is tuned, and optimizees side by side: the grid times the seeds."""
+    """Tuning: updates while a step size is looked for, and optimizees side by side, the grid times the seeds.
+
+    Validation: how often, the held-out examples of all these optimizees, and those in a forward pass.
+    """
+    tuning = run.protocol_model().tuning
+    together = len(tuning.grid) * tuning.seeds
+    trained, held = meta_examples(run)
+    looks, seen = (tuning.epochs, held) if tuning.criterion == "best-val" else (1, trained)
+    return {
+        TUNING: Amount(tuning.epochs * epoch_steps(run), together, together),
+        VALIDATION: Amount(looks, together * seen, together * min(seen, EVALUATION_CHUNK)),
+    }
+
+
+def meta_examples(run: Run) -> tuple[float, float]:
+    """How many examples the meta-training side trains on, and holds out for validation; a rehearsal has a mini-batch of each."""
     protocol = run.protocol_model()
+    if run.limit is not None:
+        return (protocol.train.batch_size,) * 2
     images = cast(int, get_dataset(run.data).facts["train"])
-    share = 1.0 if protocol.data.shared else protocol.data.meta_fraction
-    epoch = max(1.0, share * (1 - protocol.data.validation_fraction) * images // protocol.train.batch_size)
-    together = len(protocol.tuning.grid) * protocol.tuning.seeds
-    return {TUNING: Amount(protocol.tuning.epochs * min(epoch, protocol.epoch_steps or epoch), together, together)}
+    own = images if protocol.data.shared else protocol.data.meta_fraction * images
+    held = protocol.data.validation_fraction * own
+    return own - held, held
+
+
+def epoch_steps(run: Run) -> float:
+    """Updates of an epoch of the meta-training problem."""
+    protocol = run.protocol_model()
+    whole = max(1.0, meta_examples(run)[0] // protocol.train.batch_size)
+    return min(whole, protocol.epoch_steps or whole, protocol.train.steps_per_epoch or whole)
 
 
 class Learned(Competitor):

@@ -15,7 +15,18 @@ from atlas.datasets.splits import balanced_order, stratified_split
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import pick_device
-from atlas.l2o import Examples, Optimizee, convnet, mlp, quadratic, resnet, rosenbrock, vision_transformer
+from atlas.l2o import (
+    Examples,
+    Optimizee,
+    bottleneck_resnet,
+    convnet,
+    mlp,
+    mobilenet_v2,
+    quadratic,
+    resnet,
+    rosenbrock,
+    vision_transformer,
+)
 from atlas.tasks.learned_optimization.protocol import Problem, Protocol
 
 if TYPE_CHECKING:
@@ -80,6 +91,10 @@ class Arena:
             return convnet(layers, data=examples, classes=classes, act=problem.activation, init=problem.init, name=name)
         if problem.family == "resnet":
             return resnet(problem.depth, problem.width, data=examples, classes=classes, norm=problem.norm, name=name)
+        if problem.family == "bottleneck-resnet":
+            return bottleneck_resnet(problem.depth, problem.width, data=examples, classes=classes, init=problem.init, name=name)
+        if problem.family == "mobilenet-v2":
+            return mobilenet_v2(problem.width, data=examples, classes=classes, init=problem.init, name=name)
         size = {"embed_dim": problem.width, "depth": problem.depth, "num_heads": problem.heads}
         return vision_transformer(data=examples, patch_size=problem.patch_size, classes=classes, name=name, **size)
 
@@ -105,6 +120,8 @@ def load_arena(run: Run) -> Arena:
 
     sides = divide(protocol, arrays)
     meta, judged = ({name: ready(*split) for name, split in side.items()} for side in sides)
+    if run.limit is not None:
+        meta = {name: _repeated(split, protocol.train.batch_size) for name, split in meta.items()}
     return Arena(protocol, meta, judged, device)
 
 
@@ -127,6 +144,12 @@ def divide(protocol: Protocol, arrays: dict[str, Tensor]) -> tuple[dict[str, Spl
         sides.append({"train": train, "val": val})
     sides[1]["test"] = test
     return sides[0], sides[1]
+
+
+def _repeated(split: Split, count: int) -> Split:
+    """So many examples, over and over the same: a rehearsal's few are less than the mini-batch that it is to make a step on."""
+    index = torch.arange(count, device=split[1].device) % len(split[1])
+    return split[0][index], split[1][index]
 
 
 def _split(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:

@@ -20,12 +20,14 @@ class Problem(Settings):
     """One optimizee.
 
     ``hidden`` belongs to ``mlp``; ``layers`` to ``convnet``: (channels, kernel), or the word pool; ``depth``, ``width`` and
-    ``norm`` to ``resnet``; ``patch_size``, ``width``, ``depth`` and ``heads`` to ``vit``; ``dimension`` to functions. ``data`` is
-    the benchmark's own images, or ``mixture``: examples generated on the fly, so many that none repeats. Functions have no
-    epochs: theirs are as many steps as ``steps_per_epoch`` says; for networks it cuts the epoch.
+    ``norm`` to ``resnet``, the small one of CIFAR; ``depth`` (50, 101 or 152) and ``width`` to ``bottleneck-resnet``, and
+    ``width`` to ``mobilenet-v2``, both torchvision's with a stem for small images; ``patch_size``, ``width``, ``depth`` and
+    ``heads`` to ``vit``; ``dimension`` to functions. ``data`` is the benchmark's own images, or ``mixture``: examples generated
+    on the fly, so many that none repeats. Functions have no epochs: theirs are as many steps as ``steps_per_epoch`` says; for
+    networks it cuts the epoch.
     """
 
-    family: Literal["mlp", "convnet", "resnet", "vit", "quadratic", "rosenbrock"] = "mlp"
+    family: Literal["mlp", "convnet", "resnet", "bottleneck-resnet", "mobilenet-v2", "vit", "quadratic", "rosenbrock"] = "mlp"
     data: Literal["own", "mixture"] = "own"
     hidden: tuple[Natural, ...] = (20,)
     activation: Literal["relu", "sigmoid", "tanh"] = "relu"

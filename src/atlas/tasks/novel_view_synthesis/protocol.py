@@ -15,6 +15,11 @@ from atlas.settings import Count, Fraction, Natural, Positive, Settings
 Triple = tuple[float, float, float]
 
 
+def _unset(value: object) -> bool:
+    """Whether a setting is left out of what determines a run's numbers: it came later, and without it nothing changes."""
+    return not value
+
+
 class SceneSettings(Settings):
     """Where the scene comes from.
 
@@ -30,6 +35,8 @@ class SceneSettings(Settings):
     reference : int
         The view to learn from, by its number: at the end of its file's name, or else its place in the file, from 0 (Blender), its
         place by name (LLFF), its id (DTU); for LLFF −1 means the neighbour of the pose nearest to the centre.
+    references : tuple of int
+        Several views to learn from, one for each seed in turn: seeds are then replicates of the view too. Empty: ``reference``.
     test_split, test_views, test_degrees, test_every : …
         What is held out: numbers of a split; or, with ``test_degrees``, views of the split within so many degrees of the
         reference; or every ``test_every``-th view (LLFF). DTU holds out every second source view.
@@ -48,6 +55,7 @@ class SceneSettings(Settings):
     width: Natural = 400
     downsample: Natural = 6
     reference: Annotated[int, Ge(-1)] = 20
+    references: tuple[Annotated[int, Ge(-1)], ...] = Field(default=(), exclude_if=_unset)
     test_split: Literal["train", "test"] = "test"
     test_views: tuple[int, ...] = ()
     test_degrees: Positive | None = 30.0
@@ -66,7 +74,15 @@ class SceneSettings(Settings):
             raise ValueError(f"{self.kind} scenes bring their depth; set depth to given")
         if self.depth == "given" and self.kind in ("blender", "llff"):
             raise ValueError(f"{self.kind} scenes bring no depth; set depth to teacher or none")
+        if self.references and self.kind in ("analytic", "stereo"):
+            raise ValueError(f"{self.kind} scenes have one view to learn from; leave references out")
         return self
+
+    def of_seed(self, seed: int) -> SceneSettings:
+        """The same with the reference of a seed, where there are several."""
+        if not self.references:
+            return self
+        return self.model_copy(update={"reference": self.references[seed % len(self.references)]})
 
 
 class FieldSettings(Settings):

@@ -1,0 +1,57 @@
+"""The large optimizees have the published sizes, look at small images at full resolution, and train."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from atlas.l2o import Examples, bottleneck_resnet, mobilenet_v2
+from atlas.l2o.published_networks import bottleneck_resnet_module, mobilenet_v2_module
+
+STEM = 3 * 64 * (7**2 - 3**2)  # weights by which the stem of small images is smaller
+
+
+def size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("depth", "published"), [(50, 25_557_032), (152, 60_192_808)])
+def test_resnets_have_torchvisions_published_size_but_for_the_stem(depth: int, published: int) -> None:
+    assert size(bottleneck_resnet_module(depth, classes=1000)) == published - STEM
+
+
+def test_mobilenet_has_torchvisions_published_size() -> None:
+    assert size(mobilenet_v2_module(classes=1000)) == 3_504_872
+
+
+def test_small_images_are_seen_at_full_resolution_first() -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    resnet, mobile = bottleneck_resnet_module(50), mobilenet_v2_module()
+    sides = {}
+    resnet.layer1.register_forward_hook(lambda _, __, out: sides.update(first=out.shape[-1]))
+    resnet.layer4.register_forward_hook(lambda _, __, out: sides.update(last=out.shape[-1]))
+    mobile.features.register_forward_hook(lambda _, __, out: sides.update(mobile=out.shape[-1]))
+    with torch.no_grad():
+        assert resnet(images).shape == mobile(images).shape == (2, 10)
+    assert sides == {"first": 32, "last": 4, "mobile": 4}
+    assert [*resnet.buffers(), *mobile.buffers()] == []
+
+
+@pytest.mark.parametrize("make", [lambda data: bottleneck_resnet(data=data), lambda data: mobilenet_v2(data=data)])
+def test_a_step_against_the_gradient_lowers_the_loss(make: object) -> None:
+    gen = torch.Generator().manual_seed(0)
+    split = (torch.rand(8, 3, 16, 16, generator=gen), torch.arange(8) % 10)
+    optimizee = make(Examples({"train": split, "val": split, "test": split}, 8))  # type: ignore[operator]
+    theta = optimizee.init(1, gen).requires_grad_()
+    batch = split[0][None], split[1][None]
+    loss = optimizee.losses(theta, batch).sum()
+    (gradient,) = torch.autograd.grad(loss, theta)
+    assert torch.isfinite(gradient).all()
+    step = 1e-2 * gradient / gradient.norm()
+    assert optimizee.losses(theta.detach() - step, batch).item() < loss.item()
+
+
+def test_a_depth_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ResNet of bottlenecks with 20 layers; choose from 50, 101, 152"):
+        bottleneck_resnet_module(20)
