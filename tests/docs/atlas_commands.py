@@ -24,7 +24,6 @@ from atlas.harness.rehearsal import GPUS
 from atlas.report import compare
 from atlas.study import Study, select
 
-
 PLACEHOLDER = "attnscale"
 """What stands for the word METHOD, which a reader replaces."""
 
