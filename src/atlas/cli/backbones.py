@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +68,10 @@ class Backbones:
         UserError
             It is for another version of timm than the one that is installed.
         """
-        import timm
-
         content = json.loads(path.read_text())
-        if content["timm"] != timm.__version__:
+        if content["timm"] != version("timm"):
             raise UserError(
-                f"the table of backbones was made with timm {content['timm']}, installed is {timm.__version__}: "
+                f"the table of backbones was made with timm {content['timm']}, installed is {version('timm')}: "
                 "make it anew with `python -m atlas.cli.backbones`"
             )
         return cls(content["timm"], [Family(**family) for family in content["families"]], content["others"])
@@ -102,8 +101,6 @@ def rows() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def examined(looks: dict[str, Look]) -> Backbones:
     """Try every family of entrypoints, by what a look at them found."""
-    import timm
-
     members: dict[str, list[str]] = {}
     for entrypoint, found in sorted(looks.items()):
         members.setdefault(found.family, []).append(entrypoint)
@@ -112,7 +109,7 @@ def examined(looks: dict[str, Look]) -> Backbones:
     for words, entrypoints in sorted(members.items()):
         example = min(entrypoints, key=lambda entrypoint: looks[entrypoint].weights)
         families.append(Family(words, example, entrypoints, verdicts(example, looks[example])))
-    return Backbones(timm.__version__, families, others)
+    return Backbones(version("timm"), families, others)
 
 
 def verdicts(entrypoint: str, found: Look) -> dict[str, str]:
