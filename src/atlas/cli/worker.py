@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from atlas.cli.main import main
 from atlas.errors import EXIT_FAILURE
@@ -140,7 +140,7 @@ class Worker:
         self.selector.close()
         for file in [*held, *(job.connection for job in self.jobs), *(job.report for job in self.jobs)]:
             if file is not connection:
-                file.close() if isinstance(file, socket.socket) else os.close(int(file))  # type: ignore[call-overload]
+                file.close() if isinstance(file, socket.socket) else os.close(cast(int, file))
 
     def heed(self, job: Job) -> None:
         """Pass on the signals that the job's process was sent; if it was killed, so is the fork."""
