@@ -122,7 +122,7 @@ def test_several_gpus_share_arithmetic_and_launches_and_exchange_gradients(study
     rehearsed = {"train": Amount(1, 2, 2), "validation": Amount(1, 3, 3)}
     spent = {"once": Spent(7e9, 10), "train": Spent(2e9, 1), "validation": Spent(3e9, 1)}
     whole = {"train": Amount(100, 64, 16), "validation": Amount(5, 32, 32)}
-    cost = Cost(spent, 0, 0, gradient_bytes=10**9)
+    cost = Cost(spent, 0, gradient_bytes=10**9)
     result = Rehearsal(study.runs[0], 1, 0.0, cost=cost, whole=whole, rehearsed=rehearsed)
     train = 2e9 * 100 * 32 / 4 / (0.3 * 312e12)
     validation = max(3e9 * 5 * 32 / 3 / 4 / (0.3 * 312e12), 5 * LAUNCH_SECONDS)
