@@ -70,8 +70,8 @@ def _scenes(split: str, digits: np.ndarray, labels: np.ndarray, count: int, rand
                 boxes[scene, found], classes[scene, found] = box, labels[which]
                 found += 1
         images[scene, 0] = (canvas.clip(0, 1) * 255).round()
-    names = ("images", "instances", "boxes", "labels")
-    return {f"{split}_{name}": array for name, array in zip(names, (images, instances, boxes, classes), strict=True)}
+    made: dict[str, np.ndarray] = {"images": images, "instances": instances, "boxes": boxes, "labels": classes}
+    return {f"{split}_{name}": array for name, array in made.items()}
 
 
 def _place(

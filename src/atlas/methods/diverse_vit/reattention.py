@@ -49,7 +49,7 @@ def apply_reattention(model: Any) -> Any:
         A block has an attention of another kind, or has re-attention already.
     """
     for index, block in enumerate(model.blocks):
-        attention = getattr(block, "attn", None)
+        attention: Any = getattr(block, "attn", None)
         if not is_plain(attention):
             raise ValueError(f"block {index} has no plain attention of timm, but {type(attention).__name__}")
         if isinstance(attention.attn_drop, ReAttention):
