@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 
-.PHONY: help env demo test test-workflow test-all docs lint format lock clean
+.PHONY: help env demo test test-workflow test-all docs site lint format lock clean
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -32,6 +32,9 @@ test-workflow: env  ## try the real Snakemake, the real DVC and the executor on 
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q
+
+site: env  ## build the documentation as a site in site/; needs mkdocs-material and mkdocstrings[python] in .venv
+	$(BIN)/python -m mkdocs build
 
 test-all: env  ## run every test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q

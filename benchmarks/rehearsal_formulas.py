@@ -66,7 +66,7 @@ ROWS: list[tuple[str, str, Formula]] = [
 
 PER_IMAGE = (trained_image,)
 """Formulas of one example, where the number of examples is not known before they are there."""
-BUDGETS = "rehearsed with a client of each budget, at {:+.2%}; the study's have each as often as their number allows"
+BUDGETS = "rehearsed with as many clients of each budget, at {:+.2%}; those of the study have each as often as they can"
 
 
 class Check(NamedTuple):

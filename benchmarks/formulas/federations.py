@@ -111,7 +111,7 @@ def federated(run: Run) -> float:
 
 
 def budgets_rehearsed(run: Run) -> float:
-    """How much more a training image costs the clients of a rehearsal, one of each budget, than those of the study.
+    """How much more a training image costs the clients of a rehearsal, as many of each budget, than those of the study.
 
     The study's have budgets as equal as their number allows: of fifty 13, 12, 13 and 12.
     """

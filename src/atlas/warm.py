@@ -173,15 +173,19 @@ def _follow(connection: socket.socket, arguments: list[str]) -> tuple[int | None
         with suppress(OSError):  # it has ended, and its status says how
             connection.send(bytes([number]))
 
+    former = {}
     try:
         streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
         connection.sendmsg(["\0".join(arguments).encode("utf-8", "surrogateescape")], [streams])
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, pass_on)
+                former[number] = signal.signal(number, pass_on)
         told = connection.recv(64)
     except OSError:
-        return None, stopped
+        told = b""
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
     return (int(told) if told else None), stopped
 
 

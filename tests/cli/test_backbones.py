@@ -35,13 +35,13 @@ def test_no_family_ends_in_anything_but_works_or_a_refusal(table: Backbones) -> 
 @pytest.mark.parametrize("method", ["attnscale", "featscale"])
 def test_nearly_all_transformers_are_supported(table: Backbones, method: str) -> None:
     count, total = table.share(method)
-    assert total > 400
+    assert total >= 397
     assert count >= 0.95 * total
 
 
 def test_what_the_table_says_is_found_again(table: Backbones) -> None:
     """For a family that all methods act on, and one that they refuse."""
-    for name in ("test_vit", "xcit_nano_12_p16_224"):
+    for name in ("test_vit", "gemma4_vit_167m_enc"):
         found = look(name)
         family = next(family for family in table.families if name in family.entrypoints)
         assert family.words == found.family

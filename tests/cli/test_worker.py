@@ -172,6 +172,25 @@ def test_a_fork_computes_what_a_process_of_its_own_does(
     assert any(name.endswith("model.safetensors") for name in both[0])
 
 
+@pytest.mark.slow
+def test_what_one_job_loads_the_next_finds(folder: Path, owner: subprocess.Popen[bytes]) -> None:
+    """Also where it is loaded in the middle of the work: pandas, for the diagnostics of a ViT."""
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "os.register_at_fork(after_in_child=lambda: print('pandas' in sys.modules, file=open('found', 'a')))\n"
+    )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+    try:
+        for seed in (0, 1):
+            status, output = outcome(folder, owner.pid, "train", "--evaluate", f"image-classification/digits/deit/seed{seed}")
+            assert status == 0, output
+    finally:
+        os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].partition(os.pathsep)[2]
+    assert (folder / "found").read_text().split()[-1] == "True"
+    assert (folder / "found").read_text().split()[0] == "False"
+
+
 def test_a_fork_says_what_is_wrong_where_a_process_does(folder: Path, owner: subprocess.Popen[bytes]) -> None:
     for arguments in (["train", "image-classification/stacks/plane/seed0"], ["evaluate", LONG], ["train", "--tier"]):
         status, output = outcome(folder, owner.pid, *arguments)
@@ -239,9 +258,9 @@ def test_nothing_outlives_the_owner(folder: Path, owner: subprocess.Popen[bytes]
 
 @pytest.mark.slow
 def test_what_is_loaded_can_be_forked(checkout: Path) -> None:
-    """After loading for every row of the demo there is one thread, no GPU was looked for, and nothing else was loaded."""
+    """After loading for every row of the demo there is one thread, no GPU was looked for, and what few rows need is not there."""
     program = """
-import os, sys
+import importlib, os, sys
 import torch
 
 def refuse(*arguments, **options):
@@ -252,13 +271,15 @@ for name in ("is_available", "device_count", "_lazy_init", "init"):
 from atlas.cli.worker import load_pages, load_runs
 from atlas.study import read_once
 load_pages([])
-report = set(sys.modules)
 for run in read_once("demo").runs:
     load_runs(["--tier", "demo", run.cell])
+for name in ("sympy", "sklearn", "skimage", "torch._inductor"):
+    assert name not in sys.modules, name
+for name in ("sympy", "sklearn.ensemble", "skimage.metrics", "scipy.stats", "scipy.ndimage", "pandas", "pyoperon.sklearn",
+             "torchmetrics.image", "pyautoattack", "matplotlib.pyplot"):
+    importlib.import_module(name)  # what jobs load in the middle of their work
 assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")
 assert not torch.cuda.is_initialized()
-for name in ("sympy", "sklearn", "pandas", "torch._inductor"):
-    assert name not in sys.modules, name
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=checkout, env=environment(None), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -52,9 +52,10 @@ def complete_study() -> Study:
 
 
 def left_out(study: Study) -> list[Method]:
-    """Registered methods that are in no row of a study."""
+    """Registered methods that are in no row of a study, of the tasks that it has; others are tried beside their task's tests."""
     there = {(run.task, name) for run in study.runs for name in run.recipe}
-    return [entry for entry in load().all_methods() if (entry.task, entry.name) not in there]
+    tasks = {run.task for run in study.runs}
+    return [entry for entry in load().all_methods() if entry.task in tasks and (entry.task, entry.name) not in there]
 
 
 def home(study: Study, entry: Method) -> str:

@@ -16,12 +16,16 @@ from typing import Any
 import typer
 
 from atlas.cli import app
+from atlas.cli.describing import describe
 from atlas.cli.listing import LISTINGS
 from atlas.cli.overrides import apply_overrides
 from atlas.datasets import get_dataset
 from atlas.harness.rehearsal import GPUS
 from atlas.report import compare
 from atlas.study import Study, select
+
+PLACEHOLDER = "attnscale"
+"""What stands for the word METHOD, which a reader replaces."""
 
 
 def problem(words: list[str]) -> str:
@@ -32,6 +36,8 @@ def problem(words: list[str]) -> str:
     parsed: dict[str, Mapping[str, Any]] = {}
     parser.callback = lambda **options: None
     for verb, command in parser.commands.items():
+        for inner in getattr(command, "commands", {}).values():  # of a verb with verbs of its own
+            inner.callback = partial(_remember, parsed, verb)
         command.callback = partial(_remember, parsed, verb)
     try:
         parser.main(words[1:], prog_name="atlas", standalone_mode=False)
@@ -63,6 +69,8 @@ def _check_names(verb: str, options: Mapping[str, Any]) -> None:
         unknown = {tuple(name.split("/")) for name in options["tables"]} - set(study.tables)
         if unknown:
             raise ValueError(f"{unknown.pop()} is not a table of {study.source}")
+    for name in (options.get("names") or ()) if verb == "describe" else ():
+        describe(PLACEHOLDER if name == "METHOD" else name)
     if verb == "compare":
         compare(options["first"], options["second"])
     if verb == "rehearse" and options["gpu"] not in GPUS:

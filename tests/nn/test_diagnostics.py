@@ -199,7 +199,11 @@ def test_diagnose_refuses_what_is_no_vision_transformer(name: str, attention: bo
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("xcit_nano_12_p16_224", {"embed_dim": 32, "num_heads": 2, "depth": 2}, r"known kind.* in blocks\.0\.attn \(XCA\)"),
+        (
+            "xcit_nano_12_p16_224",
+            {"embed_dim": 32, "num_heads": 2, "depth": 2},
+            r"no maps to read in blocks\.0\.attn \(XCA\), .*of channels on channels",
+        ),
         (
             "hiera_tiny_224",
             {"embed_dim": 16, "stages": (1, 1, 1, 1)},

@@ -52,7 +52,6 @@ def test_batches_that_are_there_stay_as_they_are() -> None:
     [
         ("images/", "data is a str; give a pair (inputs, labels)"),
         (INPUTS, "data must be made of pairs (inputs, labels), not of a Tensor"),
-        ([(INPUTS[0],)], "data must be made of pairs (inputs, labels), not of a tuple"),
         ([(object(), 1)], "data's inputs is a object; a tensor or a NumPy array is needed"),
         ((np.array(["a"]), np.array([0])), "data's inputs is a ndarray that cannot become a tensor: can't convert"),
     ],
@@ -65,6 +64,8 @@ def test_what_is_no_data_is_told_in_one_line(data: Any, line: str) -> None:
 
 
 def test_entries_of_different_shapes_and_none_at_all() -> None:
+    with pytest.raises(ValueError, match=r"data must be made of pairs \(inputs, labels\), not of 1 parts"):
+        gathered([(INPUTS[0],)])
     with pytest.raises(ValueError, match=r"data has inputs of different shapes: \(2,\), \(3,\)"):
         gathered([(np.zeros(3), 0), (np.zeros(2), 0)])
     with pytest.raises(ValueError, match="data holds no examples"):

@@ -39,7 +39,7 @@ EVERYTHING = {
 SHORT_UVC = {"epochs": 2, "search_epochs": 2, "search_warmup_epochs": 1}
 SHORT = {
     IMAGES: {"precision": "float64", "batch_size": 60, "epochs": 1, "warmup_epochs": 0, "log_every": 5},
-    ROBUST: {"precision": "float64", "epochs": 4, "milestones": [2], "test_every": 2},
+    ROBUST: {"precision": "float64", "epochs": 3, "milestones": [2], "test_every": 2},
 }
 SETTINGS = {
     "uvc": SHORT_UVC,
@@ -169,4 +169,5 @@ def test_every_row_of_the_robust_study_on_two_ranks(compare) -> None:  # type: i
     cells = [run.cell for run in rows if run.data and shares_work(run)]
     convolutions = {"network": {"name": "convnet", "widths": [4, 8]}, "epochs": 2, "milestones": [1]}
     # batch normalisation, attacked in training mode, and a last batch of 256 % 60 images: what a rank alone would see differs
-    compare([*cells, cells[0]], [*[None] * len(cells), merge(convolutions, {"batch_size": 50, "drop_last": False})])
+    another = cells[0].replace("seed10", "seed11")  # what other rows need stays as it is
+    compare([*cells, another], [*[None] * len(cells), merge(convolutions, {"batch_size": 50, "drop_last": False})])

@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ FILE = Path(__file__).with_name("backbones.json")
 PAGE = Path("docs", "backbones.md")
 METHODS = {"attnscale": "AttnScale", "featscale": "FeatScale", "diagnose": "diagnose", "diverse-vit": "Diverse-ViT", "uvc": "UVC"}
 WORKS = "works"
+CHANNELS = "XCA"
+"""The attention of timm that has maps of channels, not of tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,10 @@ class Backbones:
         UserError
             It is for another version of timm than the one that is installed.
         """
-        import timm
-
         content = json.loads(path.read_text())
-        if content["timm"] != timm.__version__:
+        if content["timm"] != version("timm"):
             raise UserError(
-                f"the table of backbones was made with timm {content['timm']}, installed is {timm.__version__}: "
+                f"the table of backbones was made with timm {content['timm']}, installed is {version('timm')}: "
                 "make it anew with `python -m atlas.cli.backbones`"
             )
         return cls(content["timm"], [Family(**family) for family in content["families"]], content["others"])
@@ -79,9 +80,13 @@ class Backbones:
         """Write the table."""
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
-    def share(self, method: str) -> tuple[int, int]:
-        """How many entrypoints with transformer blocks a method acts on, and of how many."""
-        counts = [(len(family.entrypoints), family.verdicts[method] == WORKS) for family in self.families]
+    def share(self, method: str, *, over_tokens: bool = True) -> tuple[int, int]:
+        """How many entrypoints a method acts on, and of how many; by default of those whose blocks attend over tokens."""
+        counts = [
+            (len(family.entrypoints), family.verdicts[method] == WORKS)
+            for family in self.families
+            if not (over_tokens and CHANNELS in family.words)
+        ]
         return sum(count for count, works in counts if works), sum(count for count, _ in counts)
 
 
@@ -96,8 +101,6 @@ def rows() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def examined(looks: dict[str, Look]) -> Backbones:
     """Try every family of entrypoints, by what a look at them found."""
-    import timm
-
     members: dict[str, list[str]] = {}
     for entrypoint, found in sorted(looks.items()):
         members.setdefault(found.family, []).append(entrypoint)
@@ -106,7 +109,7 @@ def examined(looks: dict[str, Look]) -> Backbones:
     for words, entrypoints in sorted(members.items()):
         example = min(entrypoints, key=lambda entrypoint: looks[entrypoint].weights)
         families.append(Family(words, example, entrypoints, verdicts(example, looks[example])))
-    return Backbones(timm.__version__, families, others)
+    return Backbones(version("timm"), families, others)
 
 
 def verdicts(entrypoint: str, found: Look) -> dict[str, str]:
@@ -139,7 +142,7 @@ def verdict(check: Callable[[Any, Tensor], None], entrypoint: str, found: Look) 
 def _first(reason: str) -> str:
     """A reason that names many blocks, cut after the first of them."""
     start, comma, rest = reason.partition("), ")
-    return f"{start}) …{';' + rest.partition(';')[2] if ';' in rest else ''}" if comma else reason
+    return f"{start}) …{rest.rpartition(')')[2]}" if comma else reason
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -285,9 +288,9 @@ def page(table: Backbones) -> str:
             cells.append("yes" if verdict_ == WORKS else f"no ({reasons.setdefault(verdict_, len(reasons) + 1)})")
         lines.append(f"| `{family.example}` | {len(family.entrypoints)} | {' | '.join(cells)} | {family.words} |")
     shares = "\n".join(
-        f"| {label} | {count} of {total} | {100 * count / total:.1f} % |"
+        f"| {label} | {count} of {total} | {100 * count / total:.1f} % | {every} of {all_} |"
         for method, label in METHODS.items()
-        for count, total in [table.share(method)]
+        for (count, total), (every, all_) in [(table.share(method), table.share(method, over_tokens=False))]
     )
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
     return PAGE_TEXT.format(
@@ -310,8 +313,8 @@ of every combination of the classes of model, block, attention and feed-forward,
 transformer if its blocks attend; {others} entrypoints have no such blocks (convolutional networks, hybrids of convolutional
 stages, mixers), and every method refuses them.
 
-| method | entrypoints | share |
-|---|---|---|
+| method | entrypoints whose blocks attend over tokens | share | with those that attend over channels (XCiT) |
+|---|---|---|---|
 {shares}
 
 "yes" for AttnScale and FeatScale says: at 0 the model's outputs are unchanged to the last bit; elsewhere they are those of the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def _package(name: str) -> str:
     return package
 
 
-def _write(files: dict[Path, str], values: dict[str, object]) -> list[Path]:
+def _write(files: Mapping[Path, str], values: Mapping[str, object]) -> list[Path]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     taken = next((path for path in files if path.exists() or (path.name == "__init__.py" and path.parent.exists())), None)

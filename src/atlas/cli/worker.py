@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from atlas.cli.main import main
 from atlas.errors import EXIT_FAILURE
@@ -35,11 +35,9 @@ GRACE_SECONDS = 60.0
 MESSAGE_BYTES = 1 << 20
 STREAMS = 3
 _PR_SET_PDEATHSIG = 1
-PAGES = (
-    *(f"atlas.report.{name}" for name in ("figures", "page", "tables", "verdicts")),
-    *("matplotlib.pyplot", "matplotlib.backends.backend_svg", "scipy.stats"),
-)
-"""What tables, figures, verdicts and the page are made with."""
+OURS = ("atlas", "__main__", "__mp_main__")
+COMPILERS = ("torch", "triton")
+"""What is not loaded for having been loaded by a job: Atlas, which each command names, and compilers, which hardly any needs."""
 
 
 @dataclass
@@ -54,11 +52,14 @@ class Job:
         A descriptor that can be read once it has ended, and by which it can be signalled without a mistake.
     connection : socket
         To the process that the job's shell waits for. The fork holds it, too: it closes when both are gone.
+    report : int
+        A file without a name, in which the fork leaves the names of the modules that it has loaded itself.
     """
 
     process: int
     ended: int
     connection: socket.socket
+    report: int
 
 
 class Worker:
@@ -78,6 +79,7 @@ class Worker:
         self.listener, self.load = listener, load
         self.owner = os.pidfd_open(owner)
         self.jobs: list[Job] = []
+        self.wanted: dict[str, None] = {}
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.owner, selectors.EVENT_READ, self.orphaned)
@@ -86,7 +88,7 @@ class Worker:
     def serve(self) -> None:
         """Serve until the owner is gone, and its jobs are."""
         while self.deadline is None or self.jobs:
-            left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+            left = None if self.deadline is None else max(0.1, self.deadline - time.monotonic())
             for key, _ in self.selector.select(left):
                 key.data()
             if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -113,6 +115,7 @@ class Worker:
         arguments = message.decode("utf-8", "surrogateescape").split("\0")
         with suppress(Exception):  # whatever is wrong with the command, the job itself says it, where that is read
             self.load(arguments)
+        self.load_wanted()
         self.fork(arguments, streams, connection)
         for stream in streams:
             os.close(stream)
@@ -120,13 +123,13 @@ class Worker:
     def fork(self, arguments: list[str], streams: list[int], connection: socket.socket) -> None:
         """Begin a job."""
         gc.freeze()  # a collection in the fork would touch, and so copy, every page
-        worker = os.getpid()
+        worker, report = os.getpid(), os.memfd_create("loaded")
         process = os.fork()
         if process == 0:
             _end_with(worker)
             self.forget(connection)
-            _carry_out(arguments, streams)
-        job = Job(process, os.pidfd_open(process), connection)
+            _carry_out(arguments, streams, report)
+        job = Job(process, os.pidfd_open(process), connection, report)
         self.jobs.append(job)
         self.selector.register(job.ended, selectors.EVENT_READ, lambda: self.finish(job))
         self.selector.register(connection, selectors.EVENT_READ, lambda: self.heed(job))
@@ -135,9 +138,9 @@ class Worker:
         """Close, in a fork, everything that is not its own: others would wait for it."""
         held = [key.fileobj for key in self.selector.get_map().values()]
         self.selector.close()
-        for file in [*held, *(job.connection for job in self.jobs)]:
+        for file in [*held, *(job.connection for job in self.jobs), *(job.report for job in self.jobs)]:
             if file is not connection:
-                file.close() if isinstance(file, socket.socket) else os.close(int(file))  # type: ignore[call-overload]
+                file.close() if isinstance(file, socket.socket) else os.close(cast(int, file))
 
     def heed(self, job: Job) -> None:
         """Pass on the signals that the job's process was sent; if it was killed, so is the fork."""
@@ -163,6 +166,15 @@ class Worker:
         with suppress(OSError):
             job.connection.send(str(os.waitstatus_to_exitcode(status)).encode())
         job.connection.close()
+        self.wanted |= dict.fromkeys(os.pread(job.report, MESSAGE_BYTES, 0).decode().split())
+        os.close(job.report)
+
+    def load_wanted(self) -> None:
+        """Load what earlier jobs have loaded themselves, in the middle of their work, so that the next need not."""
+        for name in [name for name in self.wanted if name not in sys.modules]:
+            with suppress(Exception):
+                importlib.import_module(name)
+        self.wanted.clear()
 
     def orphaned(self) -> None:
         """Take nothing more, and have the jobs save their state."""
@@ -186,9 +198,9 @@ def _end_with(worker: int) -> None:
         os._exit(EXIT_FAILURE)
 
 
-def _carry_out(arguments: list[str], streams: list[int]) -> NoReturn:
+def _carry_out(arguments: list[str], streams: list[int], report: int) -> NoReturn:
     """Do what a command asks for as a process of its own does, and end without taking down what the worker has loaded."""
-    status = EXIT_FAILURE
+    status, there = EXIT_FAILURE, set(sys.modules)
     try:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
@@ -197,6 +209,7 @@ def _carry_out(arguments: list[str], streams: list[int]) -> NoReturn:
             numpy.random.seed()  # Python's own generator is seeded anew in a fork, and torch's begins alike in every process
         sys.argv[1:] = arguments
         status = _status_of(main)
+        os.write(report, "\n".join(_loaded_since(there)).encode())
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     finally:
@@ -204,6 +217,12 @@ def _carry_out(arguments: list[str], streams: list[int]) -> NoReturn:
             with suppress(OSError):
                 stream_object.flush()
         os._exit(status)
+
+
+def _loaded_since(there: set[str]) -> list[str]:
+    """Modules of libraries that were loaded since, in their order."""
+    new = [name for name in sys.modules if name not in there]
+    return [name for name in new if name.partition(".")[0] not in (*OURS, *COMPILERS) and not any(map(str.isspace, name))]
 
 
 def _status_of(command: Callable[[], None]) -> int:
@@ -240,12 +259,10 @@ def load_runs(arguments: list[str]) -> None:
 
 
 def load_pages(arguments: list[str]) -> None:
-    """Import what tables, verdicts and the page are made with."""
+    """Read the study; with what tables, verdicts and the page are made, the first of them tells."""
     from atlas.harness.kernels import hold_kernels
 
     hold_kernels()
-    for module in PAGES:
-        importlib.import_module(module)
     read_once(_tier(arguments))
 
 

@@ -27,7 +27,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas import errors
 from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.files import write_json
 from atlas.harness.registry import load, resolve
@@ -235,16 +234,17 @@ def main(folder: Path) -> None:
 def _passing_on(folder: Path, stop: StopRequest) -> Iterator[None]:
     """While the block runs, pass a request to stop on to this node's ranks; one that hears of it stops them all."""
     done = threading.Event()
+    told: set[int] = set()
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if stop.signal is None:
                 continue
-            for state in ranks_of(folder).values():
-                if state["node"] == node_name() and state["launcher"] == os.getpid():
+            for state in ranks_of(folder).values():  # some may not have started yet
+                if state["node"] == node_name() and state["launcher"] == os.getpid() and state["pid"] not in told:
+                    told.add(state["pid"])
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(state["pid"], signal.SIGTERM)
-            return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -281,10 +281,9 @@ def _outcome(run: Run, folder: Path, deaths: Mapping[int, int], stop: StopReques
     raised = {rank: state for rank, state in states.items() if state["status"] == "failed"}
     if raised:
         rank = min(raised, key=lambda each: raised[each]["time"])
-        kind = getattr(errors, raised[rank]["kind"], AtlasError)
-        if kind is UserError:  # every rank says so
+        if raised[rank]["users"]:  # every rank says so
             raise UserError(raised[rank]["message"])
-        raise kind(f"{raised[rank]['message']} ({_who(run, folder, rank, states)})")
+        raise AtlasError(f"{raised[rank]['message']} ({_who(run, folder, rank, states)})")
     signals = {rank: signal.Signals(-code).name for rank, code in deaths.items() if code < 0}
     if stop.signal is not None or any(name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") for name in signals.values()):
         raise Interrupted(f"{run.cell}: its ranks were stopped between two loops; start it again to go on from its last state")

@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from atlas.errors import AtlasError, Interrupted
+from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.files import write_json, write_text
 from atlas.harness.launch import RESULT, SPEC, function_of, node_name, ranks_of, restored
 
-LOST = re.compile(r"gloo|nccl|connection|timed? ?out|timeout|socket|store|peer|broken pipe|process group", re.IGNORECASE)
+LOST = re.compile(r"gloo|nccl|connection|timed? ?out|timeout|socket|tcpstore|peer|broken pipe", re.IGNORECASE)
 """What torch says when the others are not there any more."""
 GRACE_SECONDS = 3.0
 """How long a rank that lost the others waits for word of them, and how long it may go on beside a dead one."""
@@ -100,10 +100,9 @@ def _work(spec: dict[str, Any], run: Any, word: Word, local: int) -> None:
 def _report(error: Exception, word: Word) -> None:
     """Say why this rank fails: of its own, or because it lost others, and then which of them."""
     message = " ".join(str(error).split())
-    if isinstance(error, AtlasError) or not LOST.search(f"{type(error).__name__} {message}"):
-        kind = type(error).__name__
-        text = message if isinstance(error, AtlasError) else f"{kind}: {message}"
-        word.leave(status="failed", kind=kind, message=text, time=time.time())
+    if not isinstance(error, RuntimeError) or not LOST.search(f"{type(error).__name__} {message}"):
+        text = message if isinstance(error, AtlasError) else f"{type(error).__name__}: {message}"
+        word.leave(status="failed", users=isinstance(error, UserError), message=text, time=time.time())
         return
     word.leave(status="waiting")
     time.sleep(GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""The nouns that carry all six tasks: :class:`Metric`, :class:`Task`, :class:`Method`, and the folder registry.
+"""The nouns that carry all tasks: :class:`Metric`, :class:`Task`, :class:`Method`, and the folder registry.
 
 A task lives in ``atlas/tasks/<task>/entry.py`` and a method in ``atlas/methods/<paper>/entry.py``; finding the folder is
 the registration, so adding a method touches no list. An entry is a table of rows: data, and names of the code that does the

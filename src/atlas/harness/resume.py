@@ -369,8 +369,9 @@ def _cuda_states() -> list[Any]:
     if not torch.cuda.is_available():
         return []
     given = here().device()
-    alone = given is None or given.type != "cuda"
-    return torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state(given)]
+    if given is None or given.type != "cuda":
+        return torch.cuda.get_rng_state_all()
+    return [torch.cuda.get_rng_state(given)]
 
 
 def _set_cuda_states(states: list[Any]) -> None:

@@ -60,6 +60,10 @@ class Anatomy:
         The first axis of a call is windows that a block cuts a feature map into.
     gives_maps : bool
         Without fused attention, every map goes through ``attn_drop``.
+    square : bool
+        Maps are of tokens on the same tokens, not on fewer.
+    over_tokens : bool
+        Maps are of tokens; else of channels on channels, and only the output has a mean over tokens.
     """
 
     arguments: tuple[str, ...] = ("x",)
@@ -74,6 +78,8 @@ class Anatomy:
     tokens: Literal["sequence", "map", "grid", "units"] = "sequence"
     windows: bool = False
     gives_maps: bool = True
+    square: bool = True
+    over_tokens: bool = True
 
 
 MASKED = ("x", "attn_mask", "is_causal")
@@ -97,7 +103,7 @@ ANATOMIES: dict[str, Anatomy] = {
     "timm.models.swin_transformer_v2.WindowAttention": WINDOWS,
     "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": WINDOWS,
     "timm.models.tnt.Attention": Anatomy(joint="", values="v", projections=("qk",)),
-    "timm.models.twins.GlobalSubSampleAttn": Anatomy(("x", "size"), joint="kv", projections=("q",)),
+    "timm.models.twins.GlobalSubSampleAttn": Anatomy(("x", "size"), joint="kv", projections=("q",), square=False),
     "timm.models.twins.LocallyGroupedAttn": Anatomy(("x", "size"), tokens="grid"),
     "timm.models.vision_transformer.DiffParallelScalingBlock": Anatomy(
         MASKED, joint="in_proj", width=_last_part, projection="out_proj", output="out_proj", softmaxes=2
@@ -105,6 +111,7 @@ ANATOMIES: dict[str, Anatomy] = {
     "timm.models.vision_transformer.ParallelScalingBlock": PARALLEL,
     "timm.models.vision_transformer_relpos.RelPosAttention": Anatomy(("x", "shared_rel_pos")),
     "timm.models.vision_transformer_sam.Attention": Anatomy(tokens="map"),
+    "timm.models.xcit.XCA": Anatomy(over_tokens=False),
 }
 
 
@@ -262,6 +269,8 @@ def transformer_blocks(model: Any) -> dict[str, nn.Module]:
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 BRANCHED = ("timm.models.crossvit.MultiScaleBlock", "timm.models.tnt.Block")
 """Blocks that pass on several sequences of tokens."""
+MERGING = ("timm.models.hiera.HieraBlock", "timm.models.hieradet_sam2.MultiScaleBlock")
+"""Blocks of which some merge tokens."""
 
 
 def _blocks(model: Any, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -294,6 +303,22 @@ def require_one_sequence(model: nn.Module) -> None:
         if f"{type(block).__module__}.{type(block).__qualname__}" in BRANCHED:
             raise TypeError(
                 f"{path} ({type(block).__name__}) passes on several sequences of tokens: expected a timm VisionTransformer"
+            )
+
+
+def require_same_tokens(model: nn.Module) -> None:
+    """Refuse models whose last block has other tokens than the first: their blocks stand in stages, or merge tokens.
+
+    Raises
+    ------
+    TypeError
+        Says so.
+    """
+    for path, block in transformer_blocks(model).items():
+        if path.count(".") != 1 or f"{type(block).__module__}.{type(block).__qualname__}" in MERGING:
+            raise TypeError(
+                f"the blocks of {type(model).__name__} merge tokens, or stand in stages or in an encoder of their own: "
+                "its last tokens are not the patches of the first, expected a timm VisionTransformer"
             )
 
 

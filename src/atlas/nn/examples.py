@@ -44,9 +44,9 @@ def gathered(data: Any, name: str = "data") -> tuple[Tensor, Tensor]:
     Raises
     ------
     TypeError
-        It is none of these, or its entries are no pairs.
+        It is none of these, or its entries are no sequences.
     ValueError
-        Entries differ in their shapes, or there are none.
+        Entries are no pairs or differ in their shapes, or there are none.
     """
     if is_pair(data):
         return as_tensor(data[0], f"{name}'s inputs"), as_tensor(data[1], f"{name}'s labels")
@@ -86,8 +86,10 @@ def is_pair(data: Any) -> bool:
 def _columns(entries: Iterable[Any], name: str, join: Any) -> tuple[Tensor, Tensor]:
     columns: tuple[list[Tensor], list[Tensor]] = ([], [])
     for entry in entries:
-        if not isinstance(entry, tuple | list) or len(entry) != 2:
+        if not isinstance(entry, tuple | list):
             raise TypeError(f"{name} must be made of pairs (inputs, labels), not of a {_kind(entry)}")
+        if len(entry) != 2:
+            raise ValueError(f"{name} must be made of pairs (inputs, labels), not of {len(entry)} parts")
         for column, value, what in zip(columns, entry, ("inputs", "labels"), strict=True):
             column.append(torch.as_tensor(value) if isinstance(value, int | float) else as_tensor(value, f"{name}'s {what}"))
     if not columns[0]:

@@ -73,7 +73,8 @@ def look(entrypoint: str) -> Look:
     stem = getattr(model, "patch_embed", None)
     flags = [name for name in ("rope_mixed", "attn_pool", "fc_norm") if _used(getattr(model, name, None))]
     words = [kind, *flags, *([type(stem).__name__] if stem is not None else []), *sorted({words for _, words in parts})]
-    size = getattr(stem, "patch_size", 0)
+    inner = getattr(getattr(model, "encoder", None), "patch_embed", stem)
+    size = getattr(inner, "patch_size", 0)
     return Look(kind, " · ".join(words), int(size[0] if isinstance(size, tuple | list) else size or 0), weights)
 
 
@@ -159,12 +160,18 @@ def small_model(entrypoint: str, found: Look, dtype: torch.dtype = torch.float32
     """
     kind = found.model
     options: dict[str, Any] = dict(SIZES.get(kind, VIT))
+    if "GeGluMlp" in found.family:  # the convolutions before its blocks must be narrow too
+        from timm.models.vitamin import VitCfg
+
+        options["embed_cfg"] = VitCfg(embed_dim=(16, 16, 32), depths=(1, 1, 2), stem_width=16)
     sized = kind not in ("CrossVit", "Hiera", "HieraDet", "MobileNetV5", "MobileNetV5Encoder")
     side = int(options.get("img_size", (found.patch or 16) * PATCHES.get(kind, 4)))
+    if "HybridEmbed" in found.family:  # patches of what convolutions have reduced already
+        side = 128
     if sized and not kind.startswith(("NaFlexVit", "Qwen3", "Gemma4")):
         options["img_size"] = side
-    if "shared values" in found.family:
-        options["num_kv_heads"] = 1
+    if "AttentionRope (separate projections" in found.family:
+        options["num_kv_heads"] = (2, 1) if "shared values" in found.family else (2, 2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = _created(entrypoint, options, "cpu").eval()

@@ -32,6 +32,7 @@ class Seen(NamedTuple):
     members: Tensor | None
 
 
+@torch.compiler.disable  # it asks for values of the mask, once for each mask
 def seen_tokens(mask: Tensor | None, causal: bool) -> Seen | None:
     """Return the groups into which a call's mask splits the tokens; ``None`` where every token sees all.
 

@@ -37,8 +37,9 @@ class Group(Ranks):
         self.rank, self.size, self.local = dist.get_rank(), dist.get_world_size(), local
         self._device = device
         dist.barrier()  # all are there: from now on nobody may take longer to answer than the time that is set
-        self.data = dist.new_group(timeout=timeout)
-        self._control = dist.new_group(backend="gloo", timeout=timeout)
+        # every rank is a member of its own groups, so none of them is torch's sign for "not a member"
+        self.data: Any = dist.new_group(timeout=timeout)
+        self._control: Any = dist.new_group(backend="gloo", timeout=timeout)
         self._asked: tuple[Tensor, Any] | None = None
 
     def device(self) -> torch.device:
@@ -64,10 +65,8 @@ class Group(Ranks):
         ids = [self._device.index] if self._device.type == "cuda" else None
         # ranks compute the same buffers; newer releases of torch have another name for not sending them at every pass
         known = inspect.signature(DistributedDataParallel.__init__).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(
-            model, device_ids=ids, process_group=self.data, gradient_as_bucket_view=True, **{option: False}
-        )
+        option: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        return DistributedDataParallel(model, device_ids=ids, process_group=self.data, gradient_as_bucket_view=True, **option)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks."""
@@ -164,8 +163,8 @@ def synchronise_statistics(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not hasattr(module, "whole_batch"):
-            module.whole_batch = True
-            module.forward = _Normalised(module).__call__  # type: ignore[method-assign]
+            own: Any = module
+            own.whole_batch, own.forward = True, _Normalised(module)
 
 
 class _Normalised:

@@ -101,8 +101,8 @@ class Noise:
             for call, index in enumerate(self._order):
                 keep = 1 - self.paths[index].drop_prob
                 draws[call].append(torch.empty(share.total, device=device).bernoulli_(keep)[places])
-        index = torch.tensor(order, device=device)
-        return [torch.cat(parts)[index] for parts in draws]
+        turned = torch.tensor(order, device=device)
+        return [torch.cat(parts)[turned] for parts in draws]
 
 
 def _dropout(module: nn.Dropout, share: Share, x: Tensor) -> Tensor:

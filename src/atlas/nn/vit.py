@@ -164,16 +164,22 @@ class MapTap:
 
 
 def require_maps(sites: list[Site]) -> None:
-    """Refuse attentions whose maps nothing but they themselves gets to see.
+    """Refuse attentions whose maps nothing but they themselves gets to see, or are not of tokens on the same tokens.
 
     Raises
     ------
     TypeError
         Names them.
     """
-    hidden = [f"{site.path} ({type(site.module).__name__})" for site in sites if not site.anatomy.gives_maps]
-    if hidden:
-        raise TypeError(f"no maps to read in {', '.join(hidden)}: they are computed and used in one step")
+    reasons = {
+        "over_tokens": "they are of channels on channels",
+        "gives_maps": "they are computed and used in one step",
+        "square": "they are of tokens on fewer tokens",
+    }
+    for flag, reason in reasons.items():
+        hidden = [f"{site.path} ({type(site.module).__name__})" for site in sites if not getattr(site.anatomy, flag)]
+        if hidden:
+            raise TypeError(f"no maps to read in {', '.join(hidden)}: {reason}")
 
 
 class _MapFound(Exception):

@@ -297,7 +297,6 @@ def test_works_on_timm_families(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("xcit_nano_12_p16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}, r"blocks\.0\.attn \(XCA\)"),
         ("gemma4_vit_167m_enc", {"embed_dim": 32, "depth": 2, "num_heads": 2}, r"blocks\.0\.attn\.v_proj \(NoneType\)|Gemma4"),
         ("tiny_vit_5m_224", {}, "expected a timm VisionTransformer"),
     ],
@@ -306,6 +305,13 @@ def test_works_on_timm_families(name: str) -> None:
 def test_attentions_on_which_the_rewrite_would_be_wrong_are_named(name: str, options, message: str, apply) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(TypeError, match=message):
         apply(create_model(name, **options))
+
+
+def test_maps_of_channels_are_refused_and_their_output_is_not() -> None:
+    model = create_model("xcit_nano_12_p16_224", embed_dim=32, depth=2, num_heads=2)
+    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(XCA\) attends over channels"):
+        apply_attnscale(model)
+    assert len(scale_parameters(apply_featscale(model))) == 4
 
 
 def test_a_bypassed_swap_is_noticed() -> None:

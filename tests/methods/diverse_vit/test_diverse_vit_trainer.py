@@ -373,15 +373,18 @@ def test_maps_of_every_kind_are_those_of_the_pass_and_have_gradients(name: str, 
     ("name", "sizes", "message"),
     [
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (2, 2)}, "stand in stages"),
+        ("hiera_tiny_224", {"stages": (1, 1, 1, 1)}, "merge tokens"),
+        ("twins_svt_small", {"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1)}, "merge tokens"),
         ("xcit_nano_12_p16_224", {"depth": 2, "num_heads": 2}, r"blocks\.0\.attn \(XCA\)"),
         ("samvit_base_patch16", {"depth": 2, "num_heads": 2}, "has no norm"),
         ("tnt_s_patch16_224", {"depth": 2}, r"blocks\.0 \(Block\) passes on several sequences"),
     ],
 )
 def test_what_cannot_be_read_is_refused_and_left_without_hooks(name: str, sizes: dict[str, Any], message: str) -> None:
-    model = create_model(name, embed_dim=32, **sizes)
-    with pytest.raises(TypeError, match=message):
-        DiversityTrainer(model, DiversityConfig())
+    model = create_model(name, **({} if "twins" in name else {"embed_dim": 32}), **sizes)
+    for config in (DiversityConfig(), DiversityConfig(attn_cos=0)):
+        with pytest.raises(TypeError, match=message):
+            DiversityTrainer(model, config)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

@@ -525,8 +525,6 @@ def one_bad(value: float):  # type: ignore[no-untyped-def]
         (with_inputs(lambda x: x.float()), {}, "client 4 has inputs of torch.float32, client 0 of torch.float64"),
         (with_inputs(lambda x: (9 * x).long()), {}, "client 4 has inputs of torch.int64; bytes or floating-point numbers"),
         (lambda one: Client(one.inputs, one.labels, math.nan), {}, "client 4 has the budget nan"),
-        (lambda one: Client(one.inputs.tolist(), one.labels), {}, "client 4 has inputs of the type list"),
-        (lambda one: Client(one.inputs, one.labels.numpy()), {}, "client 4 has labels of the type ndarray"),
     ],
 )
 def test_clients_that_cannot_take_part_are_named_at_the_start(method: str, change, options, message: str) -> None:  # type: ignore[no-untyped-def]

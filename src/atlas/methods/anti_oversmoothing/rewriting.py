@@ -118,6 +118,11 @@ def rewrite_values(
     """
     require_finite(init=init)
     sites = attention_sites(model, chosen_blocks(model, blocks))
+    for site in sites:
+        if not site.anatomy.over_tokens:
+            raise TypeError(
+                f"{site.path} ({type(site.module).__name__}) attends over channels: its maps are no filter over tokens"
+            )
     named = [(site, site.anatomy.mixing if mixing is not None and site.anatomy.mixing else site.values_name) for site in sites]
     layers = [(f"{site.path}.{name}", getattr(site.module, name)) for site, name in named]
     for path, layer in layers:

@@ -8,7 +8,7 @@ every topology that the search tries, as each would have to be trained to be com
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -53,7 +53,7 @@ def measured_once(topology: Topology, settings: DesignCostSettings, depths: Sequ
     images = torch.zeros(settings.images, settings.channels, settings.pixels, settings.pixels)
     images += torch.arange(settings.images).view(-1, 1, 1, 1)  # equal images have no kernel
     spec = MeasureSpec(1, settings.points, images)
-    shapes = {"img_size": settings.pixels, "in_chans": settings.channels, "depths": depths, "width": width}
+    shapes: dict[str, Any] = {"img_size": settings.pixels, "in_chans": settings.channels, "depths": depths, "width": width}
     with LiveMemory() as operations, counted_flops() as counter:
         measure(lambda: build(topology, **shapes), spec, torch.Generator().manual_seed(0))
     return Work(float(counter.get_total_flops()), operations.operations)
@@ -77,6 +77,6 @@ def growth_work(topology: Topology, settings: DesignCostSettings) -> tuple[Work,
 def training_work(settings: DesignCostSettings) -> Work:
     """One epoch of as many topologies as the search tries, drawn uniformly; its kernels are large, and not counted."""
     space, generator = SearchSpace.official(), torch.Generator().manual_seed(0)
-    shapes = {"width": SEARCH_WIDTH, "img_size": settings.pixels, "in_chans": settings.channels}
+    shapes: dict[str, Any] = {"width": SEARCH_WIDTH, "img_size": settings.pixels, "in_chans": settings.channels}
     macs = sum(count(space.sample(generator), depths=SINGLE_BLOCKS, **shapes).macs for _ in range(settings.trials))
     return Work(TRAINING_PASSES * FLOPS_PER_MAC * macs * settings.training_images)

@@ -9,6 +9,7 @@ from atlas.methods.as_vit.settings import (
     PROXIES,
     REHEARSED,
     DesignCostSettings,
+    DetectorSettings,
     GrowthSettings,
     ModelSettings,
     RankingSettings,
@@ -177,4 +178,27 @@ row(
     phase="training",
     conflicts=("timm-blocks",),
     amounts="plugin:retokenized_amounts",
+)
+
+# the body of a detector
+
+detector = partial(method, paper=PAPER, task="object-detection", settings=DetectorSettings)
+TINY = {"architecture": "4,2,2,1|2,2,2,1|2,1,2,1|2,1,2,1|16,8", "reference": 64}
+UNWEIGHTED = {"weights": ""}
+detector(
+    "as-vit-detector",
+    title="As-ViT",
+    summary="A network of As-ViT, by default the published Large, under a feature pyramid over its four stages.",
+    plugin="plugin:DetectorBody",
+    smallest=TINY,
+    rehearsal=UNWEIGHTED,
+)
+detector(
+    "random-topology-detector",
+    title="random topology",
+    summary="A topology drawn uniformly, at the same depths and as many parameters, under the same pyramid.",
+    role="baseline",
+    plugin="plugin:RandomDetectorBody",
+    smallest=TINY,
+    rehearsal=UNWEIGHTED,
 )

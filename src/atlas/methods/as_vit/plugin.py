@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from atlas.datasets import get_dataset
 from atlas.errors import UserError
-from atlas.harness.files import write_json
+from atlas.harness.files import read_tensors, write_json
 from atlas.harness.seeds import generator, pick_device
-from atlas.methods.as_vit.layout import count
-from atlas.methods.as_vit.network import Design, HierarchicalViT, build, published
+from atlas.methods.as_vit.detection import four_stages
+from atlas.methods.as_vit.growth import width_for
+from atlas.methods.as_vit.layout import SEARCH_WIDTH, SINGLE_BLOCKS, count
+from atlas.methods.as_vit.network import PUBLISHED, Design, HierarchicalViT, build, published
 from atlas.methods.as_vit.retokenize import ProgressiveTokenizer
-from atlas.methods.as_vit.settings import ModelSettings, RetokenizeSettings
+from atlas.methods.as_vit.settings import DetectorSettings, ModelSettings, RetokenizeSettings
 from atlas.methods.as_vit.topology import SearchSpace, Topology
+from atlas.nn.pyramids import StagePyramid
 from atlas.nn.work import TRAIN
 from atlas.settings import Settings
 from atlas.tasks.image_classification.entry import training_amount
 from atlas.tasks.image_classification.ingredients import Ingredient
+from atlas.tasks.object_detection.backbones import Backbone
 
 if TYPE_CHECKING:
     from atlas.harness.registry import Amounts
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 
 SEARCH, FAMILY = "search.json", "family.json"
 """What the stages leave."""
+ATTEMPTS = 200  # draws of a random topology of a given size
+SAME_SIZE = 0.1  # relative difference of parameters up to which two networks have one size
 
 
 def shapes_of(run: Run, classes: int) -> dict[str, Any]:
@@ -225,3 +233,71 @@ def write_artefact(run: Run, name: str, content: Mapping[str, Any]) -> None:
     """Write what a stage found, for the runs that need it and for the reader."""
     for folder in (run.checkpoint, run.results):
         write_json(folder / name, content)
+
+
+class DetectorBody(Backbone):
+    """A network of the space, its four stages under a feature pyramid."""
+
+    settings: DetectorSettings
+
+    def design(self, run: Run) -> Design:
+        """The settings' architecture at the size of the protocol's pictures."""
+        protocol, settings = run.protocol_model(), self.settings
+        text = settings.architecture or PUBLISHED["as-vit-large"]
+        topology, depths, width = Topology.parse(text)
+        return Design(
+            topology,
+            width=width or SEARCH_WIDTH,
+            depths=depths or SINGLE_BLOCKS,
+            img_size=protocol.image_size,
+            stride=settings.stride,
+            in_chans=protocol.in_chans,
+            drop_path=protocol.drop_path_rate,
+        )
+
+    def pyramid(self, run: Run) -> nn.Module:
+        """Body and pyramid; the body's weights are those of a classifier where the settings name a file."""
+        body = four_stages(self.design(run), self.settings.reference)
+        if self.settings.weights:
+            load_classifier(body, run, run.root / self.settings.weights.replace("{seed}", str(run.seed)))
+        return StagePyramid(body, body.widths, run.protocol_model().pyramid_channels)
+
+
+class RandomDetectorBody(DetectorBody):
+    """A topology drawn by the run's seed, as wide as gives it the parameters of the settings' architecture."""
+
+    def design(self, run: Run) -> Design:
+        """The architecture's depths and size, and any topology."""
+        given = super().design(run)
+        choices = {"K1": [kernel for kernel in SearchSpace.official().groups["K1"] if kernel >= given.stride]}
+        space = space_with(choices)
+        budget = count(given.topology, **given.options(ceil=True)).params
+        random = generator(run.seed, "random-topology")
+        for _ in range(ATTEMPTS):
+            drawn = replace(space.sample(random), heads=given.topology.heads)
+            try:
+                width = width_for(drawn, budget, **{**given.options(ceil=True), "depths": given.depths})
+            except ValueError:
+                continue
+            made = replace(given, topology=drawn, width=width)
+            if abs(count(drawn, **made.options(ceil=True)).params / budget - 1) <= SAME_SIZE:
+                return made
+        raise UserError(f"{run.cell}: none of {ATTEMPTS} random topologies can have {budget:,} parameters")
+
+
+def load_classifier(body: nn.Module, run: Run, path: Path) -> None:
+    """Give a body the weights of a classifier of its architecture.
+
+    Raises
+    ------
+    UserError
+        There is no such file, or it is of another network.
+    """
+    if not path.is_file():
+        raise UserError(f"{run.cell}: there are no weights {path}; train that classifier first, or set weights to nothing")
+    saved = read_tensors(path)
+    own = body.state_dict()
+    wrong = [name for name, value in own.items() if name not in saved or saved[name].shape != value.shape]
+    if wrong:
+        raise UserError(f"{run.cell}: {path} is of another network: {wrong[0]} is missing or has another shape")
+    body.load_state_dict({name: saved[name] for name in own})

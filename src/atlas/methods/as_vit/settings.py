@@ -129,6 +129,21 @@ class ModelSettings(Settings):
     pos_embed: PositionEmbedding = "none"
 
 
+class DetectorSettings(Settings):
+    """A network as the body of a detector.
+
+    ``architecture`` is the authors' string of topology, depths and width; empty is the published Large. ``stride`` is the stem's.
+    Windows of attention keep the side that they have at ``reference`` pixels. ``weights`` is a file, from the checkout's root,
+    that a training of a classifier of that architecture left, ``{seed}`` standing for the run's seed; empty begins at the
+    published initialisation.
+    """
+
+    architecture: str = ""
+    reference: Natural = 224
+    stride: Natural = 4
+    weights: str = ""
+
+
 class RetokenizeSettings(Settings):
     """``phases``: (progress of training at which it begins, stride of the stem in pixels).
 

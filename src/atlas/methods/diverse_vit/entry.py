@@ -62,3 +62,14 @@ ablation(
     summary="The term on the query, key and value weights alone.",
     preset=PRESETS["weight"],
 )
+method(
+    "reattention",
+    paper=PAPER,
+    task="image-classification",
+    title="DeepViT",
+    summary="Heads exchange their attention maps by a learned matrix and a batch norm: re-attention (Zhou et al., 2021).",
+    role="baseline",
+    plugin="baselines:ReAttention",
+    phase="model",
+    conflicts=("timm-blocks",),
+)

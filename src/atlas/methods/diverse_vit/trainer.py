@@ -25,6 +25,7 @@ from atlas.nn.anatomy import (
     call_arguments,
     prefix_tokens,
     require_one_sequence,
+    require_same_tokens,
     transformer_blocks,
 )
 from atlas.nn.masks import seen_tokens
@@ -88,17 +89,13 @@ class DiversityTrainer:
         self.generator = generator
         blocks = transformer_blocks(model)
         require_one_sequence(model)
+        require_same_tokens(model)
         sites = attention_sites(model)
         if config.attn_cos:
             require_maps(sites)
         self.attentions = {site.path: site for site in sites}
         if config.attn_block >= len(blocks):
             raise ValueError(f"attn_block must be one of 0 … {len(blocks) - 1}, not {config.attn_block}")
-        if not next(iter(blocks)).startswith("blocks."):
-            raise TypeError(
-                f"the blocks of {type(model).__name__} stand in stages or in an encoder of their own: its last tokens "
-                "are not the patches of the first, expected a timm VisionTransformer"
-            )
         for name in ("norm", "head"):
             if not isinstance(getattr(model, name, None), nn.Module):
                 raise TypeError(f"{type(model).__name__} has no {name} after its blocks: expected a timm VisionTransformer")

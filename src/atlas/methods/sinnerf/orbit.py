@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def _save_film(path: Path | str, frames: list[Array], frames_per_second: float) 
     except ImportError:
         remedy = "pip install imageio[ffmpeg], or write .gif"
         raise ImportError(f"{path}: films need imageio with its video plug-in: {remedy}") from None
-    imageio.mimwrite(path, frames, fps=frames_per_second, macro_block_size=2)
+    imageio.mimwrite(path, list[Any](frames), fps=frames_per_second, macro_block_size=2)
 
 
 def save_image(path: Path | str, image: Array) -> None:

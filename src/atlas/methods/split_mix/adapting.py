@@ -209,8 +209,10 @@ def _resized(layer: Any, role: Role, width: float, norm: NormSpec, name: str) ->
         groups = ins if layer.groups == layer.in_channels > 1 else layer.groups
         if ins % groups or outs % groups:
             raise ValueError(f"{name} has {groups} groups, which {ins} and {outs} channels at width {width:g} cannot fill")
-        options = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups, layer.bias is not None)
-        return nn.Conv2d(ins, outs, *options, layer.padding_mode)
+        options: dict[str, Any] = {
+            name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        }
+        return nn.Conv2d(ins, outs, groups=groups, bias=layer.bias is not None, **options)
     channels = layer.num_features if isinstance(layer, NORMS) else layer.weight.numel()
     return norm.layer(channels if role.reads_image else hidden(channels))
 

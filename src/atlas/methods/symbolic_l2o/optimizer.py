@@ -182,7 +182,7 @@ class SymbolicOptimizer(DropIn):
             positive("clamp", clamp)
         Features(features, betas)
         self.expression = read_rule(rule).simplify()
-        self.program = Program(self.expression, features, lags, clamp, not_negative("eps", eps))
+        self.program = Program(self.expression, features, lags, clamp, float(not_negative("eps", eps)))
         self.foreach, self.compiled = foreach, compiled
         defaults = {"lr": positive("lr", lr), "betas": betas, "weight_decay": not_negative("weight_decay", weight_decay)}
         super().__init__(params, defaults, patience)

@@ -46,7 +46,7 @@ from atlas.tasks.learned_optimization.competitors import (
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
-    from atlas.methods.symbolic_l2o.settings import EquationSettings
+    from atlas.methods.symbolic_l2o.settings import EquationSettings, RecordSettings
     from atlas.tasks.learned_optimization.data import Arena
     from atlas.tasks.learned_optimization.evaluate import Evaluation
 
@@ -88,7 +88,7 @@ class Recorder(Competitor):
                 arena.train,
                 features=inputs_of(teacher),
                 seed=derive_seed(self.run.seed, "records"),
-                **self.settings.model_dump(),
+                **{**self.settings.model_dump(), "steps": recorded_steps(self.run)},
             )
         buffer = io.BytesIO()
         records.save(buffer)
@@ -96,10 +96,15 @@ class Recorder(Competitor):
         return {"rows": len(records.y), "lags": self.settings.lags}
 
 
+def recorded_steps(run: Run) -> int:
+    """Steps of a recorded run; in a rehearsal no more than a window of all lags needs."""
+    settings: RecordSettings = run.settings_model(run.recipe[0])
+    return settings.steps if run.limit is None else min(settings.steps, 3 * settings.lags)
+
+
 def recording_amounts(run: Run) -> Amounts:
     """Steps of the recorded runs, one after the other."""
-    settings = run.settings_model(run.recipe[0])
-    return {RECORDING: Amount(1, settings.runs * settings.steps, 1)}
+    return {RECORDING: Amount(1, run.settings_model(run.recipe[0]).runs * recorded_steps(run), 1)}
 
 
 def search_equation(run: Run, settings: EquationSettings, records: Records, features: Sequence[str]) -> Distillation:

@@ -186,7 +186,7 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     try:
         return gathered(dataset, "the dataset")
     except ValueError as error:
-        raise ValueError(f"{error}; pad sequences of different lengths, and give their lengths") from None
+        raise ValueError(f"{error}; pad sequences to one length, and give their lengths as an argument of its own") from None
 
 
 @dataclass(frozen=True)

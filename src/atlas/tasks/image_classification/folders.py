@@ -109,7 +109,7 @@ def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:
 class _Transformed(Dataset[tuple[Tensor, int]]):
     """Images of one split; the key of a training image is (epoch, position, index)."""
 
-    def __init__(self, images: Images, chosen: Sequence[int], transform: Callable[[Any], Tensor], seed: int) -> None:
+    def __init__(self, images: Images, chosen: Sequence[int] | np.ndarray, transform: Callable[[Any], Tensor], seed: int) -> None:
         self.images, self.indices, self.transform, self.seed = images, chosen, transform, seed
 
     def __len__(self) -> int:

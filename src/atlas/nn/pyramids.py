@@ -1,0 +1,85 @@
+"""Feature pyramids on transformers, as torchvision's detectors take them: a dictionary of maps, and ``out_channels``.
+
+:class:`StagePyramid` joins maps of several strides from the top down (Lin et al., *Feature Pyramid Networks*, CVPR 2017);
+:class:`SimplePyramid` makes them all of the one map of a plain transformer (Li et al., *Exploring Plain Vision Transformer
+Backbones for Object Detection*, ECCV 2022, Sec. 3).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MapNorm(nn.LayerNorm):
+    """LayerNorm over the channels of maps (batch, channels, height, width)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalise every place by itself."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class StagePyramid(nn.Module):
+    """A feature pyramid over a body that returns maps, finest first.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Images (batch, channels, side, side) to a list of maps, each of half the side of the one before.
+    widths : sequence of int
+        Channels of the body's maps.
+    out_channels : int
+        Channels of every level.
+    """
+
+    def __init__(self, body: nn.Module, widths: Sequence[int], out_channels: int = 256) -> None:
+        super().__init__()
+        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+        self.body, self.out_channels = body, out_channels
+        self.norms = nn.ModuleList(MapNorm(width) for width in widths)
+        self.fpn = FeaturePyramidNetwork(list(widths), out_channels, extra_blocks=LastLevelMaxPool())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Levels ``0`` (finest) to the last of the body, and ``pool``, of half the last one's side."""
+        maps = [norm(found) for norm, found in zip(self.norms, self.body(images), strict=True)]
+        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(index), found) for index, found in enumerate(maps)))
+        return levels
+
+
+class SimplePyramid(nn.Module):
+    """Levels of strides 4, 8, 16, 32 and 64 from the last map of a timm VisionTransformer, whose patches have 16 pixels.
+
+    Each of the first four is the map resized by transposed convolutions or by pooling, then a 1 × 1 and a 3 × 3 convolution, each
+    with LayerNorm.
+    """
+
+    def __init__(self, body: nn.Module, out_channels: int = 256) -> None:
+        super().__init__()
+        width = int(body.embed_dim)  # type: ignore[arg-type]
+        self.body, self.out_channels = body, out_channels
+        quarter = nn.ConvTranspose2d(width // 2, width // 4, 2, 2)
+        finest = nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), MapNorm(width // 2), nn.GELU(), quarter)
+        resized = [finest, nn.ConvTranspose2d(width, width // 2, 2, 2), nn.Identity(), nn.MaxPool2d(2)]
+        widths = [width // 4, width // 2, width, width]
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                resize,
+                nn.Conv2d(before, out_channels, 1, bias=False),
+                MapNorm(out_channels),
+                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+                MapNorm(out_channels),
+            )
+            for resize, before in zip(resized, widths, strict=True)
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Levels ``0`` (stride 4) to ``3``, and ``pool``."""
+        tokens = self.body.forward_features(images)[:, self.body.num_prefix_tokens :]  # type: ignore[operator, misc]
+        rows, columns = self.body.patch_embed.grid_size  # type: ignore[union-attr, misc]
+        last = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        found = {str(index): level(last) for index, level in enumerate(self.levels)}
+        return {**found, "pool": functional.max_pool2d(found["3"], 1, 2)}
