@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+from site_links import on_page_markdown, outside  # noqa: E402 - a hook, which no package holds
+
 PACKAGES = sorted(path.parent.name for path in (ROOT / "src/atlas/methods").glob("*/__init__.pyi"))
 
 
@@ -37,6 +41,21 @@ def test_the_reference_names_what_a_package_exports(package: str) -> None:
     exported = [f"atlas.methods.{package}.{place}.{name}" for place, name in re.findall(r"from \.(\w+) import (\w+)", stub)]
     page = (DOCS / "api" / f"{package}.md").read_text()
     assert re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE) == exported
+
+
+@pytest.mark.parametrize(
+    ("folder", "target", "path"),
+    [
+        ("", "../slurm/config.yaml", "slurm/config.yaml"),
+        ("methods", "../../README.md#start", "README.md"),
+        ("methods", "../report.md", None),
+    ],
+)
+def test_links_that_leave_the_pages_become_paths(folder: str, target: str, path: str | None) -> None:
+    assert outside(PurePosixPath(folder), target) == path
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=f"{folder}/page.md".lstrip("/")))
+    shown = f"see there (`{path}`)" if path else f"see [there]({target})"
+    assert on_page_markdown(f"see [there]({target})", page) == shown
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ STUDY = """
 description: A study on two nodes.
 seeds: [0]
 batch_seeds: false
-resources: {{threads: 1, memory_mb: 3000, minutes: 10, {resources}}}
+resources: {{threads: 1, memory_mb: 3000, minutes: 60, {resources}}}
 image-classification:
   datasets:
     digits:

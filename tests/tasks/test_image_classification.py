@@ -67,7 +67,6 @@ def test_seeds_share_a_test_split_or_draw_their_own(run: Run) -> None:
     assert torch.equal(tested("per-seed", 1), tested("per-seed", 1))
 
 
-@pytest.mark.parametrize("augment", [{}, {"crop_padding": 1, "flip": True}, {"random_erasing": 1.0}])
 def test_a_part_of_the_training_images_is_stratified_and_no_new_setting_where_there_is_none(run: Run) -> None:
     few = with_protocol(run, data={"validation_fraction": 0.1, "train_size": 300})
     found, whole = data(few), data(with_protocol(run, data={"validation_fraction": 0.1}))
@@ -80,6 +79,7 @@ def test_a_part_of_the_training_images_is_stratified_and_no_new_setting_where_th
         data(with_protocol(run, data={"train_size": 5000}))
 
 
+@pytest.mark.parametrize("augment", [{}, {"crop_padding": 1, "flip": True}, {"random_erasing": 1.0}])
 def test_an_epoch_can_be_gone_on_with_anywhere(run: Run, augment: dict[str, object]) -> None:
     found = data(with_protocol(run, data=augment))
     whole = list(found.train_batches(3))

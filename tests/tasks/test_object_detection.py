@@ -180,3 +180,12 @@ def test_a_classifiers_weights_are_taken_over_or_refused(root: Path) -> None:
     row = replace(run, settings={"as-vit-detector": settings.model_dump()}).build()[0]
     with pytest.raises(UserError, match=r"there are no weights .*nothing.safetensors; train that classifier first"):
         row.pyramid(run)
+
+
+@pytest.mark.slow
+def test_the_labs_detector_finds_digits(root: Path) -> None:
+    pytest.importorskip("pycocotools")
+    study = Study.read("lab", Path(__file__).parents[2])
+    run = replace(study.find("object-detection/digit-scenes/as-vit-detector/seed0"), root=root)
+    train_run(run)
+    assert evaluate_run(run)["metrics"]["box_ap50"] >= 0.8
