@@ -61,7 +61,7 @@ def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_seco
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
 
 
-def _save_film(path: Path | str, frames: list[Array], frames_per_second: float) -> None:
+def _save_film(path: Path | str, frames: list[Any], frames_per_second: float) -> None:
     try:
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401 - imageio's error does not say what is missing
