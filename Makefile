@@ -25,13 +25,13 @@ demo: env  ## run the demo study on this machine, and say how its numbers compar
 	@echo "report: results/demo/report.html"
 
 test: env  ## run the tests that take seconds each
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
 
 test-workflow: env  ## try the real Snakemake, the real DVC and the executor on studies of seconds
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow tests/conformance/test_reference.py tests/harness/test_kernels.py $(PLUGIN) -m "slow and not slurm" -q
 
 docs: env  ## run what the documentation shows, in a fresh clone
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/docs -q
 
 site: env  ## build the documentation as a site in site/; needs mkdocs-material and mkdocstrings[python] in .venv
 	$(BIN)/python -m mkdocs build

@@ -117,7 +117,7 @@ def start(folder: Path, owner: int | None, *arguments: str, threads: int = 1) ->
 
 def outcome(folder: Path, owner: int | None, *arguments: str, threads: int = 1) -> tuple[int, str]:
     process = start(folder, owner, *arguments, threads=threads)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=540)
     return process.returncode, output
 
 

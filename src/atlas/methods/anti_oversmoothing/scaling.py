@@ -57,24 +57,24 @@ class ScaledQKV(RewrittenQKV):
     if TYPE_CHECKING:
         omega: nn.Parameter
 
-    def token_mean(self, values: Tensor) -> Tensor:
-        """Mean of the values over the tokens that attend to each other, broadcast or as long as they are."""
+    def high(self, values: Tensor) -> Tensor:
+        """What is left of the values without their mean over the tokens that attend to each other."""
         if self.unit:
             units = values.unflatten(1, (self.unit, -1))
-            return token_mean(units, axes=(1,)).expand_as(units).flatten(1, 2)
-        return token_mean(values, self.seen, self.axes)
+            return (units - token_mean(units, axes=(1,))).flatten(1, 2)
+        return values - token_mean(values, self.seen, self.axes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width; V is V + ω (V − mean V)."""
         projected = self.project(x)
         width = self.omega.numel() * self.value_dim
-        values = projected[..., -width:]
-        omega = self.omega.repeat_interleave(self.value_dim).to(values.dtype)
-        high = values - self.token_mean(values)
+        omega = self.omega.repeat_interleave(self.value_dim).to(projected.dtype)
         if not torch.is_grad_enabled() and not torch.jit.is_tracing():  # nothing will ask for the values as they were
-            values.addcmul_(high, omega)
+            values = projected[..., -width:]
+            values.addcmul_(self.high(values), omega)
             return projected
-        return torch.cat((projected[..., :-width], torch.addcmul(values, high, omega)), -1)
+        others, values = projected.split((self.out_features - width, width), -1)  # together: one gradient for both
+        return torch.cat((others, torch.addcmul(values, self.high(values), omega)), -1)
 
 
 class ScaledHeads(RewrittenLinear):
