@@ -181,7 +181,6 @@ class SymbolicOptimizer(DropIn):
         if clamp is not None:
             positive("clamp", clamp)
         Features(features, betas)
-        not_negative("eps", eps)
         self.expression = read_rule(rule).simplify()
         self.program = Program(self.expression, features, lags, clamp, float(not_negative("eps", eps)))
         self.foreach, self.compiled = foreach, compiled
