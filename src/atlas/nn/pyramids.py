@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -57,9 +58,11 @@ class SimplePyramid(nn.Module):
     with LayerNorm.
     """
 
-    def __init__(self, body: nn.Module, out_channels: int = 256) -> None:
+    body: Any
+
+    def __init__(self, body: Any, out_channels: int = 256) -> None:
         super().__init__()
-        width = int(body.embed_dim)  # type: ignore[arg-type]
+        width = int(body.embed_dim)
         self.body, self.out_channels = body, out_channels
         quarter = nn.ConvTranspose2d(width // 2, width // 4, 2, 2)
         finest = nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), MapNorm(width // 2), nn.GELU(), quarter)
@@ -78,8 +81,8 @@ class SimplePyramid(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Levels ``0`` (stride 4) to ``3``, and ``pool``."""
-        tokens = self.body.forward_features(images)[:, self.body.num_prefix_tokens :]  # type: ignore[operator, misc]
-        rows, columns = self.body.patch_embed.grid_size  # type: ignore[union-attr, misc]
+        tokens = self.body.forward_features(images)[:, self.body.num_prefix_tokens :]
+        rows, columns = self.body.patch_embed.grid_size
         last = tokens.transpose(1, 2).unflatten(2, (rows, columns))
         found = {str(index): level(last) for index, level in enumerate(self.levels)}
         return {**found, "pool": functional.max_pool2d(found["3"], 1, 2)}

@@ -272,11 +272,13 @@ class RandomDetectorBody(DetectorBody):
         choices = {"K1": [kernel for kernel in SearchSpace.official().groups["K1"] if kernel >= given.stride]}
         space = space_with(choices)
         budget = count(given.topology, **given.options(ceil=True)).params
+        shapes = given.options(ceil=True)
+        del shapes["width"]
         random = generator(run.seed, "random-topology")
         for _ in range(ATTEMPTS):
             drawn = replace(space.sample(random), heads=given.topology.heads)
             try:
-                width = width_for(drawn, budget, **{**given.options(ceil=True), "depths": given.depths})
+                width = width_for(drawn, budget, **shapes)
             except ValueError:
                 continue
             made = replace(given, topology=drawn, width=width)
