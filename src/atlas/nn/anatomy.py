@@ -394,6 +394,7 @@ def call_arguments(anatomy: Anatomy, inputs: tuple[Any, ...], options: dict[str,
 def prefix_tokens(model: nn.Module) -> int:
     """How many tokens of the blocks are not patches: class, distillation and register tokens.
 
-    CaiT's class token joins after the blocks, in layers of its own.
+    The class token of CaiT and XCiT joins after the blocks, in layers of its own.
     """
-    return 0 if hasattr(model, "blocks_token_only") else int(getattr(model, "num_prefix_tokens", 0))
+    joins_later = hasattr(model, "blocks_token_only") or hasattr(model, "cls_attn_blocks")
+    return 0 if joins_later else int(getattr(model, "num_prefix_tokens", 0))
