@@ -12,12 +12,13 @@ import tarfile
 import tempfile
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from atlas.datasets.base import DatasetLayoutError
 from atlas.datasets.looks import is_stray
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image, in capitals as well."""
@@ -53,6 +54,8 @@ class ImageTree:
     """Class folders below a folder."""
 
     def __init__(self, folder: Path) -> None:
+        import numpy as np
+
         self.folder = folder
         self.classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_stray(entry.name))
         self.names, labels = [], []
@@ -86,6 +89,8 @@ class ImageTar:
     """
 
     def __init__(self, path: Path) -> None:
+        import numpy as np
+
         self.path = path
         names, self._places = _index(path)
         parts = [PurePosixPath(name).parts[-2:] for name in names]
@@ -144,6 +149,8 @@ def _is_image(name: str) -> bool:
 
 def _index(path: Path) -> tuple[list[str], np.ndarray]:
     """Names (images) and places (images, 2: offset, bytes) of a tar's images, from the index beside it if that fits."""
+    import numpy as np
+
     state = path.stat()
     key = np.asarray([state.st_size, state.st_mtime_ns], dtype=np.int64)
     kept = path.with_name(f".{path.name}.index.npz")
@@ -161,6 +168,8 @@ def _index(path: Path) -> tuple[list[str], np.ndarray]:
 
 def _headers(path: Path) -> tuple[list[str], np.ndarray]:
     """Read every header of a tar, and no content."""
+    import numpy as np
+
     names: list[str] = []
     places: list[tuple[int, int]] = []
     try:

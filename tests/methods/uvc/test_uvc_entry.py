@@ -152,8 +152,8 @@ class DoubleData:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.data, name)
 
-    def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return ((images.double(), labels) for images, labels in self.data.train_batches(epoch, first))
+    def train_batches(self, epoch: int, first: int = 0, **options: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return ((images.double(), labels) for images, labels in self.data.train_batches(epoch, first, **options))
 
     def example(self, count: int) -> torch.Tensor:
         return self.data.example(count).double()

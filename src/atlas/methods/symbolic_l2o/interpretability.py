@@ -113,7 +113,9 @@ def network_field(policy: RNNprop | L2ODM, sequences: Any, features: Sequence[st
     cells = policy.cells.init_state(theta)
     output = theta
     for step in range(inputs.shape[1]):
-        output, cells = policy.respond(inputs[:, step].unsqueeze(0), cells)
+        seen = inputs[:, step].unsqueeze(0)
+        # L2O-DM is shown gradients, of which it may see the logarithm and the sign
+        output, cells = policy.respond(policy.inputs(seen.squeeze(-1)) if isinstance(policy, L2ODM) else seen, cells)
     (gradient,) = torch.autograd.grad(output.sum(), inputs)
     sensitivity = gradient.abs().mean(0).flip(0).T.double().numpy()
     return field_of(sensitivity, features)
