@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_TRIED = {
     "all-views": "no embedded scene has views to learn from but the reference; test_sinnerf_plugin.py takes its steps",
     "as-vit-large": "minutes for a wider as-vit-small",
+}
+# Tensors that two steps do not move, by row: a pattern of their names, and why.
+UNMOVED = {
+    "t2t-vit": (r"pos_embed|patch_embed\.mixers\.\d\.directions", "sinusoids and random features are drawn once and not trained"),
+    "cait": (r"blocks\.\d\.norm\d\.weight", "LayerScale at 1e-5 leaves them gradients below AdamW's ε at first"),
 }
 # Networks at their published size.
 SLOW = {"as-vit-small", "as-vit-base"}
@@ -210,6 +216,8 @@ def test_training_changes_the_weights(run: Run, tmp_path: Path, data_folder: Pat
     assert same_place
     # masks are no weights; a network's statistics change without training, so that one change says nothing
     unchanged = [name for name in same_place if first[name].is_floating_point() and (first[name] == last[name]).all()]
+    pattern = "|".join(UNMOVED[name][0] for name in run.recipe if name in UNMOVED)
+    unchanged = [name for name in unchanged if not pattern or not re.fullmatch(pattern, name)]
     assert unchanged == []
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
-from atlas.l2o import ANALYTIC, Policy, quadratic, rnnprop
+from atlas.l2o import ANALYTIC, L2ODM, Policy, quadratic, rnnprop
 from atlas.l2o.state import State
 from atlas.methods.symbolic_l2o import (
     Distillation,
@@ -211,3 +212,18 @@ def test_distillation_refuses_what_it_cannot_do() -> None:
         distill(Echo(), PROBLEM, runs=1)
     with pytest.raises(ValueError, match="there is no feature"):
         distill(Echo(), PROBLEM, features=("momentum",))
+
+
+@pytest.mark.parametrize("preprocess", ["raw", "log-sign"])
+def test_field_and_responses_of_l2o_dm_are_over_gradients(preprocess: Literal["raw", "log-sign"]) -> None:
+    """Whatever the cells are fed for a gradient: the network is a function of the gradient."""
+    torch.manual_seed(0)
+    policy = L2ODM((4,), lr=0.1, preprocess=preprocess)
+    gradients = 0.1 * torch.randn(5, 20, 1)
+    field = network_field(policy, gradients, ("grad",))["grad"]
+    inputs = gradients.clone().requires_grad_()
+    cells = policy.cells.init_state(torch.zeros(1, 5))
+    for step in range(20):
+        output, cells = policy.respond(policy.inputs(inputs[:, step, 0].unsqueeze(0)), cells)
+    (slopes,) = torch.autograd.grad(output.sum(), inputs)
+    assert field == pytest.approx(field_of(slopes.abs().mean(0).flip(0).T.double().numpy(), ("grad",))["grad"], rel=1e-5)

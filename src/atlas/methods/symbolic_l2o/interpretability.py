@@ -113,9 +113,7 @@ def network_field(policy: RNNprop | L2ODM, sequences: Any, features: Sequence[st
     cells = policy.cells.init_state(theta)
     output = theta
     for step in range(inputs.shape[1]):
-        seen = inputs[:, step].unsqueeze(0)
-        # L2O-DM is shown gradients, of which it may see the logarithm and the sign
-        output, cells = policy.respond(policy.inputs(seen.squeeze(-1)) if isinstance(policy, L2ODM) else seen, cells)
+        output, cells = policy.respond(_fed(policy, inputs[:, step].unsqueeze(0)), cells)
     (gradient,) = torch.autograd.grad(output.sum(), inputs)
     sensitivity = gradient.abs().mean(0).flip(0).T.double().numpy()
     return field_of(sensitivity, features)
@@ -124,6 +122,13 @@ def network_field(policy: RNNprop | L2ODM, sequences: Any, features: Sequence[st
 def widest_field(fields: Mapping[str, float | None]) -> float:
     """The largest temporal perception field over features; 0 where none is used."""
     return max((value for value in fields.values() if value is not None and not math.isnan(value)), default=0.0)
+
+
+def _fed(network: RNNprop | L2ODM, z: Tensor) -> Tensor:
+    """What the cells are fed for features (instances, parameters, features): L2O-DM may see a gradient's logarithm and sign."""
+    from atlas.l2o.recurrent import L2ODM
+
+    return network.inputs(z.squeeze(-1)) if isinstance(network, L2ODM) else z
 
 
 def responses(network: RNNprop | L2ODM, equation: SymbolicPolicy, features: int) -> Tensor:
@@ -147,7 +152,7 @@ def responses(network: RNNprop | L2ODM, equation: SymbolicPolicy, features: int)
     with torch.no_grad():
         cells = network.cells.init_state(z[:, :, 0])
         for _ in range(lags):
-            response, cells = network.respond(z, cells)
+            response, cells = network.respond(_fed(network, z), cells)
         bounded = equation.rule(z[0].T.expand(1, lags, -1, -1))[0].nan_to_num(0.0, 0.0, 0.0).clamp(-clamp, clamp)
     return torch.stack([first.reshape(-1), second.reshape(-1), response[0], bounded], dim=1)
 
