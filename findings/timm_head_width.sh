@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv env
 env/bin/pip install -q uv==0.13.9
-env/bin/uv pip install -q --python env/bin/python torch==2.15.0 torchvision==0.30.0 numpy==2.3.5 timm==1.0.31
+env/bin/uv pip install -q --python env/bin/python torch==2.15.0 torchvision==0.29.2 numpy==2.3.5 timm==1.0.31
 cat > seen.py << 'PYTHON'
 import torch
 from timm.layers import Attention, AttentionRope
