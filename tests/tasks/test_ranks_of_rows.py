@@ -21,7 +21,7 @@ from atlas.settings import merge
 from ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-TOLERANCE = 1e-12  # of losses; of weights ten times as much, since Adam divides small gradients by their own size
+TOLERANCE = 1e-12  # of losses; of weights a hundred times as much, since Adam divides small gradients by their own size
 IMAGES = "image-classification"
 ROBUST = "adversarial-robustness"
 
@@ -118,7 +118,7 @@ def require_the_same(one: Run, two: Run) -> None:
         if name.endswith("qkv.bias"):
             third = len(value) // 3
             difference[third : 2 * third] = 0
-        assert float(difference.max()) < 10 * TOLERANCE, (one.cell, name, float(difference.max()))
+        assert float(difference.max()) < 100 * TOLERANCE, (one.cell, name, float(difference.max()))
 
 
 @pytest.fixture

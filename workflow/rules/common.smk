@@ -96,7 +96,8 @@ def spare_the_scheduler():
     A round looks at all jobs that are ready, and there is one for every job that ends: some are enough. And every round would leave
     a timer behind that starts another one, for the sake of a limit of starts per second that nothing here comes near.
     """
-    if workflow.local_exec and not workflow.dryrun:
+    # to make its own report Snakemake schedules nothing
+    if workflow.scheduling_settings and workflow.local_exec and not workflow.dryrun:
         workflow.scheduling_settings.subsample = READY_JOBS
         workflow.scheduling_settings.max_jobs_per_timespan = None
 
