@@ -29,7 +29,7 @@ ABSENT = ("cluster", "download", "gpu", "remote", "install")
 KINDS = (*ABSENT, "long", "continues", "file")
 SHELL = ("", "sh", "bash")
 LANGUAGES = (*SHELL, "python", "yaml", "output", "text")
-LONG = (["make", "demo"], ["make", "test"], ["python", "-m", "benchmarks.growth", "--usual"])
+LONG = (["make", "demo"], ["make", "test"])
 COMMAND = re.compile(r"(atlas|snakemake|dvc|make|python)( |$)")
 SEPARATORS = re.compile(r"[();<>|&]+")
 
