@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -154,7 +155,8 @@ def test_what_another_machine_made_is_made_here_on_request(small: Path, tmp_path
     """``make demo`` in a clone trains, whatever is committed; a second one has nothing to do."""
     folder = clone(small, tmp_path / "clone")
     assert NOTHING in snakemake(folder, "-n")
-    for name in ("Makefile", "requirements.lock"):
+    for name in ("Makefile", "requirements.lock", "plugins/snakemake-executor-plugin-submitit/pyproject.toml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(checkout / name, folder / name)
         os.utime(folder / name, (0, 0))  # the environment is newer
     os.utime(folder / "pyproject.toml", (0, 0))
@@ -163,7 +165,7 @@ def test_what_another_machine_made_is_made_here_on_request(small: Path, tmp_path
     (folder / "venv" / "bin").symlink_to(Path(sys.executable).parent)
     first = called(["make", "VENV=venv", "demo"], folder)
     assert "4 to train (4 not made on this machine)" in first
-    assert "HEAD and results/demo: 28 of 28 numbers alike, 66 of 66 verdicts alike" in first
+    assert re.search(r"HEAD and results/demo: 28 of 28 numbers alike, (\d+) of \1 verdicts alike", first)
     assert "report: results/demo/report.html" in first
     second = called(["make", "VENV=venv", "demo"], folder)
     assert "to train" not in second
