@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atlas.methods.sinnerf.cameras import Array, Camera
-from atlas.methods.sinnerf.poses import OrbitGaussian
+from atlas.methods.sinnerf.poses import OrbitGaussian, PosePrior, TranslationGaussian
 
 
 def orbit_cameras(
@@ -35,6 +35,19 @@ def sway_cameras(camera: Camera, *, frames: int = 48, radius: tuple[float, float
         pose[:3, 3] += pose[:3, :3] @ np.array([radius[0] * math.sin(phase), radius[1] * math.sin(2 * phase), 0.0])
         cameras.append(camera.moved(pose))
     return cameras
+
+
+def cameras_around(camera: Camera, prior: PosePrior, near: float, *, frames: int = 48) -> list[Camera]:
+    """Cameras on a closed path about as far from a camera as its unseen views are imagined.
+
+    They orbit where ``prior`` does, by a standard deviation of its turn about the vertical axis; elsewhere they sway, by a
+    standard deviation of its shifts, or by a twentieth of ``near`` (scene units) where the prior is a list of poses.
+    """
+    if isinstance(prior, OrbitGaussian):
+        turn = prior.spreads[0 if prior.axes == "turntable" else 2]
+        return orbit_cameras(camera, frames=frames, degrees=turn, center=prior.center)
+    shifts = prior.sigma if isinstance(prior, TranslationGaussian) else (near / 20, near / 40)
+    return sway_cameras(camera, frames=frames, radius=(shifts[0], shifts[1]))
 
 
 def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_second: float = 24.0) -> None:
