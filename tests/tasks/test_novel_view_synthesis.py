@@ -61,6 +61,7 @@ def test_a_film_is_small_and_the_same_for_the_same_pictures(analytic: Scene, tmp
     run = replace(Study.read("demo", ROOT).find(f"{TASK}/analytic/dsnerf/seed10"), root=tmp_path)
     assert filmed(run)
     assert not filmed(replace(run, limit=1))
+    assert not filmed(Study.read("demo", ROOT).find(f"{TASK}/analytic/dsnerf/seed11"))
     images = field_of(run, analytic).flight(6)
     assert [image.shape for image in images] == [(48, 48, 3)] * 6
     np.testing.assert_array_equal(images[0], images[3])  # the path is closed, and crosses the reference's pose half-way

@@ -90,8 +90,8 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def filmed(run: Run) -> bool:
-    """Whether a run leaves a film: what a paper proposes, its ablations, and the row that they are compared with."""
-    return run.limit is None and (run.role in ("method", "ablation") or run.method == run.task_entry.baseline)
+    """Whether a run leaves a film: the first seed of what a paper proposes, its ablations, and what they are compared with."""
+    return run.first and run.limit is None and (run.role in ("method", "ablation") or run.method == run.task_entry.baseline)
 
 
 def save_film(run: Run, images: Sequence[np.ndarray]) -> None:
