@@ -23,6 +23,7 @@ from atlas.nn.anatomy import (
     require_one_sequence,
     transformer_blocks,
 )
+from atlas.nn.examples import as_tensor, in_type_of
 from atlas.nn.vit import at_least_float32, attention_maps, block_features, require_maps
 
 if TYPE_CHECKING:
@@ -336,11 +337,13 @@ def diagnose(
 
     if tokens not in ("patch", "all"):
         raise ValueError(f"tokens must be 'patch' or 'all', not {tokens!r}")
+    images = as_tensor(images, "images")
     if not len(images):
         raise ValueError("diagnose needs at least one image")
     require_one_sequence(model)  # refuses, like the next, before anything is computed
     if attention:
         require_maps(attention_sites(model))
+    images = in_type_of(model, images, "images")
     prefix = prefix_tokens(model) if tokens == "patch" else 0
     was_training = model.training
     model.eval()

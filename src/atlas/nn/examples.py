@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 FORMS = "a pair (inputs, labels) of tensors or NumPy arrays, a Dataset of such pairs, or a DataLoader"
@@ -30,6 +30,71 @@ def as_tensor(value: Any, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} is a {_kind(value)} that cannot become a tensor: {str(error).splitlines()[0]}") from None
     raise TypeError(f"{name} is a {_kind(value)}; a tensor or a NumPy array is needed")
+
+
+def in_type_of(model: nn.Module, value: Any, name: str) -> Tensor:
+    """A tensor or NumPy array as a tensor, which must have the type of a model's weights; under autocast any will do.
+
+    Raises
+    ------
+    TypeError
+        It is neither, or of another type; says what would be right.
+    """
+    tensor = as_tensor(value, name)
+    weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if weight is None or tensor.dtype == weight.dtype or torch.is_autocast_enabled(weight.device.type):
+        return tensor
+    remedy = f"bring {name} to {weight.dtype}" + (", divided by 255" if tensor.dtype == torch.uint8 else "")
+    raise TypeError(f"{name} is {tensor.dtype}, and the model's weights are {weight.dtype}: {remedy}")
+
+
+def require_tensors(**values: Any) -> None:
+    """Refuse, by their names, what is no floating-point tensor.
+
+    Raises
+    ------
+    TypeError
+        One is of another type; says of which.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {_kind(value)}; a tensor is needed")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} is {value.dtype}; a floating-point tensor is needed")
+
+
+def require_numbers(**values: Any) -> None:
+    """Refuse, by their names, what is no number: text from a command line or a file above all.
+
+    Raises
+    ------
+    TypeError
+        One is of another type; says of which.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not hasattr(value, "__float__"):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def require_labels(labels: Any, count: int, classes: int, name: str) -> None:
+    """Refuse what names no class of ``count`` examples: whole numbers (count,) from 0 to classes − 1, or shares (count, classes).
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are of another type or shape, or out of range; says what would be right.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} is a {_kind(labels)}; a tensor is needed")
+    if len(labels) != count:
+        raise ValueError(f"{name} has {len(labels)} entries for {count} inputs")
+    if labels.ndim == 2 and labels.shape[1] == classes and labels.is_floating_point():
+        return
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim != 1:
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise TypeError(f"{name} is {found}; class numbers ({count},), or floating-point shares ({count}, {classes}) are needed")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"{name} must be from 0 to {classes - 1}, not from {int(labels.min())} to {int(labels.max())}")
 
 
 def gathered(data: Any, name: str = "data") -> tuple[Tensor, Tensor]:
@@ -66,9 +131,16 @@ def as_loader(data: Any, batch_size: int = 64, *, shuffle: bool = True, seed: in
     ------
     TypeError
         It is none of these, or an iterator, which can be passed over only once.
+    ValueError
+        A pair has more of one than of the other, or none at all.
     """
     if is_pair(data):
-        data = TensorDataset(*gathered(data, name))
+        inputs, labels = gathered(data, name)
+        if len(inputs) != len(labels):
+            raise ValueError(f"{name} has {len(inputs)} inputs and {len(labels)} labels")
+        if not len(inputs):
+            raise ValueError(f"{name} holds no examples")
+        data = TensorDataset(inputs, labels)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, batch_size, shuffle=shuffle, generator=torch.Generator().manual_seed(seed))
     if hasattr(data, "__next__"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.nn.anatomy import Site, anatomy_of, attention_sites, call_arguments, fused_biases, sample_call, transformer_blocks
+from atlas.nn.examples import require_numbers
 from atlas.nn.masks import Seen, seen_tokens
 
 torch.fx.wrap("seen_tokens")  # one node of a traced graph: a mask that is an input is known only when the graph runs
@@ -280,7 +281,8 @@ def chosen_blocks(model: nn.Module, blocks: Sequence[int] | None) -> list[int] |
 
 
 def require_finite(**values: float) -> None:
-    """Raise a ``ValueError`` that names the first value which is not finite."""
+    """Raise an error that names the first value which is no number (``TypeError``) or not finite (``ValueError``)."""
+    require_numbers(**values)
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, not {value}")

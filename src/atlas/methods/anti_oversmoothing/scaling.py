@@ -45,6 +45,7 @@ from atlas.methods.anti_oversmoothing.rewriting import (
     token_axes,
 )
 from atlas.nn.anatomy import Site, attention_sites
+from atlas.nn.examples import require_tensors
 from atlas.nn.masks import token_mean
 
 torch.fx.wrap("token_mean")  # one node of a traced graph: which dtype it gets is known only when the graph runs
@@ -157,6 +158,7 @@ def attnscale_output(attended: Tensor, values: Tensor, omega: Tensor) -> Tensor:
     omega : Tensor
         (heads,).
     """
+    require_tensors(attended=attended, values=values, omega=omega)
     scale = omega[:, None, None].to(attended.dtype)
     return attended + scale * (attended - token_mean(values))
 
@@ -188,6 +190,7 @@ def attnscale_sdpa(
     NotImplementedError
         The boolean mask differs between queries (causal attention): the mean over tokens would leak what it hides.
     """
+    require_tensors(q=q, k=k, v=v, omega=omega)
     valid: Tensor | None = None
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         if attn_mask.shape[-2] != 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from atlas.methods.diverse_vit.settings import MixSettings
+from atlas.nn.examples import as_tensor
 
 DEFAULT = MixSettings()
 
@@ -140,10 +141,15 @@ class PatchMixup:
 
         Raises
         ------
+        TypeError
+            Images are no floating-point tensor or array of four axes, or labels no whole numbers.
         ValueError
-            The batch is odd, the image is no multiple of the patch, or pixels are not finite.
+            The batch is odd, the image is no multiple of the patch, pixels are not finite, or there is another number of labels.
         """
+        images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
         self._check(images)
+        if labels.is_floating_point() or labels.shape != (len(images),):
+            raise TypeError(f"labels must be whole numbers ({len(images)},), not {labels.dtype} of shape {tuple(labels.shape)}")
         shares = self._shares(*images.shape[-2:])
         mixed = shares.to(images) * images + (1 - shares).to(images) * images.flip(0)
         patches = patch_shares(shares, self.patch_size).to(images.device, torch.promote_types(images.dtype, torch.float32))
@@ -165,6 +171,9 @@ class PatchMixup:
 
     def _check(self, images: Tensor) -> None:
         """Refuse (batch, channels, height, width) images that cannot be mixed patch by patch with their mirror."""
+        if not images.is_floating_point() or images.ndim != 4:
+            found = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise TypeError(f"images must be floating-point (batch, channels, height, width), not {found}")
         count, _, height, width = images.shape
         rows, columns = self.patch_size
         if count % 2:

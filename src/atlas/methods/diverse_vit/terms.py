@@ -12,6 +12,7 @@ measure attention maps, as (batch, heads, tokens²) with ``prefix=0``: heads tak
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from atlas.nn.examples import require_tensors
 from atlas.nn.vit import at_least_float32
 
 EPSILON = 1e-8
@@ -29,9 +31,13 @@ Arguments = ParamSpec("Arguments")
 def _term(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
     """Compute a term outside autocast, and refuse a value that is not finite."""
 
+    names = list(inspect.signature(function).parameters)
+
     @functools.wraps(function)
     def term(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
-        first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        name, first = (names[0], args[0]) if args else next(iter(kwargs.items()))
+        require_tensors(**{name: first})
+        assert isinstance(first, Tensor)
         with torch.autocast(first.device.type, enabled=False):
             value = function(*args, **kwargs)
         if not value.isfinite().all():

@@ -28,6 +28,7 @@ from atlas.nn.anatomy import (
     require_same_tokens,
     transformer_blocks,
 )
+from atlas.nn.examples import in_type_of
 from atlas.nn.masks import seen_tokens
 from atlas.nn.vit import MapTap, at_least_float32, require_maps
 
@@ -84,6 +85,8 @@ class DiversityTrainer:
     """
 
     def __init__(self, model: nn.Module, config: DiversityConfig, *, generator: torch.Generator | None = None) -> None:
+        if not isinstance(config, DiversityConfig):
+            raise TypeError(f"config is a {type(config).__name__}; DiversityConfig(…), or DiversityConfig.preset(name) is needed")
         self.model: Any = model
         self.config = config
         self.generator = generator
@@ -154,7 +157,7 @@ class DiversityTrainer:
         self._seen.clear()
         self._always = True
         try:
-            logits = self.model(images)
+            logits = self.model(in_type_of(self.model, images, "images"))
         finally:
             self._always = False
         return self.outputs(logits)

@@ -21,7 +21,7 @@ from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
 from atlas.nn.bars import Bar
-from atlas.nn.examples import as_loader
+from atlas.nn.examples import as_loader, in_type_of, require_labels
 
 DEFAULTS = UVCSettings()
 ANNEALED = 0.6
@@ -162,9 +162,9 @@ def compress(
     Raises
     ------
     TypeError
-        A loader is none of the above.
+        A loader is none of the above, or gives inputs of another type than the weights, or labels that are no classes.
     ValueError
-        The budget is not in (0, 1], a loader is empty, or the teacher has other classes.
+        The budget is not in (0, 1], a loader is empty, labels are out of range, or the teacher has other classes.
     UnsupportedArchitectureError
         The model cannot be pruned exactly: found before anything is computed.
     InfeasibleBudgetError, FloatingPointError
@@ -230,8 +230,14 @@ class _Stages:
         first = next(iter(self.loader), None)
         if not count or first is None:
             raise ValueError("train_loader is empty")
+        inputs, targets = first
+        in_type_of(self.student, inputs, "train_loader's inputs")
+        if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+            found = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(f"train_loader's inputs must be (batch, channels, height, width), not {found}")
+        require_labels(targets, len(inputs), self.student.num_classes, "train_loader's labels")
         with torch.inference_mode():
-            images = first[0][:1].to(self.device)
+            images = inputs[:1].to(self.device)
             classes, taught = self.student.num_classes, self.teacher(images).shape[-1]
         if classes != taught:
             raise ValueError(f"the teacher has {taught} classes, the model {classes}")

@@ -27,6 +27,7 @@ from atlas.methods.uvc.repair import minimum_macs
 from atlas.methods.uvc.scores import Ranked, UnitScores, column_scores, positive, stacked
 from atlas.methods.uvc.settings import Gate, UVCSettings
 from atlas.methods.uvc.updates import StepLog, boxed_step, multiply_columns
+from atlas.nn.examples import require_numbers
 
 DEFAULTS = UVCSettings()
 CHECK_EVERY = 50
@@ -100,6 +101,7 @@ class UVCController:
         pace: float = DEFAULTS.pace,
         img_size: int | None = None,
     ) -> None:
+        require_numbers(budget=budget)
         if not (math.isfinite(budget) and 0 < budget <= 1):
             raise ValueError(f"budget must be in (0, 1], not {budget}")
         if preset not in PRESETS:

@@ -39,9 +39,15 @@ def save_compressed(
 
     Raises
     ------
+    TypeError
+        The model is no module, or the plan no plan.
     ValueError
         The dense model that timm makes, cut as the plan says, has other weights than this one; names the first.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; what compress or export returned is needed")
+    if not isinstance(plan, CompressionPlan):
+        raise TypeError(f"plan is a {type(plan).__name__}; a CompressionPlan is needed, as in result.plan")
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     found = architecture or (getattr(model, "pretrained_cfg", None) and model.pretrained_cfg.get("architecture"))
     described: dict[str, str] = {"format": FORMAT, "plan": plan.to_json()}

@@ -24,9 +24,13 @@ def replace_rnn(rnn: nn.GRU, n_outputs: int | None = None, *, output: nn.Linear 
 
     Raises
     ------
+    TypeError
+        It is no GRU.
     ValueError
         The GRU is bidirectional, has no biases, projects, or drops out between layers; or the head does not fit.
     """
+    if not isinstance(rnn, nn.GRU):
+        raise TypeError(f"{type(rnn).__name__} is no nn.GRU, whose recurrence a SelectiveGRU has")
     if rnn.bidirectional or not rnn.bias or rnn.dropout or getattr(rnn, "proj_size", 0):
         raise ValueError("only GRUs of one direction, with biases and without dropout can choose what to acquire")
     if output is not None and output.in_features != rnn.hidden_size:

@@ -15,7 +15,7 @@ from atlas.methods.vfds.losses import Loss, arm_loss, check_lambda, lambda_at, s
 from atlas.methods.vfds.model import FILL, SelectiveGRU
 from atlas.methods.vfds.sweep import Sweep
 from atlas.nn.bars import track
-from atlas.nn.examples import gathered
+from atlas.nn.examples import gathered, require_numbers
 from atlas.nn.sequences import check_complete, check_labels, labelled, valid_steps
 
 LEARNING_RATE = 3e-3
@@ -121,6 +121,7 @@ def fit(
         The loss or its gradient is no longer finite: the learning rate is too large.
     """
     check_lambda(lam)
+    require_numbers(steps=steps, batch_size=batch_size, warmup=warmup, seed=seed)
     if steps < 1 or batch_size < 1 or not 0 <= warmup <= 1:
         raise ValueError(f"steps {steps} and batch_size {batch_size} must be positive, warmup {warmup} in [0, 1]")
     if clip_norm is not None and not clip_norm > 0:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from atlas.methods.vfds.estimators import bernoulli_entropy, bernoulli_kl, check_noise, logistic_noise, uniform_noise
 from atlas.methods.vfds.model import Rollout, SelectiveGRU
 from atlas.methods.vfds.settings import CostNorm, SelectionSettings
+from atlas.nn.examples import as_tensor
 from atlas.nn.selection import check_cost
 from atlas.nn.sequences import check_labels, first_place, labelled, valid_steps
 
@@ -46,10 +47,12 @@ def check_lambda(lam: float | Tensor) -> None:
 
     Raises
     ------
+    TypeError
+        It is of another type.
     ValueError
-        It is.
+        It is negative or not finite.
     """
-    values = torch.as_tensor(lam)
+    values = as_tensor([lam] if hasattr(lam, "__float__") else lam, "λ")
     if bool((values < 0).any()) or not bool(torch.isfinite(values).all()):
         raise ValueError(f"λ must be finite and not negative, not {lam}")
 

@@ -15,6 +15,7 @@ from atlas.methods.vfds.recurrence import gated_rollout, ungated_rollout
 from atlas.methods.vfds.rollout import Gating, Layer, admit, gate, plain_rollout, project, spread
 from atlas.methods.vfds.settings import PAIRED, AttentionSettings, Relaxation, SelectionSettings
 from atlas.methods.vfds.streaming import StreamingPolicy
+from atlas.nn.examples import as_tensor, in_type_of
 from atlas.nn.sequences import check_complete, check_lengths, first_place, valid_steps
 
 Mode = Literal["relaxed", "sample", "threshold"]
@@ -274,6 +275,7 @@ class SelectiveGRU(nn.Module):
             Shapes do not fit; lengths are not from 1 to T; noise leaves [0, 1]; a value that is read is NaN or infinite; the mode
             is unknown; or ARM is asked for relaxed gates, which it does not have.
         """
+        x = as_tensor(x, "x")
         self.check_input(x, gates, lengths)
         if offset is None:
             offset = self.offset(self._noise(noise, x, gates, generator), x)
@@ -301,9 +303,10 @@ class SelectiveGRU(nn.Module):
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             As there.
         """
+        in_type_of(self, x, "x")
         if x.ndim != 3 or x.shape[-1] != self.n_features:
             raise ValueError(f"x must have shape (batch, steps, {self.n_features}), not {tuple(x.shape)}")
         if x.shape[1] < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atlas.methods.vfds.rollout import Layer, gate
+from atlas.nn.examples import as_tensor
 from atlas.nn.sequences import first_place
 
 
@@ -94,6 +95,7 @@ class StreamingPolicy:
         """
         if self._asked is None:
             raise RuntimeError("observe() before request(): ask what to acquire first")
+        values = as_tensor(values, "values")
         if values.shape != (self.batch, self.model.n_features):
             raise ValueError(f"values must have shape {(self.batch, self.model.n_features)}, not {tuple(values.shape)}")
         opened = self.model.groups.expand(self._asked)
