@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.formulas.backbones import mixed_maps, talking_heads, tokens_to_tokens, windows
 from benchmarks.formulas.convnets import adversarial, cost_table
 from benchmarks.formulas.federations import budgets_rehearsed, federated, trained_image
 from benchmarks.formulas.fields import view_synthesis
@@ -42,6 +43,7 @@ def nothing(run: Run) -> float:
 
 ROWS: list[tuple[str, str, Formula]] = [
     ("image-classification/compression-latency", "", timed),
+    ("image-classification/imagenet-compressed-t2t/", "", tokens_to_tokens),
     ("image-classification/imagenet-compressed", "deit", dense_vit),
     ("image-classification/imagenet-compressed", "", compressed),
     ("image-classification/imagenet-as-vit-ranking", "", ranked),
@@ -49,6 +51,9 @@ ROWS: list[tuple[str, str, Formula]] = [
     ("image-classification/imagenet-as-vit/", "as-vit-growth", grown),
     ("image-classification/imagenet-as-vit/", "deit", dense_vit),
     ("image-classification/imagenet-as-vit/", "", trained_as_vit),
+    ("image-classification/imagenet-cait/", "", talking_heads),
+    ("image-classification/imagenet-swin/", "", windows),
+    ("image-classification/imagenet-mixed", "reattention", mixed_maps),
     ("image-classification/imagenet", "", dense_vit),
     ("feature-acquisition/", "", recurrent),
     ("adversarial-robustness/cost-table/", "", cost_table),
