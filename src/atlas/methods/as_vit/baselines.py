@@ -27,6 +27,7 @@ from atlas.methods.as_vit.ranking import correlate, log_fit
 from atlas.methods.as_vit.settings import PROXIES, REHEARSED, RankingSettings
 from atlas.methods.as_vit.stages import finite, first_images, from_finite, spec_of
 from atlas.methods.as_vit.topology import SearchSpace, Topology
+from atlas.nn.precision import weight_type
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.entry import training_amount
 from atlas.tasks.image_classification.evaluate import accuracy
@@ -105,7 +106,7 @@ def rank_topologies(run: Run) -> None:
 def _trained(bench: Training, candidates: RandomTopologies, index: int) -> dict[str, float]:
     """Train one topology by the protocol, leave its weights, and return its last loss and its validation accuracy."""
     run, protocol = bench.run, bench.protocol
-    bench.model = model = candidates.build(bench.data.classes, index).to(bench.device)
+    bench.model = model = candidates.build(bench.data.classes, index).to(bench.device, weight_type(protocol.precision))
     groups = parameter_groups(model, protocol.learning_rate, protocol.weight_decay, lambda name: 1.0)
     optimizer = torch.optim.AdamW(groups, lr=protocol.learning_rate, foreach=True)
     scaled = bench.device.type == "cuda" and protocol.precision == "float16"
@@ -147,7 +148,8 @@ def _measured(run: Run, candidates: RandomTopologies, bench: Training) -> list[d
     spec = spec_of(run, settings, data)
     options = settings.model_dump(include={"stride", "max_width"})
     score = Scorer(spec, derive_seed(run.seed, "ranking-weights"), settings.width, options)
-    batch = first_images(run, data, settings.proxy_images)
+    images, labels = first_images(run, data, settings.proxy_images)
+    batch = images.float(), labels  # measures are in single precision, whatever a training computes in
     rows = []
     for index, topology in enumerate(candidates.topologies()):
         counts = count(topology, **candidates.shape, **shapes_of(run, data.classes))
