@@ -148,8 +148,7 @@ def _measured(run: Run, candidates: RandomTopologies, bench: Training) -> list[d
     spec = spec_of(run, settings, data)
     options = settings.model_dump(include={"stride", "max_width"})
     score = Scorer(spec, derive_seed(run.seed, "ranking-weights"), settings.width, options)
-    images, labels = first_images(run, data, settings.proxy_images)
-    batch = images.float(), labels  # measures are in single precision, whatever a training computes in
+    batch = first_images(run, data, settings.proxy_images)
     rows = []
     for index, topology in enumerate(candidates.topologies()):
         counts = count(topology, **candidates.shape, **shapes_of(run, data.classes))
@@ -165,8 +164,8 @@ def _draws(run: Run, candidates: RandomTopologies, bench: Training, index: int) 
     """Yield one topology at several draws of its weights, each with its number."""
     model = candidates.build(bench.data.classes, index)
     for repeat in range(candidates.settings.repeats):
-        model.cpu().reset_parameters(generator(run.seed, "proxy", index, repeat))
-        yield repeat, model.to(bench.device).eval()
+        model.cpu().float().reset_parameters(generator(run.seed, "proxy", index, repeat))
+        yield repeat, model.to(bench.device, weight_type(bench.protocol.precision)).eval()
 
 
 def _proxies(model: Any, spec: MeasureSpec, batch: tuple[Tensor, Tensor], repeat: int) -> dict[str, float]:
