@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from atlas.cli.main import app
+from atlas.cli.overrides import apply_overrides
+from atlas.harness.selection import select
+from atlas.harness.study import Study
 
 RUN = "image-classification/random-stacks/residual/seed10"
 
@@ -86,6 +95,34 @@ def test_below_a_checkout_the_way_to_it_is_said(folder: Path) -> None:
     assert RUN in atlas(below, "-C", "../..", "list", "runs").stdout
     (folder / "Snakefile").unlink()
     assert "this is not a checkout of Atlas" in atlas(below, "list", "runs").stderr
+
+
+def told(command: Any) -> Iterator[str]:
+    """Every text that ``--help`` prints of a command and of those below it."""
+    yield command.help or ""
+    for parameter in command.params:
+        yield getattr(parameter, "help", None) or ""
+    for below in getattr(command, "commands", {}).values():
+        yield from told(below)
+
+
+def test_help_names_runs_rows_settings_and_verbs_that_exist(checkout: Path) -> None:
+    command = typer.main.get_command(app)
+    text = "\n".join(told(command))
+    study = Study.read("demo", checkout)
+    runs = re.findall(r"\b(?:[a-z-]+/){3}seed\d+", text)
+    patterns = re.findall(r"'([a-z-]+/[a-z*-]+)'", text)
+    settings = re.findall(r"\b[a-z_]+(?:\.[a-z_]+)+=[^\s;,]+", text)
+    verbs = re.findall(r"'atlas ([a-z]+)", text)
+    assert runs
+    assert patterns
+    assert settings
+    assert verbs
+    for run in runs:
+        assert apply_overrides(study.find(run), settings).trial
+    for pattern in patterns:
+        assert select(study, [pattern])
+    assert set(verbs) <= set(command.commands)  # type: ignore[attr-defined]
 
 
 def test_failures_exit_with_1_and_are_recorded(folder: Path) -> None:

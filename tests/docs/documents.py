@@ -6,6 +6,7 @@ A fenced block is run as it stands, unless an HTML comment on the line before, `
   a block is checked, and none is executed.
 - ``long``: ``make demo`` and ``make test`` only, which contain everything else.
 - ``continues``: a Python block that goes on where the one before it ended.
+- ``extra NAME…``: a Python block that needs packages which not every environment has; it runs where they are.
 - ``file PATH``: the content of a file of the checkout, which later commands of the page use.
 
 Languages are ``python``; ``sh``, ``bash`` or none for commands; ``yaml``; ``output`` for what the Python block before it prints;
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -26,7 +27,8 @@ from markdown_it.token import Token
 
 MARK = re.compile(r"<!--\s*run:\s*(?P<kind>\S+)(?:\s+(?P<argument>\S.*?))?\s*-->\s*")
 ABSENT = ("cluster", "download", "gpu", "remote", "install")
-KINDS = (*ABSENT, "long", "continues", "file")
+RUNS = (None, "continues", "extra")
+KINDS = (*ABSENT, "long", "continues", "file", "extra")
 SHELL = ("", "sh", "bash")
 LANGUAGES = (*SHELL, "python", "yaml", "output", "text")
 LONG = (["make", "demo"], ["make", "test"])
@@ -66,10 +68,11 @@ class Page:
 
 @dataclass(frozen=True)
 class Program:
-    """Python blocks that run as one process, and what the page says that they print."""
+    """Python blocks that run as one process, what the page says that they print, and the packages that they need besides."""
 
     blocks: tuple[Block, ...]
     output: str | None
+    extra: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -152,13 +155,15 @@ def _check_block(block: Block, before: Block | None) -> None:
         raise ValueError(f"no block is in the language {block.language}; choose from {', '.join(filter(None, LANGUAGES))}")
     if block.kind not in (None, *KINDS):
         raise ValueError(f"there is no mark {block.kind}; choose from {', '.join(KINDS)}")
-    if (block.kind == "file") != (block.argument is not None):
-        raise ValueError("a file is marked with its path, and nothing else is")
+    if (block.kind in ("file", "extra")) != (block.argument is not None):
+        raise ValueError("a file is marked with its path, an extra with its packages, and nothing else with more than a word")
+    if block.kind == "extra" and block.language != "python":
+        raise ValueError("only a Python block needs an extra")
     if block.kind == "long" and not all(command in LONG for command in commands_of(block.text)):
         raise ValueError(f"only {' and '.join(map(shlex.join, LONG))} may be marked long")
     if block.kind == "continues" and (block.language != "python" or before is None):
         raise ValueError("only a Python block continues, and only after another")
-    if block.language == "output" and (before is None or before.language != "python" or before.kind not in (None, "continues")):
+    if block.language == "output" and (before is None or before.language != "python" or before.kind not in RUNS):
         raise ValueError("an output follows the Python block that prints it")
     if block.language == "python":
         compile(block.text, block.page, "exec")
@@ -171,11 +176,11 @@ def programs(page: Page) -> list[Program]:
     found: list[Program] = []
     for block in page.blocks:
         if block.language == "output":
-            found[-1] = Program(found[-1].blocks, block.text)
+            found[-1] = replace(found[-1], output=(found[-1].output or "") + block.text)
         elif block.language == "python" and block.kind == "continues":
-            found.append(Program((*found.pop().blocks, block), None))
-        elif block.language == "python" and block.kind is None:
-            found.append(Program((block,), None))
+            found[-1] = replace(found[-1], blocks=(*found[-1].blocks, block))
+        elif block.language == "python" and block.kind in (None, "extra"):
+            found.append(Program((block,), None, tuple((block.argument or "").split())))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
@@ -30,7 +31,8 @@ def run(program: Program, folder: Path) -> subprocess.CompletedProcess[str]:
     script.write_text(program.source)
     work = folder / "work"
     work.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, str(script)], cwd=work, env=environment, capture_output=True, text=True, timeout=400)
 
 
@@ -60,6 +62,9 @@ def test_a_methods_page_opens_with_a_program_and_what_it_prints(name: str) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.place)
 def test_python_runs_as_it_is_written(program: Program, tmp_path: Path) -> None:
+    absent = [package for package in program.extra if importlib.util.find_spec(package) is None]
+    if absent:
+        pytest.skip(f"{program.place} needs {', '.join(absent)}")
     done = run(program, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     if program.output is not None:
@@ -92,6 +97,8 @@ def test_yaml_is_what_it_claims_to_be(block: Block, tmp_path: Path) -> None:
         ("<!-- run: file -->\n```python\nx = 1\n```\n", "marked with its path"),
         ("<!-- run: continues -->\n```python\nx = 1\n```\n", "only after another"),
         ("```output\n1\n```\n", "follows the Python block"),
+        ("<!-- run: extra -->\n```python\nx = 1\n```\n", "an extra with its packages"),
+        ("<!-- run: extra onnx -->\n```sh\nls\n```\n", "only a Python block needs an extra"),
         ("```python\nx = = 1\n```\n", "p.md:2: invalid syntax"),
         ("```yaml\na: [1\n```\n", "p.md:2: "),
         ("<!-- run: cluster -->\n\n```sh\nls\n```\n", "on the line before"),
@@ -106,6 +113,11 @@ def test_blocks_run_apart_unless_they_continue(tmp_path: Path) -> None:
     text = """\
 ```python
 x = 1
+print("x")
+```
+
+```output
+x
 ```
 
 <!-- run: continues -->
@@ -117,17 +129,23 @@ print(x)
 1
 ```
 
+<!-- run: extra nothing_of_this_name -->
+```python
+import nothing_of_this_name
+```
+
 ```python
 print(x)
 ```
 """
-    first, second = programs(read_page(text, "p.md"))
-    assert first.output == "1\n"
+    first, optional, second = programs(read_page(text, "p.md"))
+    assert first.output == "x\n1\n"
     (tmp_path / "a").mkdir()
-    assert run(first, tmp_path / "a").stdout == "1\n"
+    assert run(first, tmp_path / "a").stdout == "x\n1\n"
+    assert optional.extra == ("nothing_of_this_name",)
     (tmp_path / "b").mkdir()
     failed = run(second, tmp_path / "b")
-    assert 'p.md", line 15' in failed.stderr
+    assert 'p.md", line 25' in failed.stderr
     assert "NameError" in failed.stderr
 
 

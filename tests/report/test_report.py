@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import re
 import subprocess
@@ -12,12 +14,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from conftest_report import CONFIG, EVIL, TOY, write_metrics
+from PIL import Image
 
 from atlas.harness import plots
-from atlas.harness.plots import FigureData, figure
+from atlas.harness.plots import FigureData, Film, figure
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.report import write_all_claims, write_claims, write_figures, write_report, write_table
@@ -390,6 +395,23 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(study: Study, monkeypatch: py
     ]
     assert "headline" in names
     assert "broken" not in names
+
+
+def test_a_film_is_strips_of_frames_behind_windows() -> None:
+    from atlas.report.film import film_svg
+
+    frames = np.arange(4 * 2 * 3 * 3, dtype=np.uint8).reshape(4, 2, 3, 3)
+    text = film_svg(Film({"the reference": frames[0], "a row <b> of a rather long name": frames}, pause=100))
+    assert text == film_svg(Film({"the reference": frames[0], "a row <b> of a rather long name": frames}, pause=100))
+    root = ElementTree.fromstring(text)
+    still, strip = root.iter("{http://www.w3.org/2000/svg}image")
+    assert float(strip.get("width", "")) == pytest.approx(4 * float(still.get("width", "")))
+    for image, shown in ((still, frames[0]), (strip, np.concatenate(list(frames), axis=1))):
+        kept = Image.open(io.BytesIO(base64.b64decode((image.get("href") or "").partition(",")[2]))).convert("RGB")
+        assert np.array_equal(np.asarray(kept), shown)
+    assert "animation: film 400ms steps(4) infinite" in text
+    assert "prefers-reduced-motion: reduce" in text
+    assert "&lt;b&gt;" in text
 
 
 def test_rasters_keep_their_colours() -> None:

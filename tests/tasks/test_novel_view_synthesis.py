@@ -11,20 +11,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from atlas.datasets import acquire, get_dataset, stand_in
 from atlas.datasets.views import MOTORCYCLE, STEREO
 from atlas.errors import AtlasError, UserError
 from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.plots import FigureData
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.methods.sinnerf import Camera, depth_from_disparity, forward_warp
 from atlas.methods.sinnerf.plugin import FieldReconstruction, camera_of, stage_weights, view_of
+from atlas.methods.sinnerf.settings import SinNeRFSettings
 from atlas.settings import merge, validate_settings
 from atlas.tasks.novel_view_synthesis import captures, metrics
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene, make_solids, render_views
+from atlas.tasks.novel_view_synthesis.figures import flight
 from atlas.tasks.novel_view_synthesis.protocol import Protocol, SceneSettings
+from atlas.tasks.novel_view_synthesis.reconstruction import FLIGHT
 from atlas.tasks.novel_view_synthesis.scene import Scene, load_scene, save_scene
+from atlas.tasks.novel_view_synthesis.training import filmed, save_film
+from atlas.tasks.novel_view_synthesis.training import save_picture as save_picture_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "novel-view-synthesis"
@@ -40,6 +47,51 @@ def analytic() -> Scene:
 def stereo(data_folder: Path) -> Scene:
     settings = SceneSettings(kind="stereo", depth="given", near=1.9, far=5.6)
     return captures.stereo_scene(data_folder / "motorcycle-stereo", MOTORCYCLE, settings)
+
+
+def field_of(run: Run, scene: Scene) -> FieldReconstruction:
+    """An untrained field under the shortest protocol."""
+    short = replace(run, protocol=merge(run.protocol, run.task_entry.smallest))
+    row = FieldReconstruction(short, SinNeRFSettings(depth=0, side=0))
+    row.start(scene, torch.device("cpu"))
+    return row
+
+
+def test_a_film_is_small_and_the_same_for_the_same_pictures(analytic: Scene, tmp_path: Path) -> None:
+    run = replace(Study.read("demo", ROOT).find(f"{TASK}/analytic/dsnerf/seed10"), root=tmp_path)
+    assert filmed(run)
+    assert not filmed(replace(run, limit=1))
+    assert not filmed(Study.read("demo", ROOT).find(f"{TASK}/analytic/dsnerf/seed11"))
+    images = field_of(run, analytic).flight(6)
+    assert [image.shape for image in images] == [(48, 48, 3)] * 6
+    np.testing.assert_array_equal(images[0], images[3])  # the path is closed, and crosses the reference's pose half-way
+    assert not np.array_equal(images[1], images[2])
+    files = []
+    for _ in range(2):
+        save_film(run, images)
+        files.append((run.results / FLIGHT).read_bytes())
+    assert files[0] == files[1]
+    assert len(files[0]) < 20_000
+    save_film(run, ())  # a row without a flight leaves what is there
+    assert (run.results / FLIGHT).read_bytes() == files[0]
+
+
+def test_the_figure_of_flights_shows_the_first_seeds_films_beside_the_reference(analytic: Scene, tmp_path: Path) -> None:
+    study = replace(Study.read("demo", ROOT), root=tmp_path)
+    runs = [replace(run, root=tmp_path) for run in study.matching(TASK, "analytic")]
+    study = replace(study, runs=tuple(runs))
+    data = FigureData(study, TASK, "analytic")
+    assert flight(data) is None
+    by_name = {(run.method, run.seed): run for run in runs}
+    save_picture_of(by_name["scene", 10], "reference.png", analytic.reference.rgb[0])
+    still = [np.full((48, 48, 3), 0.25)] * 16
+    moving = [np.full((48, 48, 3), frame / 16) for frame in range(16)]
+    for cell, images in ((("dsnerf", 10), still), (("sinnerf-geom", 10), moving), (("nerf1", 11), moving)):
+        save_film(by_name[cell], images)
+    film = flight(data)
+    assert film is not None
+    assert list(film.columns) == ["reference", "DS-NeRF, one view", "SinNeRF, geometry only"]
+    assert [pictures.shape for pictures in film.columns.values()] == [(48, 48, 3), (16, 48, 48, 3), (16, 48, 48, 3)]
 
 
 def test_warped_depth_is_the_traced_depth(analytic: Scene) -> None:

@@ -1,7 +1,8 @@
 """How a task or a paper contributes figures to the report: one decorated function per figure.
 
 Figures live in ``figures.py`` beside an ``entry.py``; finding the file is the registration. A figure reads result
-files through :class:`FigureData` and returns a matplotlib figure, or ``None`` where its data is missing.
+files through :class:`FigureData` and returns a matplotlib figure, a :class:`Film`, or ``None`` where
+its data is missing.
 Matplotlib and pandas load inside the function, never at module level.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from atlas.harness.run import Run
 from atlas.harness.study import Study
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -80,8 +82,25 @@ class FigureData:
 
 
 @dataclass(frozen=True)
+class Film:
+    """A figure that moves: pictures side by side, each with a title.
+
+    Attributes
+    ----------
+    columns : mapping
+        Title to a picture of uint8, (height, width, 3), or to (frames, height, width, 3) that are shown in turn, without end. All
+        have one size, and what moves as many frames.
+    pause : int
+        Milliseconds that each frame is shown.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    pause: int
+
+
+@dataclass(frozen=True)
 class FigureEntry:
-    """A registered figure: ``draw(data)`` returns a matplotlib figure or ``None``."""
+    """A registered figure: ``draw(data)`` returns a matplotlib figure, a film, or ``None``."""
 
     name: str
     title: str
@@ -89,7 +108,7 @@ class FigureEntry:
     alt: str
     task: str
     paper: str
-    draw: Callable[[FigureData], Figure | None]
+    draw: Callable[[FigureData], Figure | Film | None]
 
 
 _figures: dict[tuple[str, str], FigureEntry] = {}
@@ -108,7 +127,7 @@ def figure(name: str, *, task: str, title: str, caption: str, alt: str, paper: s
         Slug of the paper that the figure belongs to; empty for a task's own.
     """
 
-    def register(draw: Callable[[FigureData], Figure | None]) -> Callable[[FigureData], Figure | None]:
+    def register(draw: Callable[[FigureData], Figure | Film | None]) -> Callable[[FigureData], Figure | Film | None]:
         _figures[task, name] = FigureEntry(name, title, caption, alt, task, paper, draw)
         return draw
 

@@ -75,6 +75,8 @@ class Run:
         Role to the run whose artefacts this one reads.
     batched : bool
         Whether one job computes all seeds of the row.
+    first : bool
+        Whether its seed is the first of the study's: what is dear and only for looking at is made of that one alone.
     trial : bool
         Whether settings were changed for once (``--set``): its files lie beside the study's, in ``<tier>-trial``, and no table,
         claim or page reads them.
@@ -98,6 +100,7 @@ class Run:
     resources: Resources
     needs: Mapping[str, Run] = field(default_factory=dict)
     batched: bool = False
+    first: bool = True
     root: Path = Path()
     trial: bool = False
     stands_for: str = ""

@@ -319,8 +319,10 @@ class _Benchmark:
     rows: dict[str, tuple[str, dict[str, Any]]]
     made: dict[tuple[str, int], Run] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
+    first: int | None = None
 
     def runs(self, seeds: list[int]) -> Iterator[Run]:
+        self.first = seeds[0] if seeds else None
         for seed in seeds:
             for row in self.rows:
                 self.run(row, seed)
@@ -368,6 +370,7 @@ class _Benchmark:
             resources=Resources(**resources),
             needs=needs,
             batched=self.reader.batch_seeds,
+            first=seed == self.first,
             root=self.reader.root,
             task_entry=self.task,
             method_entries=tuple(self.reader.registry.method(self.task.name, name) for name in recipe),

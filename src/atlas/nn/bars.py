@@ -49,6 +49,12 @@ class Bar:
             text = values if isinstance(values, str) else valued(values)
             self._bar.update(self._task, advance=1, values=text)
 
+    def reach(self, done: int) -> None:
+        """Say how far it is, where what is counted does not go step by step."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from atlas.harness.files import write_json, write_text
-from atlas.harness.plots import FigureData, FigureEntry, figures_of
+from atlas.harness.plots import FigureData, FigureEntry, Film, figures_of
 from atlas.harness.stale import metrics_digest, read_json
 from atlas.harness.study import Study
 from atlas.report.collect import Table, collect_table
+from atlas.report.film import film_svg
 from atlas.report.general import cost_figure, headline_figure
 from atlas.report.style import STYLE, svg
 
@@ -50,6 +51,8 @@ def _draw_one(figure: FigureEntry, data: FigureData) -> str | None:
 
     try:
         drawn = figure.draw(data)
+        if isinstance(drawn, Film):
+            return film_svg(drawn)
         return None if drawn is None else svg(drawn)
     except Exception as error:
         log.warning("%s/%s: the figure %s cannot be drawn: %s", data.task, data.dataset, figure.name, error)

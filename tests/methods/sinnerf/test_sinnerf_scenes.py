@@ -89,6 +89,10 @@ def test_a_flight_around_a_scene(tmp_path: Path) -> None:
     with Image.open(tmp_path / "flight.gif") as film:
         assert film.n_frames == 5  # type: ignore[attr-defined]
         assert film.size == (12, 12)
+    for name in ("flight.jpg", "flight.avi", "flight"):  # of which the first could hold one frame only
+        with pytest.raises(ValueError, match=rf"{name}: the ending of an animation is one of \.gif, \.webp, \.png, \.mp4"):
+            scene().film(tmp_path / name, [CAMERA])
+        assert not (tmp_path / name).exists()
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from atlas.methods.uvc import CompressionPlan, ViTShape, export, load_compressed, save_compressed
 
+WITHOUT_ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 SMALL = {"num_classes": 3, "img_size": 32}
 
 
@@ -74,3 +76,43 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as safetensors"):
         load_compressed(tmp_path / "missing.safetensors")
     assert load_file(tmp_path / "other.safetensors")
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> torch.nn.Module:
+    """A ragged compressed model as it comes from its file."""
+    torch.manual_seed(0)
+    model = dense().eval()
+    plan = some_plan(model)
+    save_compressed(tmp_path / "small.safetensors", export(model, plan), plan)
+    return load_compressed(tmp_path / "small.safetensors", dense)
+
+
+@pytest.mark.slow
+def test_a_loaded_model_is_exported_as_a_program_for_any_number_of_images(loaded: torch.nn.Module, tmp_path: Path) -> None:
+    shapes = ({0: torch.export.Dim("images", min=1)},)
+    torch.export.save(torch.export.export(loaded, (torch.randn(2, 1, 8, 8),), dynamic_shapes=shapes), tmp_path / "small.pt2")
+    program = torch.export.load(tmp_path / "small.pt2").module()
+    for count in (1, 5):
+        images = torch.randn(count, 1, 8, 8)
+        torch.testing.assert_close(program(images), loaded(images))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(WITHOUT_ONNX), reason=f"the extra onnx is not installed: no {', '.join(WITHOUT_ONNX)}")
+@pytest.mark.filterwarnings("ignore")
+def test_a_loaded_model_gives_the_same_numbers_in_onnx(loaded: torch.nn.Module, tmp_path: Path) -> None:
+    import onnxruntime
+
+    path = tmp_path / "small.onnx"
+    shapes = ({0: torch.export.Dim("images", min=1)},)
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    torch.onnx.export(
+        loaded, (torch.randn(2, 1, 8, 8),), path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False, **names
+    )
+    session = onnxruntime.InferenceSession(path)
+    for count in (1, 5):
+        images = torch.randn(count, 1, 8, 8)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), loaded(images), rtol=1e-4, atol=1e-5)
+    assert [found.name for found in tmp_path.glob("small.onnx*")] == ["small.onnx"]

@@ -17,6 +17,7 @@ from atlas.methods.as_vit.measures import Measures
 from atlas.methods.as_vit.search import best_of
 from atlas.methods.as_vit.settings import GrowthSettings
 from atlas.methods.as_vit.topology import FIRST_STAGE_HEADS, STAGES, Quadruple, Topology, quadruple
+from atlas.nn.bars import Bar
 
 Policy = Literal["rank", "random", "max-width"]
 DEFAULTS = GrowthSettings()
@@ -229,6 +230,7 @@ def grow(
     policy: Policy = "rank",
     generator: torch.Generator | None = None,
     evaluate: Callable[..., Iterable[Measures]] = map,
+    progress: bool | None = None,
     **options: Any,
 ) -> list[GrowthStep]:
     """Grow a topology into a family; defaults are the authors'.
@@ -244,6 +246,8 @@ def grow(
         See :class:`GrowthPlan`.
     policy, generator, evaluate
         See :class:`Growth`.
+    progress : bool, optional
+        Whether to show a bar over the parameters of ``target``; by default where the standard error stream is a terminal.
     **options
         Further arguments of :func:`~atlas.methods.as_vit.layout.count`.
 
@@ -258,7 +262,12 @@ def grow(
         Ratios that are not positive, a limit below the start's size, or policy ``rank`` without a score.
     """
     plan = GrowthPlan(topology, width0, width_scale, tuple(ratios), limit, target, options)
-    return list(Growth(plan, score, policy=policy, generator=generator, evaluate=evaluate))
+    members: list[GrowthStep] = []
+    with Bar("grow", target, progress) as bar:
+        for member in Growth(plan, score, policy=policy, generator=generator, evaluate=evaluate):
+            members.append(member)
+            bar.reach(member.counts.params)
+    return members
 
 
 def matched(

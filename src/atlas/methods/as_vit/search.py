@@ -14,6 +14,7 @@ from torch import Tensor
 from atlas.methods.as_vit.measures import Measures
 from atlas.methods.as_vit.settings import SearchSettings
 from atlas.methods.as_vit.topology import SearchSpace, Topology
+from atlas.nn.bars import track
 
 Score = Callable[[Topology], Measures]
 DEFAULTS = SearchSettings()
@@ -206,6 +207,7 @@ def reinforce(
     *,
     generator: torch.Generator,
     relative: bool = DEFAULTS.relative,
+    progress: bool | None = None,
 ) -> SearchResult:
     """Search a topology with REINFORCE; defaults are the authors'.
 
@@ -217,6 +219,8 @@ def reinforce(
         Trials.
     window, momentum, relative
         See :class:`RewardTracker`; ``relative=False`` is the authors' normalisation.
+    progress : bool, optional
+        Whether to show a bar; by default where the standard error stream is a terminal.
 
     Returns
     -------
@@ -224,7 +228,7 @@ def reinforce(
         The most probable topology, the logits, and every trial.
     """
     searcher = Reinforce(space, score, lr=lr, generator=generator, tracker=RewardTracker(window, momentum, relative))
-    history = [searcher.step() for _ in range(steps)]
+    history = [searcher.step() for _ in track(range(steps), "search", steps, progress)]
     return SearchResult(searcher.best(), {name: logits.detach() for name, logits in searcher.logits.items()}, history)
 
 
@@ -262,10 +266,20 @@ class RandomSearch:
         self.trials = [Trial(Topology.parse(text)[0], Measures(length, ntk)) for text, length, ntk in state["trials"]]
 
 
-def random_search(space: SearchSpace, score: Score, steps: int = DEFAULTS.steps, *, generator: torch.Generator) -> SearchResult:
-    """Measure uniform samples and return the one of the smallest rank sum: what the measures do without a policy."""
+def random_search(
+    space: SearchSpace,
+    score: Score,
+    steps: int = DEFAULTS.steps,
+    *,
+    generator: torch.Generator,
+    progress: bool | None = None,
+) -> SearchResult:
+    """Measure uniform samples and return the one of the smallest rank sum: what the measures do without a policy.
+
+    Arguments are those of :func:`reinforce`.
+    """
     searcher = RandomSearch(space, score, generator=generator)
-    history = [searcher.step() for _ in range(steps)]
+    history = [searcher.step() for _ in track(range(steps), "search at random", steps, progress)]
     return SearchResult(searcher.best(), {}, history)
 
 

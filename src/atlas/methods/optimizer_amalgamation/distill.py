@@ -18,6 +18,7 @@ from atlas.methods.optimizer_amalgamation.settings import Amalgamation, ChoiceCo
 from atlas.methods.optimizer_amalgamation.student import Student
 from atlas.methods.optimizer_amalgamation.teachers import check_pool
 from atlas.methods.optimizer_amalgamation.trainer import Trainer
+from atlas.nn.bars import Bar
 
 MEMORY_LIMIT_GIB = 64.0
 FUNCTION_EPOCH = 100
@@ -73,6 +74,7 @@ def amalgamate(
     trainer: TrainerConfig | None = None,
     choice: ChoicePolicy | ChoiceConfig | None = None,
     memory_limit_gib: float = MEMORY_LIMIT_GIB,
+    progress: bool | None = None,
 ) -> AmalgamationResult:
     """Distil a pool of optimizers into one student (or several replicates of it).
 
@@ -102,6 +104,8 @@ def amalgamate(
         A trained choice policy, or how to train it.
     memory_limit_gib : float
         Refuse what is estimated to need more.
+    progress : bool, optional
+        Whether to show a bar; by default where the standard error stream is a terminal.
 
     Raises
     ------
@@ -121,20 +125,25 @@ def amalgamate(
     check_memory(problem, sample, teachers, schedule.unroll, cfg, replicates, memory_limit_gib)
     chosen: ChoicePolicy | None = None
     if method == "choice":
-        chosen = choice if isinstance(choice, ChoicePolicy) else train_choice(problem, pool, choice or ChoiceConfig(), gen)
+        given = choice or ChoiceConfig()
+        chosen = given if isinstance(given, ChoicePolicy) else train_choice(problem, pool, given, gen, progress=progress)
         chosen.requires_grad_(False)
     seeds = draw_seeds(gen, replicates)
     starts = [copy.deepcopy(student) if student is not None else seeded(Student, seed) for seed in seeds]
     run = Trainer(problem, starts, [chosen] if chosen else pool, schedule, cfg, seeds, method, noise)
-    while not run.done:
-        run.step()
+    _carry_out(run, "amalgamate", progress)
     return AmalgamationResult(finished(run, starts), run.history, chosen)
 
 
 def train_choice(
-    problem: Optimizee, pool: Sequence[Policy], cfg: ChoiceConfig | None = None, gen: torch.Generator | None = None
+    problem: Optimizee,
+    pool: Sequence[Policy],
+    cfg: ChoiceConfig | None = None,
+    gen: torch.Generator | None = None,
+    *,
+    progress: bool | None = None,
 ) -> ChoicePolicy:
-    """Train a choice policy over a pool with the meta-loss alone; returns it frozen.
+    """Train a choice policy over a pool with the meta-loss alone; returns it frozen. ``progress`` is that of :func:`amalgamate`.
 
     Raises
     ------
@@ -145,11 +154,18 @@ def train_choice(
     (seed,) = draw_seeds(gen or torch.Generator().manual_seed(0), 1)
     start = seeded(lambda: ChoicePolicy(pool, cfg.hidden), seed)
     run = Trainer(problem, [start], [], cfg.schedule, cfg.trainer, [seed])
-    while not run.done:
-        run.step()
+    _carry_out(run, "train choice", progress)
     (policy,) = finished(run, [start])
     assert isinstance(policy, ChoicePolicy)
     return policy
+
+
+def _carry_out(run: Trainer, label: str, progress: bool | None) -> None:
+    """Train to the end, with a bar over the windows that the curriculum has at least."""
+    with Bar(label, run.curriculum.windows_at_least(), progress) as bar:
+        while not run.done:
+            run.step()
+            bar.advance()
 
 
 def finished(run: Trainer, policies: Sequence[Policy]) -> list[Policy]:

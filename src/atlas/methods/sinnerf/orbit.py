@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from atlas.methods.sinnerf.cameras import Array, Camera
-from atlas.methods.sinnerf.poses import OrbitGaussian
+from atlas.methods.sinnerf.poses import OrbitGaussian, PosePrior, TranslationGaussian
+
+ENDINGS = (".gif", ".webp", ".png", ".mp4")
 
 
 def orbit_cameras(
@@ -37,6 +38,19 @@ def sway_cameras(camera: Camera, *, frames: int = 48, radius: tuple[float, float
     return cameras
 
 
+def cameras_around(camera: Camera, prior: PosePrior, near: float, *, frames: int = 48) -> list[Camera]:
+    """Cameras on a closed path about as far from a camera as its unseen views are imagined.
+
+    They orbit where ``prior`` does, by a standard deviation of its turn about the vertical axis; elsewhere they sway, by a
+    standard deviation of its shifts, or by a twentieth of ``near`` (scene units) where the prior is a list of poses.
+    """
+    if isinstance(prior, OrbitGaussian):
+        turn = prior.spreads[0 if prior.axes == "turntable" else 2]
+        return orbit_cameras(camera, frames=frames, degrees=turn, center=prior.center)
+    shifts = prior.sigma if isinstance(prior, TranslationGaussian) else (near / 20, near / 40)
+    return sway_cameras(camera, frames=frames, radius=(shifts[0], shifts[1]))
+
+
 def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_second: float = 24.0) -> None:
     """Write images (height, width, 3) in [0, 1] as an animation without end: the ending says ``.gif``, ``.webp`` or ``.png``.
 
@@ -45,30 +59,35 @@ def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_seco
     Raises
     ------
     ValueError
-        There is no image.
+        There is no image, or the ending is another: nothing is written.
     ImportError
         An ``.mp4`` is asked for, and there is nothing that writes one.
     """
     from PIL import Image
 
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"{path}: the ending of an animation is one of {', '.join(ENDINGS)}")
+    write = _film_writer(path) if ending == ".mp4" else None  # what is missing is said before anything is rendered
     frames = [Image.fromarray(as_bytes(image)) for image in images]
     if not frames:
         raise ValueError("an animation needs an image")
-    if Path(path).suffix == ".mp4":
-        _save_film(path, [np.asarray(frame) for frame in frames], frames_per_second)
+    if write is not None:
+        write(path, [np.asarray(frame) for frame in frames], fps=frames_per_second, macro_block_size=2)
         return
     pause = round(1000 / frames_per_second)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
 
 
-def _save_film(path: Path | str, frames: list[Any], frames_per_second: float) -> None:
+def _film_writer(path: Path | str) -> Callable[..., object]:
+    """What writes films; an error that names the package where there is nothing that does."""
     try:
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401 - imageio's error does not say what is missing
     except ImportError:
         remedy = "pip install imageio[ffmpeg], or write .gif"
-        raise ImportError(f"{path}: films need imageio with its video plug-in: {remedy}") from None
-    imageio.mimwrite(path, list[Any](frames), fps=frames_per_second, macro_block_size=2)
+        raise ImportError(f"{path}: films need imageio with its video plug-in, imageio-ffmpeg: {remedy}") from None
+    return imageio.mimwrite
 
 
 def save_image(path: Path | str, image: Array) -> None:

@@ -17,6 +17,7 @@ from atlas.methods.sinnerf.cameras import Array, Camera, RGBDView, all_rays
 from atlas.methods.sinnerf.encoders import Descriptor, SemanticEncoder, TimmDino
 from atlas.methods.sinnerf.fields import make_field
 from atlas.methods.sinnerf.model import SinNeRF
+from atlas.methods.sinnerf.orbit import cameras_around
 from atlas.methods.sinnerf.poses import OrbitGaussian, PoseList, PosePrior, TranslationGaussian
 from atlas.methods.sinnerf.rendering import CoarseFine, render_levels
 from atlas.methods.sinnerf.settings import Budget, LossWeights, Options, Sampler, Shape, SinNeRFSettings, Stage
@@ -200,6 +201,12 @@ class FieldReconstruction(Reconstruction):
         finally:
             model.sampler = trained
         return Rendering(seen.rgb, seen.depth, seen.opacity)
+
+    def flight(self, frames: int) -> list[Array]:
+        """What the field shows on a path around the reference, at the resolution of the test views."""
+        camera = camera_of(self.scene.reference.strided(self.protocol.scene.test_stride), 0)
+        path = cameras_around(camera, self.model.pose_prior, self.scene.near, frames=frames)
+        return [self.render(camera.K, camera.c2w, camera.height, camera.width).rgb for camera in path]
 
     def facts(self) -> dict[str, float]:
         """Costs: number of the field's parameters, and of rays that all steps together render."""

@@ -158,7 +158,7 @@ class SceneModel:
     def film(self, path: Path | str, cameras: Sequence[Camera], *, progress: bool | None = None) -> None:
         """Render a view for every camera, and write them as an animation; see :mod:`.orbit` for both."""
         seen = track(cameras, "film", len(cameras), progress)
-        save_animation(path, [self.render(camera).rgb for camera in seen])
+        save_animation(path, (self.render(camera).rgb for camera in seen))
 
     @torch.no_grad()
     def render(self, camera: Camera, *, chunk: int = 32768) -> RenderResult:

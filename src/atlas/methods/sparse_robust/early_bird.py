@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from atlas.methods.sparse_robust.masks import Masks
 from atlas.methods.sparse_robust.scores import magnitude_ticket
 from atlas.methods.sparse_robust.settings import EarlyBirdSettings
+from atlas.nn.bars import track
 
 DEFAULT = EarlyBirdSettings()
 CHANNEL_THRESHOLD = 0.1
@@ -140,6 +141,7 @@ def robust_bird(
     *,
     threshold: float = DEFAULT.threshold,
     queue: int = DEFAULT.queue,
+    progress: bool | None = None,
 ) -> Masks:
     """Find Robust Bird's mask (stage 1), leaving the model trained up to there.
 
@@ -158,6 +160,8 @@ def robust_bird(
         Prune then, with a warning, if the masks have not settled before.
     threshold, queue
         As in :class:`EarlyBird`.
+    progress : bool, optional
+        Whether to show a bar; by default where the standard error stream is a terminal.
 
     Raises
     ------
@@ -167,7 +171,7 @@ def robust_bird(
     if max_epochs < 1:
         raise ValueError(f"max_epochs must be at least 1, not {max_epochs}")
     bird, optimizer = EarlyBird(sparsity, threshold, queue), make_optimizer(model)
-    for _ in range(max_epochs):
+    for _ in track(range(max_epochs), "settle masks", max_epochs, progress):
         train_epoch(model, optimizer)
         if bird.update(model):
             break

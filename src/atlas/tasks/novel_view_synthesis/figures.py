@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from atlas.harness.plots import FigureData, figure
+from atlas.harness.plots import FigureData, Film, figure
+from atlas.tasks.novel_view_synthesis.reconstruction import FLIGHT, FLIGHT_PAUSE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +108,42 @@ def _wrapped(title: str) -> str:
     import textwrap
 
     return "\n".join(textwrap.wrap(title, 15, break_on_hyphens=True))
+
+
+def _frames(path: Path) -> Any:
+    """The frames of an animation, (frames, height, width, 3) of uint8."""
+    import numpy as np
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as film:  # a frame that is shown longer stands for several that are the same
+        shown = [(frame.convert("RGB"), round(frame.info["duration"] / FLIGHT_PAUSE)) for frame in ImageSequence.Iterator(film)]
+    return np.stack([np.asarray(frame) for frame, times in shown for _ in range(times)])
+
+
+@figure(
+    "flight",
+    task=TASK,
+    title="A flight around the reference",
+    caption=(
+        "The reference of the first seed, which is all that is known, and what the fields of some rows show on one path around "
+        "it; the films are flight.gif beside the runs' metrics."
+    ),
+    alt="Moving pictures side by side: the reference stands still, the rows' fields are seen from cameras that move around it.",
+)
+def flight(data: FigureData) -> Film | None:
+    """Films of the first seed, side by side."""
+    import numpy as np
+    from PIL import Image
+
+    first = {run.method: run for run in reversed(data.runs)}
+    films = {run.title: _frames(path) for run, path in data.files(FLIGHT) if first[run.method] is run}
+    references = [path for run, path in data.files("reference.png") if first[run.method] is run]
+    if not films or not references:
+        return None
+    with Image.open(references[0]) as image:
+        height, width = next(iter(films.values())).shape[1:3]
+        known = np.asarray(image.convert("RGB").resize((width, height)))
+    return Film({"reference": known, **films}, FLIGHT_PAUSE)
 
 
 @figure(

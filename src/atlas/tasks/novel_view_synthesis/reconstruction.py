@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas.harness.plugin import Plugin
@@ -10,6 +10,10 @@ from atlas.tasks.novel_view_synthesis.scene import Array, Scene
 
 if TYPE_CHECKING:
     import torch
+
+
+FLIGHT, FLIGHT_PAUSE = "flight.gif", 120
+"""The film that a run leaves beside its metrics: its file, and the milliseconds that each frame is shown."""
 
 
 class Rendering(NamedTuple):
@@ -52,6 +56,10 @@ class Reconstruction(Plugin):
     def render(self, intrinsics: Array, pose: Array, height: int, width: int) -> Rendering:
         """Render a view, deterministically."""
         raise NotImplementedError
+
+    def flight(self, frames: int) -> Sequence[Array]:
+        """Pictures (height, width, 3) of a flight around the reference, from which a film is made; none by default."""
+        return ()
 
     def facts(self) -> dict[str, float]:
         """Costs for the table: ``parameters``, and ``rays`` rendered while training."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from atlas.harness.files import read_tensors, write_bytes, write_tensors, write_
 from atlas.harness.resume import training
 from atlas.harness.seeds import pick_device
 from atlas.tasks.novel_view_synthesis import metrics
-from atlas.tasks.novel_view_synthesis.reconstruction import Reconstruction, Rendering
+from atlas.tasks.novel_view_synthesis.reconstruction import FLIGHT, FLIGHT_PAUSE, Reconstruction, Rendering
 from atlas.tasks.novel_view_synthesis.scene import SOURCES, Scene, load_scene
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
 
 VIEWS = "views.csv"
+FLIGHT_FRAMES, FLIGHT_COLOURS = 16, 32
+"""Of a run's film: its frames, and the colours of all of them together."""
 VALUES = ("psnr", "ssim", "psnr_covisible", "psnr_hole", "lpips", "depth_mae")
 
 
@@ -56,7 +58,7 @@ def _stepped(run: Run, reconstruction: Reconstruction, index: int) -> Mapping[st
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Render every test view; leaves ``views.csv`` (one row per view) and pictures of some of them beside the metrics."""
+    """Render every test view; leaves ``views.csv`` (one row per view), pictures of some and a film beside the metrics."""
     scene = load_scene(run.needed("scene").checkpoint)
     reconstruction: Reconstruction = run.build()[0]
     reconstruction.start(scene, pick_device(run.resources.device))
@@ -74,6 +76,8 @@ def evaluate(run: Run) -> dict[str, float]:
     seconds = (time.process_time() - began) / len(rows)
     table = pd.DataFrame(rows)
     write_text(run.results / VIEWS, table.to_csv(index=False, float_format="%.6g"))
+    if filmed(run):
+        save_film(run, reconstruction.flight(FLIGHT_FRAMES))
     trained = training_summary(run)
     return {
         **{name: float(table[name].mean()) for name in VALUES},
@@ -83,6 +87,29 @@ def evaluate(run: Run) -> dict[str, float]:
         "train_cpu_seconds": float(trained["cpu_seconds"]),
         "render_cpu_seconds": seconds,
     }
+
+
+def filmed(run: Run) -> bool:
+    """Whether a run leaves a film: the first seed of what a paper proposes, its ablations, and what they are compared with."""
+    return run.first and run.limit is None and (run.role in ("method", "ablation") or run.method == run.task_entry.baseline)
+
+
+def save_film(run: Run, images: Sequence[np.ndarray]) -> None:
+    """Write images (height, width, 3) in [0, 1] as ``flight.gif``, an animation without end; without any, nothing.
+
+    All frames share one palette, chosen from all of them, so that nothing flickers and the same images give the same bytes.
+    """
+    from PIL import Image
+
+    if not images:
+        return
+    frames = [(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8) for image in images]
+    height, width = frames[0].shape[:2]
+    sheet = Image.fromarray(np.concatenate(frames, axis=1)).quantize(FLIGHT_COLOURS, dither=Image.Dither.NONE)
+    first, *rest = [sheet.crop((place * width, 0, (place + 1) * width, height)) for place in range(len(frames))]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=FLIGHT_PAUSE, loop=0)
+    write_bytes(run.results / FLIGHT, buffer.getvalue())
 
 
 def compare(scene: Scene, index: int, seen: Rendering) -> dict[str, float]:
