@@ -4,7 +4,8 @@ AttnScale (Wang et al., ICLR 2022, Sec. 3.1). With Â = J + (1 + ω)(A − J) an
 
     Â V = A V′,   V′ = DC[V] + (1 + ω) HC[V] = V + ω (V − mean V):
 
-amplify the high frequencies of V, then attend as ever. So the layer that makes the values also rewrites them, and every attention
+amplify the high frequencies of V, then attend as ever. (Where tokens are many and channels few, as in Hiera, the same by the
+weights: V′ = (1 + ω) W x + b − ω W mean x.) So the layer that makes the values also rewrites them, and every attention
 kernel, normalisation of queries and keys, rotation and position bias keeps working. The layer stays the object that it was, of
 another class and with one more parameter: hooks on it, pruning masks among them, stay in force. Where a mask splits the tokens
 into groups (padding, shifted windows), J averages within a group. Of the two maps of differential attention each is scaled by the
