@@ -67,7 +67,7 @@ class ScaledQKV(RewrittenQKV):
         width = self.omega.numel() * self.value_dim
         omega = self.omega.repeat_interleave(self.value_dim)
         if self.unit:
-            return self._project_units(x.unflatten(1, (self.unit, -1)), omega).flatten(1, 2)
+            return self._project_units(x.unflatten(1, (self.unit, -1)), omega, width).flatten(1, 2)
         projected = self.project(x)
         omega = omega.to(projected.dtype)
         if not torch.is_grad_enabled() and not torch.jit.is_tracing():  # nothing will ask for the values as they were
@@ -77,13 +77,13 @@ class ScaledQKV(RewrittenQKV):
         others, values = projected.split((self.out_features - width, width), -1)  # together: one gradient for both
         return torch.cat((others, torch.addcmul(values, self.high(values), omega)), -1)
 
-    def _project_units(self, x: Tensor, omega: Tensor) -> Tensor:
+    def _project_units(self, x: Tensor, omega: Tensor, width: int) -> Tensor:
         """The same for mask units, (batch, unit, units, dim), as (1 + ω) W x + b − ω W mean x.
 
         Where there are mask units, tokens are many and channels few: a pass over the weights, and one over the means, cost less
         than several over the values.
         """
-        scale = functional.pad(omega, (self.out_features - len(omega), 0))
+        scale = functional.pad(omega, (self.out_features - width, 0))
         shift = functional.linear(token_mean(x, axes=(1,)), scale[:, None] * self.weight)
         return functional.linear(x, (1 + scale)[:, None] * self.weight, self.bias).sub_(shift)
 
