@@ -65,7 +65,8 @@ def test_a_norm_is_film_of_the_batch_norm_of_lambda() -> None:
         layer.mode, layer.lam = "mix", lam
         code = codes(len(LAMS))[index]
         hidden = functional.leaky_relu(layer.embed(code))
-        scale, shift = (functional.leaky_relu(part(hidden))[:, None, None] for part in (layer.scale, layer.shift))
+        scale = functional.leaky_relu(1 + layer.scale(hidden))[:, None, None]
+        shift = functional.leaky_relu(layer.shift(hidden))[:, None, None]
         normal = (layer.clean if lam == 0 else layer.noise)(x)
         assert torch.allclose(layer(x), normal * scale + shift, atol=1e-5)
     layer.mode = "clean"

@@ -158,7 +158,8 @@ class ConditionalNorm(DualNorm):
     """Dual batch norm, and a scale and a shift of every channel that a small network makes of λ (FiLM).
 
     Where λ is 0 the clean norm acts, elsewhere the one for attacked inputs. The network has one hidden layer of twice the
-    channels, leaky ReLUs, and reads the code of λ (:func:`codes`). Each sample of a batch can have a λ of its own: see
+    channels, leaky ReLUs, and reads the code of λ (:func:`codes`). It starts near a scale of 1, where the authors' starts near 0
+    and a federation of few rounds hardly leaves it. Each sample of a batch can have a λ of its own: see
     :func:`conditioned`. Outside of such a block ``clean`` means λ = 0, ``noise`` the largest λ, and ``mix`` the ``lam`` that is
     set, which must be one of those that were trained.
     """
@@ -186,7 +187,7 @@ class ConditionalNorm(DualNorm):
         normal = parts[0] if len(parts) == 1 else torch.cat(parts)
         code = codes(len(self.lams)).to(x)[choices].flatten(1)
         hidden = functional.leaky_relu(self.embed(code))
-        scale, shift = (functional.leaky_relu(layer(hidden)) for layer in (self.scale, self.shift))
+        scale, shift = functional.leaky_relu(1 + self.scale(hidden)), functional.leaky_relu(self.shift(hidden))
         axes = (...,) + (None,) * (x.ndim - 2)
         return normal * scale[axes] + shift[axes]
 
