@@ -145,7 +145,7 @@ def _kernel_law(run: Run, candidates: RandomTopologies, bench: Training) -> list
 def _measured(run: Run, candidates: RandomTopologies, bench: Training) -> list[dict[str, float]]:
     """Every proxy of every topology before training, as measured; larger is not always better."""
     settings, data = candidates.settings, bench.data
-    spec = spec_of(run, settings, data)
+    spec = spec_of(run, settings, first_images(run, data, settings.images)[0])
     options = settings.model_dump(include={"stride", "max_width"})
     score = Scorer(spec, derive_seed(run.seed, "ranking-weights"), settings.width, options)
     batch = first_images(run, data, settings.proxy_images)

@@ -124,7 +124,8 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         own = int(self.indices[index])
         random_draws = seeded(derive_seed(self.seed, "augment", epoch, position))
         with self.images.open(own) as file, Image.open(file) as image, random_draws:
-            return self.transform(image.convert("RGB")), int(self.images.labels[own])
+            picture = image if image.mode == "RGB" else image.convert("RGB")  # which would copy what is RGB already
+            return self.transform(picture), int(self.images.labels[own])
 
 
 class FolderImages:
