@@ -62,7 +62,7 @@ def gallery(up: str) -> str:
 
 
 def _gallery(up: str) -> Iterator[str]:
-    for task in load().tasks.values():
+    for task in sorted(load().tasks.values(), key=lambda task: task.title):
         indices = sorted((ROOT / FIGURES / task.name).glob("*/index.json"))
         if indices:
             yield f"## {task.title}\n"

@@ -15,7 +15,7 @@ import numpy as np
 from atlas.harness.plots import Film
 from atlas.report.style import FONTS, INK
 
-COLUMN, GAP, LINE, LETTERS = 144.0, 6.0, 14.0, 20
+COLUMN, GAP, LINE, LETTERS = 160.0, 6.0, 14.0, 24
 """Points: width of a column, between columns, of a line of text; and letters of a title that fit on a line."""
 
 
