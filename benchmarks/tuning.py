@@ -73,12 +73,12 @@ META = {"windows": 100, "unroll": 20, "depth": 5, "instances": 2}
 RATES = grid(learning_rate=(0.01, 0.03, 0.1, 0.3))
 HELD_OUT = ({"data": {"validation_fraction": 0.2}},)
 COMPRESSIONS = {
-    "uvc-b52": tuple(
+    "digits-compressed/uvc-b52": tuple(
         {"learning_rate": rate, "search_learning_rate": rate, "pace": pace}
         for rate, pace in itertools.product((2e-3, 4e-3), (3, 5))
     ),
-    "s2vite-b52": grid(learning_rate=(2e-3, 4e-3), interval=(10, 30)),
-    "dynamic-vit-b52": grid(learning_rate=(2e-3, 6e-3), backbone_rate=(0.3, 1)),
+    "digits-compressed/s2vite-b52": grid(learning_rate=(2e-3, 4e-3), interval=(10, 30)),
+    "digits/dynamic-vit-b52": grid(learning_rate=(2e-3, 6e-3), backbone_rate=(0.3, 1)),
 }
 """The epochs of all of them are the same, and so is the number of trials."""
 PLANS = {
@@ -100,8 +100,8 @@ PLANS = {
         for name in ("split-mix", "heterofl", "sheterofl", "fedavg-w0125", "fedavg-w1")
     },
     **{
-        name: Plan(f"image-classification/digits-compressed/{name}", settings, HELD_OUT, held_out_error)
-        for name, settings in COMPRESSIONS.items()
+        row.split("/")[1]: Plan(f"image-classification/{row}", settings, HELD_OUT, held_out_error)
+        for row, settings in COMPRESSIONS.items()
     },
     **{
         name: Plan(
