@@ -82,6 +82,7 @@ def main() -> None:
                 "folders, states kept": loader(tree, data, keep_states=True),
                 "folders": loader(tree, data, keep_states=False),
                 "tar": loader(file, data, keep_states=False),
+                "folders, resampling: torch": loader(tree, data.model_copy(update={"resampling": "torch"}), keep_states=False),
             }
             turns = [[load() for load in variants.values()] for _ in range(options.turns + 1)][1:]
             for index, variant in enumerate(variants):

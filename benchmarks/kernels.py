@@ -14,8 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+
+from atlas.study import Run, Study
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = (
@@ -32,25 +35,42 @@ ROWS = (
 def cpu_seconds(folder: Path, row: str, kernels: str) -> float:
     """CPU seconds of a training from the beginning, start-up included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "atlas", "train", "--force", f"{row}/seed10"]
+    command = [sys.executable, "-m", "atlas", "train", "--force", row]
     environment = {**os.environ, "ATLAS_KERNELS": kernels, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def needs(run: Run) -> Iterator[str]:
+    """Runs that must be there before this one, in the order in which they can be trained."""
+    for needed in run.needs.values():
+        yield from needs(needed)
+        yield needed.cell
+
+
+def line(name: str, seconds: list[list[float]]) -> str:
+    """Median seconds in both modes, and the median of the pairs' ratios."""
+    native, portable = (median(column) for column in zip(*seconds, strict=True))
+    ratio = median(portable / native for native, portable in seconds)
+    return f"{name:50} native {native:6.1f} s  portable {portable:6.1f} s  ratio {ratio:.2f}"
+
+
 def main() -> None:
-    """Print one line per row: seconds in both modes, and the median of the pairs' ratios."""
+    """Print one line per row, and one for all rows together."""
     data, pairs = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 3
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         shutil.copytree(ROOT / "config", folder / "config")
         (folder / "data").symlink_to(data)
+        study, measured = Study.read("demo", folder), []
         for row in ROWS:
-            seconds = [[cpu_seconds(folder, row, kernels) for kernels in ("native", "portable")] for _ in range(pairs)]
-            ratio = median(portable / native for native, portable in seconds)
-            native, portable = (median(column) for column in zip(*seconds, strict=True))
-            print(f"{row:50} native {native:6.1f} s  portable {portable:6.1f} s  ratio {ratio:.2f}", flush=True)
+            for needed in needs(study.find(f"{row}/seed10")):
+                cpu_seconds(folder, needed, "portable")
+            modes = ("native", "portable")
+            measured.append([[cpu_seconds(folder, f"{row}/seed10", kernels) for kernels in modes] for _ in range(pairs)])
+            print(line(row, measured[-1]), flush=True)
+        print(line("all", [[sum(mode) for mode in zip(*pair, strict=True)] for pair in zip(*measured, strict=True)]))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,16 @@ def grid(**choices: Iterable[Any]) -> tuple[Settings, ...]:
 
 META = {"windows": 100, "unroll": 20, "depth": 5, "instances": 2}
 RATES = grid(learning_rate=(0.01, 0.03, 0.1, 0.3))
+HELD_OUT = ({"data": {"validation_fraction": 0.2}},)
+COMPRESSIONS = {
+    "digits-compressed/uvc-b52": tuple(
+        {"learning_rate": rate, "search_learning_rate": rate, "pace": pace}
+        for rate, pace in itertools.product((2e-3, 4e-3), (3, 5))
+    ),
+    "digits-compressed/s2vite-b52": grid(learning_rate=(2e-3, 4e-3), interval=(10, 30)),
+    "digits/dynamic-vit-b52": grid(learning_rate=(2e-3, 6e-3), backbone_rate=(0.3, 1)),
+}
+"""The epochs of all of them are the same, and so is the number of trials."""
 PLANS = {
     "l2o-dm": Plan(
         "learned-optimization/digits/l2o-dm",
@@ -90,10 +100,14 @@ PLANS = {
         for name in ("split-mix", "heterofl", "sheterofl", "fedavg-w0125", "fedavg-w1")
     },
     **{
+        row.split("/")[1]: Plan(f"image-classification/{row}", settings, HELD_OUT, held_out_error)
+        for row, settings in COMPRESSIONS.items()
+    },
+    **{
         name: Plan(
             f"image-classification/digits/{name}",
             grid(lr_multiplier=(1, 3, 10, 30)),
-            ({"data": {"validation_fraction": 0.2}},),
+            HELD_OUT,
             held_out_error,
         )
         for name in ("layerscale", "attnscale", "featscale", "head-gain")
@@ -115,11 +129,15 @@ def trials(name: str, data: Path) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "data").symlink_to(data.resolve())
                 entry = row.method_entries[0]
+                changed = validate_settings(row.task_entry.protocol, merge(row.protocol, protocol), "trial", row.task)
+                same = {"root": Path(folder), "seed": seed, "protocol": changed}
+                needs = {role: replace(needed, **same) for role, needed in row.needs.items()}
+                for needed in needs.values():
+                    train_run(needed)
                 tried = replace(
                     row,
-                    root=Path(folder),
-                    seed=seed,
-                    protocol=validate_settings(row.task_entry.protocol, merge(row.protocol, protocol), "trial", row.task),
+                    **same,
+                    needs=needs,
                     settings={
                         **row.settings,
                         entry.name: validate_settings(entry.settings, merge(row.settings[entry.name], settings), "trial", name),

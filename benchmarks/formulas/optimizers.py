@@ -16,9 +16,9 @@ from benchmarks.formulas import OPERATIONS, TRAINING
 
 from atlas.study import Run
 
-IMAGES = {"mnist": (1, 28, 60_000), "cifar10": (3, 32, 50_000)}
+IMAGES = {"mnist": (1, 28, 60_000), "cifar10": (3, 32, 50_000), "cifar100": (3, 32, 50_000)}
 """Channels, pixels on a side, and training images."""
-CLASSES = 10
+CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100}
 POOLS = {"small": 2, "large": 6}
 KINDS_OF_COORDINATES = 3
 """What a choice policy is told of a coordinate besides its members' steps and the time: of how many axes its tensor is."""
@@ -54,7 +54,7 @@ def perceptron(sizes: Sequence[int], batch: int) -> Trained:
     return Trained(sum(products), products[0], sum(products) + sum(sizes[1:]), 2 * len(products), batch)
 
 
-def small_convnet(layers: Sequence[Any], channels: int, side: int, batch: int) -> Trained:
+def small_convnet(layers: Sequence[Any], channels: int, side: int, classes: int, batch: int) -> Trained:
     """Convolutions without padding, pooling by two, and a linear layer, all with biases."""
     products, scalars = [], 0
     for layer in layers:
@@ -66,17 +66,17 @@ def small_convnet(layers: Sequence[Any], channels: int, side: int, batch: int) -
         products.append(side**2 * kernel**2 * channels * width)
         scalars += kernel**2 * channels * width + width
         channels = width
-    products.append(channels * side**2 * CLASSES)
-    return Trained(sum(products), products[0], scalars + products[-1] + CLASSES, 2 * len(products), batch)
+    products.append(channels * side**2 * classes)
+    return Trained(sum(products), products[0], scalars + products[-1] + classes, 2 * len(products), batch)
 
 
 def optimizee(run: Run) -> Trained:
     """The network that optimizers are tuned and meta-trained on."""
     problem = run.protocol_model().train
-    channels, side, _ = IMAGES[run.data]
+    (channels, side, _), classes = IMAGES[run.data], CLASSES[run.data]
     if problem.family == "mlp":
-        return perceptron([channels * side**2, *problem.hidden, CLASSES], problem.batch_size)
-    return small_convnet(problem.layers, channels, side, problem.batch_size)
+        return perceptron([channels * side**2, *problem.hidden, classes], problem.batch_size)
+    return small_convnet(problem.layers, channels, side, classes, problem.batch_size)
 
 
 def meta_side(run: Run) -> tuple[float, float]:

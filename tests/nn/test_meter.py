@@ -139,3 +139,16 @@ def test_work_apart_without_gradients_is_of_its_kind() -> None:
         with torch.no_grad():
             apart("encoding", encoder, torch.randn(3, 4, requires_grad=True))
     assert {kind: one.flops for kind, one in meter.spent.items() if one.flops} == {"encoding": 2 * 2 * 3 * 16}
+
+
+def test_stacked_copies_of_weights_grow_with_the_copies_and_not_with_the_batch() -> None:
+    layer, convolution = nn.Linear(6, 5, bias=False), nn.Conv2d(3, 4, 2, bias=False)
+    with LiveMemory() as memory:
+        layer(torch.ones(1, 6)), convolution(torch.ones(1, 3, 2, 2))
+        stacked, grouped = torch.zeros(2, 5, 6), torch.zeros(2 * 4, 3, 2, 2)
+        images = torch.zeros(2, 3, 2, 2)  # no multiple of the convolution's four kernels
+        held = images.numel() * FLOAT
+        del stacked, grouped, images
+    kept = memory.grown({"once": 0.0}, copies=0.0)
+    assert memory.grown({"once": 0.0}, copies=10.0) - kept == 10 * 2 * (5 * 6 + 4 * 3 * 2 * 2) * FLOAT
+    assert memory.grown({"once": 1.0}, copies=0.0) - kept >= held

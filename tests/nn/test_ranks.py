@@ -8,6 +8,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from atlas.nn.augmentation import random_crops, random_flips, random_rotations
+from atlas.nn.draws import Uniform
 from atlas.nn.rank_noise import Noise
 from atlas.nn.ranks import ALONE, Share, here, merged, mirrored
 
@@ -74,20 +75,23 @@ def test_augmentation_of_a_share_is_that_of_the_batch(change) -> None:  # type: 
 
 
 class Noisy(nn.Module):
-    """Two layers with stochastic depth, one of which is used twice, and maybe dropout."""
+    """Two layers with stochastic depth, one of which is used twice, and maybe dropout or other draws."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, dropout: float, draws: bool) -> None:
         super().__init__()
         self.first, self.second, self.dropout = DropPath(0.5), DropPath(0.3), nn.Dropout(dropout)
+        self.draws = Uniform() if draws else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.first(2 * x)
+        if self.draws is not None:
+            x = x * self.draws(x)
         return self.dropout(x + self.second(3 * x) + self.first(5 * x))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_noise_of_a_share_is_that_of_the_batch(dropout: float) -> None:
-    model, size, pieces = Noisy(dropout), 2, 3
+@pytest.mark.parametrize(("dropout", "draws"), [(0.0, False), (0.4, False), (0.0, True)])
+def test_noise_of_a_share_is_that_of_the_batch(dropout: float, draws: bool) -> None:
+    model, size, pieces = Noisy(dropout, draws), 2, 3
     images = torch.rand(pieces * 8, 4, 5, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(3)
     whole = [torch.cat([model(piece) for piece in images.split(8)]) for _ in range(2)]
@@ -97,7 +101,7 @@ def test_noise_of_a_share_is_that_of_the_batch(dropout: float) -> None:
         noise = Noise(model)
         shares = [Share(torch.tensor(mirrored(8, 8, rank, size)), 8)] * pieces
         for turn in range(2):
-            assert noise.merges == (turn == 1 and not dropout)
+            assert noise.merges == (turn == 1 and not dropout and not draws)
             groups = [shares] if noise.merges else [[share] for share in shares]
             begin = 0
             for group in groups:

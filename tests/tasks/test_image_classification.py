@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_STD
 
 from atlas.errors import AtlasError, UserError
 from atlas.harness.run import Run
@@ -267,6 +268,34 @@ def test_a_tar_gives_the_batches_of_the_folders(folders: Run) -> None:
             assert all(map(torch.equal, batch, twin))
     assert torch.equal(torch.get_rng_state(), before), "loading leaves the generator of stochastic depth alone"
     assert all(all(map(torch.equal, *pair)) for pair in zip(one.batches("test"), two.batches("test"), strict=True))
+
+
+def test_resampling_by_torch_differs_by_one_of_255_at_most(folders: Run) -> None:
+    """With the crops, the augmentations and the order of Pillow's pipeline."""
+    quiet = {"rand_augment": "", "random_erasing": 0.0}  # RandAugment and colour jitter may turn a step into several
+    one, two = (with_protocol(folders, data={**quiet, "resampling": name}) for name in (None, "torch"))
+    std = min(IMAGENET_DEFAULT_STD)
+    found = [list(data(run).batches("test")) for run in (one, two)]
+    for (images, labels), (others, same) in zip(*found, strict=True):
+        assert torch.equal(labels, same)
+        steps = (images - others).abs() * 255 * std
+        assert float(steps.max()) < 1.01
+        assert float((steps > 0.5).double().mean()) < 0.02
+    for (images, labels), (others, same) in zip(*(data(run).train_batches(1) for run in (one, two)), strict=True):
+        assert torch.equal(labels, same)
+        assert float((images - others).abs().mean()) < 0.02  # another crop would be far off
+    full = data(with_protocol(folders, data={"resampling": "torch"}))
+    assert [images.shape for images, _ in full.train_batches(0)] == [(4, 3, 32, 32)] * 3
+
+
+def test_normalisation_in_place_is_that_of_torchvision() -> None:
+    from timm.data import create_transform
+
+    from atlas.tasks.image_classification.resampling import Normalize
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8))
+    *_, to_tensor, normalize = create_transform(32, is_training=False).transforms
+    assert torch.equal(Normalize(normalize)(image), normalize(to_tensor(image))), "to the last bit"
 
 
 PUBLISHED = {"deit": 22_050_664, "attnscale": 22_050_664 + 72, "featscale": 22_050_664 + 9_216}

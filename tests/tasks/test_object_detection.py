@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.methods.as_vit import Topology
 from atlas.methods.as_vit.detection import detector_splits, four_stages
+from atlas.methods.as_vit.layout import count
 from atlas.methods.as_vit.network import published
+from atlas.methods.as_vit.stages import fitted
 from atlas.nn.pyramids import SimplePyramid, StagePyramid
 from atlas.settings import merge, validate_settings
 from atlas.tasks.object_detection.coco import AP, AP50, average_precision, pycocotools
 from atlas.tasks.object_detection.data import CocoPictures, Scenes, batches, load_pictures
 
+GROWN = ("as-vit-grown-detector", "random-grown-detector")
 STUDY = """
 description: Detectors of seconds.
 seeds: [0]
@@ -35,6 +39,9 @@ object-detection:
         resnet50: {}
         as-vit-detector: {}
         random-topology-detector: {}
+        as-vit-detector-design: {growth: {target: 60000}}
+        as-vit-grown-detector: {}
+        random-grown-detector: {}
     coco:
       methods:
         as-vit-detector: {}
@@ -182,10 +189,41 @@ def test_a_classifiers_weights_are_taken_over_or_refused(root: Path) -> None:
         row.pyramid(run)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (480, 640), (30, 90)])
+def test_pictures_are_measured_as_the_detector_sees_them(size: tuple[int, int]) -> None:
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+    seen = GeneralizedRCNNTransform(64, 64, [0.25], [0.25], size_divisible=64)([image])[0].tensors[0]
+    own = fitted(image, 64, [0.25], [0.25])
+    assert own.shape == seen.shape
+    assert (own - seen).abs().mean() < (0.01 if size == (64, 64) else 0.5)
+    assert ((own == 0) == (seen == 0)).float().mean() > 0.95, "the same part is padding"
+
+
+def test_a_grown_detector_is_what_search_and_growth_left(root: Path) -> None:
+    design = shortest(root, "digit-scenes/as-vit-detector-design")
+    metrics = train_run(design)
+    family = json.loads((design.checkpoint / "family.json").read_text())
+    found = json.loads((design.checkpoint / "search.json").read_text())["topology"]
+    architecture = family["rank"][-1]["architecture"]
+    assert str(Topology.parse(architecture)[0]) == found
+    rows = [replace(shortest(root, f"digit-scenes/{row}"), needs={"design": design}) for row in GROWN]
+    grown, drawn = (run.build()[0].design(run) for run in rows)
+    assert grown.topology.format(grown.depths, grown.width) == architecture
+    sizes = [count(one.topology, **one.options(ceil=True, num_classes=1)).params for one in (grown, drawn)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    assert drawn.depths == grown.depths
+    assert drawn.topology != grown.topology
+    assert metrics is not None
+
+
 @pytest.mark.slow
 def test_the_labs_detector_finds_digits(root: Path) -> None:
     pytest.importorskip("pycocotools")
     study = Study.read("lab", Path(__file__).parents[2])
     run = replace(study.find("object-detection/digit-scenes/as-vit-detector/seed0"), root=root)
-    train_run(run)
+    run = replace(run, needs={role: replace(needed, root=root) for role, needed in run.needs.items()})
+    for each in (*run.needs.values(), run):
+        train_run(each)
     assert evaluate_run(run)["metrics"]["box_ap50"] >= 0.8

@@ -322,6 +322,14 @@ textbook formula with explicit maps, in double precision; and they are close to 
 maps and features were read and the model left as it was. For UVC, that the exported model equals the masked one. "no" is a
 `TypeError` that is raised before anything is changed or computed; the numbers stand for its text, below.
 
+The shares count XCiT apart, whose blocks attend over channels. AttnScale has no meaning there. The maps of such a block mix the
+channels of every token alike, so that all frequencies over tokens pass alike: there is no low-pass filter for
+Â = J + (1 + ω)(A − J) to undo, and J, now a mean of channels, would make another method of it. The local patch interaction of the
+same block is a convolution and has no map. XCiT's last two layers do have maps over tokens whose rows sum to 1, but of one query,
+the class token's: what they make is one token, which has a mean and nothing else, and no patch attends. CaiT ends in the same
+layers, and there the method leaves them alone, as its paper does; to scale them in XCiT only would be to count what the method
+does not do. FeatScale asks for no map: it re-weights the mean and the rest of what attention makes, of whatever kind.
+
 `atlas list backbones` prints the same table.
 
 | smallest entrypoint | entrypoints | {header} | family |

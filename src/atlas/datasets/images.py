@@ -16,6 +16,7 @@ from atlas.datasets.acquisition import extract
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source
 from atlas.datasets.damage import told_as
 from atlas.datasets.looks import is_stray
+from atlas.datasets.parquets import pack, parquet_files
 from atlas.datasets.splits import balanced_order
 from atlas.datasets.tars import ImageTar
 
@@ -214,19 +215,25 @@ def stand_in_imagenet(folder: Path) -> None:
 
 
 def check_imagenet(folder: Path) -> None:
-    """ImageNet-1k as everyone lays it out, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` of 1,000 classes; or as two tars."""
+    """ImageNet-1k as everyone lays it out, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` of 1,000 classes; or as two tars.
+
+    Of Hugging Face's Parquet files, where there is nothing else, the two tars are made.
+    """
     where = (
         f"put ImageNet-1k at {folder}/train/<wnid>/*.JPEG and {folder}/val/<wnid>/*.JPEG (a link to your copy will do), "
-        "or the same in train.tar and val.tar"
+        "or the same in train.tar and val.tar, or Hugging Face's Parquet files"
     )
     if not folder.is_dir():
         raise DatasetLayoutError(f"imagenet: {folder} does not exist; {where}")
     for split, expected in (("train", IMAGENET_TRAIN), ("val", IMAGENET_VALIDATION)):
         place = folder / split
+        tar = place.with_suffix(".tar")
         if place.is_dir():
             _check_folders(place, expected, where)
-        elif place.with_suffix(".tar").is_file():
-            _check_tar(place.with_suffix(".tar"), expected, where)
+        elif tar.is_file():
+            _check_tar(tar, expected, where)
+        elif files := parquet_files(folder, split):
+            _make_tar(files, tar, expected, where)
         else:
             raise DatasetLayoutError(f"imagenet: {place} does not exist; {where}")
 
@@ -242,6 +249,16 @@ def _check_folders(place: Path, expected: int, where: str) -> None:
     count = sum(not is_stray(image.name) for path in classes for image in path.iterdir())
     if count != expected:
         raise DatasetLayoutError(f"imagenet: {place} has {count:,} images, not {expected:,}; is the copy complete?")
+
+
+def _make_tar(files: list[Path], place: Path, expected: int, where: str) -> None:
+    """Make the tar of a split, and leave none that is not as it should be."""
+    pack(files, place)
+    try:
+        _check_tar(place, expected, where)
+    except DatasetLayoutError:
+        place.unlink()
+        raise
 
 
 def _check_tar(place: Path, expected: int, where: str) -> None:

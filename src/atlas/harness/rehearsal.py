@@ -401,7 +401,7 @@ def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
         0.0,
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),
-        cost=Cost(spent, meter.memory.grown(growth), meter.gradient_bytes),
+        cost=Cost(spent, meter.memory.grown(growth, growth.get(AVERAGING, 1.0)), meter.gradient_bytes),
         whole=whole,
         rehearsed=rehearsed,
     )

@@ -20,8 +20,9 @@ class LiveMemory(TorchDispatchMode):
     """Follows the storages that operations make, on any device, while the mode is on.
 
     Weights, their gradients and optimiser states do not grow with the batch, activations do. The two are told apart by shape:
-    a tensor that is shaped like a parameter, or like a tensor that is still alive in the end, counts as the former. What was made
-    in work of one kind may grow otherwise than what was made in another: data that are read once do not grow at all.
+    a tensor that is shaped like a parameter, or like a tensor that is still alive in the end, counts as the former. So does a
+    stack of copies of a matrix or of a kernel, which grows with the copies: of clients, replicates or weights of a loss. What was
+    made in work of one kind may grow otherwise than what was made in another: data that are read once do not grow at all.
 
     Attributes
     ----------
@@ -66,13 +67,37 @@ class LiveMemory(TorchDispatchMode):
         """Most bytes at once of all other tensors."""
         return int(self._peak(lambda shape, kind: float(shape not in self._weights)))
 
-    def grown(self, growth: Mapping[str, float]) -> float:
-        """Most bytes at once if activations were larger: those made in work of a kind by its factor, others as they are."""
-        return self._peak(lambda shape, kind: 1.0 if shape in self._weights else growth.get(kind, 1.0))
+    def grown(self, growth: Mapping[str, float], copies: float = 1.0) -> float:
+        """Most bytes at once if activations were larger: those made in work of a kind by its factor, others as they are.
+
+        ``copies`` is the factor of stacks of weights.
+        """
+
+        def factor(shape: torch.Size, kind: str) -> float:
+            if shape in self._weights:
+                return 1.0
+            return copies if self._is_stack(shape) else growth.get(kind, 1.0)
+
+        return self._peak(factor)
 
     @property
     def _weights(self) -> set[torch.Size]:
         return self._kept or set()
+
+    def _is_stack(self, shape: torch.Size) -> bool:
+        """Whether the shape is that of copies of a parameter: along a dimension before its own, or side by side along its first.
+
+        Of parameters with at least two dimensions; vectors are too easily mistaken. Side by side stand the kernels of a grouped
+        convolution, which has a group for each copy.
+        """
+        own = shape[1:]
+        if len(own) >= 2 and own in self._parameters:
+            return True
+        return len(shape) >= 4 and any(
+            len(kernel) == len(shape) and kernel[1:] == own and shape[0] % kernel[0] == 0
+            for kernel in self._parameters
+            if kernel[0] > 1
+        )
 
     def _peak(self, factor: Callable[[torch.Size, str], float]) -> float:
         live = peak = 0.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.attention import Attention
 from timm.models import create_model
 from torch import Tensor, nn
 
@@ -206,3 +207,24 @@ def test_class_attention_stays_apart() -> None:
     names = scale_parameters(apply_featscale(apply_attnscale(model)))
     assert all(name.startswith("blocks.") for name in names)
     assert {name for name in names if name.endswith("omega")} == {f"blocks.{i}.attn.proj_w.omega" for i in range(2)}
+
+
+def test_attention_over_channels_passes_all_frequencies_of_tokens_alike() -> None:
+    """Why AttnScale refuses XCiT: its attention commutes with every change of the tokens' basis, Fourier's among them."""
+    from timm.models.cait import ClassAttn
+    from timm.models.xcit import XCA
+
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 9, 16, generator=random, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(9, 9, generator=random, dtype=torch.float64))[0]
+    for kind, same in ((XCA, True), (Attention, False)):
+        attention = kind(16, num_heads=2, qkv_bias=False).double().eval()
+        attention.proj.bias.data.zero_()
+        with torch.no_grad():
+            assert torch.allclose(attention(basis @ tokens), basis @ attention(tokens), atol=1e-12) == same
+    assert ClassAttn(16, num_heads=2).double()(tokens).shape == (2, 1, 16)  # one token: it has a mean and nothing else
+    model, _ = small_model("xcit_nano_12_p16_224", Look("Xcit", "", 16, 0))
+    before = state_of(model)
+    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(XCA\) attends over channels"):
+        apply_attnscale(model)
+    assert state_of(model) == before

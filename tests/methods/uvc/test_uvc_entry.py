@@ -30,7 +30,18 @@ from atlas.tasks.image_classification.training import Training
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = "image-classification"
-NAMES = {"uvc", "prune-only", "skip-only", "dense-kd", "uniform-mag", "structured", "blind-skip", "unstructured"}
+NAMES = {
+    "uvc",
+    "prune-only",
+    "skip-only",
+    "dense-kd",
+    "uniform-mag",
+    "structured",
+    "blind-skip",
+    "unstructured",
+    "s2vite",
+    "dynamic-vit",
+}
 
 
 def short(root: Path, method: str, **settings: Any) -> Run:

@@ -4,7 +4,8 @@ AttnScale (Wang et al., ICLR 2022, Sec. 3.1). With Â = J + (1 + ω)(A − J) an
 
     Â V = A V′,   V′ = DC[V] + (1 + ω) HC[V] = V + ω (V − mean V):
 
-amplify the high frequencies of V, then attend as ever. So the layer that makes the values also rewrites them, and every attention
+amplify the high frequencies of V, then attend as ever. (Where tokens are many and channels few, as in Hiera, the same by the
+weights: V′ = (1 + ω) W x + b − ω W mean x.) So the layer that makes the values also rewrites them, and every attention
 kernel, normalisation of queries and keys, rotation and position bias keeps working. The layer stays the object that it was, of
 another class and with one more parameter: hooks on it, pruning masks among them, stay in force. Where a mask splits the tokens
 into groups (padding, shifted windows), J averages within a group. Of the two maps of differential attention each is scaled by the
@@ -60,22 +61,32 @@ class ScaledQKV(RewrittenQKV):
 
     def high(self, values: Tensor) -> Tensor:
         """What is left of the values without their mean over the tokens that attend to each other."""
-        if self.unit:
-            units = values.unflatten(1, (self.unit, -1))
-            return (units - token_mean(units, axes=(1,))).flatten(1, 2)
         return values - token_mean(values, self.seen, self.axes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width; V is V + ω (V − mean V)."""
-        projected = self.project(x)
         width = self.omega.numel() * self.value_dim
-        omega = self.omega.repeat_interleave(self.value_dim).to(projected.dtype)
+        omega = self.omega.repeat_interleave(self.value_dim)
+        if self.unit:
+            return self._project_units(x.unflatten(1, (self.unit, -1)), omega, width).flatten(1, 2)
+        projected = self.project(x)
+        omega = omega.to(projected.dtype)
         if not torch.is_grad_enabled() and not torch.jit.is_tracing():  # nothing will ask for the values as they were
             values = projected[..., -width:]
             values.addcmul_(self.high(values), omega)
             return projected
         others, values = projected.split((self.out_features - width, width), -1)  # together: one gradient for both
         return torch.cat((others, torch.addcmul(values, self.high(values), omega)), -1)
+
+    def _project_units(self, x: Tensor, omega: Tensor, width: int) -> Tensor:
+        """The same for mask units, (batch, unit, units, dim), as (1 + ω) W x + b − ω W mean x.
+
+        Where there are mask units, tokens are many and channels few: a pass over the weights, and one over the means, cost less
+        than several over the values.
+        """
+        scale = functional.pad(omega, (self.out_features - width, 0))
+        shift = functional.linear(token_mean(x, axes=(1,)), scale[:, None] * self.weight)
+        return functional.linear(x, (1 + scale)[:, None] * self.weight, self.bias).sub_(shift)
 
 
 class ScaledHeads(RewrittenLinear):

@@ -27,6 +27,7 @@ from atlas.methods.as_vit.ranking import correlate, log_fit
 from atlas.methods.as_vit.settings import PROXIES, REHEARSED, RankingSettings
 from atlas.methods.as_vit.stages import finite, first_images, from_finite, spec_of
 from atlas.methods.as_vit.topology import SearchSpace, Topology
+from atlas.nn.precision import weight_type
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.entry import training_amount
 from atlas.tasks.image_classification.evaluate import accuracy
@@ -105,7 +106,7 @@ def rank_topologies(run: Run) -> None:
 def _trained(bench: Training, candidates: RandomTopologies, index: int) -> dict[str, float]:
     """Train one topology by the protocol, leave its weights, and return its last loss and its validation accuracy."""
     run, protocol = bench.run, bench.protocol
-    bench.model = model = candidates.build(bench.data.classes, index).to(bench.device)
+    bench.model = model = candidates.build(bench.data.classes, index).to(bench.device, weight_type(protocol.precision))
     groups = parameter_groups(model, protocol.learning_rate, protocol.weight_decay, lambda name: 1.0)
     optimizer = torch.optim.AdamW(groups, lr=protocol.learning_rate, foreach=True)
     scaled = bench.device.type == "cuda" and protocol.precision == "float16"
@@ -144,7 +145,7 @@ def _kernel_law(run: Run, candidates: RandomTopologies, bench: Training) -> list
 def _measured(run: Run, candidates: RandomTopologies, bench: Training) -> list[dict[str, float]]:
     """Every proxy of every topology before training, as measured; larger is not always better."""
     settings, data = candidates.settings, bench.data
-    spec = spec_of(run, settings, data)
+    spec = spec_of(run, settings, first_images(run, data, settings.images)[0])
     options = settings.model_dump(include={"stride", "max_width"})
     score = Scorer(spec, derive_seed(run.seed, "ranking-weights"), settings.width, options)
     batch = first_images(run, data, settings.proxy_images)
@@ -163,8 +164,8 @@ def _draws(run: Run, candidates: RandomTopologies, bench: Training, index: int) 
     """Yield one topology at several draws of its weights, each with its number."""
     model = candidates.build(bench.data.classes, index)
     for repeat in range(candidates.settings.repeats):
-        model.cpu().reset_parameters(generator(run.seed, "proxy", index, repeat))
-        yield repeat, model.to(bench.device).eval()
+        model.cpu().float().reset_parameters(generator(run.seed, "proxy", index, repeat))
+        yield repeat, model.to(bench.device, weight_type(bench.protocol.precision)).eval()
 
 
 def _proxies(model: Any, spec: MeasureSpec, batch: tuple[Tensor, Tensor], repeat: int) -> dict[str, float]:

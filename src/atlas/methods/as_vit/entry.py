@@ -9,6 +9,7 @@ from atlas.methods.as_vit.settings import (
     PROXIES,
     REHEARSED,
     DesignCostSettings,
+    DetectorDesignSettings,
     DetectorSettings,
     GrowthSettings,
     ModelSettings,
@@ -183,6 +184,46 @@ row(
 # the body of a detector
 
 detector = partial(method, paper=PAPER, task="object-detection", settings=DetectorSettings)
+detector(
+    "as-vit-detector-design",
+    title="As-ViT design",
+    summary="Searches and grows a topology on the detector's own pictures, by measures of untrained networks.",
+    role="stage",
+    settings=DetectorDesignSettings,
+    metrics=(
+        Metric("merge_product", "K₂K₃K₄ found", "neither", ".0f"),
+        Metric("length", "length of the found", "higher", ".3g"),
+        Metric("random_length", "length by random search", "higher", ".3g"),
+        Metric("widest_share", "steps that took the widest", "neither", ".0%"),
+        Metric("growth_steps", "steps", "neither", ".0f"),
+        Metric("parameters", "parameters", "neither", ",.0f", cost=False),
+        Metric("macs", "MACs / image", "neither", ".3g", cost=False),
+        Metric("search_seconds", "search, s", "lower", ".0f", measured=True),
+        Metric("growth_seconds", "growth, s", "lower", ".0f", measured=True),
+    ),
+    smallest={
+        "search": {**SMALL_MEASURES, "steps": 3, "check_repeats": 1, "width": 4},
+        "growth": {**SMALL_MEASURES, "max_steps": 2, "width0": 4, "width_scale": 1},
+    },
+    rehearsal={"search": {"repeats": 1, "check_repeats": 1}, "growth": {"repeats": 1}},
+    amounts="stages:design_amounts",
+    train="stages:design_detector",
+    evaluate=REPORTED,
+)
+grown_detector = partial(detector, settings=Settings, needs={"design": "as-vit-detector-design"})
+grown_detector(
+    "as-vit-grown-detector",
+    title="As-ViT, grown",
+    summary="The network that search and growth found on the detector's pictures, under a feature pyramid.",
+    plugin="plugin:GrownDetectorBody",
+)
+grown_detector(
+    "random-grown-detector",
+    title="random topology",
+    summary="A topology drawn uniformly, at the grown depths and as many parameters, under the same pyramid.",
+    role="baseline",
+    plugin="plugin:RandomGrownDetectorBody",
+)
 TINY = {"architecture": "4,2,2,1|2,2,2,1|2,1,2,1|2,1,2,1|16,8", "reference": 64}
 UNWEIGHTED = {"weights": ""}
 detector(

@@ -235,29 +235,40 @@ def write_artefact(run: Run, name: str, content: Mapping[str, Any]) -> None:
         write_json(folder / name, content)
 
 
-class DetectorBody(Backbone):
+class Body(Backbone):
     """A network of the space, its four stages under a feature pyramid."""
+
+    def design(self, run: Run) -> Design:
+        """Which network it is."""
+        raise NotImplementedError
+
+    def reference(self, run: Run) -> int:
+        """Pixels at which windows of attention have the side that they keep."""
+        raise NotImplementedError
+
+    def pyramid(self, run: Run) -> nn.Module:
+        """Body and pyramid, at the published initialisation."""
+        body = four_stages(self.design(run), self.reference(run))
+        return StagePyramid(body, body.widths, run.protocol_model().pyramid_channels)
+
+
+class DetectorBody(Body):
+    """The network that the settings name."""
 
     settings: DetectorSettings
 
     def design(self, run: Run) -> Design:
         """The settings' architecture at the size of the protocol's pictures."""
-        protocol, settings = run.protocol_model(), self.settings
-        text = settings.architecture or PUBLISHED["as-vit-large"]
-        topology, depths, width = Topology.parse(text)
-        return Design(
-            topology,
-            width=width or SEARCH_WIDTH,
-            depths=depths or SINGLE_BLOCKS,
-            img_size=protocol.image_size,
-            stride=settings.stride,
-            in_chans=protocol.in_chans,
-            drop_path=protocol.drop_path_rate,
-        )
+        text = self.settings.architecture or PUBLISHED["as-vit-large"]
+        return detector_design(run, text, stride=self.settings.stride)
+
+    def reference(self, run: Run) -> int:
+        """The settings' pixels."""
+        return self.settings.reference
 
     def pyramid(self, run: Run) -> nn.Module:
         """Body and pyramid; the body's weights are those of a classifier where the settings name a file."""
-        body = four_stages(self.design(run), self.settings.reference)
+        body = four_stages(self.design(run), self.reference(run))
         if self.settings.weights:
             load_classifier(body, run, run.root / self.settings.weights.replace("{seed}", str(run.seed)))
         return StagePyramid(body, body.widths, run.protocol_model().pyramid_channels)
@@ -268,23 +279,70 @@ class RandomDetectorBody(DetectorBody):
 
     def design(self, run: Run) -> Design:
         """The architecture's depths and size, and any topology."""
-        given = super().design(run)
-        choices = {"K1": [kernel for kernel in SearchSpace.official().groups["K1"] if kernel >= given.stride]}
-        space = space_with(choices)
-        budget = count(given.topology, **given.options(ceil=True)).params
-        shapes = given.options(ceil=True)
-        del shapes["width"]
-        random = generator(run.seed, "random-topology")
-        for _ in range(ATTEMPTS):
-            drawn = replace(space.sample(random), heads=given.topology.heads)
-            try:
-                width = width_for(drawn, budget, **shapes)
-            except ValueError:
-                continue
-            made = replace(given, topology=drawn, width=width)
-            if abs(count(drawn, **made.options(ceil=True)).params / budget - 1) <= SAME_SIZE:
-                return made
-        raise UserError(f"{run.cell}: none of {ATTEMPTS} random topologies can have {budget:,} parameters")
+        return of_equal_size(run, super().design(run))
+
+
+class GrownDetectorBody(Body):
+    """The network that search and growth left; windows of attention keep the side with which it was grown."""
+
+    def design(self, run: Run) -> Design:
+        """The last member of the family, at the size of the protocol's pictures."""
+        family = read_artefact(run, "design", FAMILY)
+        shape = {name: family[name] for name in ("stride", "max_width")}
+        return detector_design(run, family["rank"][-1]["architecture"], **shape)
+
+    def reference(self, run: Run) -> int:
+        """The protocol's pixels, at which it was grown."""
+        return int(run.protocol_model().image_size)
+
+
+class RandomGrownDetectorBody(GrownDetectorBody):
+    """A topology drawn by the run's seed, as wide as gives it the parameters of the grown network."""
+
+    def design(self, run: Run) -> Design:
+        """The grown network's depths and size, and any topology."""
+        return of_equal_size(run, super().design(run))
+
+
+def detector_design(run: Run, text: str, **shape: Any) -> Design:
+    """An architecture, as the authors write it, for pictures of the protocol."""
+    protocol = run.protocol_model()
+    topology, depths, width = Topology.parse(text)
+    return Design(
+        topology,
+        width=width or SEARCH_WIDTH,
+        depths=depths or SINGLE_BLOCKS,
+        img_size=protocol.image_size,
+        in_chans=protocol.in_chans,
+        drop_path=protocol.drop_path_rate,
+        **shape,
+    )
+
+
+def of_equal_size(run: Run, given: Design) -> Design:
+    """Another topology, drawn by the run's seed, of a network's depths and as many parameters as it has.
+
+    Raises
+    ------
+    UserError
+        No topology that was drawn can have them.
+    """
+    choices = {"K1": [kernel for kernel in SearchSpace.official().groups["K1"] if kernel >= given.stride]}
+    space = space_with(choices)
+    budget = count(given.topology, **given.options(ceil=True)).params
+    shapes = given.options(ceil=True)
+    del shapes["width"]
+    random = generator(run.seed, "random-topology")
+    for _ in range(ATTEMPTS):
+        drawn = replace(space.sample(random), heads=given.topology.heads)
+        try:
+            width = width_for(drawn, budget, **shapes)
+        except ValueError:
+            continue
+        made = replace(given, topology=drawn, width=width)
+        if abs(count(drawn, **made.options(ceil=True)).params / budget - 1) <= SAME_SIZE:
+            return made
+    raise UserError(f"{run.cell}: none of {ATTEMPTS} random topologies can have {budget:,} parameters")
 
 
 def load_classifier(body: nn.Module, run: Run, path: Path) -> None:

@@ -144,6 +144,13 @@ class DetectorSettings(Settings):
     weights: str = ""
 
 
+class DetectorDesignSettings(Settings):
+    """Search and growth on a detector's pictures, at its protocol's size: settings of the two stages of classification."""
+
+    search: SearchSettings = SearchSettings()
+    growth: GrowthSettings = GrowthSettings()
+
+
 class RetokenizeSettings(Settings):
     """``phases``: (progress of training at which it begins, stride of the stem in pixels).
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from atlas.errors import UserError, did_you_mean
 from atlas.harness.registry import Amount, Amounts
@@ -22,10 +24,17 @@ from atlas.methods.as_vit.measures import Measures, MeasureSpec, Scorer
 from atlas.methods.as_vit.network import PUBLISHED
 from atlas.methods.as_vit.plugin import FAMILY, SEARCH, read_artefact, shapes_of, space_with, write_artefact
 from atlas.methods.as_vit.search import RandomSearch, Reinforce, RewardTracker
-from atlas.methods.as_vit.settings import DesignCostSettings, GrowthSettings, MeasureSettings, SearchSettings
+from atlas.methods.as_vit.settings import (
+    DesignCostSettings,
+    DetectorDesignSettings,
+    GrowthSettings,
+    MeasureSettings,
+    SearchSettings,
+)
 from atlas.methods.as_vit.topology import STAGES, Quadruple, SearchSpace, Topology
 from atlas.nn.work import work
 from atlas.tasks.image_classification.data import load_data
+from atlas.tasks.object_detection.data import load_pictures
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
@@ -41,12 +50,12 @@ def first_images(run: Run, data: ImageData, number: int) -> tuple[Tensor, Tensor
     return data.chosen("train", order[:number].tolist())
 
 
-def spec_of(run: Run, settings: MeasureSettings, data: ImageData, repeats: int | None = None) -> MeasureSpec:
-    """Return how a run measures candidates; the circles follow from its seed."""
+def spec_of(run: Run, settings: MeasureSettings, images: Tensor, repeats: int | None = None) -> MeasureSpec:
+    """Return how a run measures candidates, on images (n, channels, side, side); the circles follow from its seed."""
     return MeasureSpec(
         repeats or settings.repeats,
         settings.points,
-        first_images(run, data, settings.images)[0],
+        images,
         average=settings.average,
         circle_seed=derive_seed(run.seed, "circles", repeats or 0),
     )
@@ -66,9 +75,14 @@ def search_topology(run: Run) -> dict[str, float]:
     """Search a topology twice, with REINFORCE and with random search; leave ``search.json`` and the curves of both."""
     settings: SearchSettings = run.settings_model("as-vit-search")
     data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
+    return search_on(run, settings, first_images(run, data, settings.images)[0])
+
+
+def search_on(run: Run, settings: SearchSettings, images: Tensor) -> dict[str, float]:
+    """Search on images (n, channels, side, side); see :func:`search_topology`."""
     space = space_with(settings.choices)
     options = settings.model_dump(include={"stride", "max_width"})
-    score = Scorer(spec_of(run, settings, data), derive_seed(run.seed, "search-weights"), settings.width, options)
+    score = Scorer(spec_of(run, settings, images), derive_seed(run.seed, "search-weights"), settings.width, options)
     reinforce = Reinforce(
         space,
         score,
@@ -82,7 +96,9 @@ def search_topology(run: Run) -> dict[str, float]:
     loops.append(training(run, settings.steps, {"search": random}, phase=RANDOM_SEARCH))
     _follow(loops[1], random)
     winners = {"topology": reinforce.best(), "random_search": random.best(), "largest_merges": space.largest_merges()}
-    check = Scorer(spec_of(run, settings, data, settings.check_repeats), derive_seed(run.seed, "check"), settings.width, options)
+    check = Scorer(
+        spec_of(run, settings, images, settings.check_repeats), derive_seed(run.seed, "check"), settings.width, options
+    )
     with work(CHECK):
         measured = {name: check(topology) for name, topology in winners.items()}
     write_artefact(run, SEARCH, _search_record(settings, space, reinforce, winners, measured))
@@ -197,12 +213,19 @@ def grow_family(run: Run) -> dict[str, float]:
     settings: GrowthSettings = run.settings_model("as-vit-growth")
     record = read_artefact(run, "search", SEARCH)
     data = load_data(run, run.protocol_model(), pick_device(run.resources.device))
+    return grow_on(run, settings, record, first_images(run, data, settings.images)[0], shapes_of(run, data.classes))
+
+
+def grow_on(
+    run: Run, settings: GrowthSettings, record: Mapping[str, Any], images: Tensor, shapes: Mapping[str, Any]
+) -> dict[str, float]:
+    """Grow what a search left, measured on images (n, channels, side, side); ``shapes`` is what else a network's count needs."""
     shape = {"stride": record["stride"], "max_width": record["max_width"]}
-    counted = {**shape, **shapes_of(run, data.classes)}
+    counted = {**shape, **shapes}
     topology = Topology.parse(record["topology"])[0]
     sizes = (settings.width0, settings.width_scale, settings.ratios, settings.limit, settings.target)
     plan = GrowthPlan(topology, *sizes, options=counted)
-    score = Scorer(spec_of(run, settings, data), derive_seed(run.seed, "growth-weights"), settings.width0, shape)
+    score = Scorer(spec_of(run, settings, images), derive_seed(run.seed, "growth-weights"), settings.width0, shape)
     family = Family(Growth(plan, score, generator=generator(run.seed, "growth")))
     loop = training(run, settings.max_steps, {"family": family}, phase=GROWTH)
     for _ in loop:
@@ -282,6 +305,47 @@ def _manual(topology: Topology, depths: Quadruple, width: int, options: Mapping[
         "macs": counts.macs,
         "total_width": total_width(depths, width, options.get("max_width", MAX_WIDTH)),
     }
+
+
+# the design of a detector's body
+
+
+def design_amounts(run: Run) -> Amounts:
+    """Trials of either search, what is compared, and steps of growth; draws of the weights in each."""
+    settings: DetectorDesignSettings = run.settings_model("as-vit-detector-design")
+    search, growth = settings.search, settings.growth
+    trials = Amount(search.steps, search.repeats, 1)
+    steps = Amount(min(10, growth.max_steps), growth.repeats, 1)
+    return {REINFORCE: trials, RANDOM_SEARCH: trials, CHECK: Amount(1, search.check_repeats, 1), GROWTH: steps}
+
+
+def design_detector(run: Run) -> dict[str, float]:
+    """Search and grow on a detector's pictures; leave ``search.json`` and ``family.json`` as the two stages do."""
+    settings: DetectorDesignSettings = run.settings_model("as-vit-detector-design")
+    protocol = run.protocol_model()
+    pictures = load_pictures(run, "train")
+    random = generator(run.seed, "measured-images")
+
+    def some(number: int) -> Tensor:
+        order = torch.randperm(len(pictures), generator=random)[:number].tolist()
+        return torch.stack([fitted(pictures[place][0], protocol.image_size, protocol.mean, protocol.std) for place in order])
+
+    found = search_on(run, settings.search, some(settings.search.images))
+    record = json.loads((run.checkpoint / SEARCH).read_text())
+    shapes = {"img_size": protocol.image_size, "in_chans": protocol.in_chans, "num_classes": 1, "drop_path": 0.0}
+    grown = grow_on(run, settings.growth, record, some(settings.growth.images), shapes)
+    return {**found, **{name: grown[name] for name in ("widest_share", "growth_steps", "parameters", "macs", "growth_seconds")}}
+
+
+def fitted(image: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A picture (channels, height, width) in [0, 1] as detectors see it: scaled into a square, normalised, padded with zeros."""
+    factor = side / max(image.shape[1:])
+    size = [max(1, min(side, round(factor * length))) for length in image.shape[1:]]
+    if size != list(image.shape[1:]):
+        image = functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    shape = (-1, 1, 1)
+    image = (image - image.new_tensor(mean).view(shape)) / image.new_tensor(std).view(shape)
+    return functional.pad(image, (0, side - size[1], 0, side - size[0]))
 
 
 # what it costs

@@ -9,6 +9,7 @@ from atlas.methods.split_mix.settings import (
     FedAvgSettings,
     FixedRobustSettings,
     NetworkSettings,
+    OnceForAllSettings,
     RateSettings,
     RobustSettings,
     RobustSplitMixSettings,
@@ -68,6 +69,15 @@ federation(
     settings=FixedRobustSettings,
     options={"method": "fedavg", "adversarial": True, "rescale_init": False},
     extra_metrics=ATTACKED_METRICS,
+)
+federation(
+    "fedavg-oat",
+    title="FedAvg + once-for-all training",
+    summary="One network that is told λ, drawn anew for every sample: a knob by conditioning (Wang et al., NeurIPS 2020).",
+    role="baseline",
+    settings=OnceForAllSettings,
+    options={"method": "fedavg", "adversarial": True, "rescale_init": False, "norm": "film_bn"},
+    extra_metrics=(*ATTACKED_METRICS, *KNOB_METRICS),
 )
 federation(  # Split-Mix with one base network of full width, which every client trains
     "fedavg-dat",

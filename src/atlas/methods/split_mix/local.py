@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from atlas.methods.split_mix.adversary import PGD
-from atlas.methods.split_mix.norms import norm_mode
+from atlas.methods.split_mix.norms import norm_mode, zero_samples
 from atlas.methods.split_mix.settings import Execution, LocalSettings, LossName
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict
 
@@ -259,6 +259,8 @@ def _loss(part: Pass, tensors: TensorDict, x: Tensor, y: Tensor, owners: Tensor,
     if options.adversary is None:
         runner.module.train()
         return criterion(runner(mine, inputs), labels)
+    if runner.lams:
+        return _conditional_loss(runner, mine, inputs, labels, part.networks, options, options.adversary, noise)
     parts = []
     if runner.dual or options.lam < 1:
         with norm_mode(runner.module, "clean", True):
@@ -268,6 +270,47 @@ def _loss(part: Pass, tensors: TensorDict, x: Tensor, y: Tensor, owners: Tensor,
         with norm_mode(runner.module, "noise", True):
             parts.append(options.lam * criterion(runner(mine, attacked), labels))
     return torch.stack(parts).sum()
+
+
+def _conditional_loss(
+    runner: Runner,
+    tensors: TensorDict,
+    x: Tensor,
+    y: Tensor,
+    networks: slice,
+    options: LocalOptions,
+    adversary: PGD,
+    noise: _Noise,
+) -> Tensor:
+    """The loss of once-for-all adversarial training (Wang et al., NeurIPS 2020, Sec. 3): λ is drawn for every sample.
+
+    Of the samples, which come in random order, the first have λ = 0 and are not attacked; the others are, under their own λ.
+    """
+    batch = y.shape[1]
+    zeros = zero_samples(batch, len(runner.lams))
+    choices = noise.choices(batch - zeros, len(runner.lams), networks).to(y.device)
+    choices = torch.cat((choices.new_zeros(len(choices), zeros), choices), 1)
+    weight = torch.tensor(runner.lams, device=x.device, dtype=x.dtype)[choices]
+    with runner.conditioned(choices, zeros, True):
+        clean = _each_loss(runner(tensors, x), y, options)
+    later, target, start = choices[:, zeros:], y[:, zeros:], noise.draw(x[:, zeros:], networks)
+    frozen = {name: tensor.detach() for name, tensor in tensors.items()}
+    with runner.conditioned(later, 0, False):
+        attacked = adversary(
+            lambda inputs: runner(frozen, inputs).flatten(0, 1), x[:, zeros:], target.flatten(), delta0=start * adversary.eps
+        )
+    with runner.conditioned(later, 0, True):
+        robust = _each_loss(runner(tensors, attacked), target, options, y)
+    return (((1 - weight) * clean).sum() + (weight[:, zeros:] * robust).sum()) / batch
+
+
+def _each_loss(logits: Tensor, labels: Tensor, options: LocalOptions, batch: Tensor | None = None) -> Tensor:
+    """Losses of samples, (networks, batch), of (networks, batch, classes); ``batch`` are all labels of the minibatch."""
+    if options.loss == "masked_ce":
+        present = functional.one_hot(labels if batch is None else batch, logits.shape[-1]).amax(-2, keepdim=True)
+        logits = logits * present
+    flat = functional.cross_entropy(logits.flatten(0, 1) / options.temperature, labels.flatten(), reduction="none")
+    return options.temperature * flat.view_as(labels)
 
 
 def _criterion(options: LocalOptions) -> Callable[[Tensor, Tensor], Tensor]:
@@ -294,6 +337,11 @@ class _Noise:
         shape, owners = x.shape[1:], self.owners[networks]
         draws = [torch.rand(shape, generator=self.generators[owner]) for owner in owners]
         return torch.stack(draws).to(x).mul_(2).sub_(1)
+
+    def choices(self, samples: int, count: int, networks: slice) -> Tensor:
+        """Draw which of the trade-offs but the first each sample has, (networks, samples): indices from 1 to ``count`` − 1."""
+        generators = [self.generators[owner] for owner in self.owners[networks]]
+        return torch.stack([torch.randint(1, count, (samples,), generator=random) for random in generators])
 
 
 def _shared_inputs(owners: Sequence[int], known_roles: bool) -> int:

@@ -1,14 +1,17 @@
-"""Batch normalisation as Split-Mix uses it: stateless or tracked, and dual for clean and attacked inputs.
+"""Batch normalisation as Split-Mix uses it: stateless or tracked, dual for clean and attacked inputs, or conditioned on λ.
 
-Hong et al., ICLR 2022, Sec. 3.3 and appendix A.3; dual batch normalisation after Xie et al., CVPR 2020.
+Hong et al., ICLR 2022, Sec. 3.3 and appendix A.3; dual batch normalisation after Xie et al., CVPR 2020; conditioning after Wang
+et al., *Once-for-All Adversarial Training*, NeurIPS 2020, Sec. 3.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +29,29 @@ class NormSpec:
 
     Attributes
     ----------
-    kind : {"bn", "dual_bn"}
-        One batch norm, or one for clean and one for attacked inputs with everything else shared.
+    kind : {"bn", "dual_bn", "film_bn"}
+        One batch norm, or one for clean and one for attacked inputs with everything else shared, or these two with a scale and a
+        shift that depend on λ (:class:`ConditionalNorm`).
     stats : {"batch", "tracked", "local"}
         ``batch``: statistics of the present batch, in training and in testing, no buffers. ``tracked``: running statistics,
         averaged over clients like weights. ``local``: running statistics, which stay on the client with scale and shift.
     eps, momentum : float
         As in ``torch.nn.BatchNorm2d``.
+    lams : tuple of float
+        The trade-offs that a conditional norm can be set to, ascending; the first is 0.
     """
 
-    kind: Literal["bn", "dual_bn"] = "bn"
+    kind: Literal["bn", "dual_bn", "film_bn"] = "bn"
     stats: Literal["batch", "tracked", "local"] = "batch"
     eps: float = 1e-5
     momentum: float = 0.1
+    lams: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse trade-offs that no conditional norm can have."""
+        ordered = len(self.lams) > 1 and self.lams[0] == 0 and self.lams[-1] <= 1 and sorted(set(self.lams)) == list(self.lams)
+        if self.kind == "film_bn" and not ordered:
+            raise ValueError(f"lams of conditional norms must ascend from 0 to at most 1, at least two of them, not {self.lams}")
 
     @property
     def tracked(self) -> bool:
@@ -47,7 +60,9 @@ class NormSpec:
 
     def layer(self, channels: int) -> nn.Module:
         """Return a normalisation of ``channels`` channels, for (batch, channels) and (batch, channels, height, width)."""
-        return DualNorm(channels, self) if self.kind == "dual_bn" else BatchNorm(channels, self)
+        kinds: dict[str, Any] = {"bn": BatchNorm, "dual_bn": DualNorm, "film_bn": ConditionalNorm}
+        made: nn.Module = kinds[self.kind](channels, self)
+        return made
 
 
 class BatchNorm(nn.Module):
@@ -118,6 +133,103 @@ class DualNorm(nn.Module):
         if self.training:
             raise RuntimeError("mode mix is for evaluation: a training pass uses one of the two norms")
         return (1 - self.lam) * self.clean(x) + self.lam * self.noise(x)
+
+
+CODE = 128
+"""Entries of the code of a trade-off, the authors' default."""
+
+
+@lru_cache(maxsize=8)
+def codes(count: int, size: int = CODE) -> Tensor:
+    """Codes of trade-offs, (count, size): rows of an orthogonal matrix that is drawn once and for all.
+
+    Raises
+    ------
+    ValueError
+        There are more trade-offs than entries.
+    """
+    if count > size:
+        raise ValueError(f"{count} trade-offs have no codes of {size} entries that are orthogonal")
+    drawn = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    return torch.linalg.qr(drawn).Q[:count].float()
+
+
+class ConditionalNorm(DualNorm):
+    """Dual batch norm, and a scale and a shift of every channel that a small network makes of λ (FiLM).
+
+    Where λ is 0 the clean norm acts, elsewhere the one for attacked inputs. The network has one hidden layer of twice the
+    channels, leaky ReLUs, and reads the code of λ (:func:`codes`). It starts near a scale of 1, where the authors' starts near 0
+    and a federation of few rounds hardly leaves it. Each sample of a batch can have a λ of its own: see
+    :func:`conditioned`. Outside of such a block ``clean`` means λ = 0, ``noise`` the largest λ, and ``mix`` the ``lam`` that is
+    set, which must be one of those that were trained.
+    """
+
+    def __init__(self, channels: int, spec: NormSpec) -> None:
+        super().__init__(channels, spec)
+        self.lams = spec.lams
+        self.embed = nn.Linear(CODE, 2 * channels)
+        self.scale = nn.Linear(2 * channels, channels)
+        self.shift = nn.Linear(2 * channels, channels)
+        self.choices: Tensor | None = None
+        self.zeros = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (batch, channels, …), then scale and shift it by each sample's λ.
+
+        Raises
+        ------
+        ValueError
+            ``lam`` is none of the trade-offs that were trained.
+        """
+        choices, zeros = self._asked(len(x)) if self.choices is None else (self.choices, self.zeros)
+        parts = [self.clean(x[:zeros])] if zeros else []
+        parts += [self.noise(x[zeros:])] if zeros < len(x) else []
+        normal = parts[0] if len(parts) == 1 else torch.cat(parts)
+        code = codes(len(self.lams)).to(x)[choices].flatten(1)
+        hidden = functional.leaky_relu(self.embed(code))
+        scale, shift = functional.leaky_relu(1 + self.scale(hidden)), functional.leaky_relu(self.shift(hidden))
+        axes = (...,) + (None,) * (x.ndim - 2)
+        return normal * scale[axes] + shift[axes]
+
+    def _asked(self, count: int) -> tuple[Tensor, int]:
+        """Indices (count, networks) of the one λ that the mode asks for, and how many samples have λ = 0."""
+        if self.mode == "mix" and self.lam not in self.lams:
+            raise ValueError(f"lam {self.lam} was not trained: choose from {', '.join(f'{lam:g}' for lam in self.lams)}")
+        index = {"clean": 0, "noise": len(self.lams) - 1}.get(self.mode)
+        index = self.lams.index(self.lam) if index is None else index  # type: ignore[arg-type]
+        networks = self.embed.weight.shape[0] if self.embed.weight.ndim == 3 else 1
+        return torch.full((count, networks), index), count if index == 0 else 0
+
+
+@contextmanager
+def conditioned(model: nn.Module, choices: Tensor, zeros: int, training: bool) -> Iterator[None]:
+    """Within the block every sample has a λ of its own in all conditional norms of a model, which is in a training mode.
+
+    Parameters
+    ----------
+    choices : Tensor
+        (batch,), or (batch, networks) where networks run side by side: indices of trade-offs.
+    zeros : int
+        How many samples, the first of the batch, have λ = 0, in every network.
+    """
+    norms = [module for module in model.modules() if isinstance(module, ConditionalNorm)]
+    for norm in norms:
+        norm.choices, norm.zeros = choices, zeros
+    try:
+        with mode_of(model, "train" if training else "eval"):
+            yield
+    finally:
+        for norm in norms:
+            norm.choices, norm.zeros = None, 0
+
+
+def zero_samples(batch: int, count: int) -> int:
+    """How many samples of a batch have λ = 0, of ``count`` trade-offs: as many as of each other one, rounded up.
+
+    Both norms need two samples; where a batch has too few for that, none has.
+    """
+    zeros = max(2, math.ceil(batch / count))
+    return zeros if batch - zeros >= 2 else 0
 
 
 def dual_norms(model: nn.Module) -> list[DualNorm]:

@@ -78,7 +78,7 @@ class TrainedFederation(Federation):
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
             loss=protocol.loss,
-            norm=NormSpec(settings.norm, "batch" if settings.statistics == "post" else settings.statistics),
+            norm=self._norm(),
             adversary=self._adversary(),
             lam=settings.lam,
             atom=settings.atom,
@@ -105,6 +105,13 @@ class TrainedFederation(Federation):
         fractions = self.settings.milestones or self.protocol.milestones
         return tuple(round(fraction * self.protocol.rounds) for fraction in fractions)
 
+    def _norm(self) -> NormSpec:
+        settings = self.settings
+        if settings.norm == "film_bn" and self.protocol.attack is None:
+            raise UserError(f"{self.run.cell}: protocol.attack is missing, whose trade-offs the network is conditioned on")
+        lams = tuple(sorted({0.0, *self.lams})) if settings.norm == "film_bn" else ()
+        return NormSpec(settings.norm, "batch" if settings.statistics == "post" else settings.statistics, lams=lams)
+
     def _adversary(self) -> PGD | None:
         attack = self.protocol.attack
         return PGD(attack.eps, attack.train_steps) if attack is not None and self.trains_with_attacks else None
@@ -118,9 +125,9 @@ class TrainedFederation(Federation):
 
     @property
     def lams(self) -> tuple[float, ...]:
-        """The protocol's trade-offs where dual norms make a knob of them, else none."""
+        """The protocol's trade-offs where norms make a knob of them, else none."""
         attack = self.protocol.attack
-        return attack.lams if attack is not None and self.settings.norm == "dual_bn" else ()
+        return attack.lams if attack is not None and self.settings.norm != "bn" else ()
 
     @property
     def trains_with_attacks(self) -> bool:
@@ -194,6 +201,9 @@ class TrainedFederation(Federation):
         attack, settings = self.protocol.attack, self.settings
         if not settings.adversarial or attack is None:
             return TRAINING_PASSES
+        if settings.norm == "film_bn":  # all images clean, and all but those with λ = 0 attacked
+            share = 1 - 1 / len(self.trainer.norm.lams)
+            return TRAINING_PASSES + share * (TRAINING_PASSES + ATTACK_PASSES * attack.train_steps)
         dual = settings.norm == "dual_bn"
         clean = TRAINING_PASSES if dual or settings.lam < 1 else 0
         attacked = TRAINING_PASSES + ATTACK_PASSES * attack.train_steps if dual or settings.lam > 0 else 0

@@ -62,13 +62,13 @@ class FederatedSettings(RateSettings, AtomSettings, WidthSettings, TradeOffSetti
     """Everything in which federations differ; the rows offer what means something to them, and fix the rest.
 
     ``rescale_init`` starts hidden layers at the scale of the full-width network (appendix of the paper). ``norm`` is one batch
-    norm, or one for clean and one for attacked inputs. ``statistics`` is its mode (appendix A.3). ``batch``: of each batch, in
-    testing too. ``post``: as ``batch``, and measured on every client's training data afterwards. ``tracked``: running, averaged
-    over clients. ``local``: all of batch norm stays on its client.
+    norm, or one for clean and one for attacked inputs, or these with a scale and a shift that depend on λ. ``statistics`` is its
+    mode (appendix A.3). ``batch``: of each batch, in testing too. ``post``: as ``batch``, and measured on every client's training
+    data afterwards. ``tracked``: running, averaged over clients. ``local``: all of batch norm stays on its client.
     """
 
     rescale_init: bool = True
-    norm: Literal["bn", "dual_bn"] = "bn"
+    norm: Literal["bn", "dual_bn", "film_bn"] = "bn"
     statistics: Literal["batch", "post", "tracked", "local"] = "batch"
     adversarial: bool = False
 
@@ -109,6 +109,12 @@ class RobustSplitMixSettings(RobustSettings, BasesSettings):
 
 class FixedRobustSettings(RobustSettings, WidthSettings):
     """Of one network that is trained for one trade-off."""
+
+
+class OnceForAllSettings(RateSettings, WidthSettings):
+    """Of one network for all trade-offs of the protocol's attack; batch norm keeps running statistics."""
+
+    statistics: Literal["tracked", "local"] = "tracked"
 
 
 class NetworkSettings(AtomSettings):

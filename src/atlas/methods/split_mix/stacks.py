@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from atlas.methods.split_mix.grouped import GroupedConv2d, GroupedLinear, GroupedNet
-from atlas.methods.split_mix.norms import KNOWN_STATISTICS, BatchNorm, NormSpec, dual_norms
+from atlas.methods.split_mix.norms import KNOWN_STATISTICS, BatchNorm, ConditionalNorm, NormSpec, conditioned, dual_norms
 from atlas.methods.split_mix.settings import Execution
 from atlas.methods.split_mix.widths import Role
 
@@ -161,10 +162,24 @@ class Runner:
         if stack.scale != 1:
             classifiers = {name for name, role in stack.roles.items() if role.classifies}
             scale_in_training(self.module, stack.scale, classifiers)
-        self.dual = bool(dual_norms(self.module))
+        norms = dual_norms(self.module)
+        self.dual = bool(norms)
+        self.lams: tuple[float, ...] = next((norm.lams for norm in norms if isinstance(norm, ConditionalNorm)), ())
+        self._condition: tuple[Tensor, int, bool] | None = None
+
+    @contextmanager
+    def conditioned(self, choices: Tensor, zeros: int, training: bool) -> Iterator[None]:
+        """Within the block samples have the trade-offs ``choices``, (G, batch): see :func:`.norms.conditioned`."""
+        self._condition = choices, zeros, training
+        try:
+            yield
+        finally:
+            self._condition = None
 
     def __call__(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Stacked tensors (G, …) and inputs (inputs, batch, …) to logits (G, batch, classes)."""
+        if self._condition is not None:
+            return self._under(tensors, x, *self._condition)
         if self.execution == "grouped":
             return self.grouped.call(tensors, x)
         x = x.repeat_interleave(self.groups // self.inputs, 0)
@@ -172,3 +187,16 @@ class Runner:
             return vmap(lambda own, images: functional_call(self.module, own, (images,)))(dict(tensors), x)
         own = ({name: tensor[index] for name, tensor in tensors.items()} for index in range(self.groups))
         return torch.stack([functional_call(self.module, mine, (images,)) for mine, images in zip(own, x, strict=True)])
+
+    def _under(self, tensors: Mapping[str, Tensor], x: Tensor, choices: Tensor, zeros: int, training: bool) -> Tensor:
+        """:meth:`__call__` with a trade-off for every sample of every network; not by ``vmap``, which cannot tell them apart."""
+        if self.execution == "grouped":
+            with conditioned(self.module, choices.T, zeros, training):
+                return self.grouped.call(tensors, x)
+        x = x.repeat_interleave(self.groups // self.inputs, 0)
+        outputs = []
+        for index, (images, own) in enumerate(zip(x, choices, strict=True)):
+            mine = {name: tensor[index] for name, tensor in tensors.items()}
+            with conditioned(self.module, own, zeros, training):
+                outputs.append(functional_call(self.module, mine, (images,)))
+        return torch.stack(outputs)

@@ -216,31 +216,42 @@ def _saliencies(
     total = [torch.zeros_like(weight) for weight in hidden]
     heads: list[Tensor] = []
     for share, some, their in in_pieces(images, targets, micro_batch):
-        by_image, gradients = _piece_saliencies(model, some, share, their, loss, shape, hidden)
-        heads.append(by_image)
+        outputs, by_output, gradients = head_gradients(model, some, share, their, loss, hidden)
+        heads.append(head_products(outputs, by_output, shape))
         for own, gradient in zip(total, gradients, strict=True):
             own += gradient
-    left = iter(total)
-    neurons = []
-    for of_block in layers:
-        *incomings, column = (next(left) for _ in of_block)
+    return torch.cat(heads, 1).mean(1), stacked(by_block(total, [len(own) for own in layers]))
+
+
+def by_block(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """ℓ₁ norms of what belongs to each neuron, (M,) per block, of tensors like the weights of its feed-forward.
+
+    ``sizes`` says how many tensors a block has: those of one or two layers into the neurons (M, D), or (2M, D) where one layer
+    makes values and gates, and that of the layer out of them (D, M).
+    """
+    left = iter(tensors)
+    norms = []
+    for size in sizes:
+        *incomings, column = (next(left) for _ in range(size))
         incoming = (
             torch.cat([layer.abs().sum(1) for layer in incomings]).view(-1, column.shape[1]).sum(0)
         )  # values and gates together
-        neurons.append(incoming + column.abs().sum(0))
-    return torch.cat(heads, 1).mean(1), stacked(neurons)
+        norms.append(incoming + column.abs().sum(0))
+    return norms
 
 
-def _piece_saliencies(
+def head_gradients(
     model: Any,
     images: Tensor,
     share: float,
     targets: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
-    shape: ViTShape,
-    hidden: list[Tensor],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(L, batch, H) of a piece, and its share of the gradients of ``hidden``."""
+    weights: list[Tensor],
+) -> tuple[list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Of ``share`` · loss of a piece of a batch: outputs of all heads before the projection, their gradients, and the weights'.
+
+    Outputs and their gradients are (batch, tokens, heads · dims), one per block.
+    """
     outputs: list[Tensor] = []
     handles = [
         block.attn.proj.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0])) for block in model.blocks
@@ -250,13 +261,17 @@ def _piece_saliencies(
     finally:
         for handle in handles:
             handle.remove()
-    gradients = torch.autograd.grad(value, [*outputs, *hidden])
-    depth = len(outputs)
+    gradients = torch.autograd.grad(value, [*outputs, *weights])
+    return outputs, gradients[: len(outputs)], gradients[len(outputs) :]
+
+
+def head_products(outputs: Sequence[Tensor], gradients: Sequence[Tensor], shape: ViTShape) -> Tensor:
+    """(L, batch, H): |Σ gradient · output| of every head, from (batch, tokens, heads · dims) per block."""
     heads = []
-    for output, gradient, count in zip(outputs, gradients[:depth], shape.per_block("heads"), strict=True):
+    for output, gradient, count in zip(outputs, gradients, shape.per_block("heads"), strict=True):
         by_head = (output.detach() * gradient).unflatten(-1, (count, -1))
         heads.append(by_head.sum((1, 3)).abs())
-    return stacked(heads), gradients[depth:]
+    return stacked(heads)
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:

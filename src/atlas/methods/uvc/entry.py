@@ -10,7 +10,9 @@ from atlas.methods.uvc.settings import (
     BlindSettings,
     BudgetSettings,
     DistillSettings,
+    DynamicViTSettings,
     LatencySettings,
+    S2ViTESettings,
     StructuredSettings,
     UnstructuredSettings,
     UVCSettings,
@@ -117,6 +119,24 @@ baseline(
     settings=UnstructuredSettings,
     smallest={**SHORT, "batches": 1, "jumps": 1},
     extra_metrics=(*METRICS, Metric("weights_kept", "weights kept", "lower", ".2f", cost=True)),
+)
+baseline(
+    "s2vite",
+    title="S²ViTE",
+    summary="Sparse from the start: heads and neurons go and come back by gradients while it trains (Chen et al., NeurIPS 2021).",
+    plugin="baselines:S2ViTE",
+    settings=S2ViTESettings,
+    smallest={**SHORT, "interval": 1},
+)
+baseline(
+    "dynamic-vit",
+    title="DynamicViT",
+    summary="Tokens are dropped on the way, picture by picture, by learned predictors (Rao et al., NeurIPS 2021).",
+    plugin="baselines:DynamicViT",
+    settings=DynamicViTSettings,
+    smallest={**SHORT, "frozen_epochs": 1},
+    rehearsal={**ONE_STEP, "frozen_epochs": 0},
+    combines=False,
 )
 ratio = partial(Metric, better="lower", format=".2f", measured=True)
 row(

@@ -30,7 +30,7 @@ from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import uniform_widths
 from atlas.methods.uvc.scores import UnitScores, unit_scores
-from atlas.methods.uvc.settings import BudgetSettings, DistillSettings, UVCSettings, ValueLayout
+from atlas.methods.uvc.settings import BudgetSettings, DistillSettings, StageSettings, UVCSettings, ValueLayout
 from atlas.nn.counts import forward_flops
 from atlas.nn.precision import mixed_precision
 from atlas.nn.timing import interleaved_seconds, median_ratio
@@ -61,7 +61,7 @@ class Distilled(Ingredient):
     """Base of all rows: trains on from the dense model of the recipe, with that model as the teacher."""
 
     dense_role = "dense"
-    settings: DistillSettings
+    settings: StageSettings
 
     @property
     def budget(self) -> float:
@@ -72,6 +72,10 @@ class Distilled(Ingredient):
     def layout(self) -> ValueLayout:
         """How heads whose values differ in width are laid out in the exported model."""
         return self.settings.v_layout if isinstance(self.settings, BudgetSettings) else "padded"
+
+    def trainer(self, training: Training) -> Trainer:
+        """Return what trains, with the model as it is now as the teacher."""
+        return Trainer(training, self.settings)
 
     def choose(self, training: Training, trainer: Trainer) -> CompressionPlan:
         """Decide what to keep; may train ``training.model``."""
@@ -90,7 +94,7 @@ class Distilled(Ingredient):
 
     def after(self, training: Training) -> nn.Module:
         """Decide, export, fine-tune; leave the plan and the model before fine-tuning beside the weights."""
-        trainer = Trainer(training, self.settings)
+        trainer = self.trainer(training)
         training.spent.train_flops = 0.0
         plan = self.choose(training, trainer)
         small = export(training.model, plan, self.layout)
@@ -111,13 +115,10 @@ class Distilled(Ingredient):
         folder = evaluation.run.checkpoint
         plan = CompressionPlan.from_json((folder / PLAN).read_text())
         shape = ViTShape.from_timm(evaluation.baseline)
-        before = copy.deepcopy(evaluation.model)
-        before.load_state_dict(read_tensors(folder / EXPORTED))
-        logits, labels = predict(before, evaluation.data.batches("test"))
         seconds = json.loads((folder / SEARCH).read_text())["seconds"] if (folder / SEARCH).is_file() else 0.0
         kept = plan.keep[:, None]
         return {
-            "acc_pre_ft": float((logits.argmax(1) == labels).double().mean()),
+            "acc_pre_ft": accuracy_before(evaluation),
             "r_phys": plan.r_phys(shape),
             "r_paper": plan.r_paper(shape),
             "budget_error": plan.r_phys(shape) - self.budget,
@@ -129,6 +130,14 @@ class Distilled(Ingredient):
             "search_seconds": seconds,
             **latencies(evaluation),
         }
+
+
+def accuracy_before(evaluation: Evaluation) -> float:
+    """Accuracy on the test split of the exported model as it was before it was trained on."""
+    before = copy.deepcopy(evaluation.model)
+    before.load_state_dict(read_tensors(evaluation.run.checkpoint / EXPORTED))
+    logits, labels = predict(before, evaluation.data.batches("test"))
+    return float((logits.argmax(1) == labels).double().mean())
 
 
 class Searched(Distilled):
@@ -193,10 +202,16 @@ class Searched(Distilled):
 class Trainer:
     """Distillation from the dense model, in resumable phases."""
 
-    def __init__(self, training: Training, settings: DistillSettings) -> None:
+    def __init__(self, training: Training, settings: StageSettings) -> None:
         self.training, self.settings = training, settings
         self.teacher: nn.Module = copy.deepcopy(training.model).eval().requires_grad_(False)
-        self.teacher_flops = forward_flops(self.teacher, training.data.example(1))
+        self.taught = not isinstance(settings, DistillSettings) or settings.alpha > 0
+        self.teacher_flops = forward_flops(self.teacher, training.data.example(1)) if self.taught else 0.0
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def forward_flops(self, model: nn.Module) -> float:
+        """Operations of a training image's forward pass."""
+        return forward_flops(model, self.training.data.example(1))
 
     def logs(self, step: int, total: int) -> bool:
         """Whether the curves get a row at this step."""
@@ -226,9 +241,9 @@ class Trainer:
         data, per_epoch = training.data, training.data.steps_per_epoch
         factor = training.ingredients.lr_multiplier
         groups = parameter_groups(model, 1.0, settings.weight_decay, lambda name: factor(name.replace(".block.", ".")))
-        optimizer = torch.optim.AdamW(groups, foreach=True)
+        self.optimizer = optimizer = torch.optim.AdamW(groups, foreach=True)
         total = epochs * per_epoch
-        flops = TRAINING_PASSES * forward_flops(model, data.example(1)) + self.teacher_flops
+        flops = TRAINING_PASSES * self.forward_flops(model) + self.teacher_flops
         training.spent.train_flops += flops * total * training.protocol.batch_size
         loop = training.phase(phase, total, {"model": model, "optimizer": optimizer, **(parts or {})})
         passing = training.passing(model)
@@ -267,8 +282,13 @@ class Trainer:
                 tensor.grad = self.training.ranks.mean(tensor.grad)
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-        """(1 − α) · the protocol's loss + α · distillation."""
+        """(1 − α) · the protocol's loss + α · distillation; at α = 0 the teacher is not asked."""
         settings = self.settings
+        assert isinstance(settings, DistillSettings)
+        if not self.taught:
+            with self.autocast():
+                logits = model(batch.images)
+            return self.training.base_loss(logits, batch)
         with torch.no_grad(), self.autocast():
             wanted = self.teacher(batch.images)
         with self.autocast():
@@ -319,6 +339,6 @@ def scores_of(training: Training) -> tuple[ViTShape, UnitScores]:
 
 def amounts(run: Run) -> Amounts:
     """Epochs before and after the export."""
-    (settings,) = (own for own in map(run.settings_model, run.recipe) if isinstance(own, DistillSettings))
+    (settings,) = (own for own in map(run.settings_model, run.recipe) if isinstance(own, StageSettings))
     before, after = settings.stages
     return {SEARCH_PHASE: training_amount(run, before), TRAIN: training_amount(run, after)}

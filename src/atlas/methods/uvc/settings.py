@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import model_validator
 
 from atlas.settings import Count, Fraction, Natural, NonNegative, Positive, Settings, Share
@@ -20,13 +20,10 @@ PLANS = {"uvc": "blocks, heads and neurons", "ragged": "dims and neurons", "skip
 """Plans whose latency is measured, and what they remove."""
 
 
-class DistillSettings(Settings):
-    """What every row of this paper shares: training from the dense model, which is also the teacher.
+class StageSettings(Settings):
+    """How a row trains: ``epochs`` of AdamW, with a linear warm-up and half a cosine down to ``min_learning_rate``.
 
-    ``epochs`` are those of the second stage; rows that decide without a search add the epochs that a search would take. The
-    learning rate is 5e-5 · batch / 512 at the default batch of 1,024, as in the released log; cosine to ``min_learning_rate``.
-    ``alpha`` weighs distillation against the labels, at ``temperature``; ``kd_norm`` "elements" is the released code's, which
-    divides by the number of classes too. ``hard`` distillation teaches the teacher's class alone.
+    The learning rate is 5e-5 · batch / 512 at the default batch of 1,024, as in the released log.
     """
 
     epochs: Natural = 120
@@ -35,15 +32,25 @@ class DistillSettings(Settings):
     warmup_epochs: NonNegative = 5
     weight_decay: NonNegative = 0.05
     clip_norm: Positive | None = 1.0
-    alpha: Fraction = 0.1
-    temperature: Positive = 1.0
-    kd_norm: Norm = "batch"
-    hard: bool = False
 
     @property
     def stages(self) -> tuple[int, int]:
         """Epochs before the export, and after it."""
         return 0, self.epochs
+
+
+class DistillSettings(StageSettings):
+    """What the rows of this paper share: training from the dense model, which is also the teacher.
+
+    ``epochs`` are those of the second stage; rows that decide without a search add the epochs that a search would take.
+    ``alpha`` weighs distillation against the labels, at ``temperature``; ``kd_norm`` "elements" is the released code's, which
+    divides by the number of classes too. ``hard`` distillation teaches the teacher's class alone.
+    """
+
+    alpha: Fraction = 0.1
+    temperature: Positive = 1.0
+    kd_norm: Norm = "batch"
+    hard: bool = False
 
 
 class BudgetSettings(DistillSettings):
@@ -115,6 +122,58 @@ class BlindSettings(BudgetSettings):
 
     order: BlockOrder = "spaced"
     from_scratch: bool = False
+
+
+class S2ViTESettings(BudgetSettings):
+    """S²ViTE: heads and neurons go and come back while a network trains from scratch, without a teacher.
+
+    Every block keeps the same number of heads and of neurons, within the budget: as nearly the same share of both as it allows,
+    or ``head_share`` of the heads, rounded down, and ``neuron_share`` of the neurons. Every ``interval`` steps, in the first
+    ``end`` of training, a share of what is kept is exchanged: ``exchange`` at the start, falling to 0 by half a cosine.
+    Defaults are those of the released scripts at a batch of 1,024, whose rate is DeiT's. ``from_scratch`` off starts from the
+    dense model and its best units instead of the initial weights and random units; ``alpha`` above 0 then brings the teacher.
+    """
+
+    epochs: Natural = 600
+    learning_rate: Positive = 1e-3
+    clip_norm: Positive | None = None
+    alpha: Fraction = 0.0
+    head_share: Share | None = None
+    neuron_share: Share | None = None
+    interval: Natural = 7000
+    exchange: Annotated[float, Gt(0), Le(1)] = 0.5
+    end: Annotated[float, Gt(0), Lt(1)] = 0.8
+    from_scratch: bool = True
+
+    @property
+    def stages(self) -> tuple[int, int]:
+        """Epochs in which units are exchanged, and those of the network that is left; at least one each."""
+        before = max(1, round(self.end * self.epochs))
+        return before, max(1, self.epochs - before)
+
+
+class DynamicViTSettings(StageSettings):
+    """DynamicViT: predictors drop tokens, picture by picture, in front of some blocks (``places``, by default at the quarters).
+
+    Of the patches, the share ``keep_ratio`` stays at the first place, its square at the second, and so on; a ``budget`` of
+    multiply-accumulates, where it is given, decides it instead. The loss is the protocol's, plus ``class_weight`` · KL from the
+    dense model's predictions, ``token_weight`` · squared distance of the tokens that stay from its tokens, and ``ratio_weight``
+    · squared distance of the shares that stay from those asked for. Predictors learn at ``learning_rate``; the rest stands
+    still for ``frozen_epochs``, then learns at ``backbone_rate`` times that. Defaults are those of the paper and its code.
+    """
+
+    epochs: Natural = 30
+    learning_rate: Positive = 1e-3
+    warmup_epochs: NonNegative = 0
+    clip_norm: Positive | None = None
+    keep_ratio: Share = 0.7
+    budget: Share | None = None
+    places: tuple[Count, ...] | None = None
+    ratio_weight: NonNegative = 2.0
+    class_weight: NonNegative = 0.5
+    token_weight: NonNegative = 0.5
+    backbone_rate: Fraction = 0.01
+    frozen_epochs: Count = 5
 
 
 class UnstructuredSettings(CriterionSettings):

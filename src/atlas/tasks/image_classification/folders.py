@@ -23,6 +23,7 @@ from atlas.harness.seeds import derive_seed, generator
 from atlas.nn.precision import weight_type
 from atlas.nn.ranks import here
 from atlas.tasks.image_classification.protocol import Protocol
+from atlas.tasks.image_classification.resampling import on_tensors
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
@@ -96,14 +97,15 @@ def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[A
     )
     for step in transform.transforms:
         keep_one_bit(step)
-    return transform
+    return on_tensors(transform) if settings.resampling == "torch" else transform
 
 
 def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:
     """Resize the shorter side to 256/224 of the input size, crop the centre, normalise."""
     from timm.data import create_transform
 
-    return create_transform(protocol.backbone.img_size, is_training=False, interpolation="bicubic", crop_pct=224 / 256)
+    transform = create_transform(protocol.backbone.img_size, is_training=False, interpolation="bicubic", crop_pct=224 / 256)
+    return on_tensors(transform) if protocol.data.resampling == "torch" else transform
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
@@ -122,7 +124,8 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         own = int(self.indices[index])
         random_draws = seeded(derive_seed(self.seed, "augment", epoch, position))
         with self.images.open(own) as file, Image.open(file) as image, random_draws:
-            return self.transform(image.convert("RGB")), int(self.images.labels[own])
+            picture = image if image.mode == "RGB" else image.convert("RGB")  # which would copy what is RGB already
+            return self.transform(picture), int(self.images.labels[own])
 
 
 class FolderImages:

@@ -66,7 +66,7 @@ task(
             "batch_size": 4,
             "log_every": 1,
         },
-        rehearsal={"batch_size": 1, "micro_batch": 1, "proposals": 50, "data": {"workers": 0}},
+        rehearsal={"batch_size": 1, "micro_batch": 1, "data": {"workers": 0}},
     )
 )
 
