@@ -153,11 +153,14 @@ class DiversityTrainer:
         self._seen.clear()
 
     def forward(self, images: Tensor) -> DiversityOutputs:
-        """Run the model on (batch, channels, height, width) and collect what the loss needs. Errors as :meth:`outputs`."""
+        """Run the model on (batch, channels, height, width) and collect what the loss needs. Errors as :meth:`outputs`.
+
+        A mapping of patches and their places, as NaFlexViT takes, goes to the model as it is.
+        """
         self._seen.clear()
         self._always = True
         try:
-            logits = self.model(in_type_of(self.model, images, "images"))
+            logits = self.model(images if isinstance(images, Mapping) else in_type_of(self.model, images, "images"))
         finally:
             self._always = False
         return self.outputs(logits)
