@@ -24,7 +24,7 @@ from benchmarks.formulas.fields import view_synthesis
 from benchmarks.formulas.hierarchical import grown, ranked, searched, trained_as_vit
 from benchmarks.formulas.optimizers import learned
 from benchmarks.formulas.recurrences import recurrent
-from benchmarks.formulas.transformers import compressed, dense_vit, timed
+from benchmarks.formulas.transformers import compressed, dense_vit, sparse_from_start, timed, tokens_masked
 
 from atlas.study import Run, Study
 
@@ -46,6 +46,8 @@ ROWS: list[tuple[str, str, Formula]] = [
     ("image-classification/compression-latency", "", timed),
     ("image-classification/imagenet-compressed-t2t/", "", tokens_to_tokens),
     ("image-classification/imagenet-compressed", "deit", dense_vit),
+    ("image-classification/imagenet-compressed", "s2vite", sparse_from_start),
+    ("image-classification/imagenet-compressed", "dynamic-vit", tokens_masked),
     ("image-classification/imagenet-compressed", "", compressed),
     ("image-classification/imagenet-as-vit-ranking", "", ranked),
     ("image-classification/imagenet-as-vit/", "as-vit-search", searched),

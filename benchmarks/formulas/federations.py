@@ -68,12 +68,38 @@ def attack_steps(run: Run) -> int:
     return attack.train_steps if attack else 0
 
 
+NORMS = {
+    "digit-cnn": (64, 64, 128, 2048, 512),
+    "preresnet18": (64,) * 4 + (64,) + (128,) * 3 + (128,) + (256,) * 3 + (256,) + (512,) * 4,
+    "alexnet": (64, 192, 384, 256, 256, 4096, 4096),
+}
+"""Channels of the networks' norms at full width."""
+CODE = 128
+
+
+def conditioned(run: Run) -> float:
+    """Multiply-accumulates of a training image of a network that is told λ: its norms have small networks on a code.
+
+    The first images of a batch are not attacked. Attacks need no gradient of the small networks, and the code has none.
+    """
+    protocol, steps = run.protocol_model(), attack_steps(run)
+    macs, first = NETWORKS[protocol.network](1.0)
+    channels = NORMS[protocol.network]
+    embedding, rest = sum(2 * CODE * size for size in channels), sum(4 * size**2 for size in channels)
+    batch = protocol.batch_size
+    attacked = 1 - max(2, math.ceil(batch / len(protocol.attack.lams))) / batch
+    passed = TRAINING * macs - first + 2 * embedding + TRAINING * rest
+    return passed + attacked * (passed + steps * (2 * macs + embedding + rest))
+
+
 def image_cost(run: Run, budgets: Sequence[float]) -> float:
     """Multiply-accumulates of a training image, averaged over clients: of all networks that its client trains on it.
 
     Attacked images cost two passes for each step of the attack.
     """
     protocol, method = run.protocol_model(), run.recipe[0]
+    if method == "fedavg-oat":
+        return conditioned(run)
     settings, network, steps = run.settings_model(method), NETWORKS[protocol.network], attack_steps(run)
     weight = getattr(settings, "lam", 0.0)
 
@@ -103,7 +129,9 @@ def federated(run: Run) -> float:
     if method in ("sheterofl", "heterofl"):
         widest = network(1.0)[0]
     looks = math.ceil(protocol.rounds / protocol.validate_every)
-    passes = 1 + (2 * steps + 1 if getattr(settings, "lam", 0.0) else 0)
+    if method == "fedavg-oat":  # at λ = 0 and at the largest
+        widest += sum(2 * CODE * size + 4 * size**2 for size in NORMS[protocol.network])
+    passes = 1 + (2 * steps + 1 if getattr(settings, "lam", 0.0) or method == "fedavg-oat" else 0)
     post = POST_PASSES * (images - held) if getattr(settings, "statistics", "") == "post" else 0
     return OPERATIONS * (
         protocol.rounds * protocol.epochs * share * (images - held) * each + looks * widest * (held * passes + post)

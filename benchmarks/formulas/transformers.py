@@ -87,6 +87,34 @@ def compressed(run: Run) -> float:
     return OPERATIONS * (whole + small)
 
 
+def sparse_from_start(run: Run) -> float:
+    """S²ViTE: epochs of the whole model, masked, then of what is left; a teacher only where its part of the loss is not 0."""
+    backbone = run.protocol_model().backbone
+    parts = transformer(backbone, 1000)
+    settings = run.settings_model("s2vite")
+    kept = settings.budget * training(parts)
+    if settings.neuron_share is not None:
+        heads = int(settings.head_share * backbone.num_heads + 1e-9) / backbone.num_heads
+        neurons = int(settings.neuron_share * 4 * backbone.embed_dim) / (4 * backbone.embed_dim)
+        linear = parts["linear"] * (heads / 3 + 2 * neurons / 3)
+        kept = training({**parts, "linear": linear, "product": heads * parts["product"]})
+    teacher = forward(parts) if settings.alpha else 0.0
+    before, after = (images_trained(run, epochs) for epochs in settings.stages)
+    return OPERATIONS * (before * (training(parts) + teacher) + after * (kept + teacher))
+
+
+def tokens_masked(run: Run) -> float:
+    """DynamicViT: in training all tokens pass; attention with a mask is not fused, and computes nothing again going back."""
+    backbone = run.protocol_model().backbone
+    parts, depth, width = transformer(backbone, 1000), backbone.depth, backbone.embed_dim
+    places = run.settings_model("dynamic-vit").places or [depth * quarter // 4 for quarter in (1, 2, 3)]
+    saved = (depth - places[0]) / depth * parts["product"]
+    predictor = width**2 * (1 + 1 / 2 + 1 / 8) + width / 2
+    patches = (backbone.img_size // backbone.patch_size) ** 2
+    each = training(parts) - saved + TRAINING * len(places) * patches * predictor + forward(parts)
+    return OPERATIONS * images_trained(run, run.settings_model("dynamic-vit").epochs) * each
+
+
 def timed(run: Run) -> float:
     """Forward passes of a dense model, of two that keep a share of its operations, and of one that keeps some whole blocks."""
     settings = run.settings_model("compression-latency")

@@ -202,8 +202,8 @@ detector(
         Metric("growth_seconds", "growth, s", "lower", ".0f", measured=True),
     ),
     smallest={
-        "search": {**SMALL_MEASURES, "steps": 3, "check_repeats": 1, "width": 4},
-        "growth": {**SMALL_MEASURES, "max_steps": 2, "width0": 4, "width_scale": 1},
+        "search": {**SMALL_MEASURES, "steps": 3, "check_repeats": 1, "width": 8},
+        "growth": {**SMALL_MEASURES, "max_steps": 2, "width_scale": 1},
     },
     rehearsal={"search": {"repeats": 1, "check_repeats": 1}, "growth": {"repeats": 1}},
     amounts="stages:design_amounts",

@@ -305,7 +305,7 @@ class RandomGrownDetectorBody(GrownDetectorBody):
 
 
 def detector_design(run: Run, text: str, **shape: Any) -> Design:
-    """An architecture, as the authors write it, for pictures of the protocol."""
+    """An architecture, as the authors write it, for pictures of the protocol; the classifier that a body lacks counts nothing."""
     protocol = run.protocol_model()
     topology, depths, width = Topology.parse(text)
     return Design(
@@ -314,6 +314,7 @@ def detector_design(run: Run, text: str, **shape: Any) -> Design:
         depths=depths or SINGLE_BLOCKS,
         img_size=protocol.image_size,
         in_chans=protocol.in_chans,
+        num_classes=1,
         drop_path=protocol.drop_path_rate,
         **shape,
     )

@@ -15,7 +15,7 @@ from atlas.methods.split_mix.clients import Client
 from atlas.methods.split_mix.costs import Complexity, complexity
 from atlas.methods.split_mix.federation import FedTrainer
 from atlas.methods.split_mix.networks import WidthFactory, network
-from atlas.methods.split_mix.norms import NormSpec, post_statistics, set_norm_mode
+from atlas.methods.split_mix.norms import NormSpec, post_statistics, set_norm_mode, zero_samples
 from atlas.methods.split_mix.settings import FederatedSettings, Method, RateSettings
 from atlas.methods.split_mix.widths import base_count
 from atlas.tasks.federated_learning.augment import augmentation
@@ -202,7 +202,7 @@ class TrainedFederation(Federation):
         if not settings.adversarial or attack is None:
             return TRAINING_PASSES
         if settings.norm == "film_bn":  # all images clean, and all but those with λ = 0 attacked
-            share = 1 - 1 / len(self.trainer.norm.lams)
+            share = 1 - zero_samples(self.protocol.batch_size, len(self.trainer.norm.lams)) / self.protocol.batch_size
             return TRAINING_PASSES + share * (TRAINING_PASSES + ATTACK_PASSES * attack.train_steps)
         dual = settings.norm == "dual_bn"
         clean = TRAINING_PASSES if dual or settings.lam < 1 else 0
