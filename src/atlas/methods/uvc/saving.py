@@ -49,13 +49,14 @@ def save_compressed(
     if not isinstance(plan, CompressionPlan):
         raise TypeError(f"plan is a {type(plan).__name__}; a CompressionPlan is needed, as in result.plan")
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    found = architecture or (getattr(model, "pretrained_cfg", None) and model.pretrained_cfg.get("architecture"))
+    network: Any = model
+    found = architecture or (getattr(model, "pretrained_cfg", None) and network.pretrained_cfg.get("architecture"))
     described: dict[str, str] = {"format": FORMAT, "plan": plan.to_json()}
     if found:
-        height, width = model.patch_embed.img_size
+        height, width = network.patch_embed.img_size
         told = {
-            "num_classes": model.num_classes,
-            "in_chans": model.patch_embed.proj.weight.shape[1],
+            "num_classes": network.num_classes,
+            "in_chans": network.patch_embed.proj.weight.shape[1],
             "img_size": height if height == width else [height, width],
             **options,
         }

@@ -19,7 +19,7 @@ def on_tensors(transform: Any) -> Any:
     from torchvision import transforms
 
     first, *others = (step for step in transform.transforms if type(step).__name__ != "MaybeToTensor")
-    steps = [RandomCrop(first) if hasattr(first, "get_params") else Resize(first.size)]
+    steps: list[Any] = [RandomCrop(first) if hasattr(first, "get_params") else Resize(first.size)]
     steps += [Normalize(step) if isinstance(step, transforms.Normalize) else step for step in others]
     return transforms.Compose(steps)
 
