@@ -86,6 +86,22 @@ def test_fingerprint_covers_what_determines_the_numbers(tmp_path: Path) -> None:
     json.dumps(other.described())
 
 
+def test_only_what_can_be_stacked_is_and_only_where_the_study_says_so(tmp_path: Path) -> None:
+    single = read(tmp_path, GOOD)
+    stacking = read(tmp_path, GOOD + "batch_seeds: true\nstack_seeds: true\n")
+    stacked = {run.cell for run in stacking.runs if run.stacked}
+    assert not any(run.stacked for run in single.runs)
+    assert {cell.split("/", 1)[1] for cell in stacked} == {
+        f"{row}/seed{seed}"
+        for row in ("digits/deit", "digits/attnscale", "digits/deep", "digits/attnscale+featscale", "again/deit")
+        for seed in (3, 4)
+    }
+    for run in stacking.runs:
+        assert (run.fingerprint != single.find(run.cell).fingerprint) == (run.cell in stacked)
+    several = read(tmp_path, GOOD.replace("gpus: 1", "gpus: 2") + "batch_seeds: true\nstack_seeds: true\n")
+    assert not several.find("image-classification/digits/deep/seed3").stacked  # ranks share a batch of one run
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -129,6 +145,8 @@ def test_fingerprint_covers_what_determines_the_numbers(tmp_path: Path) -> None:
         ("seeds: [3, 4]", "seeds: [true]", r"seeds must be a list of whole numbers from 0"),
         ("seeds: [3, 4]", "seeds: [18446744073709551616]", r"seeds must be a list of whole numbers from 0"),
         ("seeds: [3, 4]", "seeds: [3]\nbatch_seeds: 'no'", r"batch_seeds must be true or false, not 'no'"),
+        ("seeds: [3, 4]", "seeds: [3]\nstack_seeds: 1", r"stack_seeds must be true or false, not 1"),
+        ("seeds: [3, 4]", "seeds: [3]\nstack_seeds: true", r"stack_seeds needs one job for all seeds of a row: set batch_seeds"),
         ("data: digits", "data: digit", r"again\.data = 'digit' is not a data set; did you mean digits\?"),
         ("data: digits", "data: [digits]", r"again\.data = \['digits'\] is not a data set"),
         ("data: digits", "data: ''", r"again\.data = '' is not a data set"),

@@ -50,6 +50,8 @@ def describe_method(entry: Method) -> str:
         lines.append("needs     " + ", ".join(f"{_needed(row)} (as its {role})" for role, row in entry.needs.items()))
     if entry.conflicts:
         lines.append(f"never in a recipe with {', '.join(entry.conflicts)}")
+    if entry.stacks:
+        lines.append("seeds     can be trained at once (stack_seeds of a study)")
     lines += ["", *_settings(entry.settings, entry.preset, f"settings  {entry.settings.__module__}:{entry.settings.__name__}")]
     lines += ["", f"A row to paste below {entry.task}.methods, or below methods of one of its datasets:", "", row(entry)]
     return "\n".join(lines)

@@ -169,19 +169,32 @@ def train(
     With --set it is a trial: it goes to checkpoints/<tier>-trial/ and results/<tier>-trial/, and never enters the study.
     SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C make it save its state and stop with exit code 75.
     """
-    from atlas.harness.execute import evaluation_due, train_run
+    from atlas.harness.execute import evaluation_due, train_run, train_stack
     from atlas.harness.startup import defer_compiler
 
     defer_compiler()
+    why = again.value if again else None
+    selected = _together(_selected(tier, runs, overrides), gpus, ranks)
+    stacked: dict[str, bool | Exception] = {}
+
+    def trained_now(run: Run) -> bool:
+        if not run.stacked:
+            return train_run(run, force=force, again=why)
+        if run.cell not in stacked:
+            seeds = [other for other in selected if other.stacked and other.row == run.row]
+            stacked.update(train_stack(seeds, force=force, again=why))
+        outcome = stacked[run.cell]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def one(run: Run) -> None:
-        why = again.value if again else None
-        trained = train_run(run, force=force, again=why)
+        trained = trained_now(run)
         _say(run, trained)
         if evaluate and ((trained and run.declared_metrics) or evaluation_due(run, why)):
             _evaluate(run)
 
-    _each("train", _together(_selected(tier, runs, overrides), gpus, ranks), one)
+    _each("train", selected, one)
 
 
 @app.command()

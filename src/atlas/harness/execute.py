@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,11 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     Interrupted
         A signal asked it to stop; the state is saved.
     """
+    if run.stacked:
+        outcome = train_stack([run], force=force, again=again)[run.cell]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
     if not force and training_gap(run) is None and not due_again(run, again):
         clear_state(run)
         return False
@@ -66,6 +71,58 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     clear_state(run)
     note_made_here(run, "record", run.record)
     return True
+
+
+def train_stack(runs: Sequence[Run], *, force: bool = False, again: str | None = None) -> dict[str, bool | Exception]:
+    """Train several seeds of a row at once, as :func:`train_run` does each: a stack of models (:attr:`Run.stacked`).
+
+    Returns
+    -------
+    dict
+        Run's cell to whether there was anything to do, or to the error with which it failed; one that fails leaves the others be.
+
+    Raises
+    ------
+    UserError, Interrupted
+        As for :func:`train_run`, for any of the runs.
+    """
+    outcomes: dict[str, bool | Exception] = {}
+    due = []
+    for run in runs:
+        if force or training_gap(run) is not None or due_again(run, again):
+            _require_inputs(run)
+            due.append(run)
+        else:
+            clear_state(run)
+            outcomes[run.cell] = False
+    if not due:
+        return outcomes
+    for run in due:
+        if force:
+            clear_state(run)
+        run.record.unlink(missing_ok=True)
+    together = resolve(due[0].task_entry.together, due[0].task_entry.package)
+    with ExitStack() as failures:
+        for run in due:
+            failures.enter_context(_recorded_failure(run, "train"))
+        clock = _Clock()
+        summaries = together(due)
+        now = {name: value / len(due) for name, value in clock.read().items()}
+    for run, summary in zip(due, summaries, strict=True):
+        try:
+            with _recorded_failure(run, "train"):
+                if isinstance(summary, Exception):
+                    raise summary
+                over_all = spent(run)
+                took = {name: max(now[name], over_all[name]) for name in now}
+                write_json(run.record, _record(run, summary, took, trained_at_once=len(due)))
+        except AtlasError as error:
+            outcomes[run.cell] = error
+            continue
+        clear_state(run)
+        note_made_here(run, "record", run.record)
+        outcomes[run.cell] = True
+    return outcomes
 
 
 def due_again(run: Run, again: str | None) -> bool:
@@ -110,6 +167,8 @@ def evaluate_run(run: Run) -> dict[str, Any]:
 def import_code(run: Run) -> None:
     """Import the code with which training and evaluating a run begin, and so the libraries that it stands on."""
     function_of(run, "train")
+    if run.stacked:
+        resolve(run.task_entry.together, run.task_entry.package)
     if run.declared_metrics:
         function_of(run, "evaluate")
     for entry in run.method_entries:
@@ -138,7 +197,7 @@ def _require_inputs(run: Run) -> None:
             raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")
 
 
-def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float]) -> dict[str, Any]:
+def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float], **more: int) -> dict[str, Any]:
     artefacts = sorted(path for path in run.checkpoint.glob("*") if path.is_file() and path != run.record)
     return {
         **run.described(),
@@ -153,6 +212,7 @@ def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float]) -> 
             **provenance(run.root, str(pick_device(run.resources.device))),
             "code": code_of(run),
             **{f"train_{name}": round(value, 3) for name, value in took.items()},
+            **more,
             "finished": _now(),
         },
     }
@@ -187,6 +247,7 @@ def _metrics(run: Run, values: Mapping[str, float], took: Mapping[str, float]) -
             "code": trained.get("code"),
             "trained": artefacts_digest(record),
             **{f"train_{name}": trained.get(f"train_{name}") for name in took},
+            **{name: trained[name] for name in ("trained_at_once",) if name in trained},
             **{f"evaluate_{name}": round(value, 3) for name, value in took.items()},
             "peak_memory_mebibytes": trained.get("peak_memory_mebibytes"),
             "needed_seconds": _needed_seconds(run),

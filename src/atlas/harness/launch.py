@@ -113,7 +113,8 @@ def require_machine(run: Run) -> None:
 
 def plain(run: Run) -> dict[str, Any]:
     """Return a run as plain values, from which :func:`restored` makes it again in another process."""
-    names = ("tier", "task", "dataset", "data", "method", "recipe", "seed", "protocol", "settings", "batched", "trial", "limit")
+    place = ("tier", "task", "dataset", "data", "method", "recipe", "seed")
+    names = (*place, "protocol", "settings", "batched", "stack_seeds", "trial", "limit")
     return {
         **{name: getattr(run, name) for name in names},
         "root": str(run.root.absolute()),

@@ -174,6 +174,11 @@ class Task:
         and scales its cost by these.
     ranks : bool
         Whether ``train`` and ``evaluate`` share a run's work out where several processes call them: :mod:`atlas.nn.ranks`.
+    together : str
+        Names ``train_together(runs)``, which trains several seeds of a row at once, and returns for each run what ``train`` does,
+        or the error with which it failed. Empty where the task cannot.
+    stackable : str
+        Names ``stackable(run)``: whether a run's settings allow that, from them alone.
     baseline : str
         Row that the others are compared with in the table.
     tested : str
@@ -199,6 +204,8 @@ class Task:
     amounts: str = ""
     tested: str = ""
     altered: str = ""
+    together: str = ""
+    stackable: str = ""
 
     @property
     def package(self) -> str:
@@ -247,6 +254,9 @@ class Method:
         What is fixed for this row and no setting: several rows may share one plug-in.
     preset : mapping
         Settings in which this row differs from the defaults of its settings class; a study may override them.
+    stacks : bool
+        Whether its seeds can be trained at once, where the task can: it builds networks that differ in weights alone, keeps to
+        its own generators, and only looks on when its hooks are called.
     train, evaluate, amounts : str
         Name functions that replace the task's own, for stages and studies that do not train in the task's loop.
     ranks : bool
@@ -276,6 +286,7 @@ class Method:
     evaluate: str = ""
     amounts: str = ""
     ranks: bool = False
+    stacks: bool = False
 
     @property
     def package(self) -> str:

@@ -220,7 +220,9 @@ def cut(run: Run, root: Path, threads: int | None = None) -> Run:
     needs = {role: cut(needed, root, threads) for role, needed in run.needs.items()}
     threads = min(run.resources.threads, threads or len(os.sched_getaffinity(0)))
     resources = run.resources.model_copy(update={"threads": threads, "gpus": 0, "nodes": 1, "ranks": None})
-    return replace(run, root=root, protocol=protocol, settings=settings, resources=resources, needs=needs, limit=1)
+    return replace(
+        run, root=root, protocol=protocol, settings=settings, resources=resources, needs=needs, limit=1, stack_seeds=False
+    )
 
 
 @dataclass

@@ -13,6 +13,7 @@ writes the state, and any number of ranks goes on from it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -199,6 +200,10 @@ class TrainingLoop:
         self.history.add(self._step + 1, values)
         self._progress.describe(values)
 
+    def at(self, step: int, progress: Progress) -> None:
+        """Be at a step of a loop that others take too, and show what is logged there."""
+        self._step, self._progress = step, progress
+
     def __iter__(self) -> Iterator[int]:
         """Yield the steps that are left, saving the state at intervals and on a stop signal.
 
@@ -265,8 +270,8 @@ class TrainingLoop:
         if not self.ranks.first:
             return
         content = {
-            "parts": {name: _state_of(part) for name, part in self.parts.items()},
-            "random": _random_state(),
+            "parts": {name: _own_storage(_state_of(part)) for name, part in self.parts.items()},
+            "random": random_state(),
             "history": self.history.rows,
             **self._spent,
         }
@@ -285,7 +290,7 @@ class TrainingLoop:
         self.start, content = found
         for name, part in self.parts.items():
             _restore_part(part, content["parts"][name])
-        _set_random_state(content["random"])
+        set_random_state(content["random"])
         self.history.rows = content["history"]
         self.seconds, self.cpu_seconds = content["seconds"], content.get("cpu_seconds", 0.0)
         print(f"{self.run.cell}: going on with {self.phase} after step {self.start} of {self.total}", file=sys.stderr)
@@ -339,6 +344,20 @@ def _state_of(part: Any) -> Any:
     return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
 
 
+def _own_storage(state: Any) -> Any:
+    """The same state without what its tensors are views of, which would be saved along with them."""
+    if isinstance(state, dict):
+        own = copy.copy(state)
+        for name, value in state.items():
+            own[name] = _own_storage(value)
+        return own
+    if isinstance(state, list):
+        return [_own_storage(value) for value in state]
+    if hasattr(state, "untyped_storage") and state.untyped_storage().nbytes() > state.numel() * state.element_size():
+        return state.clone()
+    return state
+
+
 def _restore_part(part: Any, state: Any) -> None:
     import torch
 
@@ -348,7 +367,8 @@ def _restore_part(part: Any, state: Any) -> None:
         part.load_state_dict(state)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """States of the process's own generators: torch's, those of GPUs, NumPy's and Python's."""
     import numpy as np
     import torch
 
@@ -389,7 +409,8 @@ def _set_cuda_states(states: list[Any]) -> None:
         torch.cuda.set_rng_state(states[0])
 
 
-def _set_random_state(state: Mapping[str, Any]) -> None:
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Let the process's own generators go on from what :func:`random_state` returned."""
     import numpy as np
     import torch
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atlas.harness.registry import Method, Metric, Task
+from atlas.harness.registry import Method, Metric, Task, resolve
 from atlas.settings import Natural, Positive, Settings
 
 TRIAL = "-trial"
@@ -77,6 +77,8 @@ class Run:
         Whether one job computes all seeds of the row.
     first : bool
         Whether its seed is the first of the study's: what is dear and only for looking at is made of that one alone.
+    stack_seeds : bool
+        Whether the study asks for the seeds of a row to be trained at once, where that can be: see :attr:`stacked`.
     trial : bool
         Whether settings were changed for once (``--set``): its files lie beside the study's, in ``<tier>-trial``, and no table,
         claim or page reads them.
@@ -101,6 +103,7 @@ class Run:
     needs: Mapping[str, Run] = field(default_factory=dict)
     batched: bool = False
     first: bool = True
+    stack_seeds: bool = False
     root: Path = Path()
     trial: bool = False
     stands_for: str = ""
@@ -117,6 +120,11 @@ class Run:
     def cell(self) -> str:
         """``task/dataset/method/seed<k>``, the run's name on the command line and in paths."""
         return f"{self.task}/{self.dataset}/{self.method}/seed{self.seed}"
+
+    @property
+    def row(self) -> str:
+        """``task/dataset/method``: the cell without its seed."""
+        return f"{self.task}/{self.dataset}/{self.method}"
 
     @property
     def checkpoint(self) -> Path:
@@ -207,6 +215,18 @@ class Run:
         return [entry.build(self, self.settings_model(entry.name)) for entry in self.method_entries]
 
     @cached_property
+    def stacked(self) -> bool:
+        """Whether the seeds of the row are trained at once, as one stack of models: the study asks for it, and all of it can.
+
+        It is part of the fingerprint, since the numbers are those of single runs to rounding only.
+        """
+        if not self.stack_seeds or not self.task_entry.stackable or self.resources.all_ranks > 1:
+            return False
+        if not all(entry.stacks for entry in self.method_entries):
+            return False
+        return bool(resolve(self.task_entry.stackable, self.task_entry.package)(self))
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that determines the run's numbers, its needs included (resources are not part)."""
         content = {
@@ -217,6 +237,7 @@ class Run:
             "protocol": self.protocol,
             "settings": self.settings,
             "needs": {role: run.fingerprint for role, run in sorted(self.needs.items())},
+            **({"stacked": True} if self.stacked else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -233,5 +254,6 @@ class Run:
             "seed": self.seed,
             "cell": self.cell,
             "role": self.role,
+            **({"stacked": True} if self.stacked else {}),
             "fingerprint": self.fingerprint,
         }

@@ -136,7 +136,7 @@ class StudyFile:
     def __init__(self, path: Path, tier: str, root: Path, registry: Registry) -> None:
         self.path, self.tier, self.root, self.registry = path, tier, root, registry
         self.shown = CONFIG_FOLDER / path.name
-        self.batch_seeds = False
+        self.batch_seeds = self.stack_seeds = False
         self.substitutes: dict[str, str] = {}
         self.caseless = ignores_case(path)
         content = read_yaml(path, self.shown)
@@ -184,18 +184,18 @@ class StudyFile:
         top = dict(self.content)
         seeds = self.seeds(top.pop("seeds", None), "seeds")
         self.substitutes = self.substituted(top.pop("substitutes", None))
-        self.batch_seeds = top.pop("batch_seeds", False)
-        if not isinstance(self.batch_seeds, bool):
-            raise self.fail("batch_seeds", f"must be true or false, not {self.batch_seeds!r}")
+        self.batch_seeds = self.switch(top, "batch_seeds")
+        self.stack_seeds = self.switch(top, "stack_seeds")
+        if self.stack_seeds and not self.batch_seeds:
+            raise self.fail("stack_seeds", "needs one job for all seeds of a row: set batch_seeds: true")
         description = str(top.pop("description", ""))
         limits = top.pop("limits", None) or []
         if not isinstance(limits, list) or not all(isinstance(limit, str) for limit in limits):
             raise self.fail("limits", "must be a list of sentences: what the study cannot show")
         resources = self.mapping(top.pop("resources", None), "resources")
         runs: list[Run] = []
-        self.known_keys(
-            top, [*self.registry.tasks, "seeds", "batch_seeds", "description", "limits", "resources", "substitutes"], ""
-        )
+        words = ("seeds", "batch_seeds", "stack_seeds", "description", "limits", "resources", "substitutes")
+        self.known_keys(top, [*self.registry.tasks, *words], "")
         for name, body in top.items():
             runs += self.task_runs(self.registry.task(name), self.mapping(body, name), seeds, resources)
         return Study(
@@ -209,6 +209,13 @@ class StudyFile:
             substitutes=self.substitutes,
             limits=tuple(limits),
         )
+
+    def switch(self, values: dict[str, Any], key: str) -> bool:
+        """Take a choice between true and false out of a mapping; false by default."""
+        value = values.pop(key, False)
+        if not isinstance(value, bool):
+            raise self.fail(key, f"must be true or false, not {value!r}")
+        return value
 
     def seeds(self, given: Any, where: str) -> list[int]:
         """Seeds of the study, or of one of its tasks or benchmarks."""
@@ -370,6 +377,7 @@ class _Benchmark:
             resources=Resources(**resources),
             needs=needs,
             batched=self.reader.batch_seeds,
+            stack_seeds=self.reader.stack_seeds,
             first=seed == self.first,
             root=self.reader.root,
             task_entry=self.task,

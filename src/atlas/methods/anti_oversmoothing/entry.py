@@ -20,7 +20,7 @@ PAPER = paper(
     url="https://arxiv.org/abs/2203.05962",
 )
 row = partial(method, paper=PAPER, task="image-classification")
-scaling = partial(row, settings=ScaleSettings, traits=("timm-blocks",))
+scaling = partial(row, settings=ScaleSettings, traits=("timm-blocks",), stacks=True)
 
 scaling(
     "attnscale",

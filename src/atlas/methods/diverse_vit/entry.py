@@ -23,6 +23,7 @@ row = partial(
     phase="training",
     traits=("own-batches",),
     conflicts=("own-batches",),
+    stacks=True,
 )
 ablation = partial(row, role="ablation")
 

@@ -34,23 +34,27 @@ baseline(
     title="All features",
     summary="A GRU that acquires every feature at every step.",
     plugin="plugin:SweepLearner",
+    stacks=True,
 )
 baseline(
     "first-step",
     title="First step only",
     summary="Nothing is acquired after the first step: what the stickiness of labels gives for free.",
     plugin="baselines:Masked",
+    stacks=True,
 )
 sweep(
     "vfds",
     title="VFDS",
     summary="The state after each step decides what the next one acquires; gates are trained as binary concrete variables.",
+    stacks=True,
 )
 estimator(
     "vfds-st",
     title="VFDS, straight-through",
     summary="VFDS with hard gates in training and the straight-through gradient.",
     preset={"relaxation": "st"},
+    stacks=True,
 )
 estimator(
     "vfds-arm",
@@ -76,6 +80,7 @@ sweep(
     summary="One free concrete logit per gate, the same at every step; its front over λ is read at VFDS's cost.",
     role="baseline",
     plugin="plugin:Static",
+    stacks=True,
     needs={"target": "vfds"},
 )
 baseline(
@@ -83,6 +88,7 @@ baseline(
     title="Static top-k, refit",
     summary="The gates with the largest static logits, as many as VFDS opens, and a new GRU on them.",
     plugin="baselines:StaticTopK",
+    stacks=True,
     needs={"target": "vfds", "static": "static"},
 )
 baseline(
@@ -90,6 +96,7 @@ baseline(
     title="Attention",
     summary="Deterministic soft weights of the features, trained without a cost and thresholded in use.",
     plugin="baselines:Attention",
+    stacks=True,
     settings=AttentionSettings,
 )
 baseline(
@@ -104,6 +111,7 @@ baseline(
     title="Mutual information top-k",
     summary="The features with most mutual information with the label, as many as VFDS acquires.",
     plugin="baselines:MutualInformation",
+    stacks=True,
     needs={"target": "vfds"},
 )
 baseline(
@@ -111,6 +119,7 @@ baseline(
     title="Group lasso, refit",
     summary="Columns of the input weights that a swept proximal penalty leaves, cut to VFDS's cost, and a new GRU on them.",
     plugin="baselines:GroupLasso",
+    stacks=True,
     settings=LassoSettings,
     needs={"target": "vfds"},
     smallest={"penalties": (0.3, 3.0)},

@@ -31,7 +31,7 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"the temperature must be positive and finite, not {temperature}")
 
 
-def check_noise(noise: Tensor, shape: tuple[int, int, int]) -> None:
+def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse uniform noise that does not have the shape (steps, batch, gates), or leaves [0, 1].
 
     Raises

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.vfds.losses import Loss, arm_loss, check_lambda, lambda_at, selection_loss
-from atlas.methods.vfds.model import FILL, SelectiveGRU
+from atlas.methods.vfds.model import FILL, Rollout, SelectiveGRU
 from atlas.methods.vfds.sweep import Sweep
 from atlas.nn.bars import track
 from atlas.nn.examples import gathered, require_numbers
@@ -53,6 +53,13 @@ def training_loss(
     if template.arm:
         return arm_loss(model, x, y, lam=lam, cost=cost, lengths=lengths, noise=noise, **options)
     rollout = model(x, lengths=lengths, noise=noise, gates="relaxed")
+    return rollout_loss(template, rollout, y, lam=lam, cost=cost, **options)
+
+
+def rollout_loss(
+    template: SelectiveGRU, rollout: Rollout, y: Tensor, *, lam: float | Tensor, cost: Tensor, **options: Any
+) -> Loss:
+    """The loss of what a model, or several like ``template``, did with sequences; not for ARM, which needs two of them."""
     if template.policy not in ("dynamic", "static"):
         lam = 0.0  # nothing to learn about cost: the gates are given, or (attention) the paper's code asks nothing for them
     return selection_loss(rollout, y, cost=cost, lam=lam, **options)

@@ -253,7 +253,8 @@ class SelectiveGRU(nn.Module):
         Parameters
         ----------
         x : Tensor
-            (B, T, D), standardised so that 0 is the mean. Padding may hold anything. What is not acquired may be NaN or infinite
+            (B, T, D), standardised so that 0 is the mean; or (M, B, T, D), sequences of their own for each of M stacked models,
+            of full length and with noise (T, M, B, G). Padding may hold anything. What is not acquired may be NaN or infinite
             where gates are hard and do not learn (samples, thresholds, fixed and random gates); gates that learn by their own
             slope, which are all relaxed ones but ARM's, read every value, since its gradient is theirs.
         lengths : LongTensor, optional
@@ -281,12 +282,12 @@ class SelectiveGRU(nn.Module):
             offset = self.offset(self._noise(noise, x, gates, generator), x)
         copies = self._copies(offset, x)
         lengths = None if lengths is None else lengths.repeat(copies)
-        values = (x if copies == 1 else x.repeat(copies, 1, 1)).transpose(0, 1)
+        values = (x if copies == 1 else x.repeat(copies, 1, 1)).movedim(-2, 0)
         valid = valid_steps(lengths, x.shape[1])
         if valid is not None:
             valid = valid[..., None]
             values = torch.where(valid.transpose(0, 1), values, 0)
-        if self.stacked:
+        if self.stacked and x.ndim == 3:
             values, offset = values.unsqueeze(1), offset.unsqueeze(1)
         run = self._adaptive if self.adaptive else self._blind
         gating = replace(self.gating(gates), learning=learning)
@@ -307,6 +308,10 @@ class SelectiveGRU(nn.Module):
             As there.
         """
         in_type_of(self, x, "x")
+        if self.stacked and x.ndim == 4 and len(x) == len(self.output.weight) and lengths is None:
+            for own in x:
+                self.check_input(own, gates, None)
+            return
         if x.ndim != 3 or x.shape[-1] != self.n_features:
             raise ValueError(f"x must have shape (batch, steps, {self.n_features}), not {tuple(x.shape)}")
         if x.shape[1] < 1:
@@ -317,12 +322,14 @@ class SelectiveGRU(nn.Module):
             raise ValueError(f"{self.relaxation} has no relaxed gates: train it with arm_loss, run it with sample or threshold")
         check_lengths(lengths, *x.shape[:2])
 
-    def noise_shape(self, x: Tensor) -> tuple[int, int, int]:
-        """Shape (T, B, G) of the noise that x of the shape (B, T, D) needs."""
-        return (x.shape[1], x.shape[0], self.groups.n_groups)
+    def noise_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape (T, [M,] B, G) of the noise that x of the shape ([M,] B, T, D) needs."""
+        return (x.shape[-2], *x.shape[:-2], self.groups.n_groups)
 
     def _copies(self, offset: Tensor, x: Tensor) -> int:
         """How many trajectories of every sequence an offset asks for."""
+        if x.ndim == 4:
+            return 1
         steps, batch, gates = self.noise_shape(x)
         copies = max(1, offset.shape[1] // batch) if batch and offset.ndim == 3 else 1
         if offset.shape != (steps, copies * batch, gates):
@@ -332,6 +339,10 @@ class SelectiveGRU(nn.Module):
     def _refuse_gaps(self, x: Tensor, valid: Tensor | None, opened: Tensor, gating: Gating) -> None:
         """Refuse NaN and infinity in x (B, T, D) at valid steps (k · B, T, 1) where gates (T, [M,] k · B, G) read it."""
         if bool(x.isfinite().all()):
+            return
+        if x.ndim == 4:
+            for own, gates in zip(x, opened.unbind(1), strict=True):
+                self._refuse_gaps(own, valid, gates, gating)
             return
         read = x.new_ones(opened.shape[-2], x.shape[1], 1, dtype=torch.bool) if valid is None else valid
         if gating.opaque:
@@ -381,7 +392,7 @@ class SelectiveGRU(nn.Module):
     def offset(self, noise: Tensor | None, x: Tensor) -> Tensor:
         """Uniform noise as ν in logit space, in the relaxation's direction of comparison: (T, B, G); zeros without noise."""
         if noise is None:
-            return x.new_zeros(()).expand(x.shape[1], x.shape[0], self.groups.n_groups)
+            return x.new_zeros(()).expand(self.noise_shape(x))
         reverse = self.relaxation in ("st", *PAIRED)  # these open a gate where u < σ(α)
         return logistic_noise(1 - noise) if reverse else logistic_noise(noise)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atlas.harness.registry import Amount, Amounts
 from atlas.harness.run import Run
 from atlas.harness.seeds import derive_seed
-from atlas.methods.vfds.fitting import Front, Point, training_loss
+from atlas.methods.vfds.fitting import Front, Point, rollout_loss, training_loss
 from atlas.methods.vfds.groups import FeatureGroups
 from atlas.methods.vfds.losses import lambda_at
-from atlas.methods.vfds.model import Policy, SelectiveGRU
+from atlas.methods.vfds.model import Policy, Rollout, SelectiveGRU
 from atlas.methods.vfds.settings import SelectionSettings
 from atlas.methods.vfds.sweep import Sweep
 from atlas.nn.work import TRAIN
@@ -75,14 +77,22 @@ class SweepLearner(Learner):
     def phases(self, bench: Bench) -> Iterator[Phase]:
         """Train the models of all λ in one phase, and draw the headline's curves."""
         sweep = self.start(bench)
-        yield Phase("train", sweep, lambda x, y, step: self.loss(bench, sweep, x, y, step), watched=self.headline)
+
+        def loss(x: Tensor, y: Tensor, step: int) -> Losses:
+            return self.loss(bench, sweep, x, y, step)
+
+        yield SweepPhase("train", sweep, loss, watched=self.headline, member=Member(self, bench, sweep))
 
     def loss(self, bench: Bench, sweep: Sweep, x: Tensor, y: Tensor, step: int) -> Losses:
         """Losses (M,) of one training step on x (B, T, D) and y (B, T[, C]); λ rises to its value in the warm-up."""
-        protocol, cost = bench.protocol, sweep.template.groups.cost.to(x)
+        cost = sweep.template.groups.cost.to(x)
         noise = bench.noise("train", step, x.shape[0], x.shape[1], len(cost))
-        lam = x.new_tensor([lambda_at(step, protocol.steps, value, protocol.warmup) for value in self.weights])
-        return self.estimate(sweep, x, y, cost, lam, noise)
+        return self.estimate(sweep, x, y, cost, self.lams_at(bench, step, x), noise)
+
+    def lams_at(self, bench: Bench, step: int, like: Tensor) -> Tensor:
+        """λ of every model (M,) at a step."""
+        protocol = bench.protocol
+        return like.new_tensor([lambda_at(step, protocol.steps, value, protocol.warmup) for value in self.weights])
 
     def estimate(self, sweep: Sweep, x: Tensor, y: Tensor, cost: Tensor, lam: Tensor, noise: Tensor) -> Losses:
         """Losses (M,) with the gradient estimator of the relaxation; cost: (G,), lam: (M,), noise: (T, B, G)."""
@@ -113,6 +123,65 @@ class SweepLearner(Learner):
         deeper = (model.n_layers - 1) * 6 * hidden
         macs = hidden * (3 * features + 3 * hidden + deeper + selector + model.n_outputs)
         return 2 * macs
+
+
+class Member(NamedTuple):
+    """One seed of a row while several are trained at once."""
+
+    learner: SweepLearner
+    bench: Bench
+    sweep: Sweep
+
+
+@dataclass
+class SweepPhase(Phase):
+    """The phase of a sweep; with those of other seeds it is one phase of a larger sweep, each seed on its own batch and noise."""
+
+    member: Member = field(kw_only=True)
+
+    def joined(self, phases: Sequence[Phase]) -> JointSweeps | None:
+        """All sweeps as one, where their models are of one kind, and learn from one trajectory."""
+        members = [phase.member for phase in phases if isinstance(phase, SweepPhase)]
+        if len(members) < len(phases) or self.member.sweep.template.arm:
+            return None
+        try:
+            return JointSweeps(members)
+        except ValueError:  # gates that open by chance, as often as each seed's own target
+            return None
+
+
+class JointSweeps:
+    """Sweeps of several seeds as one :class:`~.sweep.Sweep`: see :class:`~atlas.tasks.feature_acquisition.learner.JointPhase`."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = members
+        sweeps = [member.sweep for member in members]
+        if sum(sweep.size for sweep in sweeps) == 1:
+            # products of one matrix are computed by other kernels than those of several, and no number must depend on how many
+            # seeds there are
+            sweeps.append(copy.deepcopy(sweeps[0]))
+        self.spare = len(sweeps) - len(members)
+        self.sweep = Sweep.joined(sweeps)
+        self.module: nn.Module = self.sweep
+
+    def losses(self, batches: Sequence[tuple[Tensor, Tensor]], step: int) -> list[Losses]:
+        """Losses (M,) of every seed on its batch, x (B, T, D) and y (B, T[, C])."""
+        template, sizes = self.sweep.template, [member.sweep.size for member in self.members]
+        count = template.groups.n_groups
+        values = [x.expand(size, *x.shape) for (x, _), size in zip(batches, sizes, strict=True)]
+        noise = [
+            member.bench.noise("train", step, x.shape[0], x.shape[1], count)[:, None].expand(-1, size, -1, -1)
+            for member, (x, _), size in zip(self.members, batches, sizes, strict=True)
+        ]
+        copies = 1 + self.spare
+        rollout = self.sweep(torch.cat(values * copies), noise=torch.cat(noise * copies, 1), gates="relaxed")
+        made = (rollout.logits, rollout.gates, rollout.gate_logits, rollout.hidden)
+        parts = zip(*(part.split(sizes * copies)[: len(sizes)] for part in made), strict=True)
+        found = []
+        for (learner, bench, own_sweep), own, (x, y) in zip(self.members, parts, batches, strict=True):
+            lam, cost = learner.lams_at(bench, step, x), own_sweep.template.groups.cost.to(x)
+            found.append(Losses(*rollout_loss(template, Rollout(*own), y, lam=lam, cost=cost, **learner.loss_options)))
+        return found
 
 
 class Selecting(SweepLearner):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.vfds.model import Rollout, SelectiveGRU
+from atlas.methods.vfds.model import FixedMask, Rollout, SelectiveGRU
 
 
 class Sweep(nn.Module):
@@ -66,6 +66,33 @@ class Sweep(nn.Module):
         """Run all models on x: (B, T, D); see :meth:`.model.SelectiveGRU.forward`."""
         return torch.func.functional_call(self.template, self.stacked, (x,), options)
 
+    @classmethod
+    def joined(cls, sweeps: Sequence[Sweep]) -> Sweep:
+        """Return one sweep of all models of several; from now on, the parameters of each are views of the joint ones.
+
+        Raises
+        ------
+        ValueError
+            Their models differ in shape, policy or anything else that is no weight.
+        """
+        first = sweeps[0].template
+        if any(_kind(sweep.template) != _kind(first) for sweep in sweeps):
+            raise ValueError("the models of a sweep must have the same shapes and policy")
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        object.__setattr__(made, "template", first)
+        ends = torch.tensor([sweep.size for sweep in sweeps]).cumsum(0).tolist()
+        made.size = ends[-1]
+        for name in first.state_dict():
+            whole = torch.cat([sweep.stacked[name].detach() for sweep in sweeps])
+            if isinstance(sweeps[0].stacked[name], nn.Parameter):
+                made.register_parameter(_key(name), nn.Parameter(whole))
+                for sweep, end in zip(sweeps, ends, strict=True):
+                    sweep.stacked[name].data = whole[end - sweep.size : end]
+            else:
+                made.register_buffer(_key(name), whole)
+        return made
+
     def model(self, index: int) -> SelectiveGRU:
         """Return the template with the weights of one model; the next call changes them."""
         self.template.load_state_dict({name: tensor[index].detach() for name, tensor in self.stacked.items()})
@@ -79,6 +106,16 @@ class Sweep(nn.Module):
 class _Stacked:
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight, self.bias = weight, bias
+
+
+def _kind(model: SelectiveGRU) -> tuple[Any, ...]:
+    """Everything that tells models of different kinds apart."""
+    policy = type(model.policy) if isinstance(model.policy, FixedMask) else model.policy
+    shapes = {name: tuple(value.shape[-1:]) for name, value in model.state_dict().items()}
+    first = None if model.first is None else tuple(model.first.tolist())
+    own = (model.n_features, model.hidden, model.n_outputs, model.n_layers, model.relaxation, model.temperature)
+    groups = tuple(model.groups.groups.tolist())
+    return (policy, shapes, first, own, groups, model.logit_scale, model.append_mask, model.attention_threshold, model.fused)
 
 
 def _key(name: str) -> str:

@@ -35,6 +35,11 @@ def training_amounts(run: Run) -> Amounts:
     return {TRAIN: Amount(protocol.steps, protocol.batch_size, protocol.batch_size)}
 
 
+def stackable(run: Run) -> bool:
+    """Whether seeds can be trained at once: always, as far as the protocol is concerned."""
+    return True
+
+
 def tested(run: Run) -> str:
     """How many sequences a run is tested on; recordings are as long as they are."""
     stream = run.protocol_model().stream
@@ -62,6 +67,8 @@ task(
         baseline="vanilla",
         tested="entry:tested",
         altered="entry:altered",
+        together="stacking:train_together",
+        stackable="entry:stackable",
         amounts="entry:training_amounts",
         smallest={
             "steps": 4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Protocol as Protocol_
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,26 @@ class Phase:
     after_step: Callable[[int], None] | None = None
     watched: int = 0
     keep_best: bool = True
+
+    def joined(self, phases: Sequence[Phase]) -> JointPhase | None:
+        """Return phases of several seeds, this one's among them, as one; ``None`` if each must go by itself."""
+        return None
+
+
+class JointPhase(Protocol_):
+    """The same phase of several seeds, as one module; the modules of each phase are views of it.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The phases' models, one after the other: every parameter has a leading dimension of all of them.
+    """
+
+    module: nn.Module
+
+    def losses(self, batches: Sequence[tuple[Tensor, Tensor]], step: int) -> list[Losses]:
+        """Losses of every phase on its own batch."""
+        ...
 
 
 class Prediction(NamedTuple):

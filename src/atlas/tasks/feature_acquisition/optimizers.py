@@ -7,7 +7,7 @@ training.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,18 @@ class StackedOptimizer:
         self.first = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.second = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.count = 0
+
+    def join(self, others: Sequence[StackedOptimizer]) -> None:
+        """Take up the state of optimisers of parts of the module, one after the other; theirs become views of this one's."""
+        self.count = others[0].count
+        for mine, name in ((self.first, "first"), (self.second, "second")):
+            for index, whole in enumerate(mine):
+                end = 0
+                for other in others:
+                    own = getattr(other, name)
+                    begin, end = end, end + len(own[index])
+                    whole[begin:end] = own[index]
+                    own[index] = whole[begin:end]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -12,7 +12,7 @@ from atlas.errors import AtlasError
 from atlas.harness.files import write_tensors
 from atlas.harness.resume import training
 from atlas.harness.seeds import generator, pick_device
-from atlas.tasks.feature_acquisition.learner import Bench, Learner, Mode, Phase, Prediction
+from atlas.tasks.feature_acquisition.learner import Bench, Learner, Losses, Mode, Phase, Prediction
 from atlas.tasks.feature_acquisition.optimizers import StackedOptimizer
 from atlas.tasks.feature_acquisition.scores import objective, score
 from atlas.tasks.feature_acquisition.streams import Sequences, load_streams
@@ -50,7 +50,12 @@ def train(run: Run) -> dict[str, Any]:
     learner: Learner = run.build()[0]
     for phase in learner.phases(bench):
         fit_phase(bench, phase, learner)
-    write_tensors(run.weights, learner.state())
+    return finish(bench, learner)
+
+
+def finish(bench: Bench, learner: Learner) -> dict[str, Any]:
+    """Write a trained learner's state, and return what :func:`train` does."""
+    write_tensors(bench.run.weights, learner.state())
     chosen, best = choose_modes(learner, bench)
     headline = best[learner.headline]
     return {
@@ -76,29 +81,46 @@ def choose_modes(learner: Learner, bench: Bench) -> tuple[list[Mode], list[dict[
 
 def fit_phase(bench: Bench, phase: Phase, learner: Learner) -> None:
     """Run one loop to its end, from wherever an earlier process stopped."""
-    protocol = bench.protocol
-    module = phase.module.to(bench.device)
-    optimizer = StackedOptimizer(module, protocol)
-    best = _Best(module) if protocol.keep_best_every and phase.keep_best else None
-    parts: dict[str, Any] = {"model": module, "optimizer": optimizer}
-    loop = training(bench.run, protocol.steps, parts | ({"best": best} if best else {}), phase=phase.name)
-    for step in loop:
-        x, y = bench.streams.batch(protocol.batch_size, step, phase.name)
+    fitting = Fitting(bench, phase, learner)
+    for step in fitting.loop:
+        x, y = bench.streams.batch(bench.protocol.batch_size, step, phase.name)
         losses = phase.loss(x, y, step)
-        optimizer.zero_grad()
+        fitting.optimizer.zero_grad()
         losses.total.sum().backward()
-        optimizer.step()
-        if phase.after_step is not None:
-            phase.after_step(step)
+        fitting.optimizer.step()
+        fitting.end_step(step, losses)
+    fitting.end()
+
+
+class Fitting:
+    """One phase of a run while it trains: its optimiser and its loop, restored to wherever an earlier process stopped."""
+
+    def __init__(self, bench: Bench, phase: Phase, learner: Learner) -> None:
+        self.bench, self.phase, self.learner = bench, phase, learner
+        protocol = bench.protocol
+        module = phase.module.to(bench.device)
+        self.optimizer = StackedOptimizer(module, protocol)
+        self.best = _Best(module) if protocol.keep_best_every and phase.keep_best else None
+        parts: dict[str, Any] = {"model": module, "optimizer": self.optimizer}
+        self.loop = training(bench.run, protocol.steps, parts | ({"best": self.best} if self.best else {}), phase=phase.name)
+
+    def end_step(self, step: int, losses: Losses) -> None:
+        """Do what follows the optimiser's step."""
+        protocol, best = self.bench.protocol, self.best
+        if self.phase.after_step is not None:
+            self.phase.after_step(step)
         if best is not None and ((step + 1) % protocol.keep_best_every == 0 or step + 1 == protocol.steps):
-            best.consider(_validation_objective(learner, bench))
+            best.consider(_validation_objective(self.learner, self.bench))
         if (step + 1) % protocol.log_every == 0 or step + 1 == protocol.steps:
-            values = {name: float(value.detach()[phase.watched]) for name, value in losses._asdict().items()}
+            values = {name: float(value.detach()[self.phase.watched]) for name, value in losses._asdict().items()}
             if not bool(torch.isfinite(losses.total).all()):
-                raise AtlasError(f"{bench.run.cell}: the loss is not finite at step {step + 1}: {losses.total.tolist()}")
-            loop.log(loss=values["total"], task_loss=values["task"], cost_fraction=values["cost_fraction"])
-    if best is not None:
-        best.restore()
+                raise AtlasError(f"{self.bench.run.cell}: the loss is not finite at step {step + 1}: {losses.total.tolist()}")
+            self.loop.log(loss=values["total"], task_loss=values["task"], cost_fraction=values["cost_fraction"])
+
+    def end(self) -> None:
+        """Put the weights back that were best on validation data, where the protocol keeps them."""
+        if self.best is not None:
+            self.best.restore()
 
 
 def _validation_objective(learner: Learner, bench: Bench) -> Tensor:

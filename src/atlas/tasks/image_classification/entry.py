@@ -42,6 +42,15 @@ def training_amounts(run: Run) -> Amounts:
     return {TRAIN: training_amount(run, run.protocol_model().epochs)}
 
 
+def stackable(run: Run) -> bool:
+    """Whether seeds can be trained at once: small networks of timm in one precision, without dropout.
+
+    The loss of float16 is scaled by each run's own factor, and dropout of a GPU draws in an order of its own.
+    """
+    protocol = run.protocol_model()
+    return protocol.precision != "float16" and not protocol.backbone.drop_rate
+
+
 def tested(run: Run) -> str:
     """How many images a run is tested on."""
     from atlas.datasets import get_dataset
@@ -63,6 +72,8 @@ task(
         tested="entry:tested",
         recipes=True,
         ranks=True,
+        together="stacking:train_together",
+        stackable="entry:stackable",
         rehearsal={
             "batch_size": 2,
             "evaluation_batch_size": 2,
@@ -81,6 +92,7 @@ method(
     summary="The plain backbone under the task's protocol.",
     role="baseline",
     plugin="ingredients:Ingredient",
+    stacks=True,
 )
 
 method(

@@ -158,21 +158,33 @@ class Training:
 
     def fit(self) -> None:
         """Run the loop to its end, from wherever an earlier process stopped."""
+        optimizer, scaler, loop = self.prepare()
+        for step, (images, labels) in loop.over_epochs(self.data.steps_per_epoch, self.data.train_batches, self.begin_epoch):
+            self.begin_step(step, len(images))
+            self.end_step(loop, self.take_step(optimizer, scaler, Batch(images, labels, labels)))
+
+    def prepare(self) -> tuple[torch.optim.Optimizer, Any, TrainingLoop]:
+        """Make the optimiser, the scaler of the loss and the loop, restored to wherever an earlier process stopped."""
         optimizer = self._optimizer()
         for ingredient in self.ingredients:
             ingredient.start(self)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self._scaled)
-        loop = training(self.run, self.total_steps, self._parts(optimizer, scaler))
-        for step, (images, labels) in loop.over_epochs(self.data.steps_per_epoch, self.data.train_batches, self._begin_epoch):
-            self.step = step
-            self.spent.train_flops += self.step_flops() * len(images) * self.ranks.size
-            terms = self.take_step(optimizer, scaler, Batch(images, labels, labels))
-            for ingredient in self.ingredients:
-                ingredient.after_step(self, step)
-            if (step + 1) % self.protocol.log_every == 0 or step + 1 == self.total_steps:
-                self._log(loop, terms)
+        return optimizer, scaler, training(self.run, self.total_steps, self._parts(optimizer, scaler))
 
-    def _begin_epoch(self, step: int) -> None:
+    def begin_step(self, step: int, images: int) -> None:
+        """Note which step it is, and what so many images of this process cost."""
+        self.step = step
+        self.spent.train_flops += self.step_flops() * images * self.ranks.size
+
+    def end_step(self, loop: TrainingLoop, terms: Mapping[str, Tensor]) -> None:
+        """Do what follows the optimiser's step."""
+        for ingredient in self.ingredients:
+            ingredient.after_step(self, self.step)
+        if (self.step + 1) % self.protocol.log_every == 0 or self.step + 1 == self.total_steps:
+            self._log(loop, terms)
+
+    def begin_epoch(self, step: int) -> None:
+        """Do what comes before an epoch's first step, and where training goes on inside one."""
         self.step, self.epoch = step, step // self.data.steps_per_epoch
         for ingredient in self.ingredients:
             ingredient.on_epoch(self, self.epoch)
@@ -184,9 +196,7 @@ class Training:
         """
         passing = self.passing()
         self.model.train()
-        rate = self.learning_rate(self.step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        self.set_rate(optimizer)
         optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
         for share, piece in passing.passes(batch):
@@ -201,9 +211,19 @@ class Training:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.protocol.clip_norm)
         scaler.step(optimizer)
         scaler.update()
+        self.follow()
+        return terms
+
+    def set_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give an optimiser's groups the learning rates of this step."""
+        rate = self.learning_rate(self.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def follow(self) -> None:
+        """Let the moving average of the weights, where there is one, follow the optimiser's step."""
         if self._ema is not None:
             self._ema.update(self.model)
-        return terms
 
     def passing(self, model: nn.Module | None = None) -> Passing:
         """Return how batches go through a model; by default the one of this training."""
@@ -251,6 +271,18 @@ class Training:
                 parts[f"ingredient{index}.{name}"] = part
         return parts
 
+    def finish(self) -> dict[str, float]:
+        """Do what follows the loop, write the weights that evaluation reads, and return what :func:`train` does."""
+        from atlas.tasks.image_classification.evaluate import accuracy
+
+        for ingredient in self.ingredients:
+            self.model = ingredient.after(self)
+        self.keep()
+        summary = {"train_flops": self.spent.train_flops}
+        if self.data.size("validation"):
+            summary["validation_top1"] = accuracy(self.model, self.data.batches("validation"))
+        return summary
+
     def keep(self) -> None:
         """Write the weights that evaluation reads."""
         model = self._ema.module if self.protocol.evaluate_ema and self._ema is not None else self.model
@@ -265,18 +297,10 @@ def train(run: Run) -> dict[str, float]:
     dict
         ``train_flops`` and, where a validation split is held out, ``validation_top1``.
     """
-    from atlas.tasks.image_classification.evaluate import accuracy
-
     bench = Training(run)
     role = bench.ingredients.dense_role()
     if role is None:
         bench.fit()
     else:
         bench.model.load_state_dict(read_tensors(run.needed(role).weights))
-    for ingredient in bench.ingredients:
-        bench.model = ingredient.after(bench)
-    bench.keep()
-    summary = {"train_flops": bench.spent.train_flops}
-    if bench.data.size("validation"):
-        summary["validation_top1"] = accuracy(bench.model, bench.data.batches("validation"))
-    return summary
+    return bench.finish()
