@@ -172,7 +172,7 @@ def markdown(study: Study, done: list[Rehearsal], gpu: GPU, gpus: int = 1) -> st
         "recomputation, of the examples in memory at once; what is read or made once is as large as in the rehearsal. They are "
         "those of training, with the validations in it; reading data and the evaluation at the end come on top. They are blank "
         "where a loop's length depends on data that are not there; memory is an upper bound where a row holds copies of its "
-        "network (clients, values of λ, replicates), which are scaled as activations are. "
+        "network (clients, values of λ, replicates), whose vectors are scaled as activations are. "
         f"All runs together: about {hours:,.0f} GPU hours.",
         *(_on_several(study, stepped, gpu, gpus) if gpus > 1 else ()),
         "",
