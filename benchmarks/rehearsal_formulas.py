@@ -21,7 +21,7 @@ from benchmarks.formulas.convnets import adversarial, cost_table
 from benchmarks.formulas.detectors import least, most
 from benchmarks.formulas.federations import budgets_rehearsed, federated, trained_image
 from benchmarks.formulas.fields import view_synthesis
-from benchmarks.formulas.hierarchical import grown, ranked, searched, trained_as_vit
+from benchmarks.formulas.hierarchical import counted, grown, ranked, searched, trained_as_vit
 from benchmarks.formulas.optimizers import learned
 from benchmarks.formulas.recurrences import recurrent
 from benchmarks.formulas.transformers import compressed, dense_vit, sparse_from_start, timed, tokens_masked
@@ -57,6 +57,7 @@ ROWS: list[tuple[str, str, Formula]] = [
     ("image-classification/imagenet-cait/", "", talking_heads),
     ("image-classification/imagenet-swin/", "", windows),
     ("image-classification/imagenet-mixed", "reattention", mixed_maps),
+    ("image-classification/design-cost/", "", counted),
     ("image-classification/imagenet", "", dense_vit),
     ("feature-acquisition/", "", recurrent),
     ("adversarial-robustness/cost-table/", "", cost_table),

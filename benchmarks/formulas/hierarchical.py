@@ -142,6 +142,23 @@ def grown(run: Run) -> float:
     return OPERATIONS * min(10, settings.max_steps) * settings.repeats * total
 
 
+WIDEST = ("2,1,1,1,10", "2,1,1,2,12", "2,2,1,2,14", "3,2,1,2,17", "3,2,1,3,20", "3,2,1,4,24", "3,2,1,5,29")
+"""Blocks of the stages, and width, in the steps of growth that takes the widest candidate, from the published topology."""
+REHEARSED = (3, 2)
+"""Points of a curve and images of a kernel in a rehearsal."""
+
+
+def counted(run: Run) -> float:
+    """What is measured to count the cost of a design: one draw of the published topology, and of each step of its growth."""
+    stages = [stage.rpartition(",")[0] for stage in LARGE.split("|")[:-1]]
+    total = 0.0
+    for step in ("1,1,1,1,32", *WIDEST):
+        *depths, width = step.split(",")
+        blocks = [f"{stage},{depth}" for stage, depth in zip(stages, depths, strict=True)]
+        total += measured("|".join([*blocks, f"32,{width}"]), *REHEARSED)
+    return OPERATIONS * total
+
+
 def ranked(run: Run) -> float:
     """A training of every topology; what is measured of them costs little beside it."""
     settings = run.settings_model("as-vit-ranking")
