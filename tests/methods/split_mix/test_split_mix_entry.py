@@ -45,7 +45,7 @@ def smallest(run: Run, root: Path, **protocol: object) -> Run:
 def test_rows_of_every_tier_are_what_they_say(tier: str) -> None:
     trained = rows(tier)
     by_method = {run.recipe[0] for run in trained}
-    assert by_method == {"split-mix", "sheterofl", "heterofl", "fedavg", "fedavg-at", "fedavg-dat", "split-mix-dat"}
+    assert by_method == {"split-mix", "sheterofl", "heterofl", "fedavg", "fedavg-at", "fedavg-oat", "fedavg-dat", "split-mix-dat"}
     for run in trained:
         (federation,) = run.build()
         assert isinstance(federation, TrainedFederation)
