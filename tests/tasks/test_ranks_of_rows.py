@@ -117,8 +117,8 @@ def weights(run: Run) -> Iterator[tuple[str, torch.Tensor, slice]]:
 def require_the_same(one: Run, two: Run) -> None:
     """Losses relatively, weights absolutely: they are of the order of 1.
 
-    Rounding grows with the steps: what is the same to 1e-12 after some 20 of them has been so to 2e-11 after twice as many, as with
-    repeated augmentation.
+    Rounding grows with the steps: what is the same to 1e-12 after some 20 of them has been so to 2e-11 after twice as many, as
+    with repeated augmentation.
 
     The biases of keys cannot agree so well. They add the same to all of a query's logits, which softmax does not see, so that
     their gradient is 0: what is computed is rounding, and Adam divides it by its own size. No output depends on them.
