@@ -77,6 +77,7 @@ ROWS: list[tuple[str, str, Formula]] = [
 PER_IMAGE = (trained_image,)
 """Formulas of one example, where the number of examples is not known before they are there."""
 BUDGETS = "rehearsed with as many clients of each budget, at {:+.2%}; those of the study have each as often as they can"
+ATTACKED = "rehearsed with both images of a batch attacked, at {:+.2%}; in the study a share of them is not"
 
 REGIONS = "at most; {:.6g} if no region held an object"
 
@@ -128,9 +129,16 @@ def check(run: Run, metered: Mapping[str, str]) -> Check:
     if run.task == "object-detection":
         low = least(run)
         return found._replace(least=low, note=REGIONS.format(low))
-    if run.task == "federated-learning" and run.recipe[0] in ("heterofl", "sheterofl", "split-mix", "split-mix-dat"):
+    if run.task == "federated-learning" and run.recipe[0] in (
+        "heterofl",
+        "sheterofl",
+        "split-mix",
+        "split-mix-dat",
+        "fedavg-oat",
+    ):
         expected = budgets_rehearsed(run)
-        return found._replace(expected=expected, note=BUDGETS.format(expected - 1) if abs(expected - 1) > CLOSE / 4 else "")
+        text = ATTACKED if run.recipe[0] == "fedavg-oat" else BUDGETS
+        return found._replace(expected=expected, note=text.format(expected - 1) if abs(expected - 1) > CLOSE / 4 else "")
     return found
 
 

@@ -77,17 +77,21 @@ NORMS = {
 CODE = 128
 
 
-def conditioned(run: Run) -> float:
-    """Multiply-accumulates of a training image of a network that is told λ: its norms have small networks on a code.
+def attacked_share(run: Run) -> float:
+    """Share of a batch that once-for-all training attacks: the first images have λ = 0, as many as of each other λ."""
+    batch = run.protocol_model().batch_size
+    return 1 - max(2, math.ceil(batch / len(run.protocol_model().attack.lams))) / batch
 
-    The first images of a batch are not attacked. Attacks need no gradient of the small networks, and the code has none.
+
+def conditioned(run: Run, attacked: float) -> float:
+    """Multiply-accumulates of a training image of a network that is told λ, if such a share of a batch is attacked.
+
+    Its norms have small networks on a code. Attacks need no gradient of them, and the code has none.
     """
     protocol, steps = run.protocol_model(), attack_steps(run)
     macs, first = NETWORKS[protocol.network](1.0)
     channels = NORMS[protocol.network]
     embedding, rest = sum(2 * CODE * size for size in channels), sum(4 * size**2 for size in channels)
-    batch = protocol.batch_size
-    attacked = 1 - max(2, math.ceil(batch / len(protocol.attack.lams))) / batch
     passed = TRAINING * macs - first + 2 * embedding + TRAINING * rest
     return passed + attacked * (passed + steps * (2 * macs + embedding + rest))
 
@@ -99,7 +103,7 @@ def image_cost(run: Run, budgets: Sequence[float]) -> float:
     """
     protocol, method = run.protocol_model(), run.recipe[0]
     if method == "fedavg-oat":
-        return conditioned(run)
+        return conditioned(run, attacked_share(run))
     settings, network, steps = run.settings_model(method), NETWORKS[protocol.network], attack_steps(run)
     weight = getattr(settings, "lam", 0.0)
 
@@ -141,6 +145,9 @@ def federated(run: Run) -> float:
 def budgets_rehearsed(run: Run) -> float:
     """How much more a training image costs the clients of a rehearsal, as many of each budget, than those of the study.
 
-    The study's have budgets as equal as their number allows: of fifty 13, 12, 13 and 12.
+    The study's have budgets as equal as their number allows: of fifty 13, 12, 13 and 12. Batches of a rehearsal have two images,
+    too few for norms of clean and of attacked ones, so that once-for-all training attacks both.
     """
+    if run.recipe[0] == "fedavg-oat":
+        return conditioned(run, 1.0) / conditioned(run, attacked_share(run))
     return image_cost(run, WIDTHS) / image_cost(run, client_budgets(run.protocol_model().data.clients))
