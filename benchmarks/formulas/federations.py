@@ -120,14 +120,14 @@ def trained_image(run: Run) -> float:
     return OPERATIONS * image_cost(run, client_budgets(run.protocol_model().data.clients))
 
 
-def federated(run: Run) -> float:
-    """Minibatches of all clients, and looks at the widest model."""
+def federated(run: Run, each: float | None = None) -> float:
+    """Minibatches of all clients, and looks at the widest model; ``each`` is what a training image costs, by default its own."""
     protocol, method = run.protocol_model(), run.recipe[0]
     settings, data, steps = run.settings_model(method), run.protocol_model().data, attack_steps(run)
     network = NETWORKS[protocol.network]
     images = DIGITS5 * data.train_parts / 10 if run.data == "digits5" else CIFAR10
     held = data.validation_fraction * images
-    each = image_cost(run, client_budgets(data.clients))
+    each = image_cost(run, client_budgets(data.clients)) if each is None else each
     share = (protocol.clients_per_round or data.clients) / data.clients
     widest = sum(network(width)[0] for width in trained_widths(method, settings, 1.0)[-8:])
     if method in ("sheterofl", "heterofl"):
@@ -149,5 +149,5 @@ def budgets_rehearsed(run: Run) -> float:
     too few for norms of clean and of attacked ones, so that once-for-all training attacks both.
     """
     if run.recipe[0] == "fedavg-oat":
-        return conditioned(run, 1.0) / conditioned(run, attacked_share(run))
+        return federated(run, conditioned(run, 1.0)) / federated(run)
     return image_cost(run, WIDTHS) / image_cost(run, client_budgets(run.protocol_model().data.clients))
