@@ -154,7 +154,7 @@ class Site(NamedTuple):
 
     @property
     def values(self) -> Any:
-        """That layer."""
+        """The layer whose last channels are the values, or ``None``."""
         return getattr(self.module, self.values_name, None)
 
     @property
@@ -165,7 +165,7 @@ class Site(NamedTuple):
 
     @property
     def projection(self) -> Any:
-        """That layer."""
+        """The linear layer back to tokens, or ``None``."""
         return getattr(self.module, self.projection_name, None)
 
     @property

@@ -13,7 +13,7 @@ FORMS = "a pair (inputs, labels) of tensors or NumPy arrays, a Dataset of such p
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor as it is, or a NumPy array or nested list of numbers as a tensor.
+    """A tensor (…) as it is, or a NumPy array or nested list of numbers as a tensor.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def in_type_of(model: nn.Module, value: Any, name: str) -> Tensor:
-    """A tensor or NumPy array as a tensor, which must have the type of a model's weights; under autocast any will do.
+    """A tensor or NumPy array (…) as a tensor, which must have the type of a model's weights; under autocast any will do.
 
     Raises
     ------

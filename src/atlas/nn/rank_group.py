@@ -56,7 +56,7 @@ class Group(Ranks):
         return Share(torch.arange(total)[self.slice(total)], total)
 
     def slice(self, total: int) -> slice:
-        """A part in a row."""
+        """Return which of ``total`` examples in a row this rank works on."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def parallel(self, model: nn.Module) -> DistributedDataParallel:
@@ -69,17 +69,17 @@ class Group(Ranks):
         return DistributedDataParallel(model, device_ids=ids, process_group=self.data, gradient_as_bucket_view=True, **option)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over ranks."""
+        """Mean of a tensor of any shape (…) over ranks; not differentiable."""
         return self.total(value) / self.size
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over ranks."""
+        """Sum of a tensor of any shape (…) over ranks; not differentiable."""
         value = value.detach().clone().contiguous()
         dist.all_reduce(value, group=self.data if value.device.type == self._device.type else self._control)
         return value
 
     def joined(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks; they may differ in number, and a rank without any need not know their width."""
+        """Rows (n, …) of all ranks; they may differ in number, and a rank without any need not know their width."""
         rows = rows.detach().cpu().contiguous()
         shapes: list[Any] = [None] * self.size
         dist.all_gather_object(shapes, (tuple(rows.shape), rows.dtype), group=self._control)
@@ -115,7 +115,7 @@ class Group(Ranks):
         dist.barrier(group=self._control)
 
     def same(self, value: int, what: str) -> None:
-        """Compare a number over ranks."""
+        """Raise a RuntimeError that names ``what`` if a number differs between ranks."""
         bounds = torch.tensor([value, -value])
         dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self._control)
         if int(bounds[0]) != -int(bounds[1]):

@@ -103,15 +103,15 @@ class Ranks:
         return model
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over ranks; not differentiable."""
+        """Mean of a tensor (…) over ranks; not differentiable."""
         return value
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum of a tensor over ranks; not differentiable."""
+        """Sum of a tensor (…) over ranks; not differentiable."""
         return value
 
     def joined(self, rows: Tensor) -> Tensor:
-        """All ranks' rows, on the CPU, one rank's after the other's."""
+        """All ranks' rows (n, …), on the CPU, one rank's after the other's."""
         return rows
 
     def agree(self, stop: int, save: bool) -> Agreed:

@@ -16,12 +16,12 @@ def valid_steps(lengths: Tensor | None, steps: int) -> Tensor | None:
 
 
 def first_place(wrong: Tensor) -> tuple[int, ...]:
-    """Index of the first true entry of a tensor that has one."""
+    """Index of the first true entry of a tensor (…) that has one."""
     return tuple(wrong.nonzero()[0].tolist())
 
 
 def check_lengths(lengths: Tensor | None, batch: int, steps: int) -> None:
-    """Refuse lengths that are not one whole number per sequence, from 1 to the number of steps.
+    """Refuse lengths that are not (batch,) whole numbers, one per sequence, from 1 to the number of steps.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def check_lengths(lengths: Tensor | None, batch: int, steps: int) -> None:
 
 
 def check_complete(name: str, values: Tensor, read: Tensor | None = None, *, remedy: str = "") -> None:
-    """Refuse NaN and infinity.
+    """Refuse NaN and infinity in values (…) that are read.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ class Stack:
 
     @property
     def size(self) -> int:
-        """Number of models."""
+        """Number of models in the stack."""
         return len(self.models)
 
     @property

@@ -28,7 +28,7 @@ from atlas.nn.anatomy import (
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision to float32, in which products and sums over tokens are safe; other types as they are."""
+    """A tensor (…) of half precision in float32, in which sums over tokens are safe; other types as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -131,7 +131,7 @@ class MapTap:
             self.handles.append(site.module.qkv.register_forward_hook(self._projected))
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks from the model, which then computes as before."""
         for handle in self.handles:
             handle.remove()
 

@@ -61,7 +61,7 @@ def listening(to: Listener) -> Iterator[None]:
 
 
 def listener() -> Listener | None:
-    """Who is listening at present."""
+    """Return who is told of work at present, or ``None``."""
     return _listener.get()
 
 
