@@ -132,7 +132,7 @@ def prepare_basic_motions(downloads: Sequence[Path], folder: Path) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as safetensors."""
+    """Write arrays of any shapes, by name, to a safetensors file."""
     import numpy as np
     from safetensors.numpy import save_file
 

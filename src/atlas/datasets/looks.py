@@ -133,7 +133,7 @@ class Look:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """File to its size in bytes."""
+        """Size in bytes of every file, by its path."""
         return {path: stamp.size for path, (stamp, _) in self.files.items()}
 
     def known(self, path: str, stamp: Stamp, reading: Reading) -> str | None:

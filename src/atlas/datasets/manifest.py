@@ -40,7 +40,7 @@ class Manifest:
 
     @property
     def text(self) -> str:
-        """The manifest as written."""
+        """The manifest as the text of its JSON file."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @property

@@ -42,16 +42,16 @@ class Images(Protocol):
     names: list[str]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images, over all classes."""
         ...
 
     def open(self, index: int) -> IO[bytes]:
-        """Open one image's file."""
+        """Open the encoded file (such as JPEG) of the image at an index, for reading."""
         ...
 
 
 class ImageTree:
-    """Class folders below a folder."""
+    """Encoded images in a folder that holds a folder for each class; see :class:`Images`."""
 
     def __init__(self, folder: Path) -> None:
         import numpy as np
@@ -66,11 +66,11 @@ class ImageTree:
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images, over all classes."""
         return len(self.names)
 
     def open(self, index: int) -> IO[bytes]:
-        """Open one image's file."""
+        """Open the encoded file (such as JPEG) of the image at an index, for reading."""
         return (self.folder / self.names[index]).open("rb")
 
 
@@ -105,7 +105,7 @@ class ImageTar:
         self._opened: tuple[int, IO[bytes]] | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images, over all classes."""
         return len(self.names)
 
     def open(self, index: int) -> IO[bytes]:

@@ -38,7 +38,7 @@ class Progress:
         self.values = valued(values)
 
     def advance(self) -> None:
-        """Count one step."""
+        """Count one step, and show it: on the bar, or as a line once enough seconds have passed."""
         self.done += 1
         self._bar.advance(self.values)
         if not self._bar.shown and time.monotonic() - self._printed >= LINE_SECONDS:

@@ -244,7 +244,7 @@ class Notes:
         self.path = path
 
     def add(self, result: Rehearsal) -> None:
-        """Note what came of a row."""
+        """Append what came of a row's rehearsal to the file of notes."""
         known = asdict(replace(result, run=None))  # type: ignore[arg-type]
         content = {**known, "cell": result.run.cell, "fingerprint": result.run.fingerprint, "format": NOTES_FORMAT}
         self.path.parent.mkdir(parents=True, exist_ok=True)

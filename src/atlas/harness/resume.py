@@ -78,7 +78,7 @@ class StateStore:
         return newest["step"], newest["content"]
 
     def clear(self) -> None:
-        """Forget every state."""
+        """Delete every saved state, once the work that they belong to is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _older_slot(self) -> Path:
@@ -122,7 +122,7 @@ class Values:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The values by name."""
+        """Return the values by name, as a state to save."""
         return dict(self.__dict__)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -106,7 +106,7 @@ class Study:
 
     @property
     def results(self) -> Path:
-        """The tier's results folder."""
+        """Folder that holds the results of the study's tier."""
         return self.root / "results" / self.tier
 
     def find(self, cell: str) -> Run:
@@ -180,7 +180,7 @@ class StudyFile:
                 raise self.fail(f"{where}.{key}".strip("."), f"is not known here; {did_you_mean(key, known)}")
 
     def study(self) -> Study:
-        """The whole file as a study."""
+        """Read the whole file, check it, and return it as a study."""
         top = dict(self.content)
         seeds = self.seeds(top.pop("seeds", None), "seeds")
         self.substitutes = self.substituted(top.pop("substitutes", None))
@@ -237,7 +237,7 @@ class StudyFile:
         return {name: str(other) for name, other in found.items()}
 
     def task_runs(self, task: Task, body: dict[str, Any], seeds: list[int], resources: dict[str, Any]) -> Iterator[Run]:
-        """Every run of one task."""
+        """Yield every run of one task: each dataset, method and seed that its section names."""
         self.known_keys(body, TASK_WORDS, task.name)
         datasets = self.mapping(body.get("datasets"), f"{task.name}.datasets")
         if not datasets:

@@ -57,7 +57,7 @@ class Forecast:
         return (spent + PRIOR_SECONDS) / (said + PRIOR_SECONDS)
 
     def begin(self, key: Key, now: float) -> None:
-        """A job starts."""
+        """Note that a job starts, ``now`` in seconds."""
         self.began[key] = now
 
     def end(self, key: Key, now: float) -> float:
@@ -303,19 +303,19 @@ class Lines:
         self.stream = stream
 
     def start(self, others: Iterable[logging.Handler]) -> None:
-        """Nothing is prepared."""
+        """Prepare the display; plain lines need no preparation."""
 
     def stop(self) -> None:
-        """Nothing is left behind."""
+        """Take the display away; plain lines leave nothing behind."""
 
     def begin(self, job: int, name: str, expected: float | None) -> None:
-        """A job has begun."""
+        """Show that a job has begun, which is expected to take some seconds; plain lines do not."""
 
     def end(self, job: int) -> None:
-        """A job has ended."""
+        """Show that a job no longer runs; plain lines do not."""
 
     def line(self, text: str) -> None:
-        """Say something."""
+        """Print a line of text at once, without a buffer."""
         print(text, file=self.stream, flush=True)
 
 
@@ -337,17 +337,17 @@ class Live(Lines):
                 handler.setStream(sys.stderr)  # rich has put a stream there that writes above the display
 
     def stop(self) -> None:
-        """End the display."""
+        """Take the clocks off the terminal, if they were ever drawn."""
         if hasattr(self, "bars"):
             self.bars.stop()
 
     def begin(self, job: int, name: str, expected: float | None) -> None:
-        """Start a clock."""
+        """Start the clock of a job, with the seconds that it is expected to take."""
         of = "" if expected is None else f"of about {duration(expected)}"
         self.tasks[job] = self.bars.add_task(name, total=None, of=of)
 
     def end(self, job: int) -> None:
-        """Take the clock away."""
+        """Take the clock of a job that no longer runs off the terminal."""
         if job in self.tasks:
             self.bars.remove_task(self.tasks.pop(job))
 
