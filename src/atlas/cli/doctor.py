@@ -120,7 +120,7 @@ def _dvc_settings() -> list[str]:
 
 
 def disk(study: Study) -> Finding:
-    """Free space in the checkout."""
+    """Check that the checkout's disk has more than 5 GiB free."""
     free = shutil.disk_usage(study.root or Path()).free / 2**30
     good = free > 5
     return Finding("disk", good, f"{free:.0f} GiB free", "" if good else "free some space, or work in another folder")

@@ -14,7 +14,7 @@ Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
 
 
 def show(what: str, tier: str) -> None:
-    """Print one listing."""
+    """Print one listing: a table on a terminal, and otherwise tab-separated lines for other programs."""
     if what not in LISTINGS:
         raise UserError(f"atlas list {what}: {did_you_mean(what, LISTINGS)}")
     header, rows = LISTINGS[what](tier)
@@ -43,7 +43,7 @@ def tasks(tier: str) -> Rows:
 
 
 def methods(tier: str) -> Rows:
-    """Every registered method."""
+    """List every registered method: its task, name, paper, role and summary."""
     rows = [(entry.task, entry.name, entry.paper or "-", entry.role, entry.summary) for entry in load().all_methods()]
     return ("task", "method", "paper", "role", "what it does"), sorted(rows)
 

@@ -64,7 +64,7 @@ def options(
     directory: Annotated[Path, typer.Option("--directory", "-C", help="Work in this checkout.")] = Path(),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of every verb."""
+    """Handle the options that every verb shares, before the verb runs."""
     from atlas.harness.kernels import hold_kernels
 
     hold_kernels()

@@ -135,7 +135,7 @@ def _counts(counts: tuple[Count, ...]) -> str:
 
 
 def table(done: list[Rehearsal], gpu: GPU, gpus: int = 1) -> str:
-    """The table as CSV."""
+    """Render rehearsals as CSV, one line per row, with costs for a GPU; also for ``gpus`` of them where there are several."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     several = ("gradient_bytes", f"hours_on_{gpus}") if gpus > 1 else ()

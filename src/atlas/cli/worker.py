@@ -95,7 +95,7 @@ class Worker:
                 self.signal_all(signal.SIGKILL)
 
     def accept(self) -> None:
-        """Take a job's process on."""
+        """Accept the connection of a waiting job's process, if the same user runs it."""
         connection, _ = self.listener.accept()
         if is_ours(connection):
             self.selector.register(connection, selectors.EVENT_READ, lambda: self.begin(connection))
@@ -121,7 +121,7 @@ class Worker:
             os.close(stream)
 
     def fork(self, arguments: list[str], streams: list[int], connection: socket.socket) -> None:
-        """Begin a job."""
+        """Fork a process that carries a job out, and watch both the fork and the process that asked for it."""
         gc.freeze()  # a collection in the fork would touch, and so copy, every page
         worker, report = os.getpid(), os.memfd_create("loaded")
         process = os.fork()
@@ -156,7 +156,7 @@ class Worker:
             signal.pidfd_send_signal(job.ended, signal.Signals(number))
 
     def finish(self, job: Job) -> None:
-        """Tell how a fork ended."""
+        """Send the exit code of a fork that ended to the process that waits for it, and forget the job."""
         _, status = os.waitpid(job.process, 0)
         self.jobs.remove(job)
         self.selector.unregister(job.ended)
@@ -185,7 +185,7 @@ class Worker:
         self.signal_all(signal.SIGTERM)
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to every fork."""
+        """Send a signal to every fork that still runs."""
         for job in self.jobs:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(job.ended, number)

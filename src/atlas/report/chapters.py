@@ -67,7 +67,7 @@ class Chapter:
 
     @cached_property
     def drawn(self) -> list[Drawn]:
-        """The figures."""
+        """The figures of the table, drawn and with captions."""
         return figures(self.table)
 
     @cached_property
@@ -91,7 +91,7 @@ class Chapter:
 
     @property
     def cost_header(self) -> list[str]:
-        """Columns of the costs."""
+        """Titles of the columns of the table of costs."""
         before = ["what it builds on"] if self.builds else []
         once = [f"{metric.label} in all" for metric in self.summed]
         return [*(metric.label for metric in self.cost_metrics), *once, *(label for _, label, _ in PROVENANCE_COSTS), *before]
@@ -151,18 +151,18 @@ class Chapter:
 
     @property
     def latex(self) -> str:
-        """The table for a paper."""
+        """The main table in LaTeX, to put into a paper."""
         return sheet_latex(Sheet(self.table, shown_metrics(self.table)))
 
     @cached_property
     def protocol(self) -> list[tuple[str, str]]:
-        """Settings that all rows share."""
+        """Settings of the protocol that all rows share, by name."""
         every = [protocol_of(row) for row in self.table.rows]
         return [item for item in every[0].items() if all(other.get(item[0]) == item[1] for other in every)] if every else []
 
     @cached_property
     def settings(self) -> list[Settings]:
-        """Settings of each row."""
+        """Settings of each row beyond those that all share."""
         shared = dict(self.protocol)
         found = []
         for row in [*self.table.rows, *self.table.stages]:
@@ -172,7 +172,7 @@ class Chapter:
 
     @cached_property
     def cells(self) -> list[tuple[Row, Cell]]:
-        """Every evaluated run."""
+        """Every evaluated run of the chapter, after the row to which it belongs."""
         rows = [*self.table.rows, *self.table.stages]
         return [(row, cell) for row in rows for cell in row.cells if cell.state == "done"]
 

@@ -134,7 +134,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two results side by side."""
+    """Two studies' results side by side: which numbers and verdicts differ, and by how much."""
 
     first: Results
     second: Results
@@ -180,7 +180,7 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """The answer in one line."""
+        """One line that says how many numbers and verdicts are alike, and which drifted most."""
         alike = f"{self.shared - len(self.differences):,} of {self.shared:,} numbers alike"
         verdicts = f"{self.judged - len(self.verdicts)} of {self.judged} verdicts alike"
         if not self.differences:

@@ -38,7 +38,7 @@ class Training:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Work of the row's own runs and of those that it builds upon."""
         return self.own + self.before
 
     @property

@@ -58,7 +58,7 @@ def parse_verdicts(text: str) -> dict[str, str]:
 
 
 def coverage(verdicts: Verdicts) -> str:
-    """The page as Markdown."""
+    """Render as Markdown which headline of each abstract is judged by which claim, and how it stands."""
     claims, headlines = load_claims(), load_headlines()
     lines = [HEAD]
     for slug in sorted(load().papers):

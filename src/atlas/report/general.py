@@ -44,7 +44,7 @@ def headline_figure(table: Table, colors: Mapping[str, str]) -> FigureEntry | No
 
 
 def draw_headline(table: Table, metric: Metric, colors: Mapping[str, str]) -> Figure:
-    """Draw the dot plot."""
+    """Draw a metric of every row as dots, one per seed, with the interval of the mean."""
     import matplotlib.pyplot as plt
 
     rows = [row for row in table.rows if row.values(metric.name)]

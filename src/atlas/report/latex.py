@@ -23,7 +23,7 @@ LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 
 
 def escape(text: str) -> str:
-    """Escape text for LaTeX."""
+    """Escape the characters of a text that mean something to LaTeX."""
     escaped = "".join(SPECIAL.get(character, character) for character in text)
     escaped = RAISED.sub(lambda found: f"$^{{{_digits(found[0])}}}$", escaped)
     return LOWERED.sub(lambda found: f"$_{{{_digits(found[0])}}}$", escaped)

@@ -27,7 +27,7 @@ def _inner(text: str) -> str:
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Render a header and rows as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(cell(str(text)) for text in line) + " |\n" for line in lines)
 

@@ -31,7 +31,7 @@ class Kind:
 
     @property
     def count(self) -> int:
-        """Number of claims."""
+        """Number of claims of this kind, over all verdicts."""
         return sum(count for _, count in self.counts)
 
 
@@ -85,7 +85,7 @@ class Overview:
 
     @cached_property
     def papers(self) -> list[tuple[Paper, list[Judged]]]:
-        """Each paper with its claims."""
+        """Each paper of the study with its judged claims."""
         found = load().papers
         slugs = dict.fromkeys(one.claim.paper for one in self.judged)
         return [(found[slug], [one for one in self.judged if one.claim.paper == slug]) for slug in slugs]

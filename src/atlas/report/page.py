@@ -51,7 +51,7 @@ def write_report(study: Study) -> Path:
 
 
 def page(study: Study, overview: Overview, chapters: list[tuple[Task, list[Chapter]]]) -> str:
-    """Render the page."""
+    """Render the overview and all chapters as one HTML page that needs no other file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -84,12 +84,12 @@ class Sheet:
 
     @cached_property
     def lines(self) -> list[tuple[Row, list[Entry]]]:
-        """Rows with their cells."""
+        """Every row of the table with its cells, one for each metric."""
         bests = {metric.name: best_mean(self.table, metric) for metric in self.metrics}
         return [(row, [self.entry(row, metric, bests[metric.name]) for metric in self.metrics]) for row in self.table.rows]
 
     def entry(self, row: Row, metric: Metric, best: float | None) -> Entry:
-        """One cell of the table."""
+        """Make one cell of the table: mean, spread, and what stands beside them."""
         values = row.values(metric.name)
         mean, sd = mean_and_sd(list(values.values()))
         missing = row.why_missing(metric.name)
@@ -172,7 +172,7 @@ def seeds_text(row: Row) -> str:
 
 
 def shown_metrics(table: Table) -> list[Metric]:
-    """Metrics of the main table."""
+    """Return the metrics that the main table shows."""
     return [metric for metric in table.metrics if metric.table]
 
 
@@ -272,6 +272,6 @@ def table_markdown(sheet: Sheet) -> str:
 
 
 def sheet_latex(sheet: Sheet) -> str:
-    """The main table for a paper."""
+    """Render the main table in LaTeX, to put into a paper."""
     header, body = sheet_cells(sheet, "\N{STX}{}\N{ETX}", "†")
     return table_latex(header, body, sheet.notes)

@@ -66,7 +66,7 @@ class Part:
 
     @cached_property
     def effects(self) -> Effects:
-        """The effect on every seed."""
+        """Effect of the method against its baseline, on every seed."""
         asks = self.comparison
         exact = asks.exact or bool(self.metric and self.metric.is_deterministic)
         decisions = round(sum(self.decisions.get(seed, 0) for seed in self.ours))
@@ -89,7 +89,7 @@ class Part:
 
     @cached_property
     def verdict(self) -> str:
-        """Verdict on this comparison."""
+        """Whether the effects uphold or contradict this comparison, or tell too little."""
         first = verdict(self.comparison, self.found)
         if first == "not run" or (self.found.count < self.least and not self.effects.certain):
             return "not run" if first == "not run" else "inconclusive"
@@ -222,7 +222,7 @@ class Part:
 
     @property
     def why_not_run(self) -> str:
-        """Why no seed could be judged."""
+        """The reason why no seed could be judged; empty where the study lacks the table."""
         if self.table is None:
             return ""
         for name in filter(None, (self.comparison.method, self.comparison.baseline)):
@@ -275,7 +275,7 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        """Verdict on the claim."""
+        """Whether the claim holds: the verdict on the comparison that decides it."""
         return self.decisive.verdict
 
     @property
@@ -316,7 +316,7 @@ class Judged:
 
     @property
     def replicates_text(self) -> str:
-        """That number, as it is shown."""
+        """How many seeds would settle the claim, as it is shown; empty if the effects do not tell."""
         found = self.replicates
         return "" if math.isnan(found) else f">{MOST}" if math.isinf(found) else f"{found:.0f}"
 
