@@ -213,7 +213,7 @@ class TrainedChoice(CurriculumTrained):
     """A choice policy over the tuned pool."""
 
     def starts(self) -> list[Policy]:
-        """A fresh choice policy."""
+        """Return a new choice policy for every seed, over the settings' pool of teachers."""
         if self.settings.pool_lr == "official":
             pool = make_pool(self.settings.pool, pool_lr="official")
         else:

@@ -102,7 +102,7 @@ class Curriculum(Settings):
         return self.least_periods * self.stages if self.validation_resets else 0
 
     def validation_windows_at_least(self) -> int:
-        """Windows of all validations."""
+        """Least number of windows that all validations of a meta-training unroll."""
         return self.least_periods * self.validation_resets * sum(self.validation_depth)
 
     def _windows(self, periods: int) -> int:
