@@ -65,7 +65,7 @@ class Terms:
         self.values: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add to the term of that name, unless its weight is 0."""
+        """Add a scalar to the term of that name, unless its weight is 0."""
         if getattr(self.weights, name):
             self.values[name] = self.values[name] + value if name in self.values else value
 
@@ -132,7 +132,9 @@ def unseen_geometry(terms: Terms, group: Group, reference: Reference, shape: Sha
 
 
 def in_front_of_reference(depth: Tensor, rays: Tensor, reference: Reference) -> Tensor:
-    """How far the points at some depths stand in front of the reference's surfaces, in scene units; mean over those in its frame.
+    """How far points at depths (n,) of rays (n, 8) stand in front of the reference's surfaces, in scene units.
+
+    A scalar: the mean over the points that lie in the reference's frame.
 
     A point that lies behind a surface is hidden from the reference and contradicts nothing.
     """

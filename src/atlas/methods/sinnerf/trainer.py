@@ -166,7 +166,7 @@ class Fitting:
         return stage.lr * 0.5**halvings
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One step: the field first, then the discriminator. Returns the unweighted terms, the total and the learning rate.
+        """One step: the field first, then the discriminator. Returns the unweighted terms and the total as scalars.
 
         Raises
         ------
