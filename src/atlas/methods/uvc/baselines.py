@@ -337,7 +337,7 @@ class TokenTrainer(Trainer):
         self.tokens = output
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-        """The protocol's loss, KL from the teacher's predictions, distances of tokens, and of the shares that stay."""
+        """The protocol's loss, KL from the teacher's predictions, distances of tokens, and of the shares that stay: a scalar."""
         settings, training = self.settings, self.training
         teacher: Any = self.teacher
         with torch.no_grad(), self.autocast():
@@ -379,7 +379,7 @@ class Unstructured(Distilled):
         return CompressionPlan.identity(ViTShape.from_timm(training.model))
 
     def masks(self, training: Training, sparsity: float) -> dict[str, Tensor]:
-        """Return which weights stay, as bool masks like the weights, by name."""
+        """Return which weights stay, as bool masks by name, of the weights' shapes (…)."""
         weights = prunable_weights(training.model)
         if self.settings.criterion != "taylor":
             return weight_masks({name: weight.detach().abs() for name, weight in weights.items()}, sparsity)

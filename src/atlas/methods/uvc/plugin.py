@@ -233,9 +233,9 @@ class Trainer:
     ) -> float:
         """Train a model for some epochs; return the seconds that it took, over all processes that worked on it.
 
-        ``first_epoch`` numbers the first one, for the order of the data; ``parts`` is further state, ``clipped`` are tensors
-        whose gradients are clipped with the weights', ``before`` and ``after`` act around each step. A batch goes through the
-        model in the pieces of the protocol's ``micro_batch``; ``again`` acts before each of them but the first.
+        ``first_epoch`` numbers the first one, for the order of the data; ``parts`` is further state, ``clipped`` are tensors of any
+        shapes (…) whose gradients are clipped with the weights', ``before`` and ``after`` act around each step. A batch goes
+        through the model in the pieces of the protocol's ``micro_batch``; ``again`` acts before each of them but the first.
         """
         training, settings = self.training, self.settings
         data, per_epoch = training.data, training.data.steps_per_epoch
@@ -269,7 +269,7 @@ class Trainer:
     def losses(
         self, passing: Passing, batch: Batch, again: Callable[[], None] | None, others: Sequence[Tensor]
     ) -> Iterator[Tensor]:
-        """The loss of a batch in shares, one for each piece that goes through the model.
+        """The scalar loss of a batch in shares, one for each piece that goes through the model.
 
         The gradients of ``others``, which are no weights of the model, are averaged over ranks after the last of them.
         """
@@ -282,7 +282,7 @@ class Trainer:
                 tensor.grad = self.training.ranks.mean(tensor.grad)
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-        """(1 − α) · the protocol's loss + α · distillation; at α = 0 the teacher is not asked."""
+        """(1 − α) · the protocol's loss + α · distillation, a scalar; at α = 0 the teacher is not asked."""
         settings = self.settings
         assert isinstance(settings, DistillSettings)
         if not self.taught:
