@@ -29,7 +29,7 @@ FEWEST_CLASSES = 4
 
 
 def load_network(run: Run, data: RobustData, which: str, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return the ``best`` or the ``final`` network of a run in evaluation mode, and its masks."""
+    """Return the ``best`` or the ``final`` network of a run in evaluation mode, and its masks, of the weights' shapes."""
     model = fresh_network(run, data)
     model.load_state_dict(read_tensors(run.checkpoint / BEST if which == "best" else run.weights))
     path = run.checkpoint / MASKS
