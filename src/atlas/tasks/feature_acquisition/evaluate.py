@@ -117,7 +117,7 @@ def selection_metrics(gates: Tensor, decided: Tensor, split: Sequences, layout: 
 
 
 def labels_of(split: Sequences, layout: Layout) -> tuple[Tensor, int]:
-    """What selection may depend on: the context where the stream has one, else the label; and the number of values."""
+    """What selection may depend on, (N, T): the context where the stream has one, else the label; and the number of values."""
     if split.context is None:
         return split.y.cpu(), len(layout.classes)
     return split.context.cpu(), int(split.context.max()) + 1
@@ -144,7 +144,7 @@ def _write_front(run: Run, evaluation: Evaluation) -> None:
 
 
 def write_profile(folder: Path, gates: Tensor, split: Sequences, layout: Layout) -> None:
-    """``profile.csv``: mean gate per label (or context) after the first step, of gates that are ever opened there."""
+    """``profile.csv``: mean of gates (N, T, G) per label (or context) after the first step, if they are ever opened there."""
     label, count = labels_of(split, layout)
     profile = activity_profile(gates, label, count)
     names = layout.classes if split.context is None else [f"context {index}" for index in range(count)]
@@ -158,7 +158,10 @@ def write_profile(folder: Path, gates: Tensor, split: Sequences, layout: Layout)
 
 
 def write_session(folder: Path, logits: Tensor, gates: Tensor, split: Sequences, layout: Layout) -> None:
-    """``session.csv``: the first test sequence, step by step: label, prediction, context, opened gates."""
+    """``session.csv``: the first test sequence, step by step: label, prediction, context, opened gates.
+
+    Logits are (N, T, C), gates (N, T, G).
+    """
     guess, y = predicted(logits[0], layout.several), split.y[0].cpu()
     rows = []
     for step in range(len(y)):

@@ -52,7 +52,7 @@ class StackedOptimizer:
                     own[index] = whole[begin:end]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients of all models of the stack."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -88,7 +88,7 @@ class StackedOptimizer:
         return {"first": self.first, "second": self.second, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore moments and step count, in place, from :meth:`state_dict`."""
         for own, saved in ((self.first, state["first"]), (self.second, state["second"])):
             for tensor, value in zip(own, saved, strict=True):
                 tensor.copy_(value)

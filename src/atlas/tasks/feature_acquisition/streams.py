@@ -53,7 +53,7 @@ class Sequences:
         return len(self.x)
 
     def to(self, device: torch.device) -> Sequences:
-        """The same on a device."""
+        """Return the same sequences on a device."""
         return Sequences(self.x.to(device), self.y.to(device), None if self.context is None else self.context.to(device))
 
 
@@ -90,7 +90,7 @@ class Layout:
 
     @property
     def features(self) -> int:
-        """Number D of features."""
+        """Number D of features of a step."""
         return len(self.groups)
 
 
@@ -112,7 +112,7 @@ class Streams:
         return self.train.x[chosen], self.train.y[chosen]
 
     def to(self, device: torch.device) -> Streams:
-        """The same on a device."""
+        """Return the same stream, all splits of it, on a device."""
         splits = {name: split.to(device) for name, split in self.splits.items()}
         return Streams(self.layout, splits, self.train.to(device), self.seed)
 
@@ -284,7 +284,10 @@ def _draw(seed: int, kind: str, split: str) -> np.random.Generator:
 
 
 def sessions(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
-    """Sessions of one wrist-worn device: 6 channels of 8 statistics; a gate per feature or per channel."""
+    """Sessions of one wrist-worn device: 6 channels of 8 statistics; a gate per feature or per channel.
+
+    ``arrays`` holds banks of windows (series, offsets, features) and labels (series,).
+    """
     banks, splits = _Banks.split(arrays, stream.held_series), {}
     for name, (count, steps) in _counts(stream).items():
         x, y = _sessions(_draw(seed, "sessions", name), banks.features[name], banks.labels[name], count, steps)
@@ -305,7 +308,10 @@ def sessions(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
 
 
 def handover(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
-    """Three devices of which one is worn: it shows the session, the others show unrelated sessions; two beacons say which."""
+    """Three devices of which one is worn: it shows the session, the others show unrelated sessions; two beacons say which.
+
+    ``arrays`` holds banks of windows (series, offsets, features) and labels (series,).
+    """
     banks, splits = _Banks.split(arrays, stream.held_series), {}
     kept = [channel * len(STATISTICS) + STATISTICS.index(one) for channel in range(len(CHANNELS)) for one in HANDOVER_STATISTICS]
     for name, (count, steps) in _counts(stream).items():
@@ -359,12 +365,15 @@ class Recordings:
         return torch.stack([x for x, _ in cut]), torch.stack([y for _, y in cut])
 
     def to(self, device: torch.device) -> Recordings:
-        """The same on a device."""
+        """Return the same recordings on a device."""
         return Recordings([(x.to(device), y.to(device)) for x, y in self.recordings], self.steps)
 
 
 def consecutive(recordings: list[tuple[Tensor, Tensor]], steps: int) -> Sequences:
-    """Non-overlapping segments; a recording's last one reaches back, with the labels that were counted already left out."""
+    """Cut recordings, (length, D) with labels (length,), into segments (N, T, D) of ``steps`` that do not overlap.
+
+    A recording's last one reaches back, with the labels that were counted already left out.
+    """
     xs, ys = [], []
     for x, y in recordings:
         if len(x) < steps:
