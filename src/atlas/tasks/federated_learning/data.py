@@ -46,11 +46,14 @@ class Examples:
         return Examples(self.images[where], self.labels[where])
 
     def to(self, device: torch.device) -> Examples:
-        """On a device."""
+        """Return the same images and labels on a device."""
         return Examples(self.images.to(device), self.labels.to(device))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield float images and labels in order; a last batch of one joins the one before it."""
+        """Yield float images (batch, channels, height, width) and labels (batch,) in order.
+
+        A last batch of one joins the one before it.
+        """
         starts = list(range(0, len(self), size))
         if len(starts) > 1 and len(self) - starts[-1] == 1:
             starts.pop()
@@ -89,7 +92,7 @@ class FederatedData:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
+        """Shape of one image, (channels, height, width)."""
         return tuple(self.members[0].train.images.shape[1:])
 
 

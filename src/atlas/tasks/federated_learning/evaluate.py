@@ -86,7 +86,7 @@ def accuracy_of(rows: list[dict[str, Any]], width: float, lam: float | None = No
 
 
 def mean(values: list[float]) -> float:
-    """Mean over clients."""
+    """Return the mean of a number over clients, each with the same weight."""
     return sum(values) / len(values)
 
 

@@ -53,17 +53,17 @@ class Best:
         self.tensors: dict[str, Tensor] = {}
 
     def offer(self, score: float, index: int, tensors: dict[str, Tensor]) -> None:
-        """Keep these weights if they are better, or if the last round is to be kept."""
+        """Keep these weights (…) if they are better, or if the last round is to be kept."""
         if score > self.score or not self.select:
             self.score, self.round = score, index
             self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Score, round and weights."""
+        """Return the score, round and weights of the kept model, as a state to save."""
         return {"score": self.score, "round": self.round, "tensors": self.tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them over."""
+        """Restore the kept model from what :meth:`state_dict` returned."""
         self.score, self.round, self.tensors = state["score"], state["round"], state["tensors"]
 
 
