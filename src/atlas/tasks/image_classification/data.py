@@ -52,15 +52,15 @@ class ImageData(Protocol):
         ...
 
     def size(self, split: str) -> int:
-        """Number of images of a split."""
+        """Return the number of images of a split."""
         ...
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images of a split by their index, without augmentation, and their labels."""
+        """Images (n, channels, height, width) of a split by their n indices, without augmentation, and their labels (n,)."""
         ...
 
     def example(self, count: int) -> Tensor:
-        """The first ``count`` test images."""
+        """The first ``count`` test images, (count, channels, height, width)."""
         ...
 
 
@@ -129,11 +129,14 @@ class MemoryImages:
         return len(self.splits["train"][0]) * self.protocol.data.repeats // self.protocol.batch_size
 
     def size(self, split: str) -> int:
-        """Number of images of a split."""
+        """Return the number of images of a split."""
         return len(self.splits[split][0])
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Enlarge uint8 pixels as asked, and scale them to zero mean and unit variance over the training split, per channel."""
+        """Enlarge uint8 images (n, channels, height, width) as asked, and normalise them per channel.
+
+        They then have zero mean and unit variance over the training split.
+        """
         return ((self._enlarged(images).float() / self.top - self.mean) / self.std).to(self.dtype)
 
     def _enlarged(self, images: Tensor) -> Tensor:
@@ -143,7 +146,7 @@ class MemoryImages:
         return torch.nn.functional.interpolate(images.float(), scale_factor=factor, mode="bilinear", align_corners=False)
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images of a split by their index, without augmentation, and their labels."""
+        """Images (n, channels, height, width) of a split by their n indices, without augmentation, and their labels (n,)."""
         images, labels = self.splits[split]
         index = torch.as_tensor(indices, device=self.device)
         return self.normalised(images[index]), labels[index]
@@ -197,5 +200,5 @@ class MemoryImages:
             yield self.normalised(images[first : first + size]), labels[first : first + size]
 
     def example(self, count: int) -> Tensor:
-        """The first ``count`` test images."""
+        """The first ``count`` test images, (count, channels, height, width)."""
         return self.normalised(self.splits["test"][0][:count])

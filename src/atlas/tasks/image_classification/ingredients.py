@@ -90,11 +90,11 @@ class Ingredient(Plugin):
         return None
 
     def base_loss(self, logits: Tensor, batch: Batch, training: Training) -> Tensor | None:
-        """Loss to use instead of cross-entropy, or ``None``."""
+        """Scalar loss to use instead of cross-entropy of logits (batch, classes), or ``None``."""
         return None
 
     def loss_terms(self, batch: Batch, logits: Tensor, training: Training) -> Mapping[str, Tensor]:
-        """Terms to add to the loss, already weighted, by the name under which the curves show them."""
+        """Terms to add to the loss, scalars with their weights in them, by the name under which the curves show them."""
         return {}
 
     def after_step(self, training: Training, step: int) -> None:
@@ -131,7 +131,7 @@ class Ingredients:
         return next((own for item in self.items if (own := item.backbone(run, classes)) is not None), None)
 
     def rewrite(self, model: nn.Module, run: Run) -> nn.Module:
-        """Apply every rewrite in turn."""
+        """Rewrite a model by every ingredient in turn, and return what came of it."""
         for item in self.items:
             model = item.rewrite(model, run)
         return model
