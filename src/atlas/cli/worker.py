@@ -41,7 +41,7 @@ COMPILERS = ("torch", "triton")
 
 
 @dataclass
-class Job:
+class ForkedJob:
     """A fork that runs.
 
     Attributes
@@ -78,7 +78,7 @@ class Worker:
     def __init__(self, listener: socket.socket, owner: int, load: Callable[[list[str]], None]) -> None:
         self.listener, self.load = listener, load
         self.owner = os.pidfd_open(owner)
-        self.jobs: list[Job] = []
+        self.jobs: list[ForkedJob] = []
         self.wanted: dict[str, None] = {}
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
@@ -129,7 +129,7 @@ class Worker:
             _end_with(worker)
             self.forget(connection)
             _carry_out(arguments, streams, report)
-        job = Job(process, os.pidfd_open(process), connection, report)
+        job = ForkedJob(process, os.pidfd_open(process), connection, report)
         self.jobs.append(job)
         self.selector.register(job.ended, selectors.EVENT_READ, lambda: self.finish(job))
         self.selector.register(connection, selectors.EVENT_READ, lambda: self.heed(job))
@@ -142,7 +142,7 @@ class Worker:
             if file is not connection:
                 file.close() if isinstance(file, socket.socket) else os.close(cast(int, file))
 
-    def heed(self, job: Job) -> None:
+    def heed(self, job: ForkedJob) -> None:
         """Pass on the signals that the job's process was sent; if it was killed, so is the fork."""
         if job not in self.jobs:  # it ended in the same moment
             return
@@ -155,7 +155,7 @@ class Worker:
         for number in message or bytes([signal.SIGKILL]):
             signal.pidfd_send_signal(job.ended, signal.Signals(number))
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: ForkedJob) -> None:
         """Send the exit code of a fork that ended to the process that waits for it, and forget the job."""
         _, status = os.waitpid(job.process, 0)
         self.jobs.remove(job)

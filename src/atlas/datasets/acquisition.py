@@ -17,7 +17,7 @@ from typing import Any
 
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source, get_dataset
 from atlas.datasets.damage import told_as
-from atlas.datasets.looks import MANIFEST, Look, is_stray, look_at, recall, remember
+from atlas.datasets.looks import MANIFEST, FolderLook, is_stray, look_at, recall, remember
 from atlas.datasets.manifest import Manifest, describe, describe_together, parse_manifest, read_manifest
 from atlas.errors import refusal
 
@@ -139,7 +139,7 @@ def _prepared(dataset: Dataset, root: Path) -> tuple[Manifest | None, str | None
     return manifest, damage
 
 
-def _keep(manifest: Manifest, root: Path, look: Look) -> None:
+def _keep(manifest: Manifest, root: Path, look: FolderLook) -> None:
     """Write a manifest where it is not there already, and remember what was looked at."""
     place = root / manifest.dataset / MANIFEST
     if read_manifest(root, manifest.dataset) != manifest:

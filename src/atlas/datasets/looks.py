@@ -105,7 +105,7 @@ def _stamp(path: Path, entry: os.DirEntry[str]) -> Stamp:
 
 
 @dataclass(frozen=True)
-class Look:
+class FolderLook:
     """What was seen at one look.
 
     Attributes
@@ -146,7 +146,7 @@ class Look:
         return digest if before == stamp and settled and reading == self.reading else None
 
 
-def look_at(root: Path, name: str, limit: int | None = None) -> Look:
+def look_at(root: Path, name: str, limit: int | None = None) -> FolderLook:
     """Read every file of ``<root>/<name>`` that is not as it was when this machine last looked.
 
     Parameters
@@ -167,22 +167,22 @@ def look_at(root: Path, name: str, limit: int | None = None) -> Look:
     for path, stamp in tree.files.items():
         known = None if before is None else before.known(path, stamp, reading)
         files[path] = (stamp, known or _digest(root / name / path, reading))
-    return Look(_folder(root, name), began, reading, tree.folders, files)
+    return FolderLook(_folder(root, name), began, reading, tree.folders, files)
 
 
-def recall(root: Path, name: str, *, files: bool = True) -> Look | None:
+def recall(root: Path, name: str, *, files: bool = True) -> FolderLook | None:
     """What this machine remembers of ``<root>/<name>``, if anything; without ``files`` only the short part of it."""
     try:
         with _place(root, name).open(encoding="ascii") as stream:
             short = json.loads(stream.readline())
             long = json.loads(stream.readline()) if files else {}
-        look = Look(**short, files={path: (Stamp(*stamp), digest) for path, (*stamp, digest) in long.items()})
+        look = FolderLook(**short, files={path: (Stamp(*stamp), digest) for path, (*stamp, digest) in long.items()})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return look if look.folder == _folder(root, name) else None
 
 
-def remember(root: Path, name: str, look: Look, manifest: dict[str, Any]) -> None:
+def remember(root: Path, name: str, look: FolderLook, manifest: dict[str, Any]) -> None:
     """Keep a look, and the manifest that describes what it saw; where nothing can be kept, the next look reads everything."""
     short = {
         "folder": _folder(root, name),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.datasets.base import DatasetLayoutError
-from atlas.datasets.looks import MANIFEST, Look, recall, walk
+from atlas.datasets.looks import MANIFEST, FolderLook, recall, walk
 
 MANY_FILES = 50_000
 """Number of files above which the plan looks at the times of folders alone."""
@@ -60,13 +60,13 @@ class Manifest:
         return None if self.files[0].get("listing") == _listing(sizes) else "names or sizes of its files changed"
 
 
-def describe(name: str, sources: list[dict[str, Any]], look: Look) -> Manifest:
+def describe(name: str, sources: list[dict[str, Any]], look: FolderLook) -> Manifest:
     """A manifest that names every file of a look."""
     files = _entries(look)
     return Manifest(name, sources, files, _total(files))
 
 
-def describe_together(name: str, look: Look) -> Manifest:
+def describe_together(name: str, look: FolderLook) -> Manifest:
     """A manifest that has one entry for all files of a look."""
     sizes = look.sizes
     whole = {"path": WHOLE, "count": len(sizes), "size": sum(sizes.values()), "listing": _listing(sizes)}
@@ -133,7 +133,7 @@ def first_difference(expected: Mapping[str, int], found: Mapping[str, int]) -> s
     return None
 
 
-def _changed_folder(folder: Path, look: Look) -> str | None:
+def _changed_folder(folder: Path, look: FolderLook) -> str | None:
     """The first folder to which something was added or from which something was removed; the set's own holds its manifest."""
     for below, modified in look.folders.items():
         try:
@@ -144,7 +144,7 @@ def _changed_folder(folder: Path, look: Look) -> str | None:
     return None
 
 
-def _entries(look: Look) -> list[dict[str, Any]]:
+def _entries(look: FolderLook) -> list[dict[str, Any]]:
     """Path, size and hash of every file; the hash is named after what it covers."""
     key = "sha256" if look.reading == "contents" else "sha256_of_ends"
     return [{"path": path, "size": stamp.size, key: digest} for path, (stamp, digest) in look.files.items()]

@@ -12,7 +12,7 @@ from atlas.nn.bars import Bar, valued
 LINE_SECONDS = 10.0
 
 
-class Progress:
+class LoopProgress:
     """Shows how far one loop is; a context manager.
 
     Parameters
@@ -29,7 +29,7 @@ class Progress:
         self._bar = Bar(f"{name} {phase}", total, done=start)
         self._printed = self._began = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> LoopProgress:
         self._bar.__enter__()
         return self
 

@@ -89,7 +89,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RehearsedCost:
     """What a rehearsed training cost by kind of work, and the most bytes that the whole training has in memory at once.
 
     ``gradient_bytes`` are what ranks that share a step exchange; 0 where one process trains.
@@ -130,7 +130,7 @@ class Rehearsal:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     counts: tuple[Count, ...] = ()
     error: str = ""
-    cost: Cost | None = None
+    cost: RehearsedCost | None = None
     whole: Amounts = field(default_factory=dict)
     rehearsed: Amounts = field(default_factory=dict)
 
@@ -277,9 +277,9 @@ def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
     )
 
 
-def _restored_cost(content: dict[str, Any]) -> Cost:
+def _restored_cost(content: dict[str, Any]) -> RehearsedCost:
     spent = {kind: Spent(**own) for kind, own in content["spent"].items()}
-    return Cost(spent, content["memory_bytes"], content["gradient_bytes"])
+    return RehearsedCost(spent, content["memory_bytes"], content["gradient_bytes"])
 
 
 def kinds(rows: list[list[Run]]) -> set[str]:
@@ -403,7 +403,7 @@ def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
         0.0,
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),
-        cost=Cost(spent, meter.memory.grown(growth, growth.get(AVERAGING, 1.0)), meter.gradient_bytes),
+        cost=RehearsedCost(spent, meter.memory.grown(growth, growth.get(AVERAGING, 1.0)), meter.gradient_bytes),
         whole=whole,
         rehearsed=rehearsed,
     )

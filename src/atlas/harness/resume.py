@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from atlas.errors import Interrupted
 from atlas.harness.files import write_bytes, write_json
 from atlas.harness.history import History
-from atlas.harness.progress import Progress
+from atlas.harness.progress import LoopProgress
 from atlas.harness.provenance import cpu_seconds
 from atlas.nn.ranks import here
 from atlas.nn.work import work
@@ -200,7 +200,7 @@ class TrainingLoop:
         self.history.add(self._step + 1, values)
         self._progress.describe(values)
 
-    def at(self, step: int, progress: Progress) -> None:
+    def at(self, step: int, progress: LoopProgress) -> None:
         """Be at a step of a loop that others take too, and show what is logged there."""
         self._step, self._progress = step, progress
 
@@ -209,7 +209,7 @@ class TrainingLoop:
 
         What is done in a step is work of the kind that the phase is called after.
         """
-        with stop_requests() as request, Progress(self.run.cell, self.phase, self.total, self.start) as self._progress:
+        with stop_requests() as request, LoopProgress(self.run.cell, self.phase, self.total, self.start) as self._progress:
             began = saved = time.monotonic()
             before, cpu_before = self.seconds, self.cpu_seconds - cpu_seconds()
             for step in range(self.start, self.total):

@@ -28,7 +28,7 @@ PROVENANCE_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostCell:
     """One cell of the costs; ``value`` sorts it, and is ``nan`` where nothing is known."""
 
     text: str
@@ -36,7 +36,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageFigure:
     """A figure with its HTML; a wide one takes the whole width of the page."""
 
     figure: Drawn
@@ -45,7 +45,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RowSettings:
     """What distinguishes one row: its methods' settings, where its protocol differs from the table's, and what makes it again."""
 
     title: str
@@ -71,10 +71,12 @@ class Chapter:
         return figures(self.table)
 
     @cached_property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[PageFigure]:
         """The figures, each with its HTML."""
         return [
-            Picture(figure, Markup(inline(figure.svg, f"f{place}-{self.anchor}-", str(escape(figure.alt)))), is_wide(figure.svg))
+            PageFigure(
+                figure, Markup(inline(figure.svg, f"f{place}-{self.anchor}-", str(escape(figure.alt)))), is_wide(figure.svg)
+            )
             for place, figure in enumerate(self.drawn)
         ]
 
@@ -108,7 +110,7 @@ class Chapter:
         return any(cell.needed_seconds for row in self.table.rows for cell in row.cells)
 
     @cached_property
-    def costs(self) -> list[tuple[Row, list[Cost]]]:
+    def costs(self) -> list[tuple[Row, list[CostCell]]]:
         """What every row costs; stages that left a record among them."""
         stages = [row for row in self.table.stages if row.evaluated]
         before = [_builds_on] if self.builds else []
@@ -125,13 +127,13 @@ class Chapter:
             for row in [*self.table.rows, *stages]
         ]
 
-    def _declared(self, row: Row) -> list[Cost]:
+    def _declared(self, row: Row) -> list[CostCell]:
         found = [(metric, *mean_and_sd(list(row.values(metric.name).values()))) for metric in self.cost_metrics]
-        return [Cost(metric_text(metric, mean, sd), mean) for metric, mean, sd in found]
+        return [CostCell(metric_text(metric, mean, sd), mean) for metric, mean, sd in found]
 
-    def _summed(self, row: Row) -> list[Cost]:
+    def _summed(self, row: Row) -> list[CostCell]:
         found = [training(self.table, row, metric) for metric in self.summed]
-        return [Cost(metric_text(one.metric, one.total), one.total) for one in found]
+        return [CostCell(metric_text(one.metric, one.total), one.total) for one in found]
 
     @property
     def state(self) -> str:
@@ -161,13 +163,13 @@ class Chapter:
         return [item for item in every[0].items() if all(other.get(item[0]) == item[1] for other in every)] if every else []
 
     @cached_property
-    def settings(self) -> list[Settings]:
+    def settings(self) -> list[RowSettings]:
         """Settings of each row beyond those that all share."""
         shared = dict(self.protocol)
         found = []
         for row in [*self.table.rows, *self.table.stages]:
             own = {f"protocol.{name}": value for name, value in protocol_of(row).items() if shared.get(name) != value}
-            found.append(Settings(row.title, row.name, [*settings_of(row).items(), *own.items()], again(row)))
+            found.append(RowSettings(row.title, row.name, [*settings_of(row).items(), *own.items()], again(row)))
         return found
 
     @cached_property
@@ -184,23 +186,23 @@ def again(row: Row) -> str:
     return f"atlas train --tier {run.tier} --force --evaluate {shlex.quote(name)}"
 
 
-def _recorded(row: Row) -> Callable[[tuple[str, str, Callable[[float], str]]], Cost]:
+def _recorded(row: Row) -> Callable[[tuple[str, str, Callable[[float], str]]], CostCell]:
     """Mean of something that every run records about itself."""
 
-    def cost(column: tuple[str, str, Callable[[float], str]]) -> Cost:
+    def cost(column: tuple[str, str, Callable[[float], str]]) -> CostCell:
         name, _, show = column
         values = [value for cell in row.cells if (value := cell.seconds(name)) is not None]
         mean = mean_and_sd(values)[0]
-        return Cost(show(mean) if values else "–", mean)
+        return CostCell(show(mean) if values else "–", mean)
 
     return cost
 
 
-def _builds_on(row: Row) -> Cost:
+def _builds_on(row: Row) -> CostCell:
     """Mean training time of the runs that a row builds upon."""
     values = [sum(cell.needed_seconds.values()) for cell in row.cells if cell.needed_seconds]
     mean = mean_and_sd(values)[0]
-    return Cost(duration(mean) if values else "–", mean)
+    return CostCell(duration(mean) if values else "–", mean)
 
 
 def protocol_of(row: Row) -> dict[str, str]:

@@ -133,7 +133,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ResultsComparison:
     """Two studies' results side by side: which numbers and verdicts differ, and by how much."""
 
     first: Results
@@ -142,7 +142,7 @@ class Comparison:
     shared: int = 0
 
     @classmethod
-    def of(cls, first: Results, second: Results) -> Comparison:
+    def of(cls, first: Results, second: Results) -> ResultsComparison:
         """Hold every number that both have against the other; the largest drift comes first."""
         found: list[Difference] = []
         shared = 0
@@ -245,7 +245,7 @@ def _spread(ours: list[float], theirs: list[float]) -> float:
     return math.sqrt(math.fsum(sd**2 for sd in deviations) / len(deviations)) if deviations else math.nan
 
 
-def compare(first: str, second: str) -> Comparison:
+def compare(first: str, second: str) -> ResultsComparison:
     """Compare two results folders, or a folder and what a git revision holds at its place.
 
     Parameters
@@ -261,4 +261,4 @@ def compare(first: str, second: str) -> Comparison:
     """
     folders = [Path(place) for place in (first, second) if Path(place).is_dir()]
     place = folders[0].as_posix() if folders and not folders[0].is_absolute() else "results/demo"
-    return Comparison.of(Results.at(first, place), Results.at(second, place))
+    return ResultsComparison.of(Results.at(first, place), Results.at(second, place))

@@ -20,7 +20,7 @@ EQUAL = 1.1
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingCost:
     """Work of a row's training, on average over its seeds.
 
     Attributes
@@ -48,7 +48,7 @@ class Training:
         return f"{own} + {metric_text(self.metric, self.before)} once before" if self.before else own
 
 
-def training(table: Table, row: Row, metric: Metric) -> Training:
+def training(table: Table, row: Row, metric: Metric) -> TrainingCost:
     """What the training of a row takes, counted by a metric."""
     own = row.values(metric.name)
     before: list[float] = []
@@ -64,7 +64,7 @@ def training(table: Table, row: Row, metric: Metric) -> Training:
                 uncounted[source.title if source else needed.method] = None
             found += value or 0.0
         before.append(found)
-    return Training(metric, mean_and_sd(list(own.values()))[0], mean_and_sd(before)[0], tuple(uncounted))
+    return TrainingCost(metric, mean_and_sd(list(own.values()))[0], mean_and_sd(before)[0], tuple(uncounted))
 
 
 def needs(run: Run) -> list[Run]:
@@ -80,8 +80,8 @@ def needs(run: Run) -> list[Run]:
 class Costs:
     """What the two sides of a comparison take."""
 
-    ours: Training
-    theirs: Training
+    ours: TrainingCost
+    theirs: TrainingCost
 
     @property
     def ratio(self) -> float:

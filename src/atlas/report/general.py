@@ -74,22 +74,22 @@ def _focus(axes: Axes, values: Sequence[float]) -> None:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RowCost:
     """What a row costs, on average over its seeds."""
 
     metric: Metric
     values: dict[str, float]
 
 
-def cost_of(table: Table) -> Cost | None:
+def cost_of(table: Table) -> RowCost | None:
     """The cost that tells rows apart: the first declared one that differs, else the time of training."""
     for metric in [*table.metrics, *table.timings]:
         if metric.is_cost:
             values = {row.name: _mean_cost(table, row, metric) for row in table.rows}
             if _differ(values, MEASURED if metric.measured else COUNTED):
-                return Cost(metric, values)
+                return RowCost(metric, values)
     seconds = {row.name: train_seconds(row) for row in table.rows}
-    return Cost(TIME, seconds) if _differ(seconds, MEASURED) else None
+    return RowCost(TIME, seconds) if _differ(seconds, MEASURED) else None
 
 
 def _mean_cost(table: Table, row: Row, metric: Metric) -> float:

@@ -245,7 +245,7 @@ class DiversityTrainer:
         target: MixTarget | Tensor,
         base_criterion: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> Tensor:
-        """L_base, a scalar: the loss of the model's own logits and, with ``mix_weight``, of every patch token. See :meth:`loss`."""
+        """L_base, a scalar: the loss of the model's logits and, with ``mix_weight``, of every patch token. See :meth:`loss`."""
         with torch.autocast(out.logits.device.type, enabled=False):
             base = self._base_loss(out, target, base_criterion)
         if not base.isfinite():

@@ -54,7 +54,7 @@ class ChoicePolicy(Policy):
         return f"ChoicePolicy([{members}], hidden={list(self.cells.hidden)})"
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """Members' states, cells at zero, and what the network is told of the coordinates of ``theta`` (instances, parameters)."""
+        """Members' states, cells at zero, and what the network is told of coordinates of ``theta`` (instances, parameters)."""
         ranks = (layout or Layout.of([theta.shape[1:]])).ranks()
         one_hot = torch.stack([(ranks == rank).to(theta.dtype) for rank in range(1, RANKS + 1)]).to(theta.device)
         return {

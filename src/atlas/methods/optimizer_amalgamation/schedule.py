@@ -22,7 +22,7 @@ Action = Literal["repeat", "continue", "advance", "finish"]
 
 
 @dataclass
-class Progress:
+class CurriculumProgress:
     """Where one replicate is in its curriculum. Numbers of policies are named, not held: the trainer keeps them.
 
     Attributes

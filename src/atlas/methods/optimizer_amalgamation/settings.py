@@ -19,7 +19,7 @@ PerStage = Annotated[tuple[Natural, ...], MinLen(1)]
 
 
 class Curriculum(Settings):
-    """Stages of meta-training; the defaults are the published curriculum of students. See :class:`.schedule.Progress`.
+    """Stages of meta-training; the defaults are the published curriculum of students. See :class:`.schedule.CurriculumProgress`.
 
     Of each stage: ``depth`` and ``validation_depth`` are the windows per draw of optimizees, in training and in validation;
     ``imitation`` is the weight α of the imitation loss; ``resets`` are the draws per period.

@@ -37,7 +37,7 @@ from atlas.methods.uvc.plugin import (
     Distilled,
     Trainer,
     accuracy_before,
-    described,
+    kept_units,
     latencies,
     scores_of,
 )
@@ -268,7 +268,7 @@ class DynamicViT(Distilled):
         write_tensors(training.run.checkpoint / EXPORTED, model.state_dict())
         trainer.train(model, self.rate(training))
         kept = [selector.count for selector in selectors_of(model)]
-        write_json(training.run.results / PLAN, {**described(plan, shape), "tokens": kept})
+        write_json(training.run.results / PLAN, {**kept_units(plan, shape), "tokens": kept})
         return model
 
     def restore(self, model: nn.Module, run: Run) -> nn.Module:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.errors import InfeasibleBudgetError, UnsupportedArchitectureError
-from atlas.nn.draws import Uniform
+from atlas.nn.draws import UniformDraws
 
 EPSILON = 1e-6
 """Of the masked softmax, as in the authors' code: a row whose kept entries all underflow becomes uniform instead of 0/0."""
@@ -85,7 +85,7 @@ class TokenSelector(nn.Module):
         self.predict = nn.Sequential(
             nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
         )
-        self.noise = Uniform()
+        self.noise = UniformDraws()
 
     def forward(self, patches: Tensor, kept: Tensor) -> Tensor:
         """Log-probabilities (batch, n, 2) of keeping and of dropping, from (batch, n, dim) and who is still there, (batch, n)."""

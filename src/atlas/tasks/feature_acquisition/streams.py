@@ -58,7 +58,7 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Layout:
+class GateLayout:
     """What features and gates are.
 
     Attributes
@@ -100,7 +100,7 @@ class Streams:
     Training batches are functions of (seed, phase, step), so that a run goes on anywhere.
     """
 
-    def __init__(self, layout: Layout, splits: dict[str, Sequences], train: Sequences | Recordings, seed: int) -> None:
+    def __init__(self, layout: GateLayout, splits: dict[str, Sequences], train: Sequences | Recordings, seed: int) -> None:
         self.layout, self.splits, self.train, self.seed = layout, splits, train, seed
 
     def batch(self, size: int, step: int, phase: str = "train") -> tuple[Tensor, Tensor]:
@@ -172,7 +172,7 @@ def synthetic_sequences(stream: Stream, count: int, steps: int, seed: int) -> Se
     return Sequences(torch.from_numpy(x), torch.from_numpy(2 * context + bit), torch.from_numpy(context))
 
 
-def synthetic_layout(stream: Stream) -> Layout:
+def synthetic_layout(stream: Stream) -> GateLayout:
     """Beacons, two features per block, and noise; the truth of a context is the beacons and its block."""
     states = stream.contexts
     bits = states.bit_length() - 1
@@ -185,7 +185,7 @@ def synthetic_layout(stream: Stream) -> Layout:
         truth[block, bits + 2 * block : bits + 2 * block + 2] = True
     index = torch.arange(len(names))
     classes = [f"context {context}, bit {bit}" for context in range(states) for bit in range(2)]
-    return Layout(index, torch.ones(len(names)), names, index, classes, truth=truth, sensor_names=names)
+    return GateLayout(index, torch.ones(len(names)), names, index, classes, truth=truth, sensor_names=names)
 
 
 def synthetic(stream: Stream, seed: int) -> Streams:
@@ -296,7 +296,7 @@ def sessions(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
     channel_cost = torch.tensor([stream.gyro_cost if name.startswith("gyro") else 1.0 for name in CHANNELS])
     names = [f"{name} {statistic}" for name in CHANNELS for statistic in STATISTICS]
     grouped = stream.gates == "group"
-    layout = Layout(
+    layout = GateLayout(
         groups=channel if grouped else torch.arange(len(names)),
         cost=channel_cost if grouped else torch.ones(len(names)),
         names=list(CHANNELS) if grouped else names,
@@ -329,7 +329,7 @@ def handover(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
     names = [f"{device} {channel} {one}" for device in device_names for channel in CHANNELS for one in HANDOVER_STATISTICS]
     names += ["beacon cos", "beacon sin"]
     sensors = torch.cat([torch.arange(DEVICES).repeat_interleave(len(kept)), torch.tensor([DEVICES, DEVICES])])
-    layout = Layout(
+    layout = GateLayout(
         groups=torch.arange(len(names)),
         cost=torch.ones(len(names)),
         names=names,
@@ -428,7 +428,7 @@ def recorded(folder: Path, stream: Stream, seed: int) -> Streams:
     return Streams(layout, splits, train, seed)
 
 
-def _labels(y: Tensor, steps: int, layout: Layout, where: str) -> Tensor:
+def _labels(y: Tensor, steps: int, layout: GateLayout, where: str) -> Tensor:
     """Labels of one recording as int64, (steps,) or (steps, labels)."""
     wanted = (steps, len(layout.classes)) if layout.several else (steps,)
     if y.shape != wanted:
@@ -449,14 +449,14 @@ def _statistics(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(mean).float(), torch.where(std > 1e-8, std, 1.0).float()
 
 
-def _recorded_layout(description: dict[str, object], stream: Stream) -> Layout:
+def _recorded_layout(description: dict[str, object], stream: Stream) -> GateLayout:
     names = list(description["features"])  # type: ignore[call-overload]
     index = torch.arange(len(names))
     sensors = torch.as_tensor(description.get("sensors", index))
     grouped = stream.gates == "group"
     if grouped and "groups" not in description:
         raise UserError("stream.gates = group: this dataset has no groups of features; use feature")
-    return Layout(
+    return GateLayout(
         groups=torch.as_tensor(description["groups"]) if grouped else index,
         cost=torch.as_tensor(description["cost"], dtype=torch.float32) if grouped else torch.ones(len(names)),
         names=list(description["group_names"]) if grouped else names,  # type: ignore[call-overload]

@@ -81,7 +81,7 @@ def choose_modes(learner: Learner, bench: Bench) -> tuple[list[Mode], list[dict[
 
 def fit_phase(bench: Bench, phase: Phase, learner: Learner) -> None:
     """Run one loop to its end, from wherever an earlier process stopped."""
-    fitting = Fitting(bench, phase, learner)
+    fitting = PhaseFitting(bench, phase, learner)
     for step in fitting.loop:
         x, y = bench.streams.batch(bench.protocol.batch_size, step, phase.name)
         losses = phase.loss(x, y, step)
@@ -92,7 +92,7 @@ def fit_phase(bench: Bench, phase: Phase, learner: Learner) -> None:
     fitting.end()
 
 
-class Fitting:
+class PhaseFitting:
     """One phase of a run while it trains: its optimiser and its loop, restored to wherever an earlier process stopped."""
 
     def __init__(self, bench: Bench, phase: Phase, learner: Learner) -> None:

@@ -12,7 +12,7 @@ from atlas.harness.resume import training
 from atlas.harness.seeds import generator, pick_device
 from atlas.nn.attacks import PGD
 from atlas.nn.work import VALIDATION, work
-from atlas.tasks.federated_learning.data import Examples, FederatedData, load_data
+from atlas.tasks.federated_learning.data import FederatedData, LabelledImages, load_data
 from atlas.tasks.federated_learning.federation import Federation
 from atlas.tasks.federated_learning.protocol import Attack, Protocol
 
@@ -31,7 +31,7 @@ def pgd(attack: Attack, steps: int) -> PGD:
 
 
 @torch.no_grad()
-def correct(model: nn.Module, examples: Examples, size: int, attack: PGD | None = None, seed: int = 0) -> int:
+def correct(model: nn.Module, examples: LabelledImages, size: int, attack: PGD | None = None, seed: int = 0) -> int:
     """Number of examples that a model gets right, attacked first where there is an attack.
 
     The attack sees the very model that is tested; its random starts follow from ``seed`` and the place of the batch.
