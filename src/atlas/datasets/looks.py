@@ -70,9 +70,9 @@ def walk(folder: Path) -> Tree:
     return Tree(_in_order(tree.files), _in_order(tree.folders))
 
 
-def _in_order(found: dict[str, Any]) -> dict[str, Any]:
+def _in_order(entries: dict[str, Any]) -> dict[str, Any]:
     """Sorted by path, a folder's files before those of a folder whose name goes on where its own ends."""
-    return dict(sorted(found.items(), key=lambda item: item[0].split("/")))
+    return dict(sorted(entries.items(), key=lambda item: item[0].split("/")))
 
 
 def _list(folder: Path, below: str, above: tuple[tuple[int, int], ...], tree: Tree) -> None:
@@ -96,12 +96,12 @@ def _list(folder: Path, below: str, above: tuple[tuple[int, int], ...], tree: Tr
 
 def _stamp(path: Path, entry: os.DirEntry[str]) -> Stamp:
     try:
-        found = entry.stat()
+        status = entry.stat()
     except FileNotFoundError:
         raise DatasetLayoutError(f"{path} is a link to nothing: is what it names still there?") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise DatasetLayoutError(f"{path} is neither a file nor a folder: remove it")
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -192,14 +192,14 @@ def remember(root: Path, name: str, look: FolderLook, manifest: dict[str, Any]) 
         "manifest": manifest,
     }
     long = {path: [*stamp, digest] for path, (stamp, digest) in look.files.items()}
-    place = _place(root, name)
+    noted = _place(root, name)
     with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=noted.parent, prefix=f".{noted.name}.")
         try:
             with os.fdopen(handle, "w", encoding="ascii") as stream:
                 stream.write(f"{json.dumps(short)}\n{json.dumps(long)}\n")
-            Path(temporary).replace(place)
+            Path(temporary).replace(noted)
         finally:
             Path(temporary).unlink(missing_ok=True)
 

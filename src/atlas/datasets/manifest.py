@@ -111,25 +111,25 @@ def stale_data(name: str, root: Path | str = Path("data")) -> str | None:
     if manifest.count > MANY_FILES:
         return None if look is None else _changed_folder(root / name, look)
     try:
-        found = walk(root / name).files
+        present = walk(root / name).files
     except DatasetLayoutError as error:
         return str(error)
-    sizes = {path: stamp.size for path, stamp in found.items()}
+    sizes = {path: stamp.size for path, stamp in present.items()}
     if look is None:
         return manifest.difference(sizes)
-    touched = (path for path in found if path in look.files and not found[path].as_read(look.files[path][0]))
+    touched = (path for path in present if path in look.files and not present[path].as_read(look.files[path][0]))
     return first_difference(look.sizes, sizes) or next((f"{path} was modified" for path in touched), None)
 
 
-def first_difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
+def first_difference(expected: Mapping[str, int], actual: Mapping[str, int]) -> str | None:
     """The first file, by name, that is missing, new or of another size; both map a path to a size in bytes."""
-    for path in sorted(expected.keys() | found.keys()):
-        if path not in found:
+    for path in sorted(expected.keys() | actual.keys()):
+        if path not in actual:
             return f"{path} is missing"
         if path not in expected:
             return f"{path} is new"
-        if found[path] != expected[path]:
-            return f"{path} has {found[path]:,} bytes, not {expected[path]:,}"
+        if actual[path] != expected[path]:
+            return f"{path} has {actual[path]:,} bytes, not {expected[path]:,}"
     return None
 
 

@@ -154,9 +154,9 @@ def _index(path: Path) -> tuple[list[str], np.ndarray]:
     state = path.stat()
     key = np.asarray([state.st_size, state.st_mtime_ns], dtype=np.int64)
     kept = path.with_name(f".{path.name}.index.npz")
-    with suppress(OSError, ValueError, KeyError), np.load(kept, allow_pickle=False) as found:
-        if np.array_equal(found["key"], key):
-            return str(found["names"]).split("\n") if len(found["places"]) else [], found["places"]
+    with suppress(OSError, ValueError, KeyError), np.load(kept, allow_pickle=False) as index:
+        if np.array_equal(index["key"], key):
+            return str(index["names"]).split("\n") if len(index["places"]) else [], index["places"]
     names, places = _headers(path)
     with suppress(OSError):  # where nothing may be written, the next process reads the headers again
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npz")

@@ -55,10 +55,10 @@ def prepare_captures(downloads: Sequence[Path], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         extract(downloads[0], Path(unpacked))
         marks = ("transforms_train.json", POSES)
-        found = sorted(path.parent for mark in marks for path in Path(unpacked).rglob(mark))
-        if not found:
+        scenes = sorted(path.parent for mark in marks for path in Path(unpacked).rglob(mark))
+        if not scenes:
             raise DatasetError(f"{downloads[0].name} holds no scene: neither {marks[0]} nor {marks[1]}")
-        for scene in found:
+        for scene in scenes:
             shutil.move(scene, folder / scene.name)
 
 
@@ -139,8 +139,8 @@ def stand_in_dtu(folder: Path) -> None:
 
 
 def _check(name: str, folder: Path, mark: str, where: str) -> None:
-    found = sorted(folder.glob(f"*/{mark}")) if folder.is_dir() else []
-    if not found:
+    marked = sorted(folder.glob(f"*/{mark}")) if folder.is_dir() else []
+    if not marked:
         raise DatasetLayoutError(f"{name}: {folder} holds no <scene>/{mark}; {where}")
 
 
