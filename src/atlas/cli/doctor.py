@@ -87,8 +87,8 @@ def julia() -> Finding:
     from atlas.methods.symbolic_l2o.regression import has_pysr
 
     if has_pysr():
-        found = shutil.which("julia")
-        return Finding("julia", True, f"PySR can run, with {found or 'a Julia of its own, fetched at the first search'}")
+        program = shutil.which("julia")
+        return Finding("julia", True, f"PySR can run, with {program or 'a Julia of its own, fetched at the first search'}")
     embedded = importlib.util.find_spec("pyoperon") is not None
     state = "no PySR: symbolic regression uses pyoperon" if embedded else "neither PySR nor pyoperon"
     return Finding("julia", embedded, state, "" if embedded else "run: pip install 'atlas[symbolic]'")
@@ -109,10 +109,10 @@ def add_remote() -> None:
     """Configure a default DVC remote for this checkout alone, where it has none: ``$ATLAS_DVC_REMOTE`` or a folder beside it."""
     if not Path(".dvc").is_dir() or any("[core]" in text and "remote =" in text for text in _dvc_settings()):
         return
-    place = os.environ.get("ATLAS_DVC_REMOTE", str(Path.cwd().parent / "atlas-dvc-storage"))
+    remote = os.environ.get("ATLAS_DVC_REMOTE", str(Path.cwd().parent / "atlas-dvc-storage"))
     with Path(".dvc/config.local").open("a") as stream:
-        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {place}\n    verify = true\n")
-    print(f"DVC pushes to and pulls from {place}; change it with: dvc remote modify --local storage url FOLDER-OR-URL")
+        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {remote}\n    verify = true\n")
+    print(f"DVC pushes to and pulls from {remote}; change it with: dvc remote modify --local storage url FOLDER-OR-URL")
 
 
 def _dvc_settings() -> list[str]:

@@ -33,8 +33,8 @@ def show(what: str, tier: str) -> None:
 
 def papers(tier: str) -> Rows:
     """The papers that have a folder."""
-    found = sorted(load().papers.values(), key=lambda paper: paper.slug)
-    return ("paper", "title", "citation"), [(paper.slug, paper.title, paper.citation) for paper in found]
+    by_slug = sorted(load().papers.values(), key=lambda paper: paper.slug)
+    return ("paper", "title", "citation"), [(paper.slug, paper.title, paper.citation) for paper in by_slug]
 
 
 def tasks(tier: str) -> Rows:

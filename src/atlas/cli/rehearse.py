@@ -84,7 +84,7 @@ def rehearse_study(
             done.append(result)
             notes.add(result)
             print(f"[{len(done)}/{len(rows)}] {line(result, GPUS[gpu_name], gpus)}", flush=True)
-    order = {runs[0].cell: place for place, runs in enumerate(rows)}
+    order = {runs[0].cell: position for position, runs in enumerate(rows)}
     done.sort(key=lambda result: order[result.run.cell])
     text = markdown(study, done, GPUS[gpu_name], gpus)
     if cells:

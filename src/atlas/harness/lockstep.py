@@ -110,11 +110,11 @@ class Lockstep:
                     loop.seconds = seconds + (now - began) / len(self.loops)
                     loop.cpu_seconds = own + (cpu - cpu_began) / len(self.loops)
                 done = step + 1
-                told = request.signal
-                if told and done < self.total:
+                signal_number = request.signal
+                if signal_number and done < self.total:
                     self.save(done)
                     raise Interrupted(
-                        f"{name}: stopped by {signal.Signals(told).name} after step {done} of {self.total}; "
+                        f"{name}: stopped by {signal.Signals(signal_number).name} after step {done} of {self.total}; "
                         "the state of each is saved, start them again to go on"
                     )
                 if now - saved >= 60 * first.resources.save_minutes:

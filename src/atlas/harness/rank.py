@@ -122,10 +122,10 @@ def _watched(word: Word) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        told = False
+        stopping = False
         while not done.wait(WATCH_SECONDS):
-            if os.getppid() != word.state["launcher"] and not told:
-                told = True
+            if os.getppid() != word.state["launcher"] and not stopping:
+                stopping = True
                 os.kill(os.getpid(), signal.SIGTERM)
             dead = [rank for rank, state in ranks_of(word.folder).items() if _is_dead(state, word)]
             if dead and not done.wait(2 * GRACE_SECONDS):

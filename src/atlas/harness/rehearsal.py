@@ -255,12 +255,12 @@ class Notes:
         """What is known of rows, by the cell of their first run."""
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         noted = {content["cell"]: content for content in map(json.loads, lines) if content.get("format") == NOTES_FORMAT}
-        found = {}
+        notes = {}
         for run, *_ in rows:
             content = noted.get(run.cell)
             if content is not None and content["fingerprint"] == run.fingerprint and not content["error"]:
-                found[run.cell] = _restored(run, content)
-        return found
+                notes[run.cell] = _restored(run, content)
+        return notes
 
 
 def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
@@ -320,15 +320,15 @@ def rehearse(
     try:
         while waiting or active:
             while waiting and len(active) < workers:
-                group, place = waiting.pop(0), folder / str(started)
+                group, own_folder = waiting.pop(0), folder / str(started)
                 started += 1
                 receiver, sender = context.Pipe(duplex=False)
                 cells = [(runs[0].cell, len(runs)) for runs in group]
-                arguments = (study.tier, study.root, cells, place, threads, sender, frozenset(shared))
+                arguments = (study.tier, study.root, cells, own_folder, threads, sender, frozenset(shared))
                 process = context.Process(target=_rehearse_group, args=arguments, daemon=True)
                 process.start()
                 sender.close()
-                active[receiver] = _Group(list(group), place, process)
+                active[receiver] = _Group(list(group), own_folder, process)
             for ready in wait(list(active)):
                 receiver = cast(Connection, ready)
                 running = active[receiver]

@@ -71,10 +71,10 @@ class StateStore:
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Return (step, content) of the newest good state, warning about damaged ones; ``None`` if there is none."""
-        found = [state for state in map(self._read, SLOTS) if state is not None]
-        if not found:
+        states = [state for state in map(self._read, SLOTS) if state is not None]
+        if not states:
             return None
-        newest = max(found, key=lambda state: state["step"])
+        newest = max(states, key=lambda state: state["step"])
         return newest["step"], newest["content"]
 
     def clear(self) -> None:
@@ -233,13 +233,13 @@ class TrainingLoop:
                 self.save(self.total)
             self.history.write()
 
-    def _leave(self, done: int, told: signal.Signals) -> None:
+    def _leave(self, done: int, stopped_by: signal.Signals) -> None:
         """Save the state after a signal, and stop."""
         self.ranks.settle()
         self.save(done)
         self.ranks.barrier()  # nobody leaves before the state is written
         raise Interrupted(
-            f"{self.run.cell}: stopped by {told.name} after step {done} of {self.total}; "
+            f"{self.run.cell}: stopped by {stopped_by.name} after step {done} of {self.total}; "
             "its state is saved, start it again to go on"
         )
 
@@ -284,10 +284,10 @@ class TrainingLoop:
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def _restore(self) -> None:
-        found = self.store.load()
-        if found is None:
+        saved = self.store.load()
+        if saved is None:
             return
-        self.start, content = found
+        self.start, content = saved
         for name, part in self.parts.items():
             _restore_part(part, content["parts"][name])
         set_random_state(content["random"])
