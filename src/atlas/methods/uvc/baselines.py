@@ -138,8 +138,8 @@ class Structured(Distilled):
             return one_shot_plan(shape, scores, self.budget)
         batches, size = _some_batches(training, self.settings.batches), training.protocol.micro_batch
         if self.settings.criterion == "taylor":
-            found = taylor_scores(model, batches, _cross_entropy, shape, micro_batch=size)
-            return one_shot_plan(shape, found, self.budget)
+            importance = taylor_scores(model, batches, _cross_entropy, shape, micro_batch=size)
+            return one_shot_plan(shape, importance, self.budget)
         return saliency_plan(model, *batches[0], _cross_entropy, self.budget, micro_batch=size)
 
     def _gradually(self, training: Training, trainer: Trainer) -> CompressionPlan:
@@ -388,8 +388,8 @@ class Unstructured(Distilled):
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         for images, labels in batches:
             size = training.protocol.micro_batch
-            found = batch_gradients(model, images, labels, _cross_entropy, list(weights.values()), size)
-            for name, gradient in zip(weights, found, strict=True):
+            gradients = batch_gradients(model, images, labels, _cross_entropy, list(weights.values()), size)
+            for name, gradient in zip(weights, gradients, strict=True):
                 total[name] += gradient
         return weight_masks({name: (total[name] * weight.detach()).abs() for name, weight in weights.items()}, sparsity)
 

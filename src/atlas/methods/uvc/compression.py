@@ -233,8 +233,8 @@ class _Stages:
         inputs, targets = first
         in_type_of(self.student, inputs, "train_loader's inputs")
         if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-            found = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(f"train_loader's inputs must be (batch, channels, height, width), not {found}")
+            given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(f"train_loader's inputs must be (batch, channels, height, width), not {given}")
         require_labels(targets, len(inputs), self.student.num_classes, "train_loader's labels")
         with torch.inference_mode():
             images = inputs[:1].to(self.device)

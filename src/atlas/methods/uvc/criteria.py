@@ -133,8 +133,8 @@ def batch_gradients(
     """
     total = [torch.zeros_like(weight) for weight in weights]
     for share, some, their in in_pieces(images, targets, micro_batch):
-        found = torch.autograd.grad(share * loss(class_logits(model(some)), their), weights)
-        for own, gradient in zip(total, found, strict=True):
+        gradients = torch.autograd.grad(share * loss(class_logits(model(some)), their), weights)
+        for own, gradient in zip(total, gradients, strict=True):
             own += gradient
     return total
 

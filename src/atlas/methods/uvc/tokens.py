@@ -191,13 +191,13 @@ def select_tokens(
     model = copy.deepcopy(model)
     blocks = list(model.blocks)
     dim, like = int(model.embed_dim), model.cls_token
-    for index, place in enumerate(places):
+    for index, position in enumerate(places):
         selector = TokenSelector(dim, keep_ratio ** (index + 1), int(model.patch_embed.num_patches))
         for layer in selector.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
                 nn.init.zeros_(layer.bias)
-        blocks[place].selector = selector.to(like.device, like.dtype)
+        blocks[position].selector = selector.to(like.device, like.dtype)
     for block in blocks[places[0] :]:
         block.attn.__class__ = SelectiveAttention
     model.blocks = SelectiveBlocks(blocks, int(model.num_prefix_tokens)).train(model.training)
