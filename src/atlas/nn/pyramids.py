@@ -49,8 +49,8 @@ class StagePyramid(nn.Module):
 
         The side of ``pool`` is half of the last level's.
         """
-        maps = [norm(found) for norm, found in zip(self.norms, self.body(images), strict=True)]
-        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(index), found) for index, found in enumerate(maps)))
+        maps = [norm(features) for norm, features in zip(self.norms, self.body(images), strict=True)]
+        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(index), features) for index, features in enumerate(maps)))
         return levels
 
 
@@ -87,5 +87,5 @@ class SimplePyramid(nn.Module):
         tokens = self.body.forward_features(images)[:, self.body.num_prefix_tokens :]
         rows, columns = self.body.patch_embed.grid_size
         last = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-        found = {str(index): level(last) for index, level in enumerate(self.levels)}
-        return {**found, "pool": functional.max_pool2d(found["3"], 1, 2)}
+        levels = {str(index): level(last) for index, level in enumerate(self.levels)}
+        return {**levels, "pool": functional.max_pool2d(levels["3"], 1, 2)}

@@ -83,13 +83,13 @@ class Group(Ranks):
         rows = rows.detach().cpu().contiguous()
         shapes: list[Any] = [None] * self.size
         dist.all_gather_object(shapes, (tuple(rows.shape), rows.dtype), group=self._control)
-        (shape, dtype) = max(shapes, key=lambda found: (found[0][0], len(found[0])))
+        (shape, dtype) = max(shapes, key=lambda gathered: (gathered[0][0], len(gathered[0])))
         padded = torch.zeros((shape[0], *shape[1:]), dtype=dtype)
         if len(rows):
             padded[: len(rows)] = rows
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded, group=self._control)
-        return torch.cat([each[: own[0][0]] for each, own in zip(found, shapes, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self._control)
+        return torch.cat([each[: own[0][0]] for each, own in zip(gathered, shapes, strict=True)])
 
     def agree(self, stop: int, save: bool) -> Agreed:
         """What was agreed on at the step before; this step's wishes travel while the next one computes."""
@@ -184,9 +184,9 @@ class _Normalised:
         shape = [1, -1, *[1] * (x.ndim - 2)]
         values = x if x.dtype.itemsize >= 4 else x.float()
         own = values.sum(dims)
-        told = _Total.apply(torch.cat([own, own.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]), data)
-        count = told[-1].detach()
-        mean = told[:-1] / count
+        totals = _Total.apply(torch.cat([own, own.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]), data)
+        count = totals[-1].detach()
+        mean = totals[:-1] / count
         centred = values - mean.view(shape)
         variance = _Total.apply(centred.square().sum(dims), data) / count
         if module.training and module.track_running_stats:

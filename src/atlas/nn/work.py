@@ -68,12 +68,12 @@ def listener() -> Listener | None:
 @contextmanager
 def work(kind: str) -> Iterator[None]:
     """Say of which kind the work in a ``with`` block is; the innermost block counts."""
-    told = listener()
-    if told is None:
+    hearer = listener()
+    if hearer is None:
         yield
         return
-    before = told.change(kind)
+    before = hearer.change(kind)
     try:
         yield
     finally:
-        told.change(before)
+        hearer.change(before)
