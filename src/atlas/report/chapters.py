@@ -75,9 +75,9 @@ class Chapter:
         """The figures, each with its HTML."""
         return [
             PageFigure(
-                figure, Markup(inline(figure.svg, f"f{place}-{self.anchor}-", str(escape(figure.alt)))), is_wide(figure.svg)
+                figure, Markup(inline(figure.svg, f"f{number}-{self.anchor}-", str(escape(figure.alt)))), is_wide(figure.svg)
             )
-            for place, figure in enumerate(self.drawn)
+            for number, figure in enumerate(self.drawn)
         ]
 
     @cached_property
@@ -128,12 +128,12 @@ class Chapter:
         ]
 
     def _declared(self, row: Row) -> list[CostCell]:
-        found = [(metric, *mean_and_sd(list(row.values(metric.name).values()))) for metric in self.cost_metrics]
-        return [CostCell(metric_text(metric, mean, sd), mean) for metric, mean, sd in found]
+        statistics = [(metric, *mean_and_sd(list(row.values(metric.name).values()))) for metric in self.cost_metrics]
+        return [CostCell(metric_text(metric, mean, sd), mean) for metric, mean, sd in statistics]
 
     def _summed(self, row: Row) -> list[CostCell]:
-        found = [training(self.table, row, metric) for metric in self.summed]
-        return [CostCell(metric_text(one.metric, one.total), one.total) for one in found]
+        trainings = [training(self.table, row, metric) for metric in self.summed]
+        return [CostCell(metric_text(cost.metric, cost.total), cost.total) for cost in trainings]
 
     @property
     def state(self) -> str:
@@ -166,11 +166,11 @@ class Chapter:
     def settings(self) -> list[RowSettings]:
         """Settings of each row beyond those that all share."""
         shared = dict(self.protocol)
-        found = []
+        settings = []
         for row in [*self.table.rows, *self.table.stages]:
             own = {f"protocol.{name}": value for name, value in protocol_of(row).items() if shared.get(name) != value}
-            found.append(RowSettings(row.title, row.name, [*settings_of(row).items(), *own.items()], again(row)))
-        return found
+            settings.append(RowSettings(row.title, row.name, [*settings_of(row).items(), *own.items()], again(row)))
+        return settings
 
     @cached_property
     def cells(self) -> list[tuple[Row, Cell]]:
@@ -221,10 +221,10 @@ def settings_of(row: Row) -> dict[str, str]:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as one level of text."""
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found.update(flat(value, f"{prefix}{key}."))
+            entries.update(flat(value, f"{prefix}{key}."))
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) and value else json.dumps(value)
-    return found
+            entries[f"{prefix}{key}"] = value if isinstance(value, str) and value else json.dumps(value)
+    return entries

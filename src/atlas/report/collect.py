@@ -179,8 +179,8 @@ class Row:
         """Seed to why it has no value of a metric, in two words; empty if the row does not declare the metric."""
         if metric not in self.declared:
             return {}
-        found = {cell.run.seed: cell.why_missing(metric) for cell in self.cells}
-        return {seed: reason for seed, reason in found.items() if reason}
+        reasons = {cell.run.seed: cell.why_missing(metric) for cell in self.cells}
+        return {seed: reason for seed, reason in reasons.items() if reason}
 
     @property
     def evaluated(self) -> int:

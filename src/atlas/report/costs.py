@@ -56,24 +56,24 @@ def training(table: Table, row: Row, metric: Metric) -> TrainingCost:
     for cell in row.cells:
         if cell.run.seed not in own:
             continue
-        found = 0.0
+        earlier = 0.0
         for needed in needs(cell.run):
             source = table.row(needed.method)
             value = source.values(metric.name).get(needed.seed) if source else None
             if value is None:
                 uncounted[source.title if source else needed.method] = None
-            found += value or 0.0
-        before.append(found)
+            earlier += value or 0.0
+        before.append(earlier)
     return TrainingCost(metric, mean_and_sd(list(own.values()))[0], mean_and_sd(before)[0], tuple(uncounted))
 
 
 def needs(run: Run) -> list[Run]:
     """Every run that a run builds upon, near and far, once each."""
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for needed in run.needs.values():
-        found[needed.cell] = needed
-        found.update({further.cell: further for further in needs(needed)})
-    return list(found.values())
+        runs[needed.cell] = needed
+        runs.update({further.cell: further for further in needs(needed)})
+    return list(runs.values())
 
 
 @dataclass(frozen=True)

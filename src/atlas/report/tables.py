@@ -204,13 +204,13 @@ def details(study: Study, table: Table) -> dict[str, Any]:
         "metrics_digest": metrics_digest(study.matching(table.task, table.dataset)),
         "baseline": sheet.baseline.name if sheet.baseline else None,
         **({"data": table.substitution} if table.substitution else {}),
-        "differences": {name: found for name, found in differences.items() if found},
+        "differences": {name: difference for name, difference in differences.items() if difference},
     }
 
 
-def _difference(found: Interval) -> dict[str, Any]:
-    low, high = (found.low, found.high) if found.bounded else (None, None)
-    return {"effect": found.mean, "ci_low": low, "ci_high": high, "n_seeds": found.count, "interval": found.method}
+def _difference(effect: Interval) -> dict[str, Any]:
+    low, high = (effect.low, effect.high) if effect.bounded else (None, None)
+    return {"effect": effect.mean, "ci_low": low, "ci_high": high, "n_seeds": effect.count, "interval": effect.method}
 
 
 def table_csv(table: Table) -> str:
@@ -235,9 +235,9 @@ def table_csv(table: Table) -> str:
 
 def _printed(sheet: Sheet, row: str, metrics: Sequence[str]) -> list[str]:
     """Reported numbers of a row, one per metric, and where they stand."""
-    found = [sheet.reported.get((row, name)) for name in metrics]
-    sources = dict.fromkeys(number.source for number in found if number)
-    return [*(repr(number.value) if number else "" for number in found), "; ".join(sources)]
+    published = [sheet.reported.get((row, name)) for name in metrics]
+    sources = dict.fromkeys(number.source for number in published if number)
+    return [*(repr(number.value) if number else "" for number in published), "; ".join(sources)]
 
 
 def _full(value: float) -> str:
