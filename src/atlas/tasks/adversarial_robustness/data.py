@@ -144,8 +144,8 @@ def split_images(arrays: dict[str, Tensor], settings: Data, seed: int, who: str)
     order = _order(labels, settings, seed)
     train_size = len(order) - settings.validation_size if settings.train_size is None else settings.train_size
     if train_size < 1 or train_size + settings.validation_size > len(order):
-        asked = f"{max(train_size, 1)} training and {settings.validation_size} validation images"
-        raise UserError(f"{who}: there are {len(order)} images for {asked}; lower data.train_size or data.validation_size")
+        sizes = f"{max(train_size, 1)} training and {settings.validation_size} validation images"
+        raise UserError(f"{who}: there are {len(order)} images for {sizes}; lower data.train_size or data.validation_size")
     train, validation = order[:train_size], order[len(order) - settings.validation_size :]
     return {"train": (images[train], labels[train]), "validation": (images[validation], labels[validation]), "test": test}
 

@@ -109,7 +109,7 @@ def strong_accuracy(run: Run, model: nn.Module, data: RobustData, attack: PGD) -
                 for _ in (attack, margin):
                     torch.rand(images.shape, generator=random, device=random.device, dtype=images.dtype)
                 continue
-            survives = [_right(model, one(model, images, labels, generator=random), labels) for one in (attack, margin)]
+            survives = [_right(model, each(model, images, labels, generator=random), labels) for each in (attack, margin)]
             left = survives[0] & survives[1]
             if settings.autoattack and bool(left.any()):
                 left[left.clone()] = withstands_autoattack(run, model, images[left], labels[left], data.classes)

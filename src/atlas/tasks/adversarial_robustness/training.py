@@ -113,11 +113,11 @@ class Progress:
 
     def close_epoch(self) -> tuple[float, float]:
         """Return the epoch's accuracy in [0, 1] and mean loss, and start the next."""
-        found = float(self.correct) / self.examples, float(self.loss) / self.examples
+        measures = float(self.correct) / self.examples, float(self.loss) / self.examples
         self.correct.zero_()
         self.loss.zero_()
         self.examples = 0
-        return found
+        return measures
 
     def offer(self, ra: float, epoch: int, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         """Keep the network, and its masks of the weights' shapes, if it is better than every one before."""

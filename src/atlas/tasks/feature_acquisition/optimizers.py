@@ -59,7 +59,7 @@ class StackedOptimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Clip each model's gradient and update."""
-        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.parameters]
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.parameters]
         if self.clip_norm is not None:
             self._clip(gradients)
         self.count += 1

@@ -125,7 +125,7 @@ class Joined:
     def take_step(self, step: int, alive: Sequence[int]) -> list[Losses]:
         """Take a step of all seeds, of which some still count; return the losses of each."""
         size = self.protocol.batch_size
-        batches = [one.bench.streams.batch(size, step, one.phase.name) for one in self.fittings]
+        batches = [fitting.bench.streams.batch(size, step, fitting.phase.name) for fitting in self.fittings]
         losses = self.joint.losses(batches, step)
         self.optimizer.zero_grad()
         torch.cat([losses[index].total for index in alive]).sum().backward()

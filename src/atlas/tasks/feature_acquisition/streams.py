@@ -225,14 +225,14 @@ class _Banks:
             except ValueError as error:
                 raise UserError(f"{BANK}: {error}") from None
         labels = arrays["train_labels"].numpy()
-        validation = np.concatenate([np.flatnonzero(labels == one)[-held:] for one in np.unique(labels)])
+        validation = np.concatenate([np.flatnonzero(labels == kind)[-held:] for kind in np.unique(labels)])
         train = np.setdiff1d(np.arange(len(labels)), validation)
         bank = arrays["train_bank"].numpy()
         mean, std = bank[train].mean((0, 1)), bank[train].std((0, 1)) + 1e-6
         chosen = {"train": bank[train], "validation": bank[validation], "test": arrays["test_bank"].numpy()}
         named = {"train": labels[train], "validation": labels[validation], "test": arrays["test_labels"].numpy()}
         chosen["long"], named["long"] = chosen["test"], named["test"]
-        return cls({name: (one - mean) / std for name, one in chosen.items()}, named)
+        return cls({name: (series - mean) / std for name, series in chosen.items()}, named)
 
 
 def session(
@@ -264,8 +264,8 @@ def _sessions(
     from atlas.datasets.activity import WINDOW
 
     drawn = [session(draw, labels, bank.shape[1], steps, WINDOW) for _ in range(count)]
-    series = np.stack([one for one, _ in drawn])
-    offsets = np.stack([one for _, one in drawn])
+    series = np.stack([index for index, _ in drawn])
+    offsets = np.stack([index for _, index in drawn])
     return bank[series, offsets], labels[series]
 
 
@@ -313,7 +313,11 @@ def handover(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
     ``arrays`` holds banks of windows (series, offsets, features) and labels (series,).
     """
     banks, splits = _Banks.split(arrays, stream.held_series), {}
-    kept = [channel * len(STATISTICS) + STATISTICS.index(one) for channel in range(len(CHANNELS)) for one in HANDOVER_STATISTICS]
+    kept = [
+        channel * len(STATISTICS) + STATISTICS.index(statistic)
+        for channel in range(len(CHANNELS))
+        for statistic in HANDOVER_STATISTICS
+    ]
     for name, (count, steps) in _counts(stream).items():
         draw = _draw(seed, "handover", name)
         bank = banks.features[name][..., kept]
@@ -326,7 +330,9 @@ def handover(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
         x = np.concatenate([*devices, beacons], -1).astype(np.float32)
         splits[name] = Sequences(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(worn))
     device_names = [f"device {device}" for device in range(DEVICES)]
-    names = [f"{device} {channel} {one}" for device in device_names for channel in CHANNELS for one in HANDOVER_STATISTICS]
+    names = [
+        f"{device} {channel} {statistic}" for device in device_names for channel in CHANNELS for statistic in HANDOVER_STATISTICS
+    ]
     names += ["beacon cos", "beacon sin"]
     sensors = torch.cat([torch.arange(DEVICES).repeat_interleave(len(kept)), torch.tensor([DEVICES, DEVICES])])
     layout = GateLayout(
@@ -403,16 +409,16 @@ def recorded(folder: Path, stream: Stream, seed: int) -> Streams:
     description = json.loads((folder / DESCRIPTION).read_text())
     layout = _recorded_layout(description, stream)
     arrays = read_tensors(folder / RECORDINGS)
-    arrays |= {name: torch.where(one.isfinite(), one, torch.nan) for name, one in arrays.items() if name.startswith("x")}
+    arrays |= {name: torch.where(array.isfinite(), array, torch.nan) for name, array in arrays.items() if name.startswith("x")}
     mean, std = _statistics([arrays[f"x{index}"] for index in description["splits"]["train"]])
 
     def recordings(split: str) -> list[tuple[Tensor, Tensor]]:
-        found = []
+        pairs = []
         for index in description["splits"][split]:
             x = ((arrays[f"x{index}"] - mean) / std).nan_to_num(0.0)
             y = _labels(arrays[f"y{index}"], len(x), layout, f"recording {description['names'][index]}")
-            found.append((x if stream.clip is None else x.clamp(-stream.clip, stream.clip), y))
-        return found
+            pairs.append((x if stream.clip is None else x.clamp(-stream.clip, stream.clip), y))
+        return pairs
 
     splits = {name: consecutive(recordings(name), stream.steps) for name in ("validation", "test")}
     longest = max(len(x) for x, _ in recordings("test"))

@@ -105,13 +105,13 @@ def load_data(run: Run, protocol: Protocol, device: torch.device) -> FederatedDa
         The protocol asks for what the dataset cannot give.
     """
     facts = get_dataset(run.data).facts
-    asked = with_fewest(protocol.data, facts) if protocol.data.fewest else protocol.data
+    settings = with_fewest(protocol.data, facts) if protocol.data.fewest else protocol.data
     if "domains" in facts:
-        if asked.partition != "feature" or asked.domains:
+        if settings.partition != "feature" or settings.domains:
             raise UserError(f"{run.data} has domains of its own: data.partition must be feature, and data.domains empty")
-        shares = _own_domains(run, asked)
+        shares = _own_domains(run, settings)
     else:
-        shares = _single(run, asked, facts)
+        shares = _single(run, settings, facts)
     capacity = member_budgets(protocol, len(shares.train), shares.domains)
     members = []
     for index, share in enumerate(shares.train):
@@ -119,9 +119,9 @@ def load_data(run: Run, protocol: Protocol, device: torch.device) -> FederatedDa
         members.append(FederationMember(shares.domains[index], float(capacity[index]), train.to(device), validation.to(device)))
     for test in shares.tests:
         if len(test.examples) < FEWEST_IMAGES:
-            found = f"{len(test.examples)} test image{'' if len(test.examples) == 1 else 's'}"
+            size = f"{len(test.examples)} test image{'' if len(test.examples) == 1 else 's'}"
             need = f"batch statistics need at least {FEWEST_IMAGES}"
-            raise UserError(f"{run.data}: client {test.members[0]} has {found}, too few: {need}")
+            raise UserError(f"{run.data}: client {test.members[0]} has {size}, too few: {need}")
     tests = tuple(TestSet(test.members, test.examples.to(device)) for test in shares.tests)
     return FederatedData(tuple(members), tests, int(str(facts["classes"])))
 
@@ -148,14 +148,14 @@ def member_budgets(protocol: Protocol, clients: int, domains: Sequence[str]) -> 
     ascending = budgets(protocol.budgets, clients)
     if protocol.budget_order == "by-domain":
         return ascending
-    rank = {name: place for place, name in enumerate(dict.fromkeys(domains))}
+    rank = {name: order for order, name in enumerate(dict.fromkeys(domains))}
     seen: dict[str, int] = {}
-    place = []
+    order = []
     for client, domain in enumerate(domains):
-        place.append((seen.get(domain, 0), rank[domain], client))
+        order.append((seen.get(domain, 0), rank[domain], client))
         seen[domain] = seen.get(domain, 0) + 1
     spread = np.empty(clients)
-    spread[[client for _, _, client in sorted(place)]] = ascending
+    spread[[client for _, _, client in sorted(order)]] = ascending
     return spread
 
 
@@ -180,10 +180,10 @@ def _own_domains(run: Run, data: Data) -> _Shares:
     shares = _Shares([], [], [])
     for domain, arrays in read.items():
         train, test = (_examples(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
-        for place, part in enumerate(np.array_split(np.arange(len(test)), each)):
+        for index, part in enumerate(np.array_split(np.arange(len(test)), each)):
             shares.tests.append(TestSet((len(shares.train),), test[part]))
             shares.domains.append(domain)
-            shares.train.append(train[place * size : (place + 1) * size])
+            shares.train.append(train[index * size : (index + 1) * size])
     return shares
 
 
@@ -210,13 +210,13 @@ def _by_domain(train: LabelledImages, test: LabelledImages, data: Data, seed: in
     names = data.domains or ("identity",)
     size, each = len(train) // data.clients, data.clients // len(names)
     shares = _Shares([], [], [])
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         first = len(shares.train)
         own = _changed(train[first * size : (first + each) * size], name, generator(seed, "domain", name))
         shares.domains.extend([name] * each)
         shares.train.extend(own[client * size : (client + 1) * size] for client in range(each))
         # test images do not depend on the run's seed
-        shown = _changed(test, name, generator(SPLIT_SEED, "test-domain", place))
+        shown = _changed(test, name, generator(SPLIT_SEED, "test-domain", index))
         shares.tests.append(TestSet(tuple(range(first, first + each)), shown))
     return shares
 

@@ -36,12 +36,12 @@ def correct(model: nn.Module, examples: LabelledImages, size: int, attack: PGD |
 
     The attack sees the very model that is tested; its random starts follow from ``seed`` and the place of the batch.
     """
-    found = 0
-    for place, (images, labels) in enumerate(examples.batches(size)):
+    right = 0
+    for index, (images, labels) in enumerate(examples.batches(size)):
         if attack is not None:
-            images = attack(model, images, labels, generator=generator(seed, "test attack", place))
-        found += int((model(images).argmax(1) == labels).sum())
-    return found
+            images = attack(model, images, labels, generator=generator(seed, "test attack", index))
+        right += int((model(images).argmax(1) == labels).sum())
+    return right
 
 
 class Best:
@@ -79,10 +79,10 @@ def validation(method: Federation, data: FederatedData, protocol: Protocol, seed
             total += correct(model, part, protocol.test_batch_size, attack, seed) / len(part)
         return total / len(data.members)
 
-    found = {"validation_accuracy": mean("clean", None)}
+    scores = {"validation_accuracy": mean("clean", None)}
     if method.robust_weight and protocol.attack is not None:
-        found["validation_robust"] = mean("noise", pgd(protocol.attack, protocol.attack.train_steps))
-    return found
+        scores["validation_robust"] = mean("noise", pgd(protocol.attack, protocol.attack.train_steps))
+    return scores
 
 
 def train(run: Run) -> dict[str, float]:
@@ -106,10 +106,10 @@ def train(run: Run) -> dict[str, float]:
         last = index + 1 == loop.total
         if last or (index + 1) % protocol.validate_every == 0:
             with work(VALIDATION):
-                found = validation(method, data, protocol, run.seed)
-            values |= found
+                scores = validation(method, data, protocol, run.seed)
+            values |= scores
             weight = method.robust_weight
-            score = (1 - weight) * found["validation_accuracy"] + weight * found.get("validation_robust", 0.0)
+            score = (1 - weight) * scores["validation_accuracy"] + weight * scores.get("validation_robust", 0.0)
             if last or protocol.select_best:
                 best.offer(score, index + 1, method.tensors())
         loop.log(**values)

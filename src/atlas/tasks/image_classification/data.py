@@ -114,9 +114,9 @@ class MemoryImages:
     def _check(self, run: Run, images: Tensor) -> None:
         backbone, factor = self.protocol.backbone, self.protocol.data.upsample
         wanted = backbone.in_chans, backbone.img_size, backbone.img_size
-        found = images.shape[1], *(factor * side for side in images.shape[2:])
-        if wanted != found:
-            raise UserError(f"{run.cell}: {run.data} has images of {found}, the protocol's backbone takes {wanted}")
+        shape = images.shape[1], *(factor * side for side in images.shape[2:])
+        if wanted != shape:
+            raise UserError(f"{run.cell}: {run.data} has images of {shape}, the protocol's backbone takes {wanted}")
         size = self.protocol.data.train_size
         if size is not None and len(images) < size:
             raise UserError(f"{run.cell}: data.train_size {size} exceeds the {len(images)} images that are not held out")

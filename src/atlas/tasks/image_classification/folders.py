@@ -165,7 +165,7 @@ class FolderImages:
         repeated = order.repeat_interleave(repeats)[: self.steps_per_epoch * size]
         keys = [(epoch, position, index) for position, index in enumerate(repeated.tolist())]
         own = range(size) if share is None else share.places.tolist()
-        chosen = [keys[begin + place] for begin in range(first * size, len(keys), size) for place in own]
+        chosen = [keys[begin + offset] for begin in range(first * size, len(keys), size) for offset in own]
         if self._loader is None or self._loader.batch_size != len(own):
             dataset = _Transformed(*self.samples["train"], train_transform(self.protocol), self.seed)
             self._loader = self._loader_of(dataset, self._keys, len(own), persistent=True)

@@ -39,13 +39,13 @@ def _pictures(data: FigureData) -> tuple[list[str], dict[str, dict[str, Any]]]:
     if len(distance):
         degrees = distance.groupby("view")["degrees"].first()
         names.sort(key=lambda name: (degrees.get(int(name.removeprefix("view")), 0.0), name))
-    found = {}
+    pictures_of = {}
     for row, folder in {SCENE: truth, **folders}.items():
         pictures = {path.stem: _image(path) for path in folder.glob("*.png")}
         if row == SCENE or all(name in pictures for name in names):
-            found[row] = pictures
+            pictures_of[row] = pictures
     order = [run.method for run in data.runs]
-    return names, {row: found[row] for row in dict.fromkeys([SCENE, *order]) if row in found}
+    return names, {row: pictures_of[row] for row in dict.fromkeys([SCENE, *order]) if row in pictures_of}
 
 
 def _show(axes: Axes, image: Any, **options: Any) -> None:
