@@ -281,7 +281,7 @@ def _uvc(model: Any, images: Tensor) -> None:
 
 
 def page(table: Backbones) -> str:
-    """The page of the documentation."""
+    """Render the table of families and methods as the page of the documentation."""
     reasons: dict[str, int] = {}
     lines = []
     for family in table.families:

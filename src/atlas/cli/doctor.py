@@ -55,7 +55,7 @@ def findings(study: Study) -> Iterator[Finding]:
 
 
 def accelerator(study: Study) -> Finding:
-    """GPU, and whether the study asks for one."""
+    """Check whether PyTorch sees a GPU, and whether the study asks for one."""
     wanted = max((run.resources.gpus for run in study.runs), default=0)
     if importlib.util.find_spec("torch") is None:
         return Finding("compute", False, "PyTorch is not installed", "run: make env")
@@ -95,7 +95,7 @@ def julia() -> Finding:
 
 
 def dvc() -> Finding:
-    """Whether DVC is there, and has a remote."""
+    """Check whether DVC is installed, and has a remote to push to."""
     if importlib.util.find_spec("dvc") is None:
         return Finding("dvc", False, "DVC is not installed", "run: pip install 'atlas[dvc]'")
     if any("remote" in text for text in _dvc_settings()):
@@ -127,7 +127,7 @@ def disk(study: Study) -> Finding:
 
 
 def data(study: Study) -> Iterator[Finding]:
-    """Which of the study's datasets are here."""
+    """Check which of the study's datasets are acquired on this machine."""
     for name in study.datasets:
         here = (study.root / "data" / name / "manifest.json").is_file()
         yield Finding(

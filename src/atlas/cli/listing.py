@@ -32,13 +32,13 @@ def show(what: str, tier: str) -> None:
 
 
 def papers(tier: str) -> Rows:
-    """The papers that have a folder."""
+    """List the papers that have a folder of methods: name, title and citation."""
     by_slug = sorted(load().papers.values(), key=lambda paper: paper.slug)
     return ("paper", "title", "citation"), [(paper.slug, paper.title, paper.citation) for paper in by_slug]
 
 
 def tasks(tier: str) -> Rows:
-    """The tasks and their questions."""
+    """List the tasks with the questions that they ask."""
     return ("task", "question"), [(task.name, task.question) for task in load().tasks.values()]
 
 
@@ -61,7 +61,7 @@ def datasets(tier: str) -> Rows:
 
 
 def claims(tier: str) -> Rows:
-    """Every claim, as its paper states it."""
+    """List every claim, in the words of its paper."""
     from atlas.harness.claims import load_claims
 
     rows = [(claim.id, claim.paper, claim.statement) for claim in load_claims()]

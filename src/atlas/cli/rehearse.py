@@ -119,7 +119,7 @@ def _complain(done: list[Rehearsal]) -> None:
 
 
 def line(result: Rehearsal, gpu: GPU, gpus: int = 1) -> str:
-    """One line for a terminal or a log."""
+    """Say what one rehearsal found in one line, for a terminal or a log."""
     name = result.run.cell.rpartition("/")[0]
     if result.error:
         return f"✗ {name}: {result.error}"

@@ -492,7 +492,7 @@ def _stand_in(width: int, classes: int, steps: int, several: bool = False, **lay
 
 
 def stand_in_basic_motions(folder: Path) -> None:
-    """Random banks of BasicMotions's shape."""
+    """Write random banks of windows of the shape of BasicMotions, for tests without the data."""
     import numpy as np
 
     draw = np.random.default_rng(0)

@@ -90,7 +90,7 @@ def _stand_in_blender(folder: Path, splits: dict[str, int], size: int) -> None:
 
 
 def stand_in_lego(folder: Path) -> None:
-    """Flat images at poses on a sphere."""
+    """Write pictures of one colour at poses on a sphere, for tests without the data."""
     _stand_in_blender(folder / "lego", {"train": LEGO_VIEWS}, 400)
 
 
@@ -101,7 +101,7 @@ def stand_in_synthetic(folder: Path) -> None:
 
 
 def stand_in_llff(folder: Path, scenes: Sequence[str] = ("room", "fern")) -> None:
-    """Flat images at slightly shifted poses."""
+    """Write pictures of one colour at slightly shifted poses, for tests without the data."""
     import numpy as np
     from PIL import Image
 

@@ -49,7 +49,7 @@ class FigureData:
 
     @cached_property
     def titles(self) -> dict[str, str]:
-        """Row name to the title that legends print."""
+        """Title that legends print, by the name of the row."""
         return {run.method: run.title for run in self.runs}
 
     def metrics(self) -> pd.DataFrame:

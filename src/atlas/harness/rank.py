@@ -45,7 +45,7 @@ class Word:
         self.leave()
 
     def leave(self, **more: Any) -> None:
-        """Write what is known, and more."""
+        """Write what this rank knows of itself, with ``more``, to its file, where the launcher and the other ranks read it."""
         with self._lock:
             self.state |= more
             path = self.folder / f"rank{self.rank}.json"

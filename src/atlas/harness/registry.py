@@ -118,12 +118,12 @@ class Metric:
 
     @property
     def is_training(self) -> bool:
-        """Whether it counts the work of a training."""
+        """Whether the metric counts the work of a training."""
         return self.name in TRAINING
 
     @property
     def is_cost(self) -> bool:
-        """Whether it says what a method costs."""
+        """Whether the metric says what a method costs, rather than what it achieves."""
         return (self.better == "lower" and self.name.endswith(COSTS)) if self.cost is None else self.cost
 
 
@@ -296,7 +296,7 @@ class Method:
 
     @property
     def alone(self) -> bool:
-        """Whether it can stand in no recipe."""
+        """Whether the method cannot be combined with others in a recipe."""
         return not self.combines or bool(self.train) or self.role == "stage"
 
     def build(self, run: Any, settings: Settings) -> Any:

@@ -77,7 +77,7 @@ class Count:
 
     @property
     def difference(self) -> float:
-        """(ours − published) / published."""
+        """Relative difference of our count from the published one, (ours − published) / published."""
         return (self.ours - self.published) / self.published
 
     @property

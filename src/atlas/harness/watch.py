@@ -172,7 +172,7 @@ class Watch(logging.Handler):
         return f"{self.planned} jobs, about {duration(left)} by earlier runs" if self.jobs and not math.isnan(left) else ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Act on an event of Snakemake's."""
+        """Act on an event that Snakemake logs: a plan, a job that begins or ends, an error."""
         try:
             event = str(getattr(record, "event", "") or "")
             actions: dict[str, Callable[[Any], None]] = {
@@ -352,7 +352,7 @@ class Live(Lines):
             self.bars.remove_task(self.tasks.pop(job))
 
     def line(self, text: str) -> None:
-        """Say something above the clocks."""
+        """Print a line of text above the clocks."""
         from rich.text import Text
 
         self.console.print(Text(text))

@@ -74,7 +74,7 @@ class SGD(Analytic):
 
 
 class Momentum(Analytic):
-    """Heavy ball: v ← β v + g, −η v."""
+    """Gradient descent with momentum (heavy ball): v ← β v + g, and the update is −η v."""
 
     slots = ("v",)
 
@@ -133,7 +133,7 @@ class AMSGrad(Adam):
 
 
 class RMSprop(Analytic):
-    """v ← ρ v + (1−ρ) g², −η g / √(v + ε)."""
+    """RMSprop: v ← ρ v + (1−ρ) g², and the update is −η g / √(v + ε)."""
 
     slots = ("v",)
 

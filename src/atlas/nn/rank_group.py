@@ -52,7 +52,7 @@ class Group(Ranks):
         return Share(torch.tensor(places, dtype=torch.long), total)
 
     def rows(self, total: int) -> Share:
-        """A part in a row, as positions."""
+        """Return the positions of the examples in a row, of ``total``, that this rank works on."""
         return Share(torch.arange(total)[self.slice(total)], total)
 
     def slice(self, total: int) -> slice:

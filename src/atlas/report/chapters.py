@@ -82,7 +82,7 @@ class Chapter:
 
     @cached_property
     def sheet(self) -> Sheet:
-        """The comparison: what is achieved."""
+        """The main table, with the metrics of what is achieved rather than what it costs."""
         outcomes = [metric for metric in shown_metrics(self.table) if not metric.is_cost]
         return Sheet(self.table, outcomes or shown_metrics(self.table))
 
@@ -137,7 +137,7 @@ class Chapter:
 
     @property
     def state(self) -> str:
-        """How many runs are there, in words."""
+        """How many methods there are, and how many of their runs are evaluated, in words."""
         cells = [cell for row in self.table.rows for cell in row.cells]
         done = sum(cell.state == "done" for cell in cells)
         return f"{len(self.table.rows)} methods, {done} of {len(cells)} runs evaluated"
@@ -220,7 +220,7 @@ def settings_of(row: Row) -> dict[str, str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as one level of text."""
+    """Return nested settings as texts by dotted name."""
     entries: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

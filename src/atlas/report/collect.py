@@ -222,7 +222,7 @@ class Table:
 
     @cached_property
     def timings(self) -> list[Metric]:
-        """Declared measurements of time."""
+        """Declared metrics that measure time."""
         return [metric for metric in self._declared if metric.measured]
 
     @cached_property

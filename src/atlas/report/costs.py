@@ -78,7 +78,7 @@ def needs(run: Run) -> list[Run]:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the two sides of a comparison take."""
+    """What training takes on the two sides of a comparison."""
 
     ours: TrainingCost
     theirs: TrainingCost
@@ -95,7 +95,7 @@ class Costs:
 
     @property
     def text(self) -> str:
-        """Both sides, and whether they are equal."""
+        """The costs of both sides in words, and whether they are equal."""
         sides = f"{self.ours.metric.label}: {self.ours.text} against {self.theirs.text}"
         if math.isnan(self.ratio):
             return sides

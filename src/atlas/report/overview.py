@@ -116,7 +116,7 @@ class Overview:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Term and description of each fact."""
+        """Facts on the study for the head of the report: a term and its description each."""
         facts = [
             ("runs", self.runs),
             ("seeds", self.seeds),
@@ -163,7 +163,7 @@ class Overview:
 
     @property
     def commit(self) -> str:
-        """Commits that computed the runs."""
+        """Commits of the code that computed the runs, most common first."""
         commits = Counter(str(source.get("git_commit"))[:10] for source in self.sources)
         changed = sum(bool(source.get("git_dirty")) for source in self.sources)
         text = _listed([commit for commit, _ in commits.most_common()], most=4)

@@ -112,7 +112,7 @@ def write_claims(study: Study) -> list[Judged]:
 
 
 def rule(study: Study) -> str:
-    """How claims are judged, for the reader."""
+    """Explain to the reader how claims are judged on a study's tier."""
     return (
         f"Each claim is judged on the {study.tier} tier’s runs, paired by seed: supported if its whole 95 % confidence "
         "interval satisfies what is asked, contradicted if none of it does, else inconclusive. A verdict that leaving out one "
@@ -171,7 +171,7 @@ def against(judged: Iterable[Judged]) -> list[Judged]:
 
 
 def finding(judgement: Judged) -> str:
-    """A finding against a method in sentences."""
+    """Put a finding against a method into sentences."""
     return f"{'' if judgement.claim.against else 'It does not hold that: '}{judgement.statement} {found_line(judgement)}"
 
 

@@ -107,7 +107,7 @@ class Part:
 
     @cached_property
     def by_seed(self) -> dict[int, float]:
-        """Seed to its effect, a ratio as it is."""
+        """Effect by seed, with ratios as they are rather than as logarithms."""
         if self.theirs is None:
             seeds = sorted(self.ours)
         else:
@@ -410,7 +410,7 @@ def compare(comparison: Comparison, task: str, table: Table | None, parts: int, 
 
 
 def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table], kernels: Mapping[str, str] | None = None) -> Judged:
-    """Judge one claim on a study's results."""
+    """Judge one claim on the tables of a study: every comparison that it asks for, and the verdict on the whole."""
     dataset = claim.dataset(study.tier)
     table = tables.get((claim.task, dataset)) if dataset else None
     comparisons = claim.comparisons(study.tier)
@@ -426,7 +426,7 @@ def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table], kern
 
 
 def judge_all(study: Study, tables: list[Table] | None = None) -> list[Judged]:
-    """Judge every claim of every paper."""
+    """Judge every claim of every paper on the tables of a study."""
     by_name = {(table.task, table.dataset): table for table in (collect(study) if tables is None else tables)}
     kernels = other_kernels(study)
     return [judge(claim, study, by_name, kernels.get(claim.id)) for claim in load_claims()]

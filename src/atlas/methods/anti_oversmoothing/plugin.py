@@ -47,7 +47,7 @@ class Scaling(Ingredient):
         return self.settings.lr_multiplier if parameter in self.scales else 1.0
 
     def watched(self, training: Training) -> Mapping[str, float]:
-        """Range of the scales over all layers."""
+        """Return smallest, mean and largest of the scales over all layers, for the curves."""
         scales = [value for name, value in scale_parameters(training.model).items() if name in self.scales]
         if not scales:
             return {}

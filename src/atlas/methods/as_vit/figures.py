@@ -161,7 +161,7 @@ def ranking(data: FigureData) -> Figure | None:
     alt="Scatter plot on logarithmic axes: points lie along a line of slope one.",
 )
 def law(data: FigureData) -> Figure | None:
-    """Length against the merge product."""
+    """Draw the length distortion of networks against the product of their merges."""
     import matplotlib.pyplot as plt
     import numpy as np
     from matplotlib.ticker import LogLocator

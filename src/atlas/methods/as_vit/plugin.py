@@ -71,7 +71,7 @@ def image_macs(design: Design, stride: int) -> int:
 
 
 def tokens_and_cost(design: Design, stride: int) -> dict[str, float]:
-    """What the curves show of a tokenisation."""
+    """Return the number of tokens and the multiply-accumulates of an image at a stride, for the curves."""
     return {"tokens": (design.img_size // stride) ** 2, "image_macs": image_macs(design, stride)}
 
 

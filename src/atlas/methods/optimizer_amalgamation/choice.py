@@ -49,7 +49,7 @@ class ChoicePolicy(Policy):
         self.head = keras_linear(hidden[-1], len(pool))
 
     def describe(self) -> str:
-        """Its members, and the widths of its cells."""
+        """Describe the policy by its members and the widths of its cells."""
         members = ", ".join(member.describe() for member in self._members())
         return f"ChoicePolicy([{members}], hidden={list(self.cells.hidden)})"
 

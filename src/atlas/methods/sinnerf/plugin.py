@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def camera_of(views: Views, index: int) -> Camera:
-    """The camera of the view of that number."""
+    """Return the camera of the view with an index."""
     height, width = views.rgb.shape[1:3]
     return Camera(views.intrinsics[index], views.poses[index], height, width)
 

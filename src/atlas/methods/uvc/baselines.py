@@ -96,7 +96,7 @@ class Uniform(Distilled):
 
 
 class Blind(Distilled):
-    """Keeps blocks by their place alone."""
+    """Keeps blocks by their position alone, without looking at their weights."""
 
     settings: BlindSettings
 

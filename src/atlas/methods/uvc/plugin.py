@@ -214,7 +214,7 @@ class Trainer:
         return forward_flops(model, self.training.data.example(1))
 
     def logs(self, step: int, total: int) -> bool:
-        """Whether the curves get a row at this step."""
+        """Return whether the curves get a row at a step, counted from 0."""
         return (step + 1) % self.training.protocol.log_every == 0 or step + 1 == total
 
     def fit(
@@ -338,7 +338,7 @@ def scores_of(training: Training) -> tuple[ViTShape, UnitScores]:
 
 
 def amounts(run: Run) -> Amounts:
-    """Epochs before and after the export."""
+    """Return how much is trained in the epochs before the export, and in those after it."""
     (settings,) = (own for own in map(run.settings_model, run.recipe) if isinstance(own, CompressorSettings))
     before, after = settings.stages
     return {SEARCH_PHASE: training_amount(run, before), TRAIN: training_amount(run, after)}

@@ -50,7 +50,7 @@ class DenseStepper:
         self.optimizer.step()
 
     def end_epoch(self, *, train_ra: float, val_ra: float, val_loss: float) -> None:
-        """Nothing depends on how an epoch went."""
+        """Do nothing: the dense network does not depend on how an epoch went."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing changes besides the optimiser's own state."""

@@ -58,14 +58,14 @@ class Ledger:
         self.flops += cost * examples
 
     def close_epoch(self, dense_flops: float, attack_steps: int | None = None) -> None:
-        """Add what was counted as an epoch."""
+        """Add what was counted since the last epoch's end to the list, as an epoch."""
         mean = self.flops / self.examples
         self.epochs.append(EpochCost(self.examples, mean, dense_flops, self.grown, attack_steps))
         self.examples = self.grown = 0
         self.flops = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return the costs and updates of the epochs so far as plain values."""
         rows = [asdict(epoch) for epoch in self.epochs]
         return {"epochs": rows, "updates": self.updates, "now": [self.examples, self.grown, self.flops]}
 

@@ -149,5 +149,5 @@ class Learner(Plugin):
         raise NotImplementedError
 
     def extra(self, evaluation: Evaluation) -> dict[str, float]:
-        """Values of the method's ``extra_metrics``."""
+        """Return values of the method's ``extra_metrics``, by name."""
         return {}

@@ -58,7 +58,7 @@ class StackedOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clip each model's gradient and update."""
+        """Clip each model's gradient by its own norm, and take one step with all models."""
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.parameters]
         if self.clip_norm is not None:
             self._clip(gradients)
@@ -84,7 +84,7 @@ class StackedOptimizer:
             gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and the number of steps."""
+        """Return the moments of all models and the number of steps, as a state to save."""
         return {"first": self.first, "second": self.second, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ MIDDLE = 0.5
 
 
 def metric_name(kind: str, width: float) -> str:
-    """``accuracy_w0125`` for a width of 0.125."""
+    """Return the name of the metric of a width: ``accuracy_w0125`` for a width of 0.125."""
     return f"{kind}_w{round(1000 * width):04d}"
 
 

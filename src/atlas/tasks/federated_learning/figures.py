@@ -112,7 +112,7 @@ def _macs_by_width(table: pd.DataFrame, metrics: pd.DataFrame) -> dict[tuple[str
     alt="Line plot of validation accuracy over rounds, one line per method.",
 )
 def rounds(data: FigureData) -> Figure | None:
-    """Validation accuracy over rounds."""
+    """Draw the validation accuracy over rounds."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")
@@ -139,7 +139,7 @@ def rounds(data: FigureData) -> Figure | None:
     alt="Grouped bar chart: accuracy for clients of each budget, one bar per method, error bars over seeds.",
 )
 def by_budget(data: FigureData) -> Figure | None:
-    """Accuracy of the widest model per budget."""
+    """Draw the accuracy of every method's widest model for the clients of each budget."""
     import matplotlib.pyplot as plt
 
     table = data.frames("evaluation.csv")

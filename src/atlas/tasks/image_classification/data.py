@@ -191,7 +191,7 @@ class MemoryImages:
         return (torch.stack(changed).to(self.device) - self.mean) / self.std
 
     def batches(self, split: str) -> Batches:
-        """Batches of a split in its own order."""
+        """Yield batches of this rank's part of a split, in its own order: images (batch, …) and labels (batch,)."""
         images, labels = self.splits[split]
         part = here().slice(len(images))
         images, labels = images[part], labels[part]

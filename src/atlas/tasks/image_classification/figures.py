@@ -109,7 +109,7 @@ def redundancy(data: FigureData) -> Figure | None:
     alt="Line plot of training loss against steps, one line per method.",
 )
 def training(data: FigureData) -> Figure | None:
-    """Training loss over steps, per method."""
+    """Draw the training loss over steps, per method."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")

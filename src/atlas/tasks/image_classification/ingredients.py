@@ -98,10 +98,10 @@ class Ingredient(Plugin):
         return {}
 
     def after_step(self, training: Training, step: int) -> None:
-        """Act after the optimiser's step."""
+        """Act after the optimiser's step; by default there is nothing to do."""
 
     def watched(self, training: Training) -> Mapping[str, float]:
-        """Further values for the curves."""
+        """Return further values for the curves, by name."""
         return {}
 
     def after(self, training: Training) -> nn.Module:
@@ -113,7 +113,7 @@ class Ingredient(Plugin):
         return model
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
-        """Return the method's extra metrics."""
+        """Return the values of the method's extra metrics, by name."""
         return {}
 
 

@@ -131,7 +131,7 @@ def _frames(path: Path) -> Any:
     alt="Moving pictures side by side: the reference stands still, the rows' fields are seen from cameras that move around it.",
 )
 def flight(data: FigureData) -> Film | None:
-    """Films of the first seed, side by side."""
+    """Show films of the first seed of every row, side by side."""
     import numpy as np
     from PIL import Image
 
@@ -189,7 +189,7 @@ TERMS = (("rgb", "error of the colours"), ("depth", "depth term"))
     alt="Two line plots over training steps, one line per method: colour error and depth term.",
 )
 def training(data: FigureData) -> Figure | None:
-    """Colour and depth terms over steps."""
+    """Draw the colour and depth terms of the loss over steps."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")
