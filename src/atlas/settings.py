@@ -119,10 +119,10 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
 
 def _line(where: str, path: str, message: str) -> str:
     """One line: a place, the path below it, and what is wrong there."""
-    place = ".".join(filter(None, (where, path)))
-    if not place:
+    address = ".".join(filter(None, (where, path)))
+    if not address:
         return message
-    return f"{place} {message}" if message.startswith("= ") else f"{place}: {message}"
+    return f"{address} {message}" if message.startswith("= ") else f"{address}: {message}"
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import UserError
-from atlas.report.comparison import Comparison, Results, compare
+from atlas.report.comparison import Results, ResultsComparison, compare
 
 ROW = "runs/image-classification/digits/deit"
 
@@ -20,8 +20,8 @@ def files(values: dict[int, float | None], verdict: str = "supported", row: str 
     return {**runs, "claims.csv": f'id,statement,verdict\na.b,"One, two",{verdict}\n'}
 
 
-def comparison(first: dict[str, str], second: dict[str, str]) -> Comparison:
-    return Comparison.of(Results.read("A", first), Results.read("B", second))
+def comparison(first: dict[str, str], second: dict[str, str]) -> ResultsComparison:
+    return ResultsComparison.of(Results.read("A", first), Results.read("B", second))
 
 
 def test_equal_results_are_alike() -> None:

@@ -77,7 +77,7 @@ class Backbones:
         return cls(content["timm"], [Family(**family) for family in content["families"]], content["others"])
 
     def write(self, path: Path = FILE) -> None:
-        """Write the table."""
+        """Write the table of families and methods to a file, as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     def share(self, method: str, *, over_tokens: bool = True) -> tuple[int, int]:
@@ -125,7 +125,10 @@ def verdicts(entrypoint: str, found: Look) -> dict[str, str]:
 
 
 def verdict(check: Callable[[Any, Tensor], None], entrypoint: str, found: Look) -> str:
-    """Try one method: "works", or why it is refused; "fails: …" for anything else, which no family may end in."""
+    """Try one method: "works", or why it is refused; "fails: …" for anything else, which no family may end in.
+
+    ``check`` is called with a small model and images (batch, channels, height, width) for it.
+    """
     from atlas.nn.families import small_model
 
     model, images = small_model(entrypoint, found)
@@ -278,7 +281,7 @@ def _uvc(model: Any, images: Tensor) -> None:
 
 
 def page(table: Backbones) -> str:
-    """The page of the documentation."""
+    """Render the table of families and methods as the page of the documentation."""
     reasons: dict[str, int] = {}
     lines = []
     for family in table.families:

@@ -45,7 +45,7 @@ class Word:
         self.leave()
 
     def leave(self, **more: Any) -> None:
-        """Write what is known, and more."""
+        """Write what this rank knows of itself, with ``more``, to its file, where the launcher and the other ranks read it."""
         with self._lock:
             self.state |= more
             path = self.folder / f"rank{self.rank}.json"
@@ -122,10 +122,10 @@ def _watched(word: Word) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        told = False
+        stopping = False
         while not done.wait(WATCH_SECONDS):
-            if os.getppid() != word.state["launcher"] and not told:
-                told = True
+            if os.getppid() != word.state["launcher"] and not stopping:
+                stopping = True
                 os.kill(os.getpid(), signal.SIGTERM)
             dead = [rank for rank, state in ranks_of(word.folder).items() if _is_dead(state, word)]
             if dead and not done.wait(2 * GRACE_SECONDS):

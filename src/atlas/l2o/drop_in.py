@@ -180,7 +180,7 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """The type in which a tensor's steps are computed: float64 for such a tensor (or complex128), else float32."""
+    """The type in which the steps of a tensor (…) are computed: float64 for such a one (or complex128), else float32."""
     return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
 
 

@@ -107,7 +107,7 @@ class MetaTrainer:
 
 
 def random_scale(theta: Tensor, spread: float, gen: torch.Generator) -> Tensor:
-    """Exp U(−spread, spread) per coordinate; exactly 1 for a spread of 0."""
+    """Exp U(−spread, spread) per coordinate, of the shape of ``theta`` (instances, parameters); exactly 1 for a spread of 0."""
     uniform = torch.rand(theta.shape, generator=gen, dtype=theta.dtype).to(theta.device)
     return ((2 * uniform - 1) * spread).exp()
 

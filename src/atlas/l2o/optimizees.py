@@ -126,6 +126,7 @@ class Examples:
             raise ValueError(f"batch_size {self.batch_size} exceeds the {len(self['train'][0])} training examples")
 
     def __getitem__(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return the inputs (count, …) and labels (count,) of a split, or raise a ValueError that lists the splits."""
         if split not in self.splits:
             raise ValueError(f"there is no split {split}; choose from {', '.join(self.splits)}")
         return self.splits[split]
@@ -191,7 +192,7 @@ class DataOptimizee(Optimizee):
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor, split: str = "val") -> dict[str, Tensor]:
-        """Mean loss and accuracy over the whole split, in double precision sums."""
+        """Mean loss and accuracy (n,) over the whole split for ``theta`` (n, P), in double precision sums."""
         inputs, labels = self.data[split]
         loss = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
         correct = torch.zeros_like(loss)
@@ -220,14 +221,14 @@ class ModuleOptimizee(DataOptimizee):
             )
 
     def init(self, n: int, gen: torch.Generator) -> Tensor:
-        """Starts of n instances by the module's own initialisation, or the one that was asked for."""
+        """Starts (n, P) of n instances by the module's own initialisation, or the one that was asked for."""
         return torch.stack([self.initialise(self.module, gen) for _ in range(n)]).to(self.data["train"][0].device)
 
     def _one(self, theta: Tensor, inputs: Tensor) -> Tensor:
         return functional_call(self.module, self.views(theta), (inputs,))
 
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        """The module's outputs for n instances at once; one after the other where it cannot be vectorised."""
+        """The module's outputs (n, batch, classes) for n instances; one after the other where it cannot be vectorised."""
         if len(theta) > 1 and self.vectorize:
             return vmap(self._one)(theta, inputs)
         return torch.stack([self._one(own_theta, x) for own_theta, x in zip(theta, inputs, strict=True)])

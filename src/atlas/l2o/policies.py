@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """Number of scalars altogether."""
+        """Number of scalars in all tensors together."""
         return sum(self.sizes)
 
     def tensor_index(self) -> Tensor:
@@ -75,11 +75,11 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Take a gradient in without acting on it: statistics advance, recurrent memories stay as they are."""
+        """Take a gradient (instances, parameters) in without acting on it: statistics advance, memories of cells stay."""
         return self.step(g, state)[1]
 
     def forward(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """The same as :meth:`step`, so that functional calls reach it."""
+        """The same as :meth:`step`, for gradients (instances, parameters), so that functional calls reach it."""
         return self.step(g, state)
 
     def options(self) -> dict[str, object]:
@@ -116,7 +116,7 @@ def counter(theta: Tensor) -> Tensor:
 
 
 def positive(name: str, value: float | Tensor) -> float | Tensor:
-    """Check that a setting is positive.
+    """Check that a setting, a number or a tensor (…) of them, is positive, and return it.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def positive(name: str, value: float | Tensor) -> float | Tensor:
 
 
 def not_negative(name: str, value: float | Tensor) -> float | Tensor:
-    """Check that a setting is not negative.
+    """Check that a setting, a number or a tensor without axes, is not negative, and return it.
 
     Raises
     ------

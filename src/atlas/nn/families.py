@@ -145,7 +145,7 @@ def looks() -> Iterator[tuple[str, Look]]:
 
 
 def small_model(entrypoint: str, found: Look, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:
-    """Return a small model of an entrypoint's family, in evaluation mode, and two images for it.
+    """Return a small model of an entrypoint's family, in evaluation mode, and images (2, channels, side, side) for it.
 
     Parameters
     ----------

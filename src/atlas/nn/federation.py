@@ -84,10 +84,10 @@ def assign_classes(n_classes: int, n_clients: int, per_client: int, *, seed: int
             if cursor == n_classes:
                 shuffle(order)
                 cursor = 0
-            place = cursor
+            chosen = cursor
             if not legacy:
-                place = next(later for later in range(cursor, n_classes) if order[later] not in mine)
-            order[cursor], order[place] = order[place], order[cursor]
+                chosen = next(later for later in range(cursor, n_classes) if order[later] not in mine)
+            order[cursor], order[chosen] = order[chosen], order[cursor]
             mine.append(int(order[cursor]))
             cursor += 1
         owned.append(mine)
@@ -115,7 +115,7 @@ def split_by_class(
     values, first = np.unique(labels, return_index=True)
     parts: list[list[np.ndarray]] = [[] for _ in owners]
     for value in values[np.argsort(first)]:
-        clients = [client for client, classes in enumerate(owners) for one in classes if one == int(value)]
+        clients = [client for client, classes in enumerate(owners) for owned in classes if owned == int(value)]
         if not clients:
             continue
         members = np.flatnonzero(labels == value)

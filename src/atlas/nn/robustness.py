@@ -35,7 +35,7 @@ class RobustReport:
 
     @property
     def sa_difference(self) -> float:
-        """``sa_best − sa_final``."""
+        """Clean accuracy of the best network minus that of the final one, ``sa_best − sa_final``."""
         return self.sa_best - self.sa_final
 
 

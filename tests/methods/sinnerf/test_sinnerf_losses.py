@@ -30,8 +30,8 @@ from atlas.methods.sinnerf import (
 )
 from atlas.methods.sinnerf.discriminator import brightness, contrast, cutout, saturation
 from atlas.methods.sinnerf.losses import cosine_distance, masked_mean, masked_smooth_l1, ray_termination
-from atlas.methods.sinnerf.objective import Group, Terms, reference_depth
-from atlas.methods.sinnerf.rendering import Level
+from atlas.methods.sinnerf.objective import RayGroup, Terms, reference_depth
+from atlas.methods.sinnerf.rendering import RenderedLevel
 from atlas.methods.sinnerf.tiny_dino import nearest_neighbour_accuracy
 
 DOUBLE = torch.float64
@@ -123,8 +123,8 @@ def test_depth_of_the_reference_by_hand(shape: Shape, white: bool, patch: bool, 
         opacity=torch.tensor([1.0, 1.0, 0.4, 0.8]),
     )
     depth = torch.tensor([2.0, 4.0, 0.0, 0.0])
-    group = Group(torch.zeros(4, 8), torch.zeros(4, 3), depth, depth > 0, (2, 2) if patch else None)
-    group.levels = [Level(seen, torch.zeros(4, 2))] * levels
+    group = RayGroup(torch.zeros(4, 8), torch.zeros(4, 3), depth, depth > 0, (2, 2) if patch else None)
+    group.levels = [RenderedLevel(seen, torch.zeros(4, 2))] * levels
     terms = Terms(LossWeights(depth=1))
     reference_depth(terms, group, shape, white)
     torch.testing.assert_close(terms.values["depth"], torch.tensor(levels * expected))

@@ -45,7 +45,7 @@ class RewrittenLinear(Rewritten, nn.Linear):
         return rewritten  # type: ignore[no-any-return]
 
     def plain(self) -> None:
-        """Undo :meth:`of`."""
+        """Make this layer the plain linear layer again that it was before :meth:`of`."""
         for name in self.scales:
             delattr(self, name)
         for name in (*self.__dict__["extras"], "extras", "seen"):
@@ -190,7 +190,10 @@ def require_outputs(sites: list[Site]) -> None:
 
 
 def replace_outputs(sites: list[Site], make: Callable[[float, Tensor], RewrittenOutput]) -> None:
-    """Replace the dropout at the end of every one of some attentions or, on an exception, of none. See :func:`rewrite_output`."""
+    """Replace the dropout at the end of every one of some attentions or, on an exception, of none. See :func:`rewrite_output`.
+
+    ``make`` is called with the rate of the dropout and the weight (dim, inputs) of the layer before it.
+    """
     require_outputs(sites)
     with ExitStack() as undo:
         for site in sites:

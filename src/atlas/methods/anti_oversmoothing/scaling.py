@@ -60,7 +60,7 @@ class ScaledQKV(RewrittenQKV):
         omega: nn.Parameter
 
     def high(self, values: Tensor) -> Tensor:
-        """What is left of the values without their mean over the tokens that attend to each other."""
+        """What is left of the values (…, tokens, width) without their mean over the tokens that attend to each other."""
         return values - token_mean(values, self.seen, self.axes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class ScaledHeads(RewrittenLinear):
         omega: nn.Parameter
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Mix; the same shape."""
+        """Mix the maps of the heads with scaled weights: (batch, queries, tokens, heads) to the same shape."""
         mean = self.omega / maps.shape[-2]
         bias = -mean if self.bias is None else (1 + self.omega) * self.bias - mean
         return functional.linear(maps, (1 + self.omega)[:, None] * self.weight, bias)
@@ -115,7 +115,7 @@ class FeatScale(RewrittenOutput):
         self.t = nn.Parameter(like.new_full((like.shape[0],), init_hc))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Re-weight (…, tokens, dim)."""
+        """Re-weight the low and high frequencies of features (…, tokens, dim), after the dropout."""
         x = functional.dropout(x, self.p, self.training)
         s, t = (self.gain * self.s).to(x.dtype), (self.gain * self.t).to(x.dtype)
         return torch.addcmul((s - t) * token_mean(x, self.seen), x, 1 + t)

@@ -208,12 +208,12 @@ class Growth:
         return {"depths": list(self.depths), "width": self.width, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore depths, width and random numbers from :meth:`state_dict`."""
         self.depths, self.width = quadruple("depths", state["depths"]), state["width"]
         self.generator.set_state(state["generator"])
 
     def __iter__(self) -> Iterator[GrowthStep]:
-        """Yield steps to the end."""
+        """Take and yield growth steps until the limit is reached."""
         while (taken := self.step()) is not None:
             yield taken
 

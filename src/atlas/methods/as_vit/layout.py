@@ -45,7 +45,7 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, grid²."""
+        """Number of tokens of the stage, grid²."""
         return self.grid**2
 
     @property

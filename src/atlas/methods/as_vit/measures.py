@@ -168,7 +168,7 @@ class Scorer:
     known: dict[str, Measures] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, topology: Topology, depths: Sequence[int] = SINGLE_BLOCKS, width: int | None = None) -> Measures:
-        """Measure one candidate."""
+        """Measure one candidate, a topology at some depths and width; a known one is not measured again."""
         width = self.width if width is None else width
         name = topology.format(depths, width)
         if name not in self.known:

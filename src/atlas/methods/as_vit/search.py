@@ -109,7 +109,7 @@ class RewardTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore recent measures, averages and reference from :meth:`state_dict`."""
         self.recent = deque((tuple(pair) for pair in state["recent"]), maxlen=self.window)
         self.numerator, self.denominator = state["average"]
         self.reference = None if state["reference"] is None else tuple(state["reference"])
@@ -148,7 +148,7 @@ class Reinforce:
         self.tracker = tracker or RewardTracker()
 
     def log_probability(self, indices: Sequence[int]) -> Tensor:
-        """Log-probability of one choice per group, summed over groups; differentiable by the logits."""
+        """Log-probability of one choice per group, summed over groups: a scalar, differentiable by the logits."""
         chosen = [logits.log_softmax(0)[index] for logits, index in zip(self.logits.values(), indices, strict=True)]
         return torch.stack(chosen).sum()
 
@@ -188,7 +188,7 @@ class Reinforce:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore policy, optimiser, random numbers and rewards from :meth:`state_dict`."""
         with torch.no_grad():
             for name, logits in self.logits.items():
                 logits.copy_(state["logits"][name])
@@ -261,7 +261,7 @@ class RandomSearch:
         return {"generator": self.generator.get_state(), "trials": trials}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore random numbers and trials from :meth:`state_dict`."""
         self.generator.set_state(state["generator"])
         self.trials = [Trial(Topology.parse(text)[0], Measures(length, ntk)) for text, length, ntk in state["trials"]]
 

@@ -189,7 +189,7 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """Number of topologies."""
+        """Number of topologies in the space, the product of its choices."""
         return math.prod(len(choices) for choices in self.groups.values())
 
     def topology(self, indices: Sequence[int]) -> Topology:
@@ -204,7 +204,7 @@ class SearchSpace:
         )
 
     def sample(self, generator: torch.Generator) -> Topology:
-        """Draw a topology uniformly."""
+        """Draw a topology, every one with the same probability."""
         import torch
 
         sizes = [len(choices) for choices in self.groups.values()]

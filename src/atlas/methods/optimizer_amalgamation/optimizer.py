@@ -37,7 +37,7 @@ class WarmStart(Policy):
         self.lr = policy.lr
 
     def describe(self) -> str:
-        """The policy's; the warm-up may be another."""
+        """Describe the policy that follows the warm-up; the warm-up itself may be another one."""
         return self.policy.describe()
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:

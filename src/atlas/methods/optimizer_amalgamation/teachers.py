@@ -28,13 +28,13 @@ POOLS: dict[str, tuple[str, ...]] = {"small": SMALL, "large": LARGE}
 
 
 def first_moment(g: Tensor, state: State, beta: float = BETAS[0]) -> Tensor:
-    """Let the mean of gradients take ``g`` in, m ← β₁ m + (1−β₁) g, and return it."""
+    """Let the mean of gradients take ``g`` in, m ← β₁ m + (1−β₁) g, and return it, (instances, parameters)."""
     state["m"] = beta * state["m"] + (1 - beta) * g
     return state["m"]
 
 
 def second_moment(g: Tensor, state: State, beta: float = BETAS[1]) -> Tensor:
-    """Let the mean of squared gradients take ``g`` in, v ← β₂ v + (1−β₂) g², and return it."""
+    """Let the mean of squared gradients take ``g`` in, v ← β₂ v + (1−β₂) g², and return it, (instances, parameters)."""
     state["v"] = beta * state["v"] + (1 - beta) * g.square()
     return state["v"]
 
@@ -88,13 +88,13 @@ class PowerSignEma(Analytic):
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def agreement(self, g: Tensor, state: State) -> Tensor:
-        """tanh(g/r) tanh(m/r), a smooth product of signs."""
+        """tanh(g/r) tanh(m/r), a smooth product of signs, (instances, parameters)."""
         mean = first_moment(g, state)
         root = (second_moment(g, state) + EPS).sqrt()
         return (g / root).tanh() * (mean / root).tanh()
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient, larger where it agrees with its mean."""
+        """The gradient, larger where it agrees with its mean, (instances, parameters)."""
         return self.agreement(g, state).exp() * g
 
 
@@ -102,7 +102,7 @@ class AddSignEma(PowerSignEma):
     """η (1 + tanh(g/r) tanh(m/r)) g with r = √(v + ε)."""
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient, doubled where it agrees with its mean."""
+        """The gradient, doubled where it agrees with its mean, (instances, parameters)."""
         return (1 + self.agreement(g, state)) * g
 
 
@@ -137,7 +137,7 @@ OFFICIAL_CHOICE_EPS = 1e-7
 
 
 def teacher(name: str, lr: float | Tensor | None = None) -> Analytic:
-    """Return a teacher by name, with the preset step size if none is given.
+    """Return a teacher by name, with the preset step size if none is given; ``lr`` of (instances, 1) is one for each instance.
 
     Raises
     ------

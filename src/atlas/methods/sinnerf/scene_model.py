@@ -136,8 +136,8 @@ class SceneModel:
         own = self._facts()
         odd = next((name for name in own if facts is None or facts.get(name) != own[name]), None)
         if odd is not None:
-            found = "no scene" if facts is None else f"a scene with {odd} {facts.get(odd)}"
-            raise ValueError(f"{path} holds {found}; this one has {odd} {own[odd]}")
+            contents = "no scene" if facts is None else f"a scene with {odd} {facts.get(odd)}"
+            raise ValueError(f"{path} holds {contents}; this one has {odd} {own[odd]}")
         shapes = {name: tuple(tensor.shape) for name, tensor in self.field.state_dict().items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
             raise ValueError(f"{path} holds another field: make this one with the same make_field")
@@ -146,13 +146,13 @@ class SceneModel:
     def _facts(self) -> dict[str, Any]:
         """What makes a field's numbers a scene, as plain values."""
         bounds = self.bounds
-        told: list[Any] | None = None
+        region: list[Any] | None = None
         if isinstance(bounds, Box):
-            told = [bounds.low, bounds.high]
+            region = [bounds.low, bounds.high]
         elif isinstance(bounds, Frustum):
             camera = bounds.camera
-            told = [camera.K, camera.c2w, camera.height, camera.width, bounds.near, bounds.far, bounds.pad]
-        facts = {"near": self.near, "far": self.far, "white_background": self.white_background, "bounds": told}
+            region = [camera.K, camera.c2w, camera.height, camera.width, bounds.near, bounds.far, bounds.pad]
+        facts = {"near": self.near, "far": self.far, "white_background": self.white_background, "bounds": region}
         return json.loads(json.dumps(facts, default=lambda value: np.asarray(value).tolist()))  # type: ignore[no-any-return]
 
     def film(self, path: Path | str, cameras: Sequence[Camera], *, progress: bool | None = None) -> None:

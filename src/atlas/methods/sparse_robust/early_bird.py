@@ -110,7 +110,7 @@ class EarlyBird:
         return {name: part.view(shape).clone() for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the queue and the distances."""
+        """Return the last masks, their distances and their shapes, as a state to save."""
         return {"masks": list(self._masks), "distances": list(self.distances), "shapes": dict(self._shapes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -177,6 +177,6 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
 
 
 def density_of(masks: Mapping[str, Tensor]) -> float:
-    """Share of the masked tensors' entries that exist."""
+    """Share of the entries of masked tensors, of any shapes (…), that exist, in [0, 1]."""
     total = sum(mask.numel() for mask in masks.values())
     return float(sum(int(mask.count_nonzero()) for mask in masks.values())) / total

@@ -73,7 +73,9 @@ def saliency(
     data: Batches | tuple[Tensor, Tensor] | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the score of every prunable weight, by parameter name; the model is left as it was, frozen weights included.
+    """Return the score of every prunable weight, by parameter name and of its shape.
+
+    The model is left as it was, frozen weights included.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ import torch
 
 from atlas.methods.split_mix.adapting import CONTRACT
 from atlas.methods.split_mix.adversary import PGD
-from atlas.methods.split_mix.local import Augmentation, ClientBatches, batch_sizes, seeded
+from atlas.methods.split_mix.local import Augmentation, ClientBatches, batch_sizes, client_seed
 from atlas.methods.split_mix.norms import NormSpec
 from atlas.methods.split_mix.settings import Execution, FederatedSettings, LocalSettings, LossName, Method
 from atlas.nn.examples import as_tensor, gathered
@@ -88,7 +88,7 @@ class Batches:
             [client.inputs for client in members],
             [client.labels for client in members],
             self.batch_size,
-            [seeded(self.seed, self.round, client) for client in group],
+            [client_seed(self.seed, self.round, client) for client in group],
             owners,
             self.drop_last,
             self.augment,

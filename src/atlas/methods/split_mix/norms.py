@@ -88,12 +88,12 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels) if spec.tracked else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``; with the batch's statistics in training, or where none are tracked."""
+        """Normalise ``x`` (batch, channels, …); with the batch's statistics in training, or where none are tracked."""
         flat = [None if buffer is None else buffer.flatten() for buffer in (self.running_mean, self.running_var)]
         return self.normalise(x, flat[0], flat[1], self.weight.flatten(), self.bias.flatten())
 
     def normalise(self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalise with the given tensors; running statistics are updated in place in training."""
+        """Normalise ``x`` (batch, channels, …) with tensors (channels,); running ones are updated in place in training."""
         by_batch = self.training or mean is None
         if by_batch and x.shape[0] < 2:
             raise ValueError("batch statistics need at least 2 images, and this batch has 1: change the batch size")
@@ -287,7 +287,7 @@ def norm_mode(model: nn.Module, mode: Literal["clean", "noise"], training: bool)
 
 @torch.no_grad()
 def post_statistics(model: nn.Module, batches: Iterable[Tensor], passes: int = 20) -> nn.Module:
-    """Give norms without buffers the statistics of data that is at hand (``post`` of the appendix's ablation), in place.
+    """Give norms without buffers the statistics of data (batch, …) at hand (``post`` of the appendix's ablation), in place.
 
     Means and unbiased variances of all batches of all passes are averaged with equal weights.
 

@@ -125,5 +125,5 @@ class Slicer:
         return tuple(slice(0, math.ceil(width * size - TOLERANCE * size) if grows else size) for size, grows in sizes)
 
     def prefix(self, tensors: Mapping[str, Tensor], width: float) -> dict[str, Tensor]:
-        """Views of the prefixes of all tensors."""
+        """Views of the prefixes of all tensors, which have any shapes (…), for one width."""
         return {name: tensor[self.slices(name, width)] for name, tensor in tensors.items()}

@@ -82,7 +82,7 @@ class Distillation:
         }
 
 
-def select(front: Sequence[ParetoEntry], r2_test: Sequence[float]) -> int:
+def simplest_of_best(front: Sequence[ParetoEntry], r2_test: Sequence[float]) -> int:
     """Index of the simplest expression within 0.02 of the best R² of a front.
 
     Raises
@@ -125,7 +125,7 @@ def distill_records(
     front = pareto_front(candidates, train.X, train.y, train.names)
     env = dict(zip(test.names, test.X.T, strict=True))
     scores = [r_squared(entry.expression.numpy(env), test.y) for entry in front]
-    index = select(front, scores)
+    index = simplest_of_best(front, scores)
     chosen = front[index].expression
     return Distillation(
         front=front,

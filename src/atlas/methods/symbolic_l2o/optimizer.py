@@ -226,7 +226,7 @@ class SymbolicOptimizer(DropIn):
         return str(self.expression)
 
     def latex(self) -> str:
-        """The equation as LaTeX."""
+        """Return the update equation in LaTeX, without dollar signs."""
         return self.expression.latex()
 
     def __repr__(self) -> str:

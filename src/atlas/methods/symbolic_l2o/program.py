@@ -47,7 +47,7 @@ class Program:
         return Program, self.settings
 
     def init(self, parameter: Tensor) -> dict[str, Any]:
-        """State of a parameter of real numbers before its first step."""
+        """State of a parameter (…) of n real numbers before its first step: moments (n,) and histories (length, n)."""
         dtype = wide(parameter)
 
         def zeros(*lead: int) -> Tensor:
@@ -82,7 +82,7 @@ class Program:
     def advance(
         self, theta: Tensor, gradient: Tensor, moments: dict[str, Tensor], history: dict[str, Tensor], scalars: dict[str, Any]
     ) -> None:
-        """One step on (part of) one parameter, in place; all tensors are vectors over the same coordinates."""
+        """One step on (part of) one parameter, in place; all tensors are vectors (n,) over the same coordinates."""
         present = self._features(gradient, moments, scalars)
         env = {name: self._value(*column, present, history, scalars) for name, column in self.columns.items()}
         raw, owned = self.chain.run(env), self.chain.owned
@@ -170,7 +170,7 @@ def _power(feature: str) -> float:
 
 
 def as_tensors(scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
-    """The numbers of a step as tensors, so that a compiled step is not compiled anew for each."""
+    """The numbers of a step as scalar tensors, so that a compiled step is not compiled anew for each."""
     numbers = {name: torch.tensor(scalars[name], dtype=like.dtype) for name in ("first_bias", "second_bias", "time", "lr")}
     slots = {feature: torch.tensor(slot, device=like.device) for feature, slot in scalars["slots"].items()}
     return {**scalars, **{name: number.to(like.device) for name, number in numbers.items()}, "slots": slots}

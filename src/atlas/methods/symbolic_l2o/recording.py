@@ -118,7 +118,7 @@ def features_of(policy: Policy, asked: Sequence[str] | None = None) -> tuple[str
 
 
 def pick_coordinates(problem: Optimizee, count: int, random: np.random.Generator) -> Tensor:
-    """Some coordinates of every tensor of a problem, all of a smaller one."""
+    """Indices (coordinates,) of some coordinates of every tensor of a problem, all of a smaller one."""
     index = problem.tensor_index().cpu().numpy()
     picked = []
     for tensor in np.unique(index):

@@ -155,7 +155,7 @@ class UVCController:
     # Gates.
 
     def parameters(self) -> list[Tensor]:
-        """The gate logits: to be clipped together with the weights, and kept out of their optimiser."""
+        """The gate logits, (L, 2), in a list: to be clipped together with the weights, and kept out of their optimiser."""
         return [self.g]
 
     def keep_weights(self) -> Tensor:

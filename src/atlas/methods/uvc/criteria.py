@@ -113,7 +113,7 @@ def half_scores(shape: ViTShape, heads: Tensor, neurons: Tensor, fraction: float
 
 
 def in_pieces(images: Tensor, targets: Tensor, size: int | None) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Parts of a batch of at most ``size`` images, each after its share of the batch; ``None`` for the whole."""
+    """Parts of images (batch, …) and targets (batch, …), at most ``size`` each, after their share; ``None`` for the whole."""
     size = size or len(images)
     for some, their in zip(images.split(size), targets.split(size), strict=True):
         yield len(some) / len(images), some, their
@@ -127,11 +127,14 @@ def batch_gradients(
     weights: Sequence[Tensor],
     micro_batch: int | None = None,
 ) -> list[Tensor]:
-    """Gradients of the mean loss of a batch, ``micro_batch`` images at a time: the same numbers to rounding, in less memory."""
+    """Gradients, of the weights' shapes (…), of the mean loss of images (batch, …) and targets (batch, …).
+
+    ``micro_batch`` images are in memory at a time: the same numbers to rounding, in less memory.
+    """
     total = [torch.zeros_like(weight) for weight in weights]
     for share, some, their in in_pieces(images, targets, micro_batch):
-        found = torch.autograd.grad(share * loss(class_logits(model(some)), their), weights)
-        for own, gradient in zip(total, found, strict=True):
+        gradients = torch.autograd.grad(share * loss(class_logits(model(some)), their), weights)
+        for own, gradient in zip(total, gradients, strict=True):
             own += gradient
     return total
 
@@ -185,6 +188,8 @@ def saliency_plan(
     micro_batch: int | None = None,
 ) -> CompressionPlan:
     """The one-shot baseline of the authors' repository (after S²ViTE): the same fraction of heads and of neurons per layer.
+
+    Images are (batch, channels, height, width), targets (batch,) or (batch, classes).
 
     Heads by mean_b |Σ ∂L/∂o · o| of their output o before the projection, neurons by the l1 norms of the gradients of their
     row of fc1 and column of fc2; the largest fraction that meets the budget, then :func:`.repair.fit_to_budget`. ``loss`` is
@@ -275,7 +280,7 @@ def head_products(outputs: Sequence[Tensor], gradients: Sequence[Tensor], shape:
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of all linear and convolutional layers but the classifier, by name: what unstructured pruning ranks."""
+    """Weights (out, …) of all linear and convolutional layers but the classifier, by name: what unstructured pruning ranks."""
     kinds = (nn.Linear, nn.Conv2d)
     return {
         f"{path}.weight": module.weight
@@ -285,7 +290,7 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weight_masks(values: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Bool masks that drop the int(sparsity · n) smallest values of all tensors together; among equals, the earlier ones.
+    """Bool masks that drop the int(sparsity · n) smallest values of all tensors (…) together; among equals, the earlier ones.
 
     Parameters
     ----------

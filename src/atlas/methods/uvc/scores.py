@@ -88,7 +88,7 @@ class Ranked:
 
 
 def stacked(parts: list[Tensor]) -> Tensor:
-    """Stack one tensor per block along a new first axis, padded with zeros to the largest where blocks differ."""
+    """Stack one tensor (…) per block to (L, …), padded with zeros to the largest where blocks differ."""
     if len({part.shape for part in parts}) == 1:
         return torch.stack(parts)
     sizes = [max(lengths) for lengths in zip(*(part.shape for part in parts), strict=True)]
@@ -127,5 +127,5 @@ def relative(scores: UnitScores, shape: ViTShape) -> UnitScores:
 
 
 def positive(mean: Tensor) -> Tensor:
-    """Return the mean with 1 in place of 0, to divide by."""
+    """Return the means (…) with 1 in place of 0, to divide by."""
     return torch.where(mean > 0, mean, 1)

@@ -43,7 +43,7 @@ class Loss(NamedTuple):
 
 
 def check_lambda(lam: float | Tensor) -> None:
-    """Refuse a negative λ, or one that is not a number.
+    """Refuse a negative λ, or one that is not a number; several of them are (M,).
 
     Raises
     ------
