@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from atlas import l2o
-from atlas.methods import as_vit, optimizer_amalgamation, sinnerf, sparse_robust, split_mix, symbolic_l2o
+from atlas.methods import as_vit, optimizer_amalgamation, sinnerf, sparse_robust, split_mix, symbolic_l2o, uvc, vfds
 from atlas.nn.attacks import PGD
 
 IMAGES, LABELS = torch.rand(4, 1, 8, 8), torch.arange(4)
@@ -355,3 +356,28 @@ def test_arrays_are_taken_where_tensors_are() -> None:
     seen = sinnerf.RGBDView(torch.from_numpy(COLOURS).requires_grad_(), torch.from_numpy(DEPTH), CAMERA)
     assert np.array_equal(seen.rgb, COLOURS)
     assert np.array_equal(seen.depth, DEPTH)
+
+
+def test_what_scores_gates_and_norms_read_may_be_arrays_and_loaders() -> None:
+    vit = VisionTransformer(img_size=8, patch_size=4, in_chans=1, num_classes=4, embed_dim=16, depth=2, num_heads=2)
+    scores = [uvc.taylor_scores(vit, data, functional.cross_entropy) for data in FORMS.values()]
+    assert all(torch.equal(score.neurons, scores[0].neurons) for score in scores)
+    gru, streams, done = vfds.SelectiveGRU(n_features=3, hidden=4, n_outputs=2), torch.rand(2, 5, 3), torch.zeros(2, 5).long()
+    rollout = gru(streams, gates="threshold")
+    totals = [
+        vfds.selection_loss(rollout, y, cost=cost, lam=0.1).total
+        for y, cost in ((done, torch.ones(3)), (done.numpy(), np.ones(3)))
+    ]
+    assert torch.equal(*totals)
+    spec = split_mix.NormSpec(stats="batch")
+    nets = [
+        split_mix.post_statistics(split_mix.MLP(1.0, norm=spec), batches, 1)
+        for batches in (
+            [IMAGES.flatten(1)[:, :64]],
+            [IMAGES.flatten(1).numpy()],
+            DataLoader(TensorDataset(IMAGES.flatten(1), LABELS), 4),
+        )
+    ]
+    assert all(not net.training for net in nets)
+    with pytest.raises(TypeError, match=r"images\[0\] is a str; a tensor or a NumPy array is needed"):
+        sinnerf.SelfDistiller(["a.png"])
