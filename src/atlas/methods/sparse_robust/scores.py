@@ -112,7 +112,7 @@ def _batches(model: nn.Module, data: Any, criterion: str) -> list[tuple[Tensor, 
         if not isinstance(batch, tuple | list) or len(batch) < 2:
             raise TypeError(f"data must be made of batches (x, y), not of a {type(batch).__name__}")
         inputs, labels = in_type_of(model, batch[0], "data's inputs"), as_tensor(batch[1], "data's labels")
-        if labels.is_floating_point() and labels.ndim == 1:
+        if criterion != "synflow" and labels.is_floating_point() and labels.ndim == 1:  # SynFlow reads none
             raise TypeError(f"data's labels are {labels.dtype}; class numbers ({len(labels)},) are needed")
         batches.append((inputs, labels))
     return batches
