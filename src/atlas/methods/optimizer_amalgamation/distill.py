@@ -130,7 +130,7 @@ def amalgamate(
     if student is not None:
         require_policy(student=student)
     if noise is not None:
-        require_kind(Perturbation, "a RandomWeightNoise or AdversarialWeightNoise", noise=noise)
+        require_kind(get_args(Perturbation), "a RandomWeightNoise or AdversarialWeightNoise", noise=noise)
     if choice is not None:
         require_kind((ChoicePolicy, ChoiceConfig), "a ChoicePolicy or ChoiceConfig", choice=choice)
     if replicates < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -216,7 +216,7 @@ def record(
         raise ValueError(f"runs must be at least 2, so that one can be held out, not {runs}")
     if lags < 1:
         raise ValueError(f"lags must be at least 1, not {lags}")
-    chosen = list(problems) if isinstance(problems, list | tuple) else [problems]
+    chosen: list[Any] = list(problems) if isinstance(problems, list | tuple) else [problems]
     require_problem(**{f"problem {index}": problem for index, problem in enumerate(chosen)})
     names = features_of(policy, features)
     random = np.random.default_rng(seed)
