@@ -20,6 +20,8 @@ from torch.nn import functional
 
 from atlas.l2o.policies import Layout
 from atlas.l2o.state import map_state
+from atlas.nn.examples import gathered, in_type_of
+from atlas.nn.kinds import require_callable, require_kind, require_whole
 
 Batch = Any
 """A tensor, or a mapping, tuple or list of tensors."""
@@ -108,15 +110,19 @@ class Examples:
     Attributes
     ----------
     splits : mapping
-        Name (``train``, ``val``, …) to (inputs (count, …), labels (count,)).
+        Name (``train``, ``val``, …) to (inputs (count, …), labels (count,)) as tensors. NumPy arrays, a dataset of pairs or a
+        loader become such tensors.
     batch_size : int
         Examples per mini-batch.
     """
 
-    splits: Mapping[str, tuple[Tensor, Tensor]]
+    splits: Mapping[str, Any]
     batch_size: int
 
     def __post_init__(self) -> None:
+        require_kind(Mapping, "a mapping of names of splits to data", splits=self.splits)
+        require_whole(batch_size=self.batch_size)
+        object.__setattr__(self, "splits", {name: gathered(data, f"the split {name}") for name, data in self.splits.items()})
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         for name, (inputs, labels) in self.splits.items():
@@ -237,7 +243,7 @@ class ModuleOptimizee(DataOptimizee):
 def module_optimizee(
     module: nn.Module,
     loss_fn: LossFunction,
-    data: Examples | Mapping[str, tuple[Tensor, Tensor]],
+    data: Any,
     init: str = "default",
     *,
     batch_size: int = 128,
@@ -252,8 +258,9 @@ def module_optimizee(
         Takes inputs (batch, …). It may hold no buffers: a pure function cannot update them.
     loss_fn : callable
         (outputs, labels) to a scalar.
-    data : Examples or mapping
-        Splits; a plain mapping takes ``batch_size``.
+    data : Examples, mapping, pair, Dataset or DataLoader
+        Splits; a plain mapping takes ``batch_size``. Each split is a pair (inputs, labels) of tensors or NumPy arrays, a dataset
+        of pairs, or a loader, passed over once. One of these without a name is the split ``train``.
     init : str
         ``default``: the module's own ``reset_parameters``. ``normal:σ``: every scalar N(0, σ²). ``glorot``: Glorot-uniform
         weights, zero biases.
@@ -262,12 +269,46 @@ def module_optimizee(
 
     Raises
     ------
+    TypeError
+        An argument is of another type, or inputs of another than the module's weights; says what would be right.
     ValueError
         The module has buffers; ``init`` is none of these.
     """
+    require_kind(nn.Module, "an nn.Module", module=module)
+    require_callable("a function of outputs and labels", loss_fn=loss_fn)
+    require_kind(str, "default, glorot or normal:σ", init=init)
     if not isinstance(data, Examples):
-        data = Examples(data, batch_size)
+        data = Examples(data if isinstance(data, Mapping) else {"train": data}, batch_size)
+    data = _fitting(module, loss_fn, data)
     return ModuleOptimizee(name or type(module).__name__.lower(), module, loss_fn, data, init, vectorize)
+
+
+def _fitting(module: nn.Module, loss_fn: LossFunction, data: Examples) -> Examples:
+    """The examples, with whole labels as the cross-entropy reads them; inputs of another type than the weights are refused.
+
+    Whole numbers are let through, as an embedding reads them; bytes are none of these.
+    """
+    splits = {}
+    for name, (inputs, labels) in data.splits.items():
+        if inputs.is_floating_point() or inputs.dtype == torch.uint8:
+            in_type_of(module, inputs, f"the split {name}'s inputs")
+        if loss_fn is functional.cross_entropy and labels.ndim == 1:
+            if labels.is_floating_point():
+                raise TypeError(f"the split {name}'s labels are {labels.dtype}; class numbers ({len(labels)},) are needed")
+            labels = labels.long()
+        splits[name] = (inputs, labels)
+    return replace(data, splits=splits)
+
+
+def require_problem(**values: Any) -> None:
+    """Refuse, by their names, what is no optimizee.
+
+    Raises
+    ------
+    TypeError
+        One is of another type; says how a module becomes one.
+    """
+    require_kind(Optimizee, "an Optimizee, such as module_optimizee(…),", **values)
 
 
 def initialiser(init: str) -> Callable[[nn.Module, torch.Generator], Tensor]:
@@ -277,7 +318,10 @@ def initialiser(init: str) -> Callable[[nn.Module, torch.Generator], Tensor]:
     if init == "glorot":
         return _glorot_init
     if init.startswith("normal:"):
-        deviation = float(init.removeprefix("normal:"))
+        try:
+            deviation = float(init.removeprefix("normal:"))
+        except ValueError:
+            raise ValueError(f"init {init!r} must be normal: and a standard deviation, such as normal:0.01") from None
         return lambda module, gen: deviation * torch.randn(sum(p.numel() for p in module.parameters()), generator=gen)
     raise ValueError(f"there is no initialisation {init}; choose from default, glorot, normal:<standard deviation>")
 

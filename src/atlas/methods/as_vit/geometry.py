@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from atlas.nn.examples import as_tensor, require_tensors
+from atlas.nn.kinds import require_callable, require_kind, require_sequence, require_whole
+
 Curve = Callable[[Tensor], Tensor]
 MIN_POINTS = 3
 FULL_TURN = 2 * math.pi
@@ -89,6 +92,9 @@ def great_circle(
     ValueError
         Fewer than 3 points, fewer than 2 dimensions, or an unknown scale.
     """
+    require_sequence("a shape (channels, height, width)", shape=shape)
+    require_whole(n=n)
+    require_kind(torch.Generator, "a torch.Generator", generator=generator)
     _check_points(n)
     size = math.prod(shape)
     if size < 2:
@@ -112,6 +118,7 @@ def points_on(basis: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
 @contextmanager
 def without_norm(model: nn.Module) -> Iterator[nn.Module]:
     """Replace every LayerNorm inside ``model`` by the identity while the block runs, then put the same objects back."""
+    require_kind(nn.Module, "an nn.Module", model=model)
     norms = [
         (parent, name, module)
         for parent in model.modules()
@@ -169,6 +176,8 @@ def length_distortion(
     ValueError
         Fewer than 3 points, an unknown reduction, or ``fn`` has a BatchNorm in training mode.
     """
+    require_callable("a module or function of images", fn=fn)
+    require_kind(Circle, "a Circle, as great_circle makes it,", circle=circle)
     _check_points(len(circle.theta))
     if reduction not in ("sum", "mean", "length"):
         raise ValueError(f"reduction {reduction!r} is none of 'sum', 'mean', 'length'")
@@ -202,6 +211,9 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
     Tensor
         (n,) curvatures, ≥ 0: 1/radius for a circle; rounding below zero under the root is cut off.
     """
+    require_callable("a module or function of images", fn=fn)
+    basis, theta = as_tensor(basis, "basis"), as_tensor(theta, "theta")
+    require_tensors(basis=basis, theta=theta)
     _check_points(len(theta))
     plane = basis if len(basis) == 2 else basis.movedim(-1, 0)
     if len(plane) != 2:

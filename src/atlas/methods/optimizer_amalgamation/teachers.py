@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from atlas.l2o import Analytic, Policy
-from atlas.l2o.policies import positive
+from atlas.l2o.policies import positive, require_policy
 from atlas.l2o.state import State
 from atlas.methods.optimizer_amalgamation.settings import ChoiceSettings, PoolName, PoolStepSizes
+from atlas.nn.kinds import require_kind, require_sequence
 
 DEFAULT = ChoiceSettings()
 BETAS = (0.9, 0.999)
@@ -167,7 +168,7 @@ def make_pool(
     Raises
     ------
     ValueError
-        There is no such pool or choice of step sizes.
+        There is no such pool or choice of step sizes, or ``lrs`` names no teacher.
     """
     if name not in POOLS:
         raise ValueError(f"there is no pool {name}; choose from {', '.join(POOLS)}")
@@ -175,6 +176,11 @@ def make_pool(
         raise ValueError(f"there is no pool_lr {pool_lr}; choose from tuned, official")
     if pool_lr == "official":
         return [_official(member) for member in POOLS[name]]
+    if lrs is not None:
+        require_kind(Mapping, "a mapping of teachers to step sizes", lrs=lrs)
+        for member in lrs:
+            if member not in TEACHERS:
+                raise ValueError(f"there is no teacher {member}; choose from {', '.join(TEACHERS)}")
     chosen = {**PRESETS, **(lrs or {})}
     return [teacher(member, chosen[member]) for member in POOLS[name]]
 
@@ -190,9 +196,13 @@ def check_pool(pool: Sequence[Policy], least: int) -> None:
 
     Raises
     ------
+    TypeError
+        It is no sequence, or a member no policy: a name of one above all.
     ValueError
         Fewer members, or one with parameters that would be trained.
     """
+    require_sequence("a sequence of policies, such as make_pool('small'),", pool=pool)
+    require_policy(**{f"pool[{index}]": member for index, member in enumerate(pool)})
     if len(pool) < least:
         raise ValueError(f"the pool needs at least {least} member{'s' if least > 1 else ''}, not {len(pool)}")
     for member in pool:

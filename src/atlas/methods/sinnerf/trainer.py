@@ -22,6 +22,7 @@ from atlas.methods.sinnerf.scene_model import SceneModel
 from atlas.methods.sinnerf.settings import LossWeights, Stage
 from atlas.methods.sinnerf.supervision import Reference, Warped, WarpPool, derive, warp_reference
 from atlas.nn.apart import apart
+from atlas.nn.kinds import require_kind
 from atlas.nn.work import ENCODING
 
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0}
@@ -62,6 +63,7 @@ class Fitting:
     """
 
     def __init__(self, model: SceneModel, view: RGBDView) -> None:
+        require_kind(RGBDView, "an RGBDView(rgb, depth, camera)", view=view)
         self.model, self.options, self.seed = model, model.options, model.seed
         self.device = model.device
         self.reference = Reference(view, model.near, model.far, self.device)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.nn.attacks import mode_of
+from atlas.nn.examples import in_type_of
+from atlas.nn.kinds import require_sequence
 
 Mode = Literal["clean", "noise", "mix"]
 KNOWN_STATISTICS = ("running_mean", "running_var")
@@ -295,10 +297,12 @@ def post_statistics(model: nn.Module, batches: Iterable[Tensor], passes: int = 2
     ----------
     model : nn.Module
         Its :class:`BatchNorm` layers get running statistics; it is returned in evaluation mode.
-    batches : iterable of Tensor
-        Inputs, for example a client's training images; iterated ``passes`` times.
+    batches : iterable of Tensor or array
+        Inputs, for example a client's training images; iterated ``passes`` times. Of a loader's pairs the inputs are taken.
     """
-    held = list(batches)
+    require_sequence("an iterable of batches", batches=batches)
+    given = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
+    held = [in_type_of(model, batch, "a batch") for batch in given]
     if not held or passes < 1:
         raise ValueError(f"statistics need batches and passes, not {len(held)} and {passes}")
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]

@@ -25,6 +25,7 @@ from atlas.methods.symbolic_l2o.foreach import advance_all
 from atlas.methods.symbolic_l2o.program import Program, as_tensors
 from atlas.methods.symbolic_l2o.rules import Rule
 from atlas.methods.symbolic_l2o.settings import ALPHA, RuleSettings
+from atlas.nn.kinds import require_whole, told
 
 if TYPE_CHECKING:
     import sympy
@@ -39,8 +40,10 @@ def read_rule(rule: Expression | Rule | str | Path | sympy.Expr) -> Expression:
 
     Raises
     ------
+    TypeError
+        It is none of these.
     ValueError
-        It is none of these, or the text is not an expression.
+        The text is not an expression.
     """
     if isinstance(rule, Expression):
         return rule
@@ -50,6 +53,8 @@ def read_rule(rule: Expression | Rule | str | Path | sympy.Expr) -> Expression:
         return load_expression(rule)
     if isinstance(rule, str):
         return parse(rule)
+    if not hasattr(rule, "free_symbols"):
+        raise TypeError(f"rule is a {told(rule)}; an expression is needed: text, a Rule, a file that holds one, or sympy's")
     from atlas.methods.symbolic_l2o.sympy_bridge import from_sympy
 
     return from_sympy(rule)
@@ -135,6 +140,8 @@ class SymbolicOptimizer(DropIn):
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
         An unknown feature, variable or operator (the valid ones are listed), ``lags`` < 1, ``lr`` or ``clamp`` not positive,
         ``eps`` negative, a β outside [0, 1), a group's option that is not known, no file of that name. From
@@ -176,6 +183,7 @@ class SymbolicOptimizer(DropIn):
         lr = told.get("lr", ALPHA) if lr is None else lr
         features = tuple(told.get("features", DEFAULT.features)) if features is None else features
         lags = told.get("lags", DEFAULT.lags) if lags is None else lags
+        require_whole(lags=lags)
         if lags < 1:
             raise ValueError(f"lags must be at least 1, not {lags}")
         if clamp is not None:

@@ -7,7 +7,7 @@ unstructured, they are single weights of the linear and convolutional layers, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fit_blocks, fit_to_budget
 from atlas.methods.uvc.scores import Ranked, UnitScores, stacked
 from atlas.methods.uvc.settings import BlindSettings
+from atlas.nn.examples import as_loader, as_tensor, in_type_of, is_pair
 
 DEFAULT_ORDER = BlindSettings().order
 
@@ -141,7 +142,7 @@ def batch_gradients(
 
 def taylor_scores(
     model: Any,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     loss: Callable[[Tensor, Tensor], Tensor],
     shape: ViTShape | None = None,
     *,
@@ -153,8 +154,8 @@ def taylor_scores(
     ----------
     model : nn.Module
         timm VisionTransformer, evaluated in its present mode; its gradients are cleared.
-    batches : iterable of (images, targets)
-        At least one.
+    batches : iterable of (images, targets), pair, Dataset or DataLoader
+        At least one; a pair of arrays is one batch.
     loss : callable
         ``loss(logits, targets)``, a mean over the batch; of a model in distilled training, the logits are the mean of its two
         heads.
@@ -165,7 +166,12 @@ def taylor_scores(
     weights = scored_weights(model)
     sums = [[torch.zeros(w.shape[1], device=w.device) for w in kind] for kind in weights]
     count = 0
+    if is_pair(batches):
+        batches = [batches]
+    elif not isinstance(batches, Iterator):
+        batches = as_loader(batches, shuffle=False, name="batches")
     for images, targets in batches:
+        images, targets = in_type_of(model, images, "images"), as_tensor(targets, "targets")
         flat = [w for kind in weights for w in kind]
         gradients = batch_gradients(model, images, targets, loss, flat, micro_batch)
         for total, weight, gradient in zip([t for kind in sums for t in kind], flat, gradients, strict=True):
