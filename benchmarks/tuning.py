@@ -3,7 +3,7 @@
 Learned optimizers are judged by the loss of the last quarter of their meta-training windows, over problems of the training half
 of the data alone; federations by the validation accuracy of their clients in the last round; vision transformers by held-out
 training images. What was chosen stands in ``config/demo.yaml`` beside the row, with the number of trials, and the trials stand
-in ``results/performance/tuning.csv``. Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4 each,
+in ``results/performance/tuning.csv``. Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4,
 and LayerScale 4 rates, which were within noise.
 
     python -m benchmarks.tuning DATA [NAME…]     DATA: the folder with the acquired data
