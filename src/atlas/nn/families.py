@@ -176,7 +176,7 @@ def small_model(entrypoint: str, found: Look, dtype: torch.dtype = torch.float32
         torch.manual_seed(0)
         model = _created(entrypoint, options, "cpu").eval()
     if not sized:
-        side = {"CrossVit": 240, "Hiera": 224}.get(kind, 64)
+        side = int(model.pretrained_cfg["input_size"][-1]) if kind in ("CrossVit", "Hiera") else 64
     random = torch.Generator().manual_seed(3)
     stir(model, random)
     channels = int(getattr(model, "in_chans", 3) or 3)
