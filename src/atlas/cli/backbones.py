@@ -327,12 +327,12 @@ textbook formula with explicit maps, in double precision; and they are close to 
 maps and features were read and the model left as it was. For UVC, that the exported model equals the masked one. "no" is a
 `TypeError` that is raised before anything is changed or computed; the numbers stand for its text, below.
 
-"over channels" is XCiT. The maps of its cross-covariance attention are of a head's channels on its channels, and their rows sum to
-1, so Â = J + (1 + ω)(A − J) is as well defined there, with J a mean of channels, and it is checked against explicit maps like all
-others. But what it sharpens are contrasts between channels, not between tokens: the same map mixes the channels of every token, all
-frequencies over tokens pass it alike, and the paper's theory, of maps that smooth tokens, does not speak about it. Whether it helps
-there is open. XCiT's last two layers, class attention of one query, stay apart, as in CaiT. FeatScale asks for no map: it re-weights
-the mean over tokens, and the rest, of what any attention makes.
+"over channels" is XCiT. The maps of its cross-covariance attention are of a head's channels on its channels, and their rows sum
+to 1, so Â = J + (1 + ω)(A − J) is as well defined there, with J a mean of channels, and it is checked against explicit maps
+like all others. But what it sharpens are contrasts between channels, not between tokens: the same map mixes the channels of
+every token, all frequencies over tokens pass it alike, and the paper's theory, of maps that smooth tokens, does not speak about
+it. Whether it helps there is open. XCiT's last two layers, class attention of one query, stay apart, as in CaiT. FeatScale asks
+for no map: it re-weights the mean over tokens, and the rest, of what any attention makes.
 
 `atlas list backbones` prints the same table.
 

@@ -13,9 +13,9 @@ from timm.models import create_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atlas.cli.backbones import CHANNELS, WORKS, state_of, verdict
 from atlas.cli.backbones import _attnscale as attnscale_check
 from atlas.cli.backbones import _featscale as featscale_check
-from atlas.cli.backbones import CHANNELS, WORKS, state_of, verdict
 from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale, remove_scales, scale_parameters
 from atlas.methods.anti_oversmoothing.scaling import ScaledQKV
 from atlas.methods.anti_oversmoothing.textbook import textbook_attnscale, textbook_featscale
@@ -213,7 +213,7 @@ def test_class_attention_stays_apart() -> None:
 
 
 def test_attention_over_channels_passes_all_frequencies_of_tokens_alike() -> None:
-    """What AttnScale does not do in XCiT: its attention commutes with every change of the tokens' basis, also when it is scaled."""
+    """What AttnScale does not do in XCiT: its attention commutes with changes of the tokens' basis, also when it is scaled."""
     from timm.models.xcit import XCA
 
     random = torch.Generator().manual_seed(0)
@@ -240,7 +240,7 @@ def test_attention_over_channels_by_hand() -> None:
     with torch.no_grad():
         assert torch.equal(model.blocks[0].attn(tokens), plain(tokens))
         names["blocks.0.attn.qkv.omega"].copy_(omega)
-        query, key, value = plain.qkv(tokens).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 4, 1)  # (images, heads, channels, tokens)
+        query, key, value = plain.qkv(tokens).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 4, 1)  # (…, heads, channels, tokens)
         logits = functional.normalize(query, dim=-1) @ functional.normalize(key, dim=-1).mT * plain.temperature
         maps = logits.softmax(-1)
         assert torch.allclose(maps.sum(-1), torch.ones(()).double())

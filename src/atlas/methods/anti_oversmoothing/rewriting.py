@@ -56,10 +56,10 @@ class RewrittenLinear(Rewritten, nn.Linear):
 class RewrittenQKV(RewrittenLinear):
     """A projection to queries, keys and values that also rewrites the values, with a scale (heads,) that subclasses name.
 
-    ``value_dim`` is the width of a head's values: the last heads · value_dim of what is projected. ``joined`` is the attention
-    whose biases the projection adds, where that would otherwise add them around it. ``axes`` are those of the tokens; with
-    ``unit``, the tokens of each mask unit are so many, and interleaved with the other units'. ``over_channels`` says that the maps
-    of a head are of its channels on its channels (cross-covariance attention).
+    ``value_dim`` is the width of a head's values: the last heads · value_dim of what is projected. ``joined`` is the
+    attention whose biases the projection adds, where that would otherwise add them around it. ``axes`` are those of the
+    tokens; with ``unit``, the tokens of each mask unit are so many, and interleaved with the other units'. ``over_channels``
+    says that the maps of a head are of its channels on its channels (cross-covariance attention).
     """
 
     joined: Any = None
