@@ -16,11 +16,12 @@ import psutil
 import pytest
 import torch
 
-from atlas.errors import UserError
+from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness import launch
 from atlas.harness.execute import train_run
 from atlas.harness.files import read_tensors
 from atlas.harness.launch import plain, restored
+from atlas.harness.resume import stop_requests
 from atlas.harness.run import Resources, Run
 from atlas.harness.study import Study
 from atlas.nn.ranks import Ranks, joined
@@ -89,6 +90,19 @@ def test_what_cannot_be_started_is_refused_before_training(
         train_run(search)
 
 
+def test_a_rank_that_died_is_named_though_the_others_were_told_to_stop_because_of_it(workspace: Path) -> None:
+    run = replace(demo("image-classification/digits/deit/seed10", ranks=3), root=workspace)
+    folder = workspace / "ranks"
+    folder.mkdir()
+    for rank in range(3):
+        (folder / f"rank{rank}.json").write_text(json.dumps({"status": "running", "node": f"node{rank}"}))
+    with stop_requests() as stop:
+        with pytest.raises(AtlasError, match=r"a rank died of SIGKILL: rank 1 on node node1, log: ranks/rank1\.log"):
+            launch._outcome(run, folder, {0: -signal.SIGTERM, 1: -signal.SIGKILL, 2: -signal.SIGTERM}, stop)
+        with pytest.raises(Interrupted, match="its ranks were stopped between two loops"):
+            launch._outcome(run, folder, {0: -signal.SIGTERM, 1: -signal.SIGTERM}, stop)
+
+
 class Many(Ranks):
     """A place among many, for what is refused before anybody talks to the others."""
 
@@ -147,6 +161,25 @@ class Started:
         finally:
             self.process.kill()
         return self.process.returncode, error
+
+
+def test_ranks_that_are_told_to_stop_or_killed(workspace: Path) -> None:
+    """The tests below in short: one rank hears SIGTERM and both leave, one process goes on; kill -9 of one ends the other."""
+    started = Started(workspace, 2, 4000)
+    started.until_saved()
+    os.kill(started.ranks()[1], signal.SIGTERM)
+    code, error = started.ended()
+    assert (code, "stopped by SIGTERM after step" in error) == (75, True), error
+    alone = Started(workspace, 1, 4000)
+    alone.until_saved()
+    alone.process.send_signal(signal.SIGTERM)
+    code, error = alone.ended()
+    assert (code, "going on with train after step" in error) == (75, True), error
+    started = Started(workspace, 2, 4000)
+    started.until_saved()
+    os.kill(started.ranks()[1], signal.SIGKILL)
+    code, error = started.ended()
+    assert (code, "a rank died of SIGKILL: rank 1 on node" in error) == (1, True), error
 
 
 @pytest.mark.slow
