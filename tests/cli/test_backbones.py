@@ -50,6 +50,13 @@ def test_what_the_table_says_is_found_again(table: Backbones) -> None:
     assert "resnet18" in table.others
 
 
+@pytest.mark.slow
+def test_all_that_the_table_says_is_found_again(table: Backbones) -> None:
+    """No family fails, and a refusal leaves the model as it was: else the verdict would say so."""
+    for family in table.families:
+        assert verdicts(family.example, look(family.example)) == family.verdicts, family.example
+
+
 def test_the_page_and_the_listing_show_the_table(table: Backbones) -> None:
     assert PAGE.read_text() == page(table), "write it anew with `python -m atlas.cli.backbones`"
     header, lines = rows()
