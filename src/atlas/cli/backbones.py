@@ -313,10 +313,12 @@ PAGE_TEXT = """# Backbones
 
 <!-- Written by `python -m atlas.cli.backbones`; do not edit. -->
 
-Which vision transformers of timm {version} each method acts on. It was found by trying: one small model of every family, that is
-of every combination of the classes of model, block, attention and feed-forward, and of their optional parts. A family counts as a
-transformer if its blocks attend; {others} entrypoints have no such blocks (convolutional networks, hybrids of convolutional
-stages, mixers), and every method refuses them.
+Which vision transformers of timm {version} each method acts on. It was found by trying: one small model of every family, that
+is of every combination of the classes of model, block, attention and feed-forward, and of their optional parts. A family counts
+as a transformer if the model has blocks, one after another or in stages, that attend. {others} entrypoints do not count, and
+every method refuses them: convolutional networks, mixers, hybrids with convolutional stages, and the pyramids that attend in
+stages by attentions of their own, or keep their blocks elsewhere (CoaT, DaViT, GC ViT, LeViT, MViT, NesT, PiT, PVT, TinyViT,
+VOLO: 86 entrypoints of timm 1.0.31).
 
 | method | entrypoints whose blocks attend | share |
 |---|---|---|
