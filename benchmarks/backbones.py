@@ -132,8 +132,8 @@ def processor() -> str:
     return found.group(1) if found else "a processor of unknown name"
 
 
-def page(rows: list[dict[str, str]]) -> str:
-    """The table of all rows."""
+def page(rows: list[dict[str, str]], families: int) -> str:
+    """The table of all rows; of so many families that there are."""
     lines = [
         f"| `{row['entrypoint']}` | {row['plain_ms']} | "
         + " | ".join(f"{row[m]} ({row[m + '_low']} to {row[m + '_high']})" for m in METHODS)
@@ -142,6 +142,8 @@ def page(rows: list[dict[str, str]]) -> str:
     ]
     above = [row["entrypoint"] for row in rows if max(float(row["attnscale"]), float(row["featscale"])) > BOUND]
     verdict = f"Above {BOUND}: {', '.join(above)}." if above else f"No median is above {BOUND}."
+    if len(rows) < families:
+        verdict += f" Measured so far: {len(rows)} of {families} families."
     return f"""# What AttnScale and FeatScale cost on each family of backbones
 
 A training step beside the plain model's: median of the ratios of interleaved pairs and its 95 % interval, one thread, CPU time,
@@ -151,6 +153,15 @@ on {processor()}, beside other work. Written by `benchmarks/backbones.py`, which
 |---|---|---|---|---|
 {chr(10).join(lines)}
 """
+
+
+def keep(rows: list[dict[str, str]], families: int) -> None:
+    """Write what was measured so far."""
+    with (FOLDER / "backbones.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, NAMES, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (FOLDER / "backbones.md").write_text(page(rows, families))
 
 
 def main() -> None:
@@ -172,15 +183,11 @@ def main() -> None:
         if chosen.anew or name not in rows:
             rows[name] = measured(name, chosen.pairs)
             gc.collect()
-            with path.open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, NAMES, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows[known] for known in [*supported, T2T] if known in rows)
+            keep([rows[known] for known in [*supported, T2T] if known in rows], len(supported) + 1)
         row = rows[name]
         marks = {method: " !" if float(row[method]) > BOUND else "" for method in METHODS}
         cells = [f"{row[m]} ({row[m + '_low']}–{row[m + '_high']}){mark}" for m, mark in marks.items()]
         print(f"{name:<44}{cells[0]:>24}{cells[1]:>24}", flush=True)
-    (FOLDER / "backbones.md").write_text(page([rows[known] for known in [*supported, T2T] if known in rows]))
 
 
 if __name__ == "__main__":
