@@ -397,10 +397,14 @@ def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:
         except Exception as error:
             if isinstance(error, OSError) and refusal(error) is not None:
                 raise  # the other runs would fare no better
-            if "--debug" in sys.argv or not isinstance(error, AtlasError):
+            known = isinstance(error, AtlasError)
+            said = str(error) if known and str(error).startswith(run.cell) else f"{run.cell}: {error}"
+            if known and len(runs) == 1:
+                raise AtlasError(said) from error  # one error, in one line
+            if "--debug" in sys.argv or not known:
                 traceback.print_exc()
-            failures.append(f"{run.cell}: {error}")
-            print(f"error: {run.cell}: {error}", file=sys.stderr)
+            failures.append(said)
+            print(f"error: {said}", file=sys.stderr)
     if failures:
         raise AtlasError(f"{len(failures)} of {len(runs)} runs failed to {verb}: {'; '.join(failures)}")
 

@@ -286,14 +286,16 @@ def _outcome(run: Run, folder: Path, deaths: Mapping[int, int], stop: StopReques
             raise UserError(raised[rank]["message"])
         raise AtlasError(f"{raised[rank]['message']} ({_who(run, folder, rank, states)})")
     signals = {rank: signal.Signals(-code).name for rank, code in deaths.items() if code < 0}
-    if stop.signal is not None or any(name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") for name in signals.values()):
+    asked = {rank for rank, name in signals.items() if name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")}
+    # where one died of something else, the others may have been told to stop by the launcher, because of it
+    if stop.signal is not None or (asked and asked == set(signals)):
         raise Interrupted(f"{run.cell}: its ranks were stopped between two loops; start it again to go on from its last state")
     silent = sorted({rank for state in states.values() for rank in state.get("silent", ())} - signals.keys())
     if silent and not signals:
         waited = run.resources.hang_minutes
         who = "; ".join(_who(run, folder, rank, states) for rank in silent)
         raise AtlasError(f"{run.cell}: no answer for {waited:g} minutes (resources.hang_minutes) from {who}")
-    died = min(signals, default=min(deaths, default=0))
+    died = min(signals.keys() - asked, default=min(signals, default=min(deaths, default=0)))
     how = f"died of {signals[died]}" if died in signals else f"ended with exit status {deaths.get(died, 'unknown')}"
     raise AtlasError(f"{run.cell}: a rank {how}: {_who(run, folder, died, states)}")
 

@@ -70,7 +70,8 @@ def main(folder: Path) -> None:
             write_json(folder / RESULT, {"status": "interrupted", "message": str(stopped)})
         word.leave(status="done")
     except Exception as error:
-        _report(error, word)
+        if _report(error, word) and not rank:  # the launcher says who was lost, in one error beside which this would stand
+            sys.exit(1)
         if not isinstance(error, AtlasError):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -97,13 +98,13 @@ def _work(spec: dict[str, Any], run: Any, word: Word, local: int) -> None:
     word.leave(status="done")
 
 
-def _report(error: Exception, word: Word) -> None:
-    """Say why this rank fails: of its own, or because it lost others, and then which of them."""
+def _report(error: Exception, word: Word) -> bool:
+    """Say why this rank fails: of its own, or because it lost others, and then which of them; return whether it lost others."""
     message = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or not LOST.search(f"{type(error).__name__} {message}"):
         text = message if isinstance(error, AtlasError) else f"{type(error).__name__}: {message}"
         word.leave(status="failed", users=isinstance(error, UserError), message=text, time=time.time())
-        return
+        return False
     word.leave(status="waiting")
     time.sleep(GRACE_SECONDS)
     size = int(os.environ["WORLD_SIZE"])
@@ -114,6 +115,7 @@ def _report(error: Exception, word: Word) -> None:
         if states.get(rank, {}).get("node") == node_name():  # it may be stopped, and would stay for ever
             with contextlib.suppress(ProcessLookupError):
                 os.kill(states[rank]["pid"], signal.SIGKILL)
+    return True
 
 
 @contextmanager

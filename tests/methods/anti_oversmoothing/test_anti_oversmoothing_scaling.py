@@ -307,13 +307,6 @@ def test_attentions_on_which_the_rewrite_would_be_wrong_are_named(name: str, opt
         apply(create_model(name, **options))
 
 
-def test_maps_of_channels_are_refused_and_their_output_is_not() -> None:
-    model = create_model("xcit_nano_12_p16_224", embed_dim=32, depth=2, num_heads=2)
-    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(XCA\) attends over channels"):
-        apply_attnscale(model)
-    assert len(scale_parameters(apply_featscale(model))) == 4
-
-
 def test_a_bypassed_swap_is_noticed() -> None:
     class Attention(type(vit().blocks[0].attn)):  # type: ignore[misc]
         """Has the name and the modules of timm's attention, but calls the linear function itself."""

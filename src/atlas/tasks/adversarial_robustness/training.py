@@ -160,13 +160,14 @@ class Training:
         self.run = run
         self.protocol: Protocol = run.protocol_model()
         self.ranks: Ranks = here()
-        self._call: Any = None
         self.topology: Topology = run.build()[0]
         self.device = pick_device(run.resources.device)
         self.data = RobustData(run, self.protocol, self.device)
         self.model: nn.Module = fresh_network(run, self.data).to(self.device)
         if self.protocol.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # before the first attack, which comes before the first pass: it too must see the statistics of the whole batch
+        self._call: Any = self.ranks.parallel(self.model)
         self.dense_macs = flops(self.model, self.data.shape).dense_per_layer
         self.sizes = {name: weight.numel() for name, weight in self.model.named_parameters()}
         self.ledger = Ledger()
@@ -193,8 +194,6 @@ class Training:
 
         A backward pass then leaves the gradients of the whole batch.
         """
-        if self._call is None:
-            self._call = self.ranks.parallel(self.model)
         return self._call(images)  # type: ignore[no-any-return]
 
     def loss(self, logits: Tensor, labels: Tensor, total: int) -> Tensor:
