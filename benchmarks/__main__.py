@@ -43,7 +43,8 @@ class Builder:
 
     def seconds(self, run: str) -> float:
         """CPU seconds of one round of ``ours`` or ``plain``."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(run + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()

@@ -60,7 +60,7 @@ class CellLoop(nn.Module):
         self.policy = nn.Linear(hidden, features)
 
     def forward(self, x: Tensor, noise: Tensor, hard: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) and noise in logit space (T, B, D) to outputs (B, T, C), gates and logits (B, T, D)."""
+        """Values (B, T, D) and noise in logit space (T, B, D) to outputs (B, T, C), gates and logits (B, T, D)."""
         state = x.new_zeros(len(x), self.cell.hidden_size)
         outputs, gates, logits = [], [], []
         for step in range(x.shape[1]):

@@ -284,7 +284,8 @@ def test_the_condition_term_in_closed_form_of_rows_that_are_orthogonal_zero_or_t
     value = cond_orth(stack, probes=probes)
     value.sum().backward()
     assert float(value.detach().max()) < 1e-9
-    assert stack.grad is not None and torch.isfinite(stack.grad).all()
+    assert stack.grad is not None
+    assert torch.isfinite(stack.grad).all()
     small = 1e-9 * torch.randn(3, 64, 64, generator=draw)
     exact = _powered(small.double(), probes.double())
     torch.testing.assert_close(cond_orth(small.double(), probes=probes.double()), exact, rtol=1e-9, atol=0)

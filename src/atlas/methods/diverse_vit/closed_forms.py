@@ -30,6 +30,7 @@ class HeadCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, eps: float, formula: Formula) -> Tensor:  # type: ignore[override]
+        """Keep the maps, their Gram matrices and lengths."""
         gram = maps @ maps.mT
         lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
         inverse = 1 / lengths.clamp_min(eps)
@@ -39,6 +40,7 @@ class HeadCosine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """One product with the maps."""
         maps, gram, inverse, long = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _again(ctx.formula, (maps,), upstream), None, None
@@ -61,6 +63,7 @@ class PowerCondition(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, probes: Tensor, formula: Formula) -> Tensor:  # type: ignore[override]
+        """Keep the vectors, not their outer products."""
         start = probes.movedim(0, -1)  # (matrices, out, 2)
         below = weight.mT @ start
         above = weight @ below
@@ -79,6 +82,7 @@ class PowerCondition(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Gradients of both vectors, then one product of thin matrices."""
         weight, probes, below, first, width, largest, length, second, height, found, size, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _again(ctx.formula, (weight, probes), upstream), None, None
