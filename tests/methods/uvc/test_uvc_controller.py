@@ -24,6 +24,7 @@ from atlas.methods.uvc import (
     unit_scores,
 )
 from atlas.methods.uvc.presets import PRESETS
+from atlas.methods.uvc.scores import column_scores
 
 SIZE: dict[str, Any] = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 5}
 
@@ -445,6 +446,15 @@ def test_scores_are_float32_of_half_precision_weights() -> None:
     made.step(1e-2)
     assert made.s.dtype == torch.float32
     assert model.blocks[0].attn.proj.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scores_by_some_columns_at_a_time_are_the_same_bits(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(rows, columns, generator=draw).to(dtype) for rows, columns in ((96, 1000), (192, 256), (7, 3), (1, 1))]
+    for weight, found in zip(weights, column_scores(weights), strict=True):
+        full = weight if dtype == torch.float64 else weight.float()
+        assert torch.equal(found, full.square().sum(0))
 
 
 # Blocks of unequal shape, and edges.

@@ -50,14 +50,15 @@ def forward_warp(rgb: ArrayLike, depth: ArrayLike, src: Camera, dst: Camera, *, 
         raise ValueError(f"rgb {rgb.shape} and depth {depth.shape} do not fit a camera of {src.height} × {src.width}")
     flat = np.flatnonzero(np.isfinite(depth) & (depth > 0))
     target, distance, flat = _landing(flat, depth.reshape(-1)[flat], src, dst)
-    order = np.argsort(-distance, kind="stable")  # the last write wins, so the nearest is written last
-    seen = np.full(dst.height * dst.width, -1, dtype=np.int64)
-    seen[target[order]] = order
-    valid = seen >= 0
-    out_depth = np.zeros(len(seen))
-    out_depth[valid] = distance[seen[valid]]
-    out_rgb = np.zeros((len(seen), *rgb.shape[2:]), dtype=rgb.dtype)
-    out_rgb[valid] = rgb.reshape(-1, *rgb.shape[2:])[flat[seen[valid]]]
+    nearest = np.full(dst.height * dst.width, np.inf)
+    np.minimum.at(nearest, target, distance)
+    wins = distance == nearest[target]  # of equally near ones the last, whose write wins
+    source = np.full(len(nearest), -1, dtype=np.int64)
+    source[target[wins]] = flat[wins]
+    valid = source >= 0
+    out_depth = np.where(valid, nearest, 0)
+    out_rgb = np.zeros((len(source), *rgb.shape[2:]), dtype=rgb.dtype)
+    out_rgb[valid] = rgb.reshape(-1, *rgb.shape[2:])[source[valid]]
     size = (dst.height, dst.width)
     result = WarpResult(out_rgb.reshape(*size, *rgb.shape[2:]), out_depth.reshape(size), valid.reshape(size))
     return without_cracks(result) if crack_filter else result

@@ -15,8 +15,14 @@ def multiply_columns(weights: tuple[list[Tensor], list[Tensor]], shape: ViTShape
     sizes = zip(*(shape.per_block(name) for name in ("heads", "head_dim", "mlp_dim")), strict=True)
     for layer, (heads, width, size) in enumerate(sizes):
         proj, fc2 = weights[0][layer], weights[1][layer]
-        proj.mul_(dims[layer, :heads, :width].reshape(-1).to(proj.dtype))
-        fc2.mul_(neurons[layer, :size].to(fc2.dtype))
+        _multiply(proj, dims[layer, :heads, :width].reshape(-1))
+        _multiply(fc2, neurons[layer, :size])
+
+
+def _multiply(weight: Tensor, factors: Tensor) -> None:
+    """Multiply columns in place; a weight on the CPU whose factors are all 1 is left alone, to spare a pass over it."""
+    if weight.device.type != "cpu" or bool((factors != 1).any()):
+        weight.mul_(factors.to(weight.dtype))
 
 
 def boxed_step(count: Tensor, gradient: Tensor, top: Tensor, rate: float, unit: Tensor | float) -> None:
