@@ -88,7 +88,7 @@ def test_of_equally_near_pixels_the_last_one_wins() -> None:
     rgb = np.arange(24 * 32, dtype=np.float64).reshape(24, 32, 1)
     closer = camera((0.1, 0, 0), focal=9.0)
     warped = forward_warp(rgb, whole, camera(), closer)
-    target, distance, flat = _landing(np.arange(rgb.size), whole.ravel(), camera(), closer)
+    target, distance, flat = _landing(whole, camera(), closer)
     wanted = np.zeros(24 * 32)
     order = np.argsort(-distance, kind="stable")  # written last, the nearest stays
     wanted[target[order]] = flat[order]
