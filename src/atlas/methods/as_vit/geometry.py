@@ -145,9 +145,8 @@ def require_independent_points(model: nn.Module) -> None:
 
 def speeds(fn: Curve, x: Tensor, dx: Tensor) -> Tensor:
     """Return |d f(x(θ)) / dθ| at each point, (n,)."""
-    with torch.no_grad(), _differentiable_attention(), _ConstantWeights():
-        with forward_ad.dual_level():
-            velocity = forward_ad.unpack_dual(fn(forward_ad.make_dual(x, dx))).tangent
+    with torch.no_grad(), _differentiable_attention(), _ConstantWeights(), forward_ad.dual_level():
+        velocity = forward_ad.unpack_dual(fn(forward_ad.make_dual(x, dx))).tangent
     if velocity is None:  # a function that does not depend on its inputs
         return x.new_zeros(len(x))
     return velocity.flatten(1).norm(dim=1)

@@ -64,41 +64,40 @@ class PowerCondition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, probes: Tensor, formula: Formula) -> Tensor:  # type: ignore[override]
         """Keep the vectors, not their outer products."""
-        start = probes.movedim(0, -1)  # (matrices, out, 2)
-        below = weight.mT @ start
-        above = weight @ below
-        scale = _inverse(torch.linalg.vector_norm(above, dim=-2))
-        first = (above * scale[..., None, :])[..., 0]
-        width = (weight.mT @ first[..., None])[..., 0]
+        start = probes.transpose(0, 1).contiguous()  # (matrices, 2, out): products with few rows are faster than with few columns
+        below = start @ weight
+        above = below @ weight.mT
+        scale = _inverse(torch.linalg.vector_norm(above, dim=-1))
+        first = above[:, 0] * scale[:, :1]
+        width = (first[:, None] @ weight)[:, 0]
         length = first.square().sum(-1)
         largest = width.square().sum(-1) * _inverse(length)
-        second = (above[..., 1] - largest[..., None] * start[..., 1]) * scale[..., 1:]
-        height = (weight.mT @ second[..., None])[..., 0]
+        second = (above[:, 1] - largest[:, None] * start[:, 1]) * scale[:, 1:]
+        height = (second[:, None] @ weight)[:, 0]
         size = second.square().sum(-1)
         found = (height.square().sum(-1) - largest * size) * _inverse(size)
         ctx.formula = formula
-        ctx.save_for_backward(weight, probes, below, first, width, largest, length, second, height, found, size, scale)
+        ctx.save_for_backward(weight, start, below, first, width, largest, length, second, height, found, size, scale)
         return found.square()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         """Gradients of both vectors, then one product of thin matrices."""
-        weight, probes, below, first, width, largest, length, second, height, found, size, scale = ctx.saved_tensors
+        weight, start, below, first, width, largest, length, second, height, found, size, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(ctx.formula, (weight, probes), upstream), None, None
-        start = probes.movedim(0, -1)
-        inverse = torch.stack((_inverse(length), _inverse(size)), -1)[..., None, :]  # (matrices, 1, 2)
-        vectors, images = torch.stack((first, second), -1), torch.stack((width, height), -1) * inverse
+            return _again(ctx.formula, (weight, start.transpose(0, 1)), upstream), None, None
+        inverse = torch.stack((_inverse(length), _inverse(size)), 1)[..., None]  # (matrices, 2, 1)
+        vectors, images = torch.stack((first, second), 1), torch.stack((width, height), 1) * inverse
         # gradients of the two quotients in their vectors, whose own values are ρ₁ and ρ₂ + ρ₁
-        whole = torch.stack((largest, found + largest), -1)[..., None, :]
-        slopes = 2 * (weight @ images - whole * inverse * vectors) * scale[..., None, :]
+        whole = torch.stack((largest, found + largest), 1)[..., None]
+        slopes = 2 * (images @ weight.mT - whole * inverse * vectors) * scale[..., None]
         outer = 2 * found * upstream
-        shift = -outer * ((size > 0).to(weight) + (slopes[..., 1] * start[..., 1]).sum(-1))  # in ρ₁
-        each = torch.stack((shift, outer), -1)[..., None, :]
+        shift = -outer * ((size > 0).to(weight) + (slopes[:, 1] * start[:, 1]).sum(-1))  # in ρ₁
+        each = torch.stack((shift, outer), 1)[..., None]
         onward = each * slopes
-        rows = torch.cat((2 * each * vectors, onward, start), -1)
-        columns = torch.cat((images, below, weight.mT @ onward), -1)
-        return rows @ columns.mT, None, None
+        rows = torch.cat((2 * each * vectors, onward, start), 1)
+        columns = torch.cat((images, below, onward @ weight), 1)
+        return rows.mT @ columns, None, None
 
 
 def _inverse(values: Tensor) -> Tensor:
