@@ -152,19 +152,20 @@ def topology() -> dict[str, Run]:
 # Learned optimisers.
 
 
-def equation(kind: str) -> dict[str, Run]:
+def equation(kind: str, compiled: bool = False) -> dict[str, Run]:
     """A step of an equation on ResNet-18's parameters, as after a thousand steps, beside Adam (foreach)."""
     import symbolic_l2o as bench
 
     from atlas.methods.symbolic_l2o import SymbolicOptimizer, TanhTemplate
 
+    options: dict[str, Any] = {"lr": 1e-3, "compiled": compiled}
     if kind == "m":
-        mine: Any = SymbolicOptimizer(bench.parameters(), bench.ADAM_LIKE, 1e-3, betas=(0.9, 0.999), clamp=None)
+        mine: Any = SymbolicOptimizer(bench.parameters(), bench.ADAM_LIKE, betas=(0.9, 0.999), clamp=None, **options)
     elif kind == "three":
-        mine = SymbolicOptimizer(bench.parameters(), bench.FEW, 1e-3)
+        mine = SymbolicOptimizer(bench.parameters(), bench.FEW, **options)
     else:
         template = TanhTemplate(weights=torch.linspace(0.05, 1, 20).reshape(2, 10)).expression
-        mine = SymbolicOptimizer(bench.parameters(), template, 1e-3)
+        mine = SymbolicOptimizer(bench.parameters(), template, **options)
     adam = torch.optim.Adam(bench.parameters(), foreach=True)
     for optimizer in (mine, adam):
         optimizer.step()
@@ -285,7 +286,7 @@ def federated_round() -> dict[str, Run]:
     return {"ours": bench.federation("split-mix", "auto"), "plain": bench.textbook_round()}
 
 
-LOOP, WRITTEN = "nn.GRUCell in a loop", "written down"
+LOOP, WRITTEN, ADAM = "nn.GRUCell in a loop", "written down", "Adam (foreach)"
 UNITS = (
     Unit("vfds-concrete", "VFDS step, concrete (10, 20, 561, 256, 6)", LOOP, lambda: acquisition("concrete"), 2),
     Unit("vfds-arm", "VFDS step, ARM, same", LOOP, lambda: acquisition("arm"), 2),
@@ -294,9 +295,12 @@ UNITS = (
     Unit("pgd-mlp", "PGD-5, MLP", "autograd.grad per step", lambda: robust("mlp", "attack"), 1.2, 25, 4),
     Unit("pgd-resnet", "PGD-10, PreAct-ResNet-18", "autograd.grad per step", lambda: robust("resnet", "attack"), 1.2, 7),
     Unit("topology", "topology update, PreAct-ResNet-18", "every layer sorted twice", topology, 15, 7),
-    Unit("equation-m", "equation −m, ResNet-18's parameters", "Adam (foreach)", lambda: equation("m"), 2),
-    Unit("equation-three", "… three terms, 7 lags", "Adam (foreach)", lambda: equation("three"), 1),
-    Unit("equation-tanh", "… template of 20 tanh", "Adam (foreach)", lambda: equation("tanh"), 0.25, 9),
+    Unit("equation-m", "equation −m, ResNet-18's parameters", ADAM, lambda: equation("m"), 2),
+    Unit("equation-m-compiled", "… compiled", ADAM, lambda: equation("m", True), 2),
+    Unit("equation-three", "equation of three terms, 7 lags", ADAM, lambda: equation("three"), 1),
+    Unit("equation-three-compiled", "… compiled", ADAM, lambda: equation("three", True), 1),
+    Unit("equation-tanh", "template of 20 tanh", ADAM, lambda: equation("tanh"), 0.25, 9),
+    Unit("equation-tanh-compiled", "… compiled", ADAM, lambda: equation("tanh", True), 0.25, 9),
     Unit("diversity", "Diverse-ViT's five terms (8, 197, 384)", "Gram matrices, loops", diversity, 5, 9),
     Unit("uvc-tiny", "UVC controller step, DeiT-T", "loops", lambda: controller("deit_tiny_patch16_224"), 40, 15),
     Unit("uvc-base", "… DeiT-B", "loops", lambda: controller("deit_base_patch16_224"), 40, 7),
