@@ -239,11 +239,16 @@ class _ConstantWeights(TorchFunctionMode):
         if function not in (functional.linear, functional.conv2d) or len(args) < 2:
             return function(*args, **(kwargs or {}))
         value, tangent = forward_ad.unpack_dual(args[0])
-        result = function(value, *args[1:], **(kwargs or {}))
-        if tangent is None:
-            return result
-        without_bias = {name: option for name, option in (kwargs or {}).items() if name != "bias"}
-        return forward_ad.make_dual(result, function(tangent, args[1], None, *args[3:], **without_bias))
+        if tangent is None or any(map(_moves, (*args[1:], *(kwargs or {}).values()))):
+            return function(*args, **(kwargs or {}))
+        options = {name: option for name, option in (kwargs or {}).items() if name != "bias"}
+        moved = function(tangent, args[1], None, *args[3:], **options)
+        return forward_ad.make_dual(function(value, *args[1:], **(kwargs or {})), moved)
+
+
+def _moves(given: Any) -> bool:
+    """Whether an argument is a dual number."""
+    return isinstance(given, Tensor) and forward_ad.unpack_dual(given).tangent is not None
 
 
 def _differentiable_attention() -> AbstractContextManager[Any]:
