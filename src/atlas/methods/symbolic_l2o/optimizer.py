@@ -128,9 +128,9 @@ class SymbolicOptimizer(DropIn):
         took between a third and an eightieth of the compiled step's time (docs/performance.md); block by block is faster on a
         CPU, whose caches hold a block.
     compiled : bool
-        Compile the step of a tensor by ``torch.compile``, instead: on a CPU a third to an eighth of the time of blocks
-        (docs/performance.md), once a C++ compiler has taken some ten seconds, whose result is kept on the disk. Where none works,
-        it warns and steps block by block. Rounded otherwise than blocks.
+        Compile the step of a tensor by ``torch.compile``, instead: on a CPU −m took two fifths of the time that blocks take
+        (docs/performance.md), once a C++ compiler had made the kernel, which is kept on the disk. Where none can be compiled, it
+        warns and steps block by block. Rounded otherwise than blocks.
     weight_decay : float
         Decoupled, as AdamW's: parameters shrink by lr · weight_decay before the update.
     patience : int
