@@ -11,6 +11,8 @@ from atlas.methods.uvc.architecture import ViTShape
 
 FEW = 16
 """Below one column in so many, reaching for single columns is faster than a pass over all."""
+LARGE = 1 << 19
+"""Entries of a weight for which that is so: a pass over fewer costs less than finding the columns."""
 
 
 def multiply_columns(weights: tuple[list[Tensor], list[Tensor]], shape: ViTShape, dims: Tensor, neurons: Tensor) -> None:
@@ -23,8 +25,8 @@ def multiply_columns(weights: tuple[list[Tensor], list[Tensor]], shape: ViTShape
 
 
 def _multiply(weight: Tensor, factors: Tensor) -> None:
-    """Multiply columns in place; on the CPU only those whose factor is not 1, where they are few."""
-    if weight.device.type == "cpu":
+    """Multiply columns in place; of a large weight on the CPU only those whose factor is not 1, where they are few."""
+    if weight.device.type == "cpu" and weight.numel() >= LARGE:
         chosen = (factors != 1).nonzero()[:, 0]
         if len(chosen) * FEW <= len(factors):
             weight[:, chosen] *= factors[chosen].to(weight.dtype)
