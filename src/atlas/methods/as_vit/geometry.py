@@ -18,8 +18,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import jvp
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from atlas.nn.examples import as_tensor, require_tensors
 from atlas.nn.kinds import require_callable, require_kind, require_sequence, require_whole
@@ -149,8 +152,10 @@ def require_independent_points(model: nn.Module) -> None:
 
 def speeds(fn: Curve, x: Tensor, dx: Tensor) -> Tensor:
     """Return |d f(x(θ)) / dθ| at each point, (n,)."""
-    with torch.no_grad(), _differentiable_attention():
-        velocity: Tensor = jvp(fn, (x,), (dx,))[1]
+    with torch.no_grad(), _differentiable_attention(), _ConstantWeights(), forward_ad.dual_level():
+        velocity = forward_ad.unpack_dual(fn(forward_ad.make_dual(x, dx))).tangent
+    if velocity is None:  # a function that does not depend on its inputs
+        return x.new_zeros(len(x))
     return velocity.flatten(1).norm(dim=1)
 
 
@@ -232,6 +237,30 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
     v, a = both[0], both[1]
     vv, aa, va = (v * v).sum(1), (a * a).sum(1), (v * a).sum(1)
     return (vv * aa - va.square()).clamp_min(0).sqrt() / vv.pow(1.5)
+
+
+class _ConstantWeights(TorchFunctionMode):
+    """While the block runs, linear layers and convolutions of dual numbers take the tangent of their input alone.
+
+    Forward mode as torch has it also multiplies the tangent of the weights, which is zero here.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in (functional.linear, functional.conv2d) or len(args) < 2:
+            return function(*args, **(kwargs or {}))
+        value, tangent = forward_ad.unpack_dual(args[0])
+        if tangent is None or any(map(_moves, (*args[1:], *(kwargs or {}).values()))):
+            return function(*args, **(kwargs or {}))
+        options = {name: option for name, option in (kwargs or {}).items() if name != "bias"}
+        moved = function(tangent, args[1], None, *args[3:], **options)
+        return forward_ad.make_dual(function(value, *args[1:], **(kwargs or {})), moved)
+
+
+def _moves(given: Any) -> bool:
+    """Whether an argument is a dual number."""
+    return isinstance(given, Tensor) and forward_ad.unpack_dual(given).tangent is not None
 
 
 def _differentiable_attention() -> AbstractContextManager[Any]:
