@@ -573,3 +573,8 @@ def test_measure_spec_refuses_bad_arguments() -> None:
         MeasureSpec(images=torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="at least 2 images, not 0"):
         MeasureSpec()
+
+
+def test_a_plane_needs_two_vectors() -> None:
+    with pytest.raises(ValueError, match=r"a basis of shape \(3, 4\) does not hold two vectors"):
+        extrinsic_curvature(lambda points: points.flatten(1), torch.ones(3, 4), torch.linspace(0, 6, 5))

@@ -302,3 +302,15 @@ def test_attention_cosine_in_closed_form_is_that_of_unit_maps() -> None:
     found, wanted = (torch.autograd.grad(value.exp(), maps)[0] for value in (closed, plain))
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
     assert torch.autograd.gradgradcheck(attn_cosine, maps[:1].detach().requires_grad_())
+
+
+def test_two_rows_are_enough_for_a_separation_and_one_is_not() -> None:
+    rows = torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(mhs(rows), torch.tensor(-2.0, dtype=torch.float64), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="at least 2 rows, not 1"):
+        mhs(rows[:1])
+
+
+def test_a_first_argument_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="vectors"):
+        mhs([[1.0, 0.0], [0.0, 1.0]])  # type: ignore[arg-type]
