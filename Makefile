@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 
-.PHONY: help env demo test test-workflow test-all docs site lint format lock clean
+.PHONY: help env demo test test-workflow test-all docs site mutants lint format lock clean
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -38,6 +38,10 @@ site: env  ## build the documentation as a site in site/; needs mkdocs-material 
 
 test-all: env  ## run every test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+
+mutants: env  ## how many small faults the tests notice, by mutmut on a sample; an hour or two, stop and start it as you like
+	$(BIN)/uv pip install --quiet --python $(BIN)/python mutmut==3.8.1
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 lint: env  ## check style, types and the workflow
 	$(BIN)/ruff check .

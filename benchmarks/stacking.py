@@ -71,11 +71,11 @@ def image_steps(runs: list[Run]) -> Step:
 
 def stream_step(run: Run) -> Step:
     """A training step of one run of feature acquisition."""
-    from atlas.tasks.feature_acquisition.training import Fitting, make_bench
+    from atlas.tasks.feature_acquisition.training import PhaseFitting, make_bench
 
     bench, learner = make_bench(run), run.build()[0]
     phase = next(learner.phases(bench))
-    fitting, steps = Fitting(bench, phase, learner), count()
+    fitting, steps = PhaseFitting(bench, phase, learner), count()
 
     def step() -> None:
         index = next(steps)
@@ -90,12 +90,12 @@ def stream_step(run: Run) -> Step:
 def stream_steps(runs: list[Run]) -> Step:
     """The same of several runs, joined."""
     from atlas.tasks.feature_acquisition.stacking import Joined
-    from atlas.tasks.feature_acquisition.training import Fitting, make_bench
+    from atlas.tasks.feature_acquisition.training import PhaseFitting, make_bench
 
     fittings = []
     for run in runs:
         bench, learner = make_bench(run), run.build()[0]
-        fittings.append(Fitting(bench, next(learner.phases(bench)), learner))
+        fittings.append(PhaseFitting(bench, next(learner.phases(bench)), learner))
     joint = fittings[0].phase.joined([fitting.phase for fitting in fittings])
     assert joint is not None
     joined, steps = Joined(fittings, joint), count()

@@ -2,8 +2,9 @@
 
 Learned optimizers are judged by the loss of the last quarter of their meta-training windows, over problems of the training half
 of the data alone; federations by the validation accuracy of their clients in the last round; vision transformers by held-out
-training images. What was chosen stands in ``config/demo.yaml`` beside the row, with the number of trials. Carried out so far:
-L2O-DM (12 trials), HeteroFL, SHeteroFL and Split-Mix (4 each), and LayerScale, whose four rates were within noise.
+training images. What was chosen stands in ``config/demo.yaml`` beside the row, with the number of trials, and the trials stand
+in ``results/performance/tuning.csv``. Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4,
+and LayerScale 4 rates, which were within noise.
 
     python -m benchmarks.tuning DATA [NAME…]     DATA: the folder with the acquired data
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -24,6 +27,7 @@ from atlas.harness.kernels import hold_kernels
 
 SEEDS = (0, 1)
 ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "results/performance/tuning.csv"
 Settings = Mapping[str, Any]
 
 
@@ -51,6 +55,12 @@ def last_validation(run: Any) -> float:
     """Error on the clients' validation shares at the end."""
     rows = [float(row["validation_accuracy"]) for row in csv.DictReader(run.history.open()) if row.get("validation_accuracy")]
     return 1 - rows[-1]
+
+
+def robust_validation(run: Any) -> float:
+    """Mean of the errors on the clients' validation shares at the end, as they are and under attack."""
+    rows = [row for row in csv.DictReader(run.history.open()) if row.get("validation_robust")]
+    return 1 - (float(rows[-1]["validation_accuracy"]) + float(rows[-1]["validation_robust"])) / 2
 
 
 def held_out_error(run: Any) -> float:
@@ -92,12 +102,19 @@ PLANS = {
     ),
     "rp-small": Plan(
         "learned-optimization/digits/rp-small",
-        tuple({"scale": scale, "meta": {**META, "lr": lr}} for scale, lr in itertools.product((0.01, 0.03, 0.1), (5e-3, 1e-2))),
+        tuple(
+            {"scale": scale, "meta": {**META, "lr": lr}}
+            for scale, lr in itertools.product((0.01, 0.03, 0.1, 0.3), (5e-3, 1e-2, 2e-2))
+        ),
         score=last_quarter("loss"),
     ),
     **{
         name: Plan(f"federated-learning/digits-domains/{name}", protocols=RATES, score=last_validation)
         for name in ("split-mix", "heterofl", "sheterofl", "fedavg-w0125", "fedavg-w1")
+    },
+    **{
+        name: Plan(f"federated-learning/digits-robust/{name}", protocols=RATES, score=robust_validation)
+        for name in ("fedavg-at-lam05", "fedavg-oat", "fedavg-dat", "split-mix-dat")
     },
     **{
         row.split("/")[1]: Plan(f"image-classification/{row}", settings, HELD_OUT, held_out_error)
@@ -115,41 +132,84 @@ PLANS = {
 }
 
 
-def trials(name: str, data: Path) -> None:
-    """Carry out a plan and print one line per trial, best first."""
-    from atlas.harness.execute import train_run
+def base(plan: Plan, protocol: Settings, root: Path, data: Path) -> list[Any]:
+    """The row of a plan under a protocol, with every seed, in a folder of its own where what it needs is trained."""
     from atlas.settings import merge, validate_settings
     from atlas.study import Study
 
-    plan, results = PLANS[name], []
     row = Study.read("demo", ROOT).find(f"{plan.cell}/seed10")
-    for settings, protocol in itertools.product(plan.settings, plan.protocols):
-        scores = []
-        for seed in SEEDS:
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / "data").symlink_to(data.resolve())
-                entry = row.method_entries[0]
-                changed = validate_settings(row.task_entry.protocol, merge(row.protocol, protocol), "trial", row.task)
-                same = {"root": Path(folder), "seed": seed, "protocol": changed}
-                needs = {role: replace(needed, **same) for role, needed in row.needs.items()}
-                for needed in needs.values():
-                    train_run(needed)
-                tried = replace(
-                    row,
-                    **same,
-                    needs=needs,
-                    settings={
-                        **row.settings,
-                        entry.name: validate_settings(entry.settings, merge(row.settings[entry.name], settings), "trial", name),
-                    },
-                )
-                train_run(tried)
-                scores.append(plan.score(tried))
-        results.append((mean(scores), scores, {**settings, **protocol}))
-        print(f"{name}: {results[-1]}", flush=True)
+    root.mkdir()
+    (root / "data").symlink_to(data.resolve())
+    changed = validate_settings(row.task_entry.protocol, merge(row.protocol, protocol), "trial", row.task)
+    placed = [moved(row, root=root, seed=seed, protocol=changed) for seed in SEEDS]
+    for needed in zip(*map(all_needs, placed), strict=True):
+        train(needed)
+    return placed
+
+
+def moved(run: Any, **changes: Any) -> Any:
+    """A run and all that it needs, with the same changes."""
+    return replace(run, **changes, needs={role: moved(needed, **changes) for role, needed in run.needs.items()})
+
+
+def all_needs(run: Any) -> list[Any]:
+    """What a run needs, in the order in which it is made."""
+    found: dict[str, Any] = {}
+    for needed in run.needs.values():
+        found |= {each.cell: each for each in (*all_needs(needed), needed)}
+    return list(found.values())
+
+
+def train(runs: Sequence[Any]) -> None:
+    """Train a run with each seed, at once where the row can be."""
+    from atlas.harness.execute import train_run, train_stack
+
+    if runs[0].stacked:
+        for outcome in train_stack(runs).values():
+            if isinstance(outcome, Exception):
+                raise outcome
+    else:
+        for run in runs:
+            train_run(run)
+
+
+def trial(plan: Plan, settings: Settings, rows: Sequence[Any]) -> list[float]:
+    """Train a row with other settings in a copy of its folder, and judge it with every seed."""
+    from atlas.settings import merge, validate_settings
+
+    entry = rows[0].method_entries[0]
+    own = validate_settings(entry.settings, merge(rows[0].settings[entry.name], settings), "trial", entry.name)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "trial"
+        shutil.copytree(rows[0].root, root, symlinks=True)
+        tried = [replace(moved(row, root=root), settings={**row.settings, entry.name: own}) for row in rows]
+        train(tried)
+        return [plan.score(run) for run in tried]
+
+
+def trials(name: str, data: Path) -> None:
+    """Carry out a plan and print one line per trial, best first."""
+    plan, results = PLANS[name], []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, protocol in enumerate(plan.protocols):
+            rows = base(plan, protocol, Path(folder) / str(index), data)
+            for settings in plan.settings:
+                scores = trial(plan, settings, rows)
+                results.append((mean(scores), scores, {**settings, **protocol}))
+                print(f"{name}: {results[-1]}", flush=True)
+    results.sort(key=lambda result: result[0])
     print(f"{name}: {len(results)} trials of {len(SEEDS)} seeds")
-    for value, scores, tried in sorted(results, key=lambda result: result[0]):
-        print(f"  {value:.4f}  ({', '.join(f'{score:.4f}' for score in scores)})  {tried}")
+    keep(name, results)
+
+
+def keep(name: str, results: Iterable[tuple[float, list[float], Settings]], table: Path = TABLE) -> None:
+    """Put the trials of a plan into the table, best first, in the place of older ones."""
+    head = ["plan", "score", *(f"seed{seed}" for seed in SEEDS), "tried"]
+    lines = list(csv.reader(table.open()))[1:] if table.is_file() else []
+    new = [[name, f"{value:.4f}", *(f"{score:.4f}" for score in scores), json.dumps(tried)] for value, scores, tried in results]
+    rows = sorted([*(line for line in lines if line[0] != name), *new], key=lambda line: list(PLANS).index(line[0]))
+    with table.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
 def main() -> None:

@@ -50,13 +50,15 @@ class Settings(BaseModel):
         Raises
         ------
         TypeError
-            A keyword is not a setting; says which is the nearest.
+            A keyword is not a setting; says which is the nearest. Or what is given is no settings object.
         ValueError
             A value is not allowed.
         """
         for name in changes:
             if name not in cls.model_fields:
                 raise TypeError(f"{name} is not a setting of {cls.__name__}; {did_you_mean(name, cls.model_fields)}")
+        if given is not None and not isinstance(given, Settings):
+            raise TypeError(f"{cls.__name__}(…) is needed, not a {type(given).__name__}")
         values = {} if given is None else {name: getattr(given, name) for name in type(given).model_fields}
         try:
             return (cls if given is None else type(given)).model_validate({**values, **changes})
@@ -119,10 +121,10 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
 
 def _line(where: str, path: str, message: str) -> str:
     """One line: a place, the path below it, and what is wrong there."""
-    place = ".".join(filter(None, (where, path)))
-    if not place:
+    address = ".".join(filter(None, (where, path)))
+    if not address:
         return message
-    return f"{place} {message}" if message.startswith("= ") else f"{place}: {message}"
+    return f"{address} {message}" if message.startswith("= ") else f"{address}: {message}"
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:

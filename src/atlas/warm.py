@@ -96,7 +96,7 @@ def is_ours(connection: socket.socket) -> bool:
 
 def _files(folder: str) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every module and study below a folder."""
-    found = []
+    stamps = []
     waiting = [folder]
     while waiting:
         try:
@@ -108,8 +108,8 @@ def _files(folder: str) -> list[tuple[str, int, int]]:
                 waiting.append(entry.path)
             elif entry.name.endswith((".py", ".yaml")):
                 status = entry.stat()
-                found.append((entry.path, status.st_size, status.st_mtime_ns))
-    return sorted(found)
+                stamps.append((entry.path, status.st_size, status.st_mtime_ns))
+    return sorted(stamps)
 
 
 def _reach(name: str, arguments: list[str]) -> socket.socket | None:
@@ -180,13 +180,13 @@ def _follow(connection: socket.socket, arguments: list[str]) -> tuple[int | None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) != signal.SIG_IGN:
                 former[number] = signal.signal(number, pass_on)
-        told = connection.recv(64)
+        answer = connection.recv(64)
     except OSError:
-        told = b""
+        answer = b""
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    return (int(told) if told else None), stopped
+    return (int(answer) if answer else None), stopped
 
 
 def _end_as(status: int) -> None:

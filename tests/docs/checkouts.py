@@ -104,6 +104,9 @@ class Checkout:
         if program == "dvc":
             parse = "import sys; from dvc.cli.parser import get_main_parser as p; p().parse_args(sys.argv[1:])"
             return self._failure([sys.executable, "-c", parse, *words[1:]])
+        if words[:2] == ["python", "-m"]:
+            found = (self.folder / words[2].replace(".", "/") / "__main__.py").is_file()
+            return "" if found else f"there is no package {words[2]} to run"
         if program == "python":
             missing = next((word for word in words[1:2] if not (self.folder / word).is_file()), None)
             return f"there is no file {missing}" if missing else ""

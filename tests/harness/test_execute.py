@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from atlas.harness import registry
+from atlas.harness import execute, registry
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.registry import Metric, Task, load
 from atlas.harness.run import Run
@@ -78,3 +78,14 @@ def test_what_a_run_took_is_told(relay: Study) -> None:
         assert told[name] == record[name] >= 0
     assert told["evaluate_cpu_seconds"] >= 0
     assert told["peak_memory_mebibytes"] > 0
+
+
+@pytest.mark.parametrize(("again", "due"), [("code", True), ("here", True), (None, False)])
+def test_what_a_person_asks_for_is_trained_again(monkeypatch: pytest.MonkeyPatch, again: str | None, due: bool) -> None:
+    monkeypatch.setattr(execute, "trained_with_other_code", lambda run: ["atlas.nn"])
+    monkeypatch.setattr(execute, "made_here", lambda run, what, path: False)
+    run = SimpleNamespace(record=Path("nowhere"))
+    assert execute.due_again(run, again) is due  # type: ignore[arg-type]
+    monkeypatch.setattr(execute, "trained_with_other_code", lambda run: [])
+    monkeypatch.setattr(execute, "made_here", lambda run, what, path: True)
+    assert execute.due_again(run, again) is False  # type: ignore[arg-type]

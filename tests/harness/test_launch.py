@@ -16,11 +16,12 @@ import psutil
 import pytest
 import torch
 
-from atlas.errors import UserError
+from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness import launch
 from atlas.harness.execute import train_run
 from atlas.harness.files import read_tensors
 from atlas.harness.launch import plain, restored
+from atlas.harness.resume import stop_requests
 from atlas.harness.run import Resources, Run
 from atlas.harness.study import Study
 from atlas.nn.ranks import Ranks, joined
@@ -89,6 +90,19 @@ def test_what_cannot_be_started_is_refused_before_training(
         train_run(search)
 
 
+def test_a_rank_that_died_is_named_though_the_others_were_told_to_stop_because_of_it(workspace: Path) -> None:
+    run = replace(demo("image-classification/digits/deit/seed10", ranks=3), root=workspace)
+    folder = workspace / "ranks"
+    folder.mkdir()
+    for rank in range(3):
+        (folder / f"rank{rank}.json").write_text(json.dumps({"status": "running", "node": f"node{rank}"}))
+    with stop_requests() as stop:
+        with pytest.raises(AtlasError, match=r"a rank died of SIGKILL: rank 1 on node node1, log: ranks/rank1\.log"):
+            launch._outcome(run, folder, {0: -signal.SIGTERM, 1: -signal.SIGKILL, 2: -signal.SIGTERM}, stop)
+        with pytest.raises(Interrupted, match="its ranks were stopped between two loops"):
+            launch._outcome(run, folder, {0: -signal.SIGTERM, 1: -signal.SIGTERM}, stop)
+
+
 class Many(Ranks):
     """A place among many, for what is refused before anybody talks to the others."""
 
@@ -112,6 +126,13 @@ def test_batches_that_cannot_be_shared_out(workspace: Path, size: int, protocol:
     robust = replace(demo("adversarial-robustness/digits/dense/seed10"), root=workspace)
     with joined(Many(5)), pytest.raises(UserError, match="batch_size 64 does not divide by 5 ranks"):
         RobustTraining(robust)
+
+
+def only_error(code: int, error: str) -> str:
+    """The one line of what was printed that says what went wrong."""
+    lines = [line for line in error.splitlines() if "rror" in line]
+    assert (code, len(lines)) == (1, 1), error
+    return lines[0]
 
 
 class Started:
@@ -147,6 +168,25 @@ class Started:
         finally:
             self.process.kill()
         return self.process.returncode, error
+
+
+def test_ranks_that_are_told_to_stop_or_killed(workspace: Path) -> None:
+    """The tests below in short: one rank hears SIGTERM and both leave, one process goes on; kill -9 of one ends the other."""
+    started = Started(workspace, 2, 4000)
+    started.until_saved()
+    os.kill(started.ranks()[1], signal.SIGTERM)
+    code, error = started.ended()
+    assert (code, "stopped by SIGTERM after step" in error) == (75, True), error
+    alone = Started(workspace, 1, 4000)
+    alone.until_saved()
+    alone.process.send_signal(signal.SIGTERM)
+    code, error = alone.ended()
+    assert (code, "going on with train after step" in error) == (75, True), error
+    started = Started(workspace, 2, 4000)
+    started.until_saved()
+    os.kill(started.ranks()[1], signal.SIGKILL)
+    code, error = started.ended()
+    assert "a rank died of SIGKILL: rank 1 on node" in only_error(code, error)
 
 
 @pytest.mark.slow
@@ -195,8 +235,7 @@ def test_a_dead_or_silent_rank_ends_the_others_with_one_error(workspace: Path) -
     began = time.monotonic()
     code, error = started.ended()
     assert time.monotonic() - began < 60  # on a machine that is very busy; some three seconds on another
-    assert code == 1
-    (line,) = [line for line in error.splitlines() if "rror" in line]
+    line = only_error(code, error)
     assert "a rank died of SIGKILL: rank 1 on node" in line
     assert "ranks/seed0-train/rank1.log" in line
     assert not psutil.pid_exists(ranks[0])
@@ -206,7 +245,6 @@ def test_a_dead_or_silent_rank_ends_the_others_with_one_error(workspace: Path) -
     ranks = started.ranks()
     os.kill(ranks[1], signal.SIGSTOP)
     code, error = started.ended()
-    assert code == 1
-    (line,) = [line for line in error.splitlines() if "rror" in line]
+    line = only_error(code, error)
     assert "no answer for 0.3 minutes (resources.hang_minutes) from rank 1 on node" in line
     assert not any(psutil.pid_exists(pid) for pid in ranks.values())

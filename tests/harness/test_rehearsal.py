@@ -14,7 +14,7 @@ from atlas.cli.rehearse import rehearse_study
 from atlas.datasets import DatasetError, get_dataset, read_manifest, stand_in
 from atlas.errors import AtlasError, UserError
 from atlas.harness.registry import Amount
-from atlas.harness.rehearsal import GPUS, LAUNCH_SECONDS, LINK, Cost, Count, Rehearsal, _ended, _Group, cut, rehearse
+from atlas.harness.rehearsal import GPUS, LAUNCH_SECONDS, LINK, Count, Rehearsal, RehearsedCost, _ended, _Group, cut, rehearse
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.nn.work import Spent
@@ -88,7 +88,7 @@ def test_a_run_is_cut_without_changing_its_model(study: Study, tmp_path: Path) -
 
 def test_hours_and_memory_scale_with_steps_and_batch(study: Study) -> None:
     gpu, two = GPUS["A100-80GB"], {"train": Amount(1, 2, 2)}
-    cost = Cost({"train": Spent(flops=6e12, launches=100)}, memory_bytes=17 * 2**30)
+    cost = RehearsedCost({"train": Spent(flops=6e12, launches=100)}, memory_bytes=17 * 2**30)
     result = Rehearsal(study.runs[0], 1, 0.0, cost=cost, whole={"train": Amount(1000, 64, 64)}, rehearsed=two)
     assert result.hours(gpu) == pytest.approx(1000 * 6e12 * 32 / (0.3 * 312e12) / 3600)
     assert result.memory_gibibytes == pytest.approx(1 + 16)
@@ -96,7 +96,7 @@ def test_hours_and_memory_scale_with_steps_and_batch(study: Study) -> None:
     split = replace(result, whole={"train": Amount(1000, 64, 16)})
     assert split.hours(gpu) == result.hours(gpu)
     # small steps cost their launches
-    few = Cost({"train": Spent(1.0, 100)}, 0)
+    few = RehearsedCost({"train": Spent(1.0, 100)}, 0)
     small = Rehearsal(study.runs[0], 1, 0.0, cost=few, whole={"train": Amount(3600, 2, 2)}, rehearsed=two)
     assert small.hours(gpu) == pytest.approx(100 * 10e-6)
     assert math.isnan(Rehearsal(study.runs[0], 1, 0.0).hours(gpu))
@@ -107,7 +107,7 @@ def test_every_kind_of_work_is_scaled_by_itself(study: Study) -> None:
     rehearsed = {"train": Amount(1, 2, 2), "validation": Amount(1, 3, 1)}
     spent = {"once": Spent(7e9, 10), "train": Spent(2e9, 1), "validation": Spent(3e9, 30)}
     whole = {"train": Amount(100, 64, 32), "validation": Amount(5, 30, 15)}
-    result = Rehearsal(study.runs[0], 1, 0.0, cost=Cost(spent, 0), whole=whole, rehearsed=rehearsed)
+    result = Rehearsal(study.runs[0], 1, 0.0, cost=RehearsedCost(spent, 0), whole=whole, rehearsed=rehearsed)
     once, train, validation = 7e9, 2e9 * 100 * 32, 3e9 * 5 * 10
     assert result.flops == once + train + validation
     assert result.step_flops == train / 100
@@ -122,7 +122,7 @@ def test_several_gpus_share_arithmetic_and_launches_and_exchange_gradients(study
     rehearsed = {"train": Amount(1, 2, 2), "validation": Amount(1, 3, 3)}
     spent = {"once": Spent(7e9, 10), "train": Spent(2e9, 1), "validation": Spent(3e9, 1)}
     whole = {"train": Amount(100, 64, 16), "validation": Amount(5, 32, 32)}
-    cost = Cost(spent, 0, gradient_bytes=10**9)
+    cost = RehearsedCost(spent, 0, gradient_bytes=10**9)
     result = Rehearsal(study.runs[0], 1, 0.0, cost=cost, whole=whole, rehearsed=rehearsed)
     train = 2e9 * 100 * 32 / 4 / (0.3 * 312e12)
     validation = max(3e9 * 5 * 32 / 3 / 4 / (0.3 * 312e12), 5 * LAUNCH_SECONDS)

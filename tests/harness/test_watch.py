@@ -6,13 +6,14 @@ import io
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from atlas.harness.agenda import agenda
 from atlas.harness.study import Study
-from atlas.harness.watch import Forecast, Watch, duration, reason
+from atlas.harness.watch import Forecast, Watch, duration, jobs_of, reason
 
 STUDY = """
 seeds: [0, 1]
@@ -146,3 +147,15 @@ def test_a_display_for_terminals_keeps_lines_and_clocks_apart(study: Study, monk
 
 def test_durations() -> None:
     assert [duration(value) for value in (4.2, 75, 1500, 3700)] == ["4 s", "1 min 15 s", "25 min", "1 h 1 min"]
+
+
+def test_a_job_that_only_evaluates_knows_its_runs() -> None:
+    runs = [SimpleNamespace(cell=f"task/data/row/seed{seed}") for seed in (0, 1, 2)]
+    plan = SimpleNamespace(
+        study=SimpleNamespace(runs=runs, batch_seeds=True), training={runs[0].cell}, evaluation={runs[1].cell, runs[2].cell}
+    )
+    assert jobs_of(plan) == {("train", "task/data/row"): [runs[0]]}, "a row that trains evaluates as well"  # type: ignore[arg-type]
+    plan.training = set()
+    assert jobs_of(plan) == {("evaluate", "task/data/row"): runs[1:]}  # type: ignore[arg-type]
+    plan.study.batch_seeds = False
+    assert jobs_of(plan) == {("evaluate", run.cell): [run] for run in runs[1:]}  # type: ignore[arg-type]

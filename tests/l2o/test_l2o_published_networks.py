@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from atlas.l2o import Examples, bottleneck_resnet, mobilenet_v2
 from atlas.l2o.published_networks import bottleneck_resnet_module, mobilenet_v2_module
@@ -23,6 +24,32 @@ def test_resnets_have_torchvisions_published_size_but_for_the_stem(depth: int, p
 
 def test_mobilenet_has_torchvisions_published_size() -> None:
     assert size(mobilenet_v2_module(classes=1000)) == 3_504_872
+
+
+@pytest.mark.parametrize(("depth", "published"), [(50, 4.09e9), (152, 11.51e9)])
+def test_resnets_have_torchvisions_published_macs_but_for_the_stem(depth: int, published: float) -> None:
+    """After the stem an image of 56 pixels is here what one of 224 is there."""
+    stem, small_stem = 3 * 64 * 7**2 * 112**2, 3 * 64 * 3**2 * 56**2
+    macs = multiply_accumulates(bottleneck_resnet_module(depth, classes=1000), 56)
+    assert macs - small_stem + stem == pytest.approx(published, rel=0.01)
+
+
+def test_mobilenet_has_torchvisions_published_macs_but_for_the_first_layers() -> None:
+    """With 56 pixels instead of 224, all but the stem, the first block and the widening of the second see what they see there."""
+    stem = 3 * 32 * 9
+    first = 32 * 9 + 32 * 16
+    widening = 16 * 96
+    there = (stem + first + widening) * 112**2
+    here = (stem + first + widening) * 56**2
+    macs = multiply_accumulates(mobilenet_v2_module(classes=1000), 56)
+    assert macs - here + there == pytest.approx(0.30e9, rel=0.01)
+
+
+def multiply_accumulates(module: nn.Module, side: int) -> float:
+    """Of one image of that many pixels a side."""
+    with FlopCounterMode(display=False) as counter:
+        module.to("meta")(torch.zeros(1, 3, side, side, device="meta"))
+    return counter.get_total_flops() / 2
 
 
 def test_small_images_are_seen_at_full_resolution_first() -> None:

@@ -465,14 +465,21 @@ def test_operations_of_an_attack_can_be_counted() -> None:
     assert counter.get_total_flops() == 3 * 2 * per_image * len(x)
 
 
+def test_arrays_are_attacked_as_tensors_are() -> None:
+    x, y = images()
+    model = convnet().eval()
+    attack = PGD(0.1, 0.05, 1, random_start=False)
+    assert torch.equal(attack(model, x.numpy(), y.numpy()), attack(model, x, y))  # type: ignore[arg-type]
+
+
 def test_what_is_no_tensor_is_refused_by_name() -> None:
     x, y = images()
     model = convnet().eval()
     attack = PGD(0.1, 0.05, 1)
-    with pytest.raises(TypeError, match="labels are a list: tensors are needed"):
-        attack(model, x, y.tolist())
-    with pytest.raises(TypeError, match="inputs are a ndarray: tensors are needed"):
-        attack(model, x.numpy(), y)
+    with pytest.raises(TypeError, match="labels is a str; a tensor or a NumPy array is needed"):
+        attack(model, x, "labels.csv")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="inputs is a NoneType; a tensor or a NumPy array is needed"):
+        attack(model, None, y)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="the model returns a tuple, not logits"):
         attack(lambda inputs: (model(inputs), None), x, y)
     with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1, not 2\.5"):

@@ -8,7 +8,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from atlas.nn.augmentation import random_crops, random_flips, random_rotations
-from atlas.nn.draws import Uniform
+from atlas.nn.draws import UniformDraws
 from atlas.nn.rank_noise import Noise
 from atlas.nn.ranks import ALONE, Share, here, merged, mirrored
 
@@ -80,7 +80,7 @@ class Noisy(nn.Module):
     def __init__(self, dropout: float, draws: bool) -> None:
         super().__init__()
         self.first, self.second, self.dropout = DropPath(0.5), DropPath(0.3), nn.Dropout(dropout)
-        self.draws = Uniform() if draws else None
+        self.draws = UniformDraws() if draws else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.first(2 * x)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import UserError
-from atlas.report.comparison import Comparison, Results, compare
+from atlas.report.comparison import Results, ResultsComparison, _machine, compare
 
 ROW = "runs/image-classification/digits/deit"
 
@@ -20,8 +20,8 @@ def files(values: dict[int, float | None], verdict: str = "supported", row: str 
     return {**runs, "claims.csv": f'id,statement,verdict\na.b,"One, two",{verdict}\n'}
 
 
-def comparison(first: dict[str, str], second: dict[str, str]) -> Comparison:
-    return Comparison.of(Results.read("A", first), Results.read("B", second))
+def comparison(first: dict[str, str], second: dict[str, str]) -> ResultsComparison:
+    return ResultsComparison.of(Results.read("A", first), Results.read("B", second))
 
 
 def test_equal_results_are_alike() -> None:
@@ -108,3 +108,9 @@ def test_a_fragile_verdict_differs_from_its_opposite_only(first: tuple[str, str]
     found = comparison(*sides)
     assert bool(found.verdicts) == differ
     assert ("1 of 1 verdicts alike" in found.headline) != differ
+
+
+def test_a_machine_is_named_with_its_kernels() -> None:
+    assert _machine({"hardware": "AMD EPYC, 2 cores", "kernels": "portable"}) == "AMD EPYC, 2 cores, portable kernels"
+    assert _machine({"hardware": "AMD EPYC, 2 cores"}) == "AMD EPYC, 2 cores"
+    assert _machine({}) == "unknown"

@@ -77,7 +77,7 @@ def test_a_run_on_two_nodes_is_preempted_and_goes_on(checkout: Path, tmp_path: P
         assert nodes == {"node1", "node2"}
         log = there / "logs/demo" / CELL / "seed0/train.log"
         wait_until(lambda: " train " in log.read_text(), 500, "a line of progress")
-        two_nodes.run("sbatch", "-p", "urgent", "-N", "2", "-c", "2", "--wrap", "sleep 2")
+        two_nodes.run("sbatch", "-p", "urgent", "-N", "2", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 2")
         output, _ = snakemake.communicate(timeout=900)
     finally:
         snakemake.kill()

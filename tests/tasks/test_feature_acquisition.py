@@ -24,7 +24,7 @@ from atlas.tasks.feature_acquisition.optimizers import StackedOptimizer
 from atlas.tasks.feature_acquisition.protocol import Protocol, Stream
 from atlas.tasks.feature_acquisition.scores import score, sensors_on
 from atlas.tasks.feature_acquisition.streams import (
-    Layout,
+    GateLayout,
     Recordings,
     Sequences,
     Streams,
@@ -253,9 +253,11 @@ def test_optimiser_follows_torch_and_clips_each_model_by_itself(kind: Any) -> No
     assert torch.equal(again.second[0], mine.second[0])
 
 
-def layout(features: int = 2, classes: int = 2, several: bool = False) -> Layout:
+def layout(features: int = 2, classes: int = 2, several: bool = False) -> GateLayout:
     index = torch.arange(features)
-    return Layout(index, torch.tensor([1.0, 3.0]), ["a", "b"], torch.tensor([0, 0]), [str(k) for k in range(classes)], several)
+    return GateLayout(
+        index, torch.tensor([1.0, 3.0]), ["a", "b"], torch.tensor([0, 0]), [str(k) for k in range(classes)], several
+    )
 
 
 def test_scores_by_hand() -> None:

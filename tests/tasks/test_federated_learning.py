@@ -18,7 +18,7 @@ from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.settings import merge, validate_settings
 from atlas.tasks.federated_learning.augment import Augmentation
-from atlas.tasks.federated_learning.data import Examples, FederatedData, load_data, member_budgets
+from atlas.tasks.federated_learning.data import FederatedData, LabelledImages, load_data, member_budgets
 from atlas.tasks.federated_learning.domains import CHANGES
 from atlas.tasks.federated_learning.evaluate import robust_metrics, width_metrics
 from atlas.tasks.federated_learning.protocol import Protocol
@@ -172,7 +172,7 @@ def test_clients_without_a_minibatch_are_a_users_mistake(method: str, run: Run) 
 
 
 def test_the_last_batch_is_never_one_image() -> None:
-    examples = Examples(torch.arange(7 * 4, dtype=torch.uint8).reshape(7, 1, 2, 2), torch.arange(7))
+    examples = LabelledImages(torch.arange(7 * 4, dtype=torch.uint8).reshape(7, 1, 2, 2), torch.arange(7))
     assert [len(labels) for _, labels in examples.batches(3)] == [3, 4]
     images = torch.cat([images for images, _ in examples.batches(3)])
     assert torch.allclose(images, examples.images / 255)
@@ -268,7 +268,7 @@ def test_accuracy_is_a_mean_over_clients_and_not_over_images() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
 
-    examples = Examples(torch.rand(6, 1, 2, 2), torch.tensor([0, 0, 1, 1, 1, 0]))
+    examples = LabelledImages(torch.rand(6, 1, 2, 2), torch.tensor([0, 0, 1, 1, 1, 0]))
     assert correct(Always(), examples, 4) == 3
 
 

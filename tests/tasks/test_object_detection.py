@@ -23,6 +23,7 @@ from atlas.nn.pyramids import SimplePyramid, StagePyramid
 from atlas.settings import merge, validate_settings
 from atlas.tasks.object_detection.coco import AP, AP50, average_precision, pycocotools
 from atlas.tasks.object_detection.data import CocoPictures, Scenes, batches, load_pictures
+from atlas.tasks.object_detection.training import build_detector
 
 GROWN = ("as-vit-grown-detector", "random-grown-detector")
 STUDY = """
@@ -178,6 +179,17 @@ def test_a_detector_trains_and_is_measured(root: Path, row: str) -> None:
     assert 0 <= metrics["box_ap"] <= metrics["box_ap50"] <= 1
     assert metrics["mask_ap"] is not None
     assert 0 < metrics["pyramid_parameters"] < metrics["parameters"]
+
+
+@pytest.mark.parametrize(("row", "published", "heads"), [("resnet50", 44_401_393, 1), ("as-vit-detector", 139e6, 3)])
+def test_detectors_have_their_published_sizes(row: str, published: float, heads: int) -> None:
+    """Torchvision's Mask R-CNN; and As-ViT's, counted with three heads for boxes and for masks, which its authors cascade."""
+    run = Study.read("paper", Path(__file__).parents[2]).find(f"object-detection/coco/{row}/seed0")
+    settings = {name: {**own, "weights": ""} if "weights" in own else own for name, own in run.settings.items()}
+    with torch.device("meta"):  # shapes and no arithmetic
+        model = build_detector(replace(run, settings=settings))
+    whole, head = (sum(parameter.numel() for parameter in part.parameters()) for part in (model, model.roi_heads))
+    assert whole + (heads - 1) * head == pytest.approx(published, rel=0.01)
 
 
 def test_a_classifiers_weights_are_taken_over_or_refused(root: Path) -> None:

@@ -104,7 +104,7 @@ def test_an_interrupted_stack_goes_on_in_any_company(workspace: Path, tmp_path: 
     whole = seeds_of("synth/vfds", workspace)
     parts = [replace(copied(tmp_path / "parts", run), stack_seeds=True) for run in whole]
     train_stack(whole)
-    ended = training_module.Fitting.end_step
+    ended = training_module.PhaseFitting.end_step
 
     def told(self: Any, step: int, losses: Any) -> None:
         ended(self, step, losses)
@@ -112,7 +112,7 @@ def test_an_interrupted_stack_goes_on_in_any_company(workspace: Path, tmp_path: 
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training_module.Fitting, "end_step", told)
+        patched.setattr(training_module.PhaseFitting, "end_step", told)
         with pytest.raises(Interrupted, match=r"vfds/seed10 and 2 more: stopped by SIGTERM after step 10 of 20"):
             train_stack(parts)
     train_stack(parts[2:])
@@ -124,13 +124,13 @@ def test_a_seed_that_fails_leaves_the_others_be(workspace: Path, tmp_path: Path,
     whole = seeds_of("synth/vfds", workspace)
     runs = [replace(copied(tmp_path / "some", run), stack_seeds=True) for run in whole]
     train_stack(whole)
-    ended = training_module.Fitting.end_step
+    ended = training_module.PhaseFitting.end_step
 
     def spoilt(self: Any, step: int, losses: Any) -> None:
         factor = float("nan") if self.bench.run.seed == 11 else 1.0
         ended(self, step, losses._replace(total=losses.total * factor))
 
-    monkeypatch.setattr(training_module.Fitting, "end_step", spoilt)
+    monkeypatch.setattr(training_module.PhaseFitting, "end_step", spoilt)
     outcomes = train_stack(runs)
     assert isinstance(outcomes[runs[1].cell], AtlasError)
     assert "not finite at step 7" in runs[1].failure.read_text()

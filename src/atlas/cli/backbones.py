@@ -25,8 +25,8 @@ FILE = Path(__file__).with_name("backbones.json")
 PAGE = Path("docs", "backbones.md")
 METHODS = {"attnscale": "AttnScale", "featscale": "FeatScale", "diagnose": "diagnose", "diverse-vit": "Diverse-ViT", "uvc": "UVC"}
 WORKS = "works"
-CHANNELS = "XCA"
-"""The attention of timm that has maps of channels, not of tokens."""
+CHANNELS = "works (over channels)"
+"""The formula holds, of maps of channels on channels, which are no filter over tokens."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Family:
     entrypoints : list of str
         All of them.
     verdicts : dict of str
-        By method: "works"; or why it is refused, before anything is changed.
+        By method: "works", perhaps "works (over channels)"; or why it is refused, before anything is changed.
     """
 
     words: str
@@ -77,17 +77,13 @@ class Backbones:
         return cls(content["timm"], [Family(**family) for family in content["families"]], content["others"])
 
     def write(self, path: Path = FILE) -> None:
-        """Write the table."""
+        """Write the table of families and methods to a file, as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
-    def share(self, method: str, *, over_tokens: bool = True) -> tuple[int, int]:
-        """How many entrypoints a method acts on, and of how many; by default of those whose blocks attend over tokens."""
-        counts = [
-            (len(family.entrypoints), family.verdicts[method] == WORKS)
-            for family in self.families
-            if not (over_tokens and CHANNELS in family.words)
-        ]
-        return sum(count for count, works in counts if works), sum(count for count, _ in counts)
+    def share(self, method: str) -> tuple[int, int]:
+        """How many entrypoints a method acts on, and how many have blocks that attend."""
+        counts = [(len(family.entrypoints), family.verdicts[method]) for family in self.families]
+        return sum(count for count, found in counts if found in (WORKS, CHANNELS)), sum(count for count, _ in counts)
 
 
 def rows() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -114,7 +110,7 @@ def examined(looks: dict[str, Look]) -> Backbones:
 
 def verdicts(entrypoint: str, found: Look) -> dict[str, str]:
     """What every method says of a small model of an entrypoint's family."""
-    checks: dict[str, Callable[[Any, Tensor], None]] = {
+    checks: dict[str, Callable[[Any, Tensor], str | None]] = {
         "attnscale": _attnscale,
         "featscale": _featscale,
         "diagnose": _diagnose,
@@ -124,19 +120,22 @@ def verdicts(entrypoint: str, found: Look) -> dict[str, str]:
     return {method: verdict(checks[method], entrypoint, found) for method in METHODS}
 
 
-def verdict(check: Callable[[Any, Tensor], None], entrypoint: str, found: Look) -> str:
-    """Try one method: "works", or why it is refused; "fails: …" for anything else, which no family may end in."""
+def verdict(check: Callable[[Any, Tensor], str | None], entrypoint: str, found: Look) -> str:
+    """Try one method: "works", or why it is refused; "fails: …" for anything else, which no family may end in.
+
+    ``check`` is called with a small model and images (batch, channels, height, width) for it. It may return the verdict, where
+    "works" does not say all.
+    """
     from atlas.nn.families import small_model
 
     model, images = small_model(entrypoint, found)
     before = state_of(model)
     try:
-        check(model, images)
+        return check(model, images) or WORKS
     except TypeError as error:
         return f"fails: {error}" if state_of(model) != before else _first(str(error))
     except Exception as error:
         return f"fails: {type(error).__name__}: {error}"
-    return WORKS
 
 
 def _first(reason: str) -> str:
@@ -164,11 +163,13 @@ def _outputs(model: nn.Module, images: Any) -> Tensor:
     return torch.cat([part.flatten() for part in (found if isinstance(found, tuple | list) else [found])])
 
 
-def _attnscale(model: Any, images: Tensor) -> None:
+def _attnscale(model: Any, images: Tensor) -> str:
     from atlas.methods.anti_oversmoothing import apply_attnscale
     from atlas.methods.anti_oversmoothing.textbook import textbook_attnscale
+    from atlas.nn.anatomy import attention_sites
 
     _against_the_formula(model, images, apply_attnscale, textbook_attnscale, 1)
+    return WORKS if all(site.anatomy.over_tokens for site in attention_sites(model)) else CHANNELS
 
 
 def _featscale(model: Any, images: Tensor) -> None:
@@ -277,20 +278,24 @@ def _uvc(model: Any, images: Tensor) -> None:
         export(model, plan)
 
 
+YES = {WORKS: "yes", CHANNELS: "over channels"}
+
+
 def page(table: Backbones) -> str:
-    """The page of the documentation."""
+    """Render the table of families and methods as the page of the documentation."""
     reasons: dict[str, int] = {}
     lines = []
     for family in table.families:
         cells = []
         for method in METHODS:
             verdict_ = family.verdicts[method]
-            cells.append("yes" if verdict_ == WORKS else f"no ({reasons.setdefault(verdict_, len(reasons) + 1)})")
+            no = f"no ({reasons.setdefault(verdict_, len(reasons) + 1)})" if verdict_ not in YES else ""
+            cells.append(YES.get(verdict_, no))
         lines.append(f"| `{family.example}` | {len(family.entrypoints)} | {' | '.join(cells)} | {family.words} |")
     shares = "\n".join(
-        f"| {label} | {count} of {total} | {100 * count / total:.1f} % | {every} of {all_} |"
+        f"| {label} | {count} of {total} | {100 * count / total:.1f} % |"
         for method, label in METHODS.items()
-        for (count, total), (every, all_) in [(table.share(method), table.share(method, over_tokens=False))]
+        for count, total in [table.share(method)]
     )
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
     return PAGE_TEXT.format(
@@ -308,13 +313,15 @@ PAGE_TEXT = """# Backbones
 
 <!-- Written by `python -m atlas.cli.backbones`; do not edit. -->
 
-Which vision transformers of timm {version} each method acts on. It was found by trying: one small model of every family, that is
-of every combination of the classes of model, block, attention and feed-forward, and of their optional parts. A family counts as a
-transformer if its blocks attend; {others} entrypoints have no such blocks (convolutional networks, hybrids of convolutional
-stages, mixers), and every method refuses them.
+Which vision transformers of timm {version} each method acts on. It was found by trying: one small model of every family, that
+is of every combination of the classes of model, block, attention and feed-forward, and of their optional parts. A family counts
+as a transformer if the model has blocks, one after another or in stages, that attend. {others} entrypoints do not count, and
+every method refuses them: convolutional networks, mixers, hybrids with convolutional stages, and the pyramids that attend in
+stages by attentions of their own, or keep their blocks elsewhere (CoaT, DaViT, GC ViT, LeViT, MViT, NesT, PiT, PVT, TinyViT,
+VOLO: 86 entrypoints of timm 1.0.31).
 
-| method | entrypoints whose blocks attend over tokens | share | with those that attend over channels (XCiT) |
-|---|---|---|---|
+| method | entrypoints whose blocks attend | share |
+|---|---|---|
 {shares}
 
 "yes" for AttnScale and FeatScale says: at 0 the model's outputs are unchanged to the last bit; elsewhere they are those of the
@@ -322,13 +329,12 @@ textbook formula with explicit maps, in double precision; and they are close to 
 maps and features were read and the model left as it was. For UVC, that the exported model equals the masked one. "no" is a
 `TypeError` that is raised before anything is changed or computed; the numbers stand for its text, below.
 
-The shares count XCiT apart, whose blocks attend over channels. AttnScale has no meaning there. The maps of such a block mix the
-channels of every token alike, so that all frequencies over tokens pass alike: there is no low-pass filter for
-Â = J + (1 + ω)(A − J) to undo, and J, now a mean of channels, would make another method of it. The local patch interaction of the
-same block is a convolution and has no map. XCiT's last two layers do have maps over tokens whose rows sum to 1, but of one query,
-the class token's: what they make is one token, which has a mean and nothing else, and no patch attends. CaiT ends in the same
-layers, and there the method leaves them alone, as its paper does; to scale them in XCiT only would be to count what the method
-does not do. FeatScale asks for no map: it re-weights the mean and the rest of what attention makes, of whatever kind.
+"over channels" is XCiT. The maps of its cross-covariance attention are of a head's channels on its channels, and their rows sum
+to 1, so Â = J + (1 + ω)(A − J) is as well defined there, with J a mean of channels, and it is checked against explicit maps
+like all others. But what it sharpens are contrasts between channels, not between tokens: the same map mixes the channels of
+every token, all frequencies over tokens pass it alike, and the paper's theory, of maps that smooth tokens, does not speak about
+it. Whether it helps there is open. XCiT's last two layers, class attention of one query, stay apart, as in CaiT. FeatScale asks
+for no map: it re-weights the mean over tokens, and the rest, of what any attention makes.
 
 `atlas list backbones` prints the same table.
 

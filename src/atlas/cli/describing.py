@@ -103,8 +103,8 @@ def describe_paper(paper: Paper) -> str:
 
 def _settings(model: type[BaseModel], preset: Mapping[str, Any], heading: str) -> list[str]:
     table = list(rows(model, preset))
-    told = inspect.cleandoc(model.__doc__ or "")
-    lines = [heading, *(line for part in told.split("\n\n") for line in _wrapped(" ".join(part.split()), "  ", "  "))]
+    description = inspect.cleandoc(model.__doc__ or "")
+    lines = [heading, *(line for part in description.split("\n\n") for line in _wrapped(" ".join(part.split()), "  ", "  "))]
     if not table:
         return [heading, "  none"]
     widths = [max(len(cell[column]) for cell in table) for column in (0, 1)]

@@ -55,7 +55,7 @@ def findings(study: Study) -> Iterator[Finding]:
 
 
 def accelerator(study: Study) -> Finding:
-    """GPU, and whether the study asks for one."""
+    """Check whether PyTorch sees a GPU, and whether the study asks for one."""
     wanted = max((run.resources.gpus for run in study.runs), default=0)
     if importlib.util.find_spec("torch") is None:
         return Finding("compute", False, "PyTorch is not installed", "run: make env")
@@ -87,15 +87,15 @@ def julia() -> Finding:
     from atlas.methods.symbolic_l2o.regression import has_pysr
 
     if has_pysr():
-        found = shutil.which("julia")
-        return Finding("julia", True, f"PySR can run, with {found or 'a Julia of its own, fetched at the first search'}")
+        program = shutil.which("julia")
+        return Finding("julia", True, f"PySR can run, with {program or 'a Julia of its own, fetched at the first search'}")
     embedded = importlib.util.find_spec("pyoperon") is not None
     state = "no PySR: symbolic regression uses pyoperon" if embedded else "neither PySR nor pyoperon"
     return Finding("julia", embedded, state, "" if embedded else "run: pip install 'atlas[symbolic]'")
 
 
 def dvc() -> Finding:
-    """Whether DVC is there, and has a remote."""
+    """Check whether DVC is installed, and has a remote to push to."""
     if importlib.util.find_spec("dvc") is None:
         return Finding("dvc", False, "DVC is not installed", "run: pip install 'atlas[dvc]'")
     if any("remote" in text for text in _dvc_settings()):
@@ -109,10 +109,10 @@ def add_remote() -> None:
     """Configure a default DVC remote for this checkout alone, where it has none: ``$ATLAS_DVC_REMOTE`` or a folder beside it."""
     if not Path(".dvc").is_dir() or any("[core]" in text and "remote =" in text for text in _dvc_settings()):
         return
-    place = os.environ.get("ATLAS_DVC_REMOTE", str(Path.cwd().parent / "atlas-dvc-storage"))
+    remote = os.environ.get("ATLAS_DVC_REMOTE", str(Path.cwd().parent / "atlas-dvc-storage"))
     with Path(".dvc/config.local").open("a") as stream:
-        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {place}\n    verify = true\n")
-    print(f"DVC pushes to and pulls from {place}; change it with: dvc remote modify --local storage url FOLDER-OR-URL")
+        stream.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {remote}\n    verify = true\n")
+    print(f"DVC pushes to and pulls from {remote}; change it with: dvc remote modify --local storage url FOLDER-OR-URL")
 
 
 def _dvc_settings() -> list[str]:
@@ -120,14 +120,14 @@ def _dvc_settings() -> list[str]:
 
 
 def disk(study: Study) -> Finding:
-    """Free space in the checkout."""
+    """Check that the checkout's disk has more than 5 GiB free."""
     free = shutil.disk_usage(study.root or Path()).free / 2**30
     good = free > 5
     return Finding("disk", good, f"{free:.0f} GiB free", "" if good else "free some space, or work in another folder")
 
 
 def data(study: Study) -> Iterator[Finding]:
-    """Which of the study's datasets are here."""
+    """Check which of the study's datasets are acquired on this machine."""
     for name in study.datasets:
         here = (study.root / "data" / name / "manifest.json").is_file()
         yield Finding(

@@ -14,7 +14,7 @@ Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
 
 
 def show(what: str, tier: str) -> None:
-    """Print one listing."""
+    """Print one listing: a table on a terminal, and otherwise tab-separated lines for other programs."""
     if what not in LISTINGS:
         raise UserError(f"atlas list {what}: {did_you_mean(what, LISTINGS)}")
     header, rows = LISTINGS[what](tier)
@@ -32,18 +32,18 @@ def show(what: str, tier: str) -> None:
 
 
 def papers(tier: str) -> Rows:
-    """The papers that have a folder."""
-    found = sorted(load().papers.values(), key=lambda paper: paper.slug)
-    return ("paper", "title", "citation"), [(paper.slug, paper.title, paper.citation) for paper in found]
+    """List the papers that have a folder of methods: name, title and citation."""
+    by_slug = sorted(load().papers.values(), key=lambda paper: paper.slug)
+    return ("paper", "title", "citation"), [(paper.slug, paper.title, paper.citation) for paper in by_slug]
 
 
 def tasks(tier: str) -> Rows:
-    """The tasks and their questions."""
+    """List the tasks with the questions that they ask."""
     return ("task", "question"), [(task.name, task.question) for task in load().tasks.values()]
 
 
 def methods(tier: str) -> Rows:
-    """Every registered method."""
+    """List every registered method: its task, name, paper, role and summary."""
     rows = [(entry.task, entry.name, entry.paper or "-", entry.role, entry.summary) for entry in load().all_methods()]
     return ("task", "method", "paper", "role", "what it does"), sorted(rows)
 
@@ -61,7 +61,7 @@ def datasets(tier: str) -> Rows:
 
 
 def claims(tier: str) -> Rows:
-    """Every claim, as its paper states it."""
+    """List every claim, in the words of its paper."""
     from atlas.harness.claims import load_claims
 
     rows = [(claim.id, claim.paper, claim.statement) for claim in load_claims()]

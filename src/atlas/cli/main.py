@@ -64,7 +64,7 @@ def options(
     directory: Annotated[Path, typer.Option("--directory", "-C", help="Work in this checkout.")] = Path(),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of every verb."""
+    """Handle the options that every verb shares, before the verb runs."""
     from atlas.harness.kernels import hold_kernels
 
     hold_kernels()
@@ -296,17 +296,17 @@ def compare(
 
     if output is not None and output.suffix not in (".md", ".html"):
         raise UserError(f"--output {output}: name a file that ends in .md or .html")
-    found = compare_results(first, second)
+    comparison = compare_results(first, second)
     if brief:
-        print(f"{first} and {second}: {found.headline}")
+        print(f"{first} and {second}: {comparison.headline}")
     elif output is None:
-        print(found.markdown(limit=20), end="")
+        print(comparison.markdown(limit=20), end="")
     else:
         from atlas.harness.files import write_text
 
-        write_text(output, found.html() if output.suffix == ".html" else found.markdown())
-        print(found.headline)
-    if found.verdicts:
+        write_text(output, comparison.html() if output.suffix == ".html" else comparison.markdown())
+        print(comparison.headline)
+    if comparison.verdicts:
         sys.exit(EXIT_FAILURE)
 
 
@@ -397,18 +397,22 @@ def _each(verb: str, runs: list[Run], act: Callable[[Run], None]) -> None:
         except Exception as error:
             if isinstance(error, OSError) and refusal(error) is not None:
                 raise  # the other runs would fare no better
-            if "--debug" in sys.argv or not isinstance(error, AtlasError):
+            known = isinstance(error, AtlasError)
+            said = str(error) if known and str(error).startswith(run.cell) else f"{run.cell}: {error}"
+            if known and len(runs) == 1:
+                raise AtlasError(said) from error  # one error, in one line
+            if "--debug" in sys.argv or not known:
                 traceback.print_exc()
-            failures.append(f"{run.cell}: {error}")
-            print(f"error: {run.cell}: {error}", file=sys.stderr)
+            failures.append(said)
+            print(f"error: {said}", file=sys.stderr)
     if failures:
         raise AtlasError(f"{len(failures)} of {len(runs)} runs failed to {verb}: {'; '.join(failures)}")
 
 
 def _say(run: Run, trained: bool) -> None:
     done = "trained" if trained else "already trained; --force trains again"
-    place = f" (a trial: {run.checkpoint.relative_to(run.root)})" if run.trial else ""
-    print(f"{run.cell}: {done}{place}", file=sys.stderr)
+    of_trial = f" (a trial: {run.checkpoint.relative_to(run.root)})" if run.trial else ""
+    print(f"{run.cell}: {done}{of_trial}", file=sys.stderr)
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def rehearse_study(
             done.append(result)
             notes.add(result)
             print(f"[{len(done)}/{len(rows)}] {line(result, GPUS[gpu_name], gpus)}", flush=True)
-    order = {runs[0].cell: place for place, runs in enumerate(rows)}
+    order = {runs[0].cell: position for position, runs in enumerate(rows)}
     done.sort(key=lambda result: order[result.run.cell])
     text = markdown(study, done, GPUS[gpu_name], gpus)
     if cells:
@@ -119,7 +119,7 @@ def _complain(done: list[Rehearsal]) -> None:
 
 
 def line(result: Rehearsal, gpu: GPU, gpus: int = 1) -> str:
-    """One line for a terminal or a log."""
+    """Say what one rehearsal found in one line, for a terminal or a log."""
     name = result.run.cell.rpartition("/")[0]
     if result.error:
         return f"✗ {name}: {result.error}"
@@ -135,7 +135,7 @@ def _counts(counts: tuple[Count, ...]) -> str:
 
 
 def table(done: list[Rehearsal], gpu: GPU, gpus: int = 1) -> str:
-    """The table as CSV."""
+    """Render rehearsals as CSV, one line per row, with costs for a GPU; also for ``gpus`` of them where there are several."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     several = ("gradient_bytes", f"hours_on_{gpus}") if gpus > 1 else ()

@@ -41,7 +41,7 @@ COMPILERS = ("torch", "triton")
 
 
 @dataclass
-class Job:
+class ForkedJob:
     """A fork that runs.
 
     Attributes
@@ -78,7 +78,7 @@ class Worker:
     def __init__(self, listener: socket.socket, owner: int, load: Callable[[list[str]], None]) -> None:
         self.listener, self.load = listener, load
         self.owner = os.pidfd_open(owner)
-        self.jobs: list[Job] = []
+        self.jobs: list[ForkedJob] = []
         self.wanted: dict[str, None] = {}
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
@@ -95,7 +95,7 @@ class Worker:
                 self.signal_all(signal.SIGKILL)
 
     def accept(self) -> None:
-        """Take a job's process on."""
+        """Accept the connection of a waiting job's process, if the same user runs it."""
         connection, _ = self.listener.accept()
         if is_ours(connection):
             self.selector.register(connection, selectors.EVENT_READ, lambda: self.begin(connection))
@@ -121,7 +121,7 @@ class Worker:
             os.close(stream)
 
     def fork(self, arguments: list[str], streams: list[int], connection: socket.socket) -> None:
-        """Begin a job."""
+        """Fork a process that carries a job out, and watch both the fork and the process that asked for it."""
         gc.freeze()  # a collection in the fork would touch, and so copy, every page
         worker, report = os.getpid(), os.memfd_create("loaded")
         process = os.fork()
@@ -129,7 +129,7 @@ class Worker:
             _end_with(worker)
             self.forget(connection)
             _carry_out(arguments, streams, report)
-        job = Job(process, os.pidfd_open(process), connection, report)
+        job = ForkedJob(process, os.pidfd_open(process), connection, report)
         self.jobs.append(job)
         self.selector.register(job.ended, selectors.EVENT_READ, lambda: self.finish(job))
         self.selector.register(connection, selectors.EVENT_READ, lambda: self.heed(job))
@@ -142,7 +142,7 @@ class Worker:
             if file is not connection:
                 file.close() if isinstance(file, socket.socket) else os.close(cast(int, file))
 
-    def heed(self, job: Job) -> None:
+    def heed(self, job: ForkedJob) -> None:
         """Pass on the signals that the job's process was sent; if it was killed, so is the fork."""
         if job not in self.jobs:  # it ended in the same moment
             return
@@ -155,8 +155,8 @@ class Worker:
         for number in message or bytes([signal.SIGKILL]):
             signal.pidfd_send_signal(job.ended, signal.Signals(number))
 
-    def finish(self, job: Job) -> None:
-        """Tell how a fork ended."""
+    def finish(self, job: ForkedJob) -> None:
+        """Send the exit code of a fork that ended to the process that waits for it, and forget the job."""
         _, status = os.waitpid(job.process, 0)
         self.jobs.remove(job)
         self.selector.unregister(job.ended)
@@ -185,7 +185,7 @@ class Worker:
         self.signal_all(signal.SIGTERM)
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to every fork."""
+        """Send a signal to every fork that still runs."""
         for job in self.jobs:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(job.ended, number)

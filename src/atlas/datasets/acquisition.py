@@ -17,7 +17,7 @@ from typing import Any
 
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source, get_dataset
 from atlas.datasets.damage import told_as
-from atlas.datasets.looks import MANIFEST, Look, is_stray, look_at, recall, remember
+from atlas.datasets.looks import MANIFEST, FolderLook, is_stray, look_at, recall, remember
 from atlas.datasets.manifest import Manifest, describe, describe_together, parse_manifest, read_manifest
 from atlas.errors import refusal
 
@@ -139,15 +139,15 @@ def _prepared(dataset: Dataset, root: Path) -> tuple[Manifest | None, str | None
     return manifest, damage
 
 
-def _keep(manifest: Manifest, root: Path, look: Look) -> None:
+def _keep(manifest: Manifest, root: Path, look: FolderLook) -> None:
     """Write a manifest where it is not there already, and remember what was looked at."""
-    place = root / manifest.dataset / MANIFEST
+    path = root / manifest.dataset / MANIFEST
     if read_manifest(root, manifest.dataset) != manifest:
         try:
-            place.write_text(manifest.text)
+            path.write_text(manifest.text)
         except OSError as error:
-            linked = "; make it a folder of your own with links to its parts" if place.parent.is_symlink() else ""
-            raise DatasetError(f"{manifest.dataset}: cannot write {place}: {error.strerror}{linked}") from None
+            linked = "; make it a folder of your own with links to its parts" if path.parent.is_symlink() else ""
+            raise DatasetError(f"{manifest.dataset}: cannot write {path}: {error.strerror}{linked}") from None
     remember(root, manifest.dataset, look, asdict(manifest))
 
 
@@ -222,12 +222,12 @@ def _verify(source: Source, path: Path, origin: str) -> None:
         return
     algorithm, _, expected = source.checksum.partition(":")
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, algorithm).hexdigest()
-    if found != expected:
+        digest = hashlib.file_digest(stream, algorithm).hexdigest()
+    if digest != expected:
         size = path.stat().st_size
         path.unlink()
         raise DatasetError(
-            f"{source.file} from {origin} has {algorithm} {found} ({size:,} bytes), not {expected}: damaged or another version"
+            f"{source.file} from {origin} has {algorithm} {digest} ({size:,} bytes), not {expected}: damaged or another version"
         )
 
 

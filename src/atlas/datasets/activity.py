@@ -132,7 +132,7 @@ def prepare_basic_motions(downloads: Sequence[Path], folder: Path) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as safetensors."""
+    """Write arrays of any shapes, by name, to a safetensors file."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -158,19 +158,19 @@ def write_recordings(
 @contextmanager
 def _unpacked(archive: Path, folder: Path, inner: str = "") -> Iterator[Path]:
     """The content of an archive, and of an archive inside it, for as long as the block runs."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        extract(archive, Path(place))
-        nested = sorted(Path(place).rglob(inner)) if inner else []
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+        extract(archive, Path(unpacked))
+        nested = sorted(Path(unpacked).rglob(inner)) if inner else []
         if nested:
-            extract(nested[0], Path(place))
-        yield Path(place)
+            extract(nested[0], Path(unpacked))
+        yield Path(unpacked)
 
 
 def _find(root: Path, pattern: str, archive: Path) -> Path:
-    found = sorted(root.rglob(pattern))
-    if not found:
+    matches = sorted(root.rglob(pattern))
+    if not matches:
         raise DatasetError(f"{archive.name} holds no {pattern}")
-    return found[0]
+    return matches[0]
 
 
 def _table(path: Path, columns: int, dtype: type = float) -> np.ndarray:
@@ -243,20 +243,20 @@ def prepare_uci_har(downloads: Sequence[Path], folder: Path) -> None:
 
     recordings: list[tuple[str, np.ndarray, np.ndarray]] = []
     splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    with _unpacked(downloads[0], folder, "UCI HAR Dataset.zip") as place:
-        names = _feature_names(_find(place, "features.txt", downloads[0]))
+    with _unpacked(downloads[0], folder, "UCI HAR Dataset.zip") as unpacked:
+        names = _feature_names(_find(unpacked, "features.txt", downloads[0]))
         for part in ("train", "test"):
-            x = _table(_find(place, f"X_{part}.txt", downloads[0]), len(names)).astype(np.float32)
-            y = _whole_numbers(_find(place, f"y_{part}.txt", downloads[0]), 1, len(HAR_ACTIVITIES)) - 1
-            subject = _whole_numbers(_find(place, f"subject_{part}.txt", downloads[0]), 1, HAR_SUBJECTS)
+            x = _table(_find(unpacked, f"X_{part}.txt", downloads[0]), len(names)).astype(np.float32)
+            y = _whole_numbers(_find(unpacked, f"y_{part}.txt", downloads[0]), 1, len(HAR_ACTIVITIES)) - 1
+            subject = _whole_numbers(_find(unpacked, f"subject_{part}.txt", downloads[0]), 1, HAR_SUBJECTS)
             if not len(x) == len(y) == len(subject):
                 counts = f"{len(x)} rows of features, {len(y)} labels and {len(subject)} subjects"
                 raise DatasetError(f"{downloads[0].name}: the {part} part has {counts}")
             held = np.unique(subject)[-HAR_VALIDATION_SUBJECTS:]
-            for one in np.unique(subject):
-                split = "validation" if part == "train" and one in held else part
+            for person in np.unique(subject):
+                split = "validation" if part == "train" and person in held else part
                 splits[split].append(len(recordings))
-                recordings.append((f"subject{one:02d}", x[subject == one], y[subject == one]))
+                recordings.append((f"subject{person:02d}", x[subject == person], y[subject == person]))
     sensors = [int("Gyro" in name) for name in names]
     layout = {"classes": HAR_ACTIVITIES, "features": names, "sensors": sensors, "sensor_names": ["accelerometer", "gyroscope"]}
     write_recordings(folder, recordings, splits, **layout)
@@ -268,10 +268,10 @@ def prepare_uci_har_subset(downloads: Sequence[Path], folder: Path) -> None:
 
     recordings: list[tuple[str, np.ndarray, np.ndarray]] = []
     splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    with _unpacked(downloads[0], folder) as place:
+    with _unpacked(downloads[0], folder) as unpacked:
         for part in ("train", "test"):
-            files = [_find(place, f"{signal}_{part}.txt", downloads[0]) for signal in HAR_SIGNALS]
-            y = _whole_numbers(_find(place, f"y_{part}.txt", downloads[0]), 1, len(HAR_ACTIVITIES)) - 1
+            files = [_find(unpacked, f"{signal}_{part}.txt", downloads[0]) for signal in HAR_SIGNALS]
+            y = _whole_numbers(_find(unpacked, f"y_{part}.txt", downloads[0]), 1, len(HAR_ACTIVITIES)) - 1
             signals = [_table(path, HAR_STEPS) for path in files]
             for path, signal in zip(files, signals, strict=True):
                 if len(signal) != len(y):
@@ -380,8 +380,8 @@ def prepare_opportunity(downloads: Sequence[Path], folder: Path) -> None:
     """24 recordings of 242 sensor columns; gestures of both arms (17 and none); shuffled with a fixed seed, 80/10/10."""
     import numpy as np
 
-    with _unpacked(downloads[0], folder) as place:
-        files = sorted(place.rglob("S[1-4]-*.dat"))
+    with _unpacked(downloads[0], folder) as unpacked:
+        files = sorted(unpacked.rglob("S[1-4]-*.dat"))
         if not files:
             raise DatasetError(f"{downloads[0].name} holds no recording S1-ADL1.dat")
         tables = {path.stem: _table(path, OPPORTUNITY_LABELS.stop, np.float32) for path in files}
@@ -422,8 +422,8 @@ def prepare_extrasensory(downloads: Sequence[Path], folder: Path) -> None:
     """One recording per user, features per minute and 51 labels that may be missing; users by name, shuffled, 70/10/20."""
     recordings: list[tuple[str, np.ndarray, np.ndarray]] = []
     columns: list[str] = []
-    with _unpacked(downloads[0], folder) as place:
-        files = sorted(place.rglob("*.features_labels.csv.gz"))
+    with _unpacked(downloads[0], folder) as unpacked:
+        files = sorted(unpacked.rglob("*.features_labels.csv.gz"))
         if not files:
             raise DatasetError(f"{downloads[0].name} holds no <user>.features_labels.csv.gz")
         for path in files:
@@ -492,7 +492,7 @@ def _stand_in(width: int, classes: int, steps: int, several: bool = False, **lay
 
 
 def stand_in_basic_motions(folder: Path) -> None:
-    """Random banks of BasicMotions's shape."""
+    """Write random banks of windows of the shape of BasicMotions, for tests without the data."""
     import numpy as np
 
     draw = np.random.default_rng(0)

@@ -95,11 +95,11 @@ class Dataset:
 def all_datasets() -> dict[str, Dataset]:
     """Every dataset, by name, from the modules of this package."""
     package = importlib.import_module("atlas.datasets")
-    found: dict[str, Dataset] = {}
+    datasets: dict[str, Dataset] = {}
     for module in pkgutil.iter_modules(package.__path__):
         for dataset in getattr(importlib.import_module(f"atlas.datasets.{module.name}"), "DATASETS", ()):
-            found[dataset.name] = dataset
-    return dict(sorted(found.items()))
+            datasets[dataset.name] = dataset
+    return dict(sorted(datasets.items()))
 
 
 def dataset_names() -> list[str]:

@@ -62,13 +62,13 @@ def _scenes(split: str, digits: np.ndarray, labels: np.ndarray, count: int, rand
     classes = np.full((count, MOST), -1, np.int64)
     for scene in range(count):
         canvas = random.uniform(0, 0.2) + random.normal(0, 0.05, (SIDE, SIDE))
-        found = 0
+        placed = 0
         for _ in range(random.integers(1, MOST + 1)):
             which = random.integers(len(digits))
-            box = _place(canvas, instances[scene], digits[which], found + 1, random)
+            box = _place(canvas, instances[scene], digits[which], placed + 1, random)
             if box is not None:
-                boxes[scene, found], classes[scene, found] = box, labels[which]
-                found += 1
+                boxes[scene, placed], classes[scene, placed] = box, labels[which]
+                placed += 1
         images[scene, 0] = (canvas.clip(0, 1) * 255).round()
     made: dict[str, np.ndarray] = {"images": images, "instances": instances, "boxes": boxes, "labels": classes}
     return {f"{split}_{name}": array for name, array in made.items()}
@@ -86,10 +86,10 @@ def _place(
     ink = drawn >= INK * drawn.max()
     for _ in range(TRIES):
         top, left = random.integers(0, SIDE - drawn.shape[0] + 1), random.integers(0, SIDE - drawn.shape[1] + 1)
-        place = (slice(top, top + drawn.shape[0]), slice(left, left + drawn.shape[1]))
-        if not instances[place][ink].any():
-            canvas[place] = np.maximum(canvas[place], drawn * random.uniform(0.6, 1.0))
-            instances[place][ink] = number
+        window = (slice(top, top + drawn.shape[0]), slice(left, left + drawn.shape[1]))
+        if not instances[window][ink].any():
+            canvas[window] = np.maximum(canvas[window], drawn * random.uniform(0.6, 1.0))
+            instances[window][ink] = number
             rows, columns = np.nonzero(ink)
             return left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1
     return None

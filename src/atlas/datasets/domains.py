@@ -163,17 +163,17 @@ def prepare_domainnet(downloads: Sequence[Path], folder: Path) -> None:
 
 def listed(path: Path) -> list[tuple[str, int]]:
     """Images of the ten classes in one of DomainNet's lists: (path in the archive, index among the ten), in its order."""
-    found = []
+    images = []
     with told_as(f"{path.name} is no list of images"):
         lines = path.read_text().splitlines()
     for line in lines:
         name = line.rpartition(" ")[0] or line
         parts = PurePosixPath(name).parts
         if len(parts) >= 3 and parts[-2] in DOMAINNET_CLASSES:
-            found.append((name, DOMAINNET_CLASSES.index(parts[-2])))
-    if not found:
+            images.append((name, DOMAINNET_CLASSES.index(parts[-2])))
+    if not images:
         raise DatasetError(f"{path.name} lists no image of {', '.join(DOMAINNET_CLASSES)}")
-    return found
+    return images
 
 
 def _pixels(archive: zipfile.ZipFile, name: str) -> np.ndarray:

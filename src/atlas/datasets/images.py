@@ -120,15 +120,15 @@ def prepare_image_folders(downloads: Sequence[Path], folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         extract(downloads[0], Path(unpacked))
-        found = sorted(path for path in Path(unpacked).rglob("train") if path.is_dir())
-        if not found:
+        train_folders = sorted(path for path in Path(unpacked).rglob("train") if path.is_dir())
+        if not train_folders:
             raise DatasetError(f"{downloads[0].name} has no folder train/<class>/")
-        folders = (found[0], found[0].parent / "test")
-        train_classes, test_classes = (set(_classes(place)) for place in folders)
+        folders = (train_folders[0], train_folders[0].parent / "test")
+        train_classes, test_classes = (set(_classes(part)) for part in folders)
         if test_classes and train_classes != test_classes:
             odd = min(train_classes ^ test_classes)
             raise DatasetError(f"{downloads[0].name} has the class {odd} in only one of train/ and test/")
-        train, test = (read_image_folder(place) for place in folders)
+        train, test = (read_image_folder(part) for part in folders)
     orders = balanced_order(train[1]), balanced_order(test[1])
     write_images(
         folder,
@@ -171,7 +171,7 @@ def read_images(paths: Sequence[Path], pixels: int | None = None) -> np.ndarray:
 
     size = None if pixels is None else (pixels, pixels)
     images = None
-    for place, path in enumerate(paths):
+    for index, path in enumerate(paths):
         shown = "/".join(path.parts[-3:])
         with told_as(f"{shown} is missing or damaged"), Image.open(path) as image:
             decoded = np.asarray(image.convert("RGB"))
@@ -180,7 +180,7 @@ def read_images(paths: Sequence[Path], pixels: int | None = None) -> np.ndarray:
             raise DatasetError(f"{shown} has {decoded.shape[0]} × {decoded.shape[1]} pixels, not {size[0]} × {size[1]}")
         if images is None:
             images = np.empty((len(paths), 3, *size), dtype=np.uint8)
-        images[place] = decoded.transpose(2, 0, 1)
+        images[index] = decoded.transpose(2, 0, 1)
     assert images is not None
     return images
 
@@ -208,8 +208,8 @@ def stand_in_imagenet(folder: Path) -> None:
     Image.fromarray(pixels).save(buffer, format="JPEG")
     classes = [f"n{index:08d}" for index in range(IMAGENET_CLASSES)]
     places = [f"train/{name}/a" for name in classes] + [f"val/{name}/{image}" for name in classes[:2] for image in "ab"]
-    for place in places:
-        path = folder / f"{place}.JPEG"
+    for number in places:
+        path = folder / f"{number}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(buffer.getvalue())
 
@@ -226,55 +226,55 @@ def check_imagenet(folder: Path) -> None:
     if not folder.is_dir():
         raise DatasetLayoutError(f"imagenet: {folder} does not exist; {where}")
     for split, expected in (("train", IMAGENET_TRAIN), ("val", IMAGENET_VALIDATION)):
-        place = folder / split
-        tar = place.with_suffix(".tar")
-        if place.is_dir():
-            _check_folders(place, expected, where)
+        images = folder / split
+        tar = images.with_suffix(".tar")
+        if images.is_dir():
+            _check_folders(images, expected, where)
         elif tar.is_file():
             _check_tar(tar, expected, where)
         elif files := parquet_files(folder, split):
             _make_tar(files, tar, expected, where)
         else:
-            raise DatasetLayoutError(f"imagenet: {place} does not exist; {where}")
+            raise DatasetLayoutError(f"imagenet: {images} does not exist; {where}")
 
 
-def _check_folders(place: Path, expected: int, where: str) -> None:
-    classes = [path for path in place.iterdir() if path.is_dir() and not is_stray(path.name)]
+def _check_folders(folder: Path, expected: int, where: str) -> None:
+    classes = [path for path in folder.iterdir() if path.is_dir() and not is_stray(path.name)]
     if len(classes) != IMAGENET_CLASSES:
-        flat = " (its images are not sorted into class folders)" if not classes and any(place.iterdir()) else ""
-        raise DatasetLayoutError(f"imagenet: {place} has {len(classes)} class folders, not {IMAGENET_CLASSES}{flat}; {where}")
+        flat = " (its images are not sorted into class folders)" if not classes and any(folder.iterdir()) else ""
+        raise DatasetLayoutError(f"imagenet: {folder} has {len(classes)} class folders, not {IMAGENET_CLASSES}{flat}; {where}")
     empty = next((path for path in sorted(classes) if not any(path.iterdir())), None)
     if empty is not None:
         raise DatasetLayoutError(f"imagenet: {empty} is empty; is the copy complete?")
     count = sum(not is_stray(image.name) for path in classes for image in path.iterdir())
     if count != expected:
-        raise DatasetLayoutError(f"imagenet: {place} has {count:,} images, not {expected:,}; is the copy complete?")
+        raise DatasetLayoutError(f"imagenet: {folder} has {count:,} images, not {expected:,}; is the copy complete?")
 
 
-def _make_tar(files: list[Path], place: Path, expected: int, where: str) -> None:
+def _make_tar(files: list[Path], tar: Path, expected: int, where: str) -> None:
     """Make the tar of a split, and leave none that is not as it should be."""
-    pack(files, place)
+    pack(files, tar)
     try:
-        _check_tar(place, expected, where)
+        _check_tar(tar, expected, where)
     except DatasetLayoutError:
-        place.unlink()
+        tar.unlink()
         raise
 
 
-def _check_tar(place: Path, expected: int, where: str) -> None:
+def _check_tar(tar: Path, expected: int, where: str) -> None:
     from PIL import Image, UnidentifiedImageError
 
-    images = ImageTar(place)
+    images = ImageTar(tar)
     if len(images.classes) != IMAGENET_CLASSES:
-        raise DatasetLayoutError(f"imagenet: {place} has {len(images.classes)} class folders, not {IMAGENET_CLASSES}; {where}")
+        raise DatasetLayoutError(f"imagenet: {tar} has {len(images.classes)} class folders, not {IMAGENET_CLASSES}; {where}")
     if len(images) != expected:
-        raise DatasetLayoutError(f"imagenet: {place} has {len(images):,} images, not {expected:,}; is the copy complete?")
+        raise DatasetLayoutError(f"imagenet: {tar} has {len(images):,} images, not {expected:,}; is the copy complete?")
     for index in (0, len(images) - 1):
         try:
             with Image.open(images.open(index)) as image:
                 image.load()
         except (UnidentifiedImageError, OSError) as error:
-            raise DatasetLayoutError(f"imagenet: {images.names[index]} in {place} is no image: {error}") from None
+            raise DatasetLayoutError(f"imagenet: {images.names[index]} in {tar} is no image: {error}") from None
 
 
 KRIZHEVSKY = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"

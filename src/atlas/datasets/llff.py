@@ -86,16 +86,16 @@ def _files(folder: Path, count: int) -> list[Path]:
     """The pictures, by name, of the folder at full size, else of the least reduced one (``images_4`` before ``images_8``)."""
     candidates = {path: re.fullmatch(r"images(?:_([0-9]+))?", path.name) for path in folder.iterdir() if path.is_dir()}
     order = sorted((int(match[1] or 1), path) for path, match in candidates.items() if match is not None)
-    found = next((files for _, path in order if (files := pictures_in(path))), None)
+    pictures = next((files for _, path in order if (files := pictures_in(path))), None)
     kinds = ", ".join(SUFFIXES)
-    if found is None:
+    if pictures is None:
         raise DatasetLayoutError(f"{folder} has no images/ or images_<factor>/ with pictures ({kinds})")
-    if len(found) != count:
+    if len(pictures) != count:
         raise DatasetLayoutError(
-            f"{found[0].parent} holds {len(found)} pictures ({kinds}; {found[0].name} to {found[-1].name}), and {POSES} {count} "
-            "rows; each picture needs its row: remove those that have no pose"
+            f"{pictures[0].parent} holds {len(pictures)} pictures ({kinds}; {pictures[0].name} to {pictures[-1].name}), "
+            f"and {POSES} {count} rows; each picture needs its row: remove those that have no pose"
         )
-    return found
+    return pictures
 
 
 def _check_bounds(path: Path, bounds: NDArray[Any], files: list[Path]) -> None:

@@ -70,9 +70,9 @@ def walk(folder: Path) -> Tree:
     return Tree(_in_order(tree.files), _in_order(tree.folders))
 
 
-def _in_order(found: dict[str, Any]) -> dict[str, Any]:
+def _in_order(entries: dict[str, Any]) -> dict[str, Any]:
     """Sorted by path, a folder's files before those of a folder whose name goes on where its own ends."""
-    return dict(sorted(found.items(), key=lambda item: item[0].split("/")))
+    return dict(sorted(entries.items(), key=lambda item: item[0].split("/")))
 
 
 def _list(folder: Path, below: str, above: tuple[tuple[int, int], ...], tree: Tree) -> None:
@@ -96,16 +96,16 @@ def _list(folder: Path, below: str, above: tuple[tuple[int, int], ...], tree: Tr
 
 def _stamp(path: Path, entry: os.DirEntry[str]) -> Stamp:
     try:
-        found = entry.stat()
+        status = entry.stat()
     except FileNotFoundError:
         raise DatasetLayoutError(f"{path} is a link to nothing: is what it names still there?") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise DatasetLayoutError(f"{path} is neither a file nor a folder: remove it")
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)
-class Look:
+class FolderLook:
     """What was seen at one look.
 
     Attributes
@@ -133,7 +133,7 @@ class Look:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """File to its size in bytes."""
+        """Size in bytes of every file, by its path."""
         return {path: stamp.size for path, (stamp, _) in self.files.items()}
 
     def known(self, path: str, stamp: Stamp, reading: Reading) -> str | None:
@@ -146,7 +146,7 @@ class Look:
         return digest if before == stamp and settled and reading == self.reading else None
 
 
-def look_at(root: Path, name: str, limit: int | None = None) -> Look:
+def look_at(root: Path, name: str, limit: int | None = None) -> FolderLook:
     """Read every file of ``<root>/<name>`` that is not as it was when this machine last looked.
 
     Parameters
@@ -167,22 +167,22 @@ def look_at(root: Path, name: str, limit: int | None = None) -> Look:
     for path, stamp in tree.files.items():
         known = None if before is None else before.known(path, stamp, reading)
         files[path] = (stamp, known or _digest(root / name / path, reading))
-    return Look(_folder(root, name), began, reading, tree.folders, files)
+    return FolderLook(_folder(root, name), began, reading, tree.folders, files)
 
 
-def recall(root: Path, name: str, *, files: bool = True) -> Look | None:
+def recall(root: Path, name: str, *, files: bool = True) -> FolderLook | None:
     """What this machine remembers of ``<root>/<name>``, if anything; without ``files`` only the short part of it."""
     try:
         with _place(root, name).open(encoding="ascii") as stream:
             short = json.loads(stream.readline())
             long = json.loads(stream.readline()) if files else {}
-        look = Look(**short, files={path: (Stamp(*stamp), digest) for path, (*stamp, digest) in long.items()})
+        look = FolderLook(**short, files={path: (Stamp(*stamp), digest) for path, (*stamp, digest) in long.items()})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return look if look.folder == _folder(root, name) else None
 
 
-def remember(root: Path, name: str, look: Look, manifest: dict[str, Any]) -> None:
+def remember(root: Path, name: str, look: FolderLook, manifest: dict[str, Any]) -> None:
     """Keep a look, and the manifest that describes what it saw; where nothing can be kept, the next look reads everything."""
     short = {
         "folder": _folder(root, name),
@@ -192,14 +192,14 @@ def remember(root: Path, name: str, look: Look, manifest: dict[str, Any]) -> Non
         "manifest": manifest,
     }
     long = {path: [*stamp, digest] for path, (stamp, digest) in look.files.items()}
-    place = _place(root, name)
+    noted = _place(root, name)
     with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=noted.parent, prefix=f".{noted.name}.")
         try:
             with os.fdopen(handle, "w", encoding="ascii") as stream:
                 stream.write(f"{json.dumps(short)}\n{json.dumps(long)}\n")
-            Path(temporary).replace(place)
+            Path(temporary).replace(noted)
         finally:
             Path(temporary).unlink(missing_ok=True)
 

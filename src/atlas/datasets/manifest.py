@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.datasets.base import DatasetLayoutError
-from atlas.datasets.looks import MANIFEST, Look, recall, walk
+from atlas.datasets.looks import MANIFEST, FolderLook, recall, walk
 
 MANY_FILES = 50_000
 """Number of files above which the plan looks at the times of folders alone."""
@@ -40,7 +40,7 @@ class Manifest:
 
     @property
     def text(self) -> str:
-        """The manifest as written."""
+        """The manifest as the text of its JSON file."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @property
@@ -60,13 +60,13 @@ class Manifest:
         return None if self.files[0].get("listing") == _listing(sizes) else "names or sizes of its files changed"
 
 
-def describe(name: str, sources: list[dict[str, Any]], look: Look) -> Manifest:
+def describe(name: str, sources: list[dict[str, Any]], look: FolderLook) -> Manifest:
     """A manifest that names every file of a look."""
     files = _entries(look)
     return Manifest(name, sources, files, _total(files))
 
 
-def describe_together(name: str, look: Look) -> Manifest:
+def describe_together(name: str, look: FolderLook) -> Manifest:
     """A manifest that has one entry for all files of a look."""
     sizes = look.sizes
     whole = {"path": WHOLE, "count": len(sizes), "size": sum(sizes.values()), "listing": _listing(sizes)}
@@ -111,29 +111,29 @@ def stale_data(name: str, root: Path | str = Path("data")) -> str | None:
     if manifest.count > MANY_FILES:
         return None if look is None else _changed_folder(root / name, look)
     try:
-        found = walk(root / name).files
+        present = walk(root / name).files
     except DatasetLayoutError as error:
         return str(error)
-    sizes = {path: stamp.size for path, stamp in found.items()}
+    sizes = {path: stamp.size for path, stamp in present.items()}
     if look is None:
         return manifest.difference(sizes)
-    touched = (path for path in found if path in look.files and not found[path].as_read(look.files[path][0]))
+    touched = (path for path in present if path in look.files and not present[path].as_read(look.files[path][0]))
     return first_difference(look.sizes, sizes) or next((f"{path} was modified" for path in touched), None)
 
 
-def first_difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
+def first_difference(expected: Mapping[str, int], actual: Mapping[str, int]) -> str | None:
     """The first file, by name, that is missing, new or of another size; both map a path to a size in bytes."""
-    for path in sorted(expected.keys() | found.keys()):
-        if path not in found:
+    for path in sorted(expected.keys() | actual.keys()):
+        if path not in actual:
             return f"{path} is missing"
         if path not in expected:
             return f"{path} is new"
-        if found[path] != expected[path]:
-            return f"{path} has {found[path]:,} bytes, not {expected[path]:,}"
+        if actual[path] != expected[path]:
+            return f"{path} has {actual[path]:,} bytes, not {expected[path]:,}"
     return None
 
 
-def _changed_folder(folder: Path, look: Look) -> str | None:
+def _changed_folder(folder: Path, look: FolderLook) -> str | None:
     """The first folder to which something was added or from which something was removed; the set's own holds its manifest."""
     for below, modified in look.folders.items():
         try:
@@ -144,7 +144,7 @@ def _changed_folder(folder: Path, look: Look) -> str | None:
     return None
 
 
-def _entries(look: Look) -> list[dict[str, Any]]:
+def _entries(look: FolderLook) -> list[dict[str, Any]]:
     """Path, size and hash of every file; the hash is named after what it covers."""
     key = "sha256" if look.reading == "contents" else "sha256_of_ends"
     return [{"path": path, "size": stamp.size, key: digest} for path, (stamp, digest) in look.files.items()]

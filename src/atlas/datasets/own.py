@@ -73,7 +73,7 @@ def declare(name: str, asked: Mapping[str, Any], root: Path, where: str) -> Data
     UserError
         The data are not there or not as expected, or the name is that of another data set.
     """
-    kind = next((one for one in KINDS if one in asked), None)
+    kind = next((candidate for candidate in KINDS if candidate in asked), None)
     if kind is None:
         hint = did_you_mean(str(next(iter(asked), "")), KINDS)
         raise UserError(f"{where}: name a data set, or own data as {{folder: …}} or {{csv: …}}; {hint}")
@@ -81,9 +81,9 @@ def declare(name: str, asked: Mapping[str, Any], root: Path, where: str) -> Data
     if known is not None and known.licence != LICENCE:
         raise UserError(f"{where}: {name} is a data set of Atlas: give the benchmark on your own data another name")
     settings: Any = KINDS[kind](**validate_settings(KINDS[kind], asked, where, "own data"))
-    place = root / Path(getattr(settings, kind)).expanduser()
+    path = root / Path(getattr(settings, kind)).expanduser()
     look = _look_at_folder if kind == "folder" else _look_at_csv
-    dataset = look(name, settings, place, where)
+    dataset = look(name, settings, path, where)
     all_datasets()[name] = dataset
     return dataset
 
@@ -91,18 +91,18 @@ def declare(name: str, asked: Mapping[str, Any], root: Path, where: str) -> Data
 # --- images -------------------------------------------------------------------------------------------------------------
 
 
-def _look_at_folder(name: str, settings: FolderData, place: Path, where: str) -> Dataset:
+def _look_at_folder(name: str, settings: FolderData, root: Path, where: str) -> Dataset:
     def fail(message: str) -> UserError:
         return UserError(f"{where}.folder: {message}")
 
-    if not place.is_dir():
-        raise fail(f"{place} is not a folder")
-    parts = _parts(place)
-    counts = {part: {one.name: len(_images(one)) for one in _folders(folder)} for part, folder in parts.items()}
+    if not root.is_dir():
+        raise fail(f"{root} is not a folder")
+    parts = _parts(root)
+    counts = {part: {kind.name: len(_images(kind)) for kind in _folders(folder)} for part, folder in parts.items()}
     classes = counts["train"]
     if len(classes) < 2:
-        raise fail(f"{parts['train']} has {len(classes)} folders: images go into one folder per class, {place}/<class>/*.png")
-    empty = next((f"{parts[part] / one}" for part, own in counts.items() for one, count in own.items() if not count), None)
+        raise fail(f"{parts['train']} has {len(classes)} folders: images go into one folder per class, {root}/<class>/*.png")
+    empty = next((f"{parts[part] / kind}" for part, own in counts.items() for kind, count in own.items() if not count), None)
     if empty is not None:
         raise fail(f"{empty} holds no images ({', '.join(ENDINGS)})")
     if "test" in counts and counts["test"].keys() != classes.keys():
@@ -122,20 +122,20 @@ def _look_at_folder(name: str, settings: FolderData, place: Path, where: str) ->
     if "test" in counts:
         facts["test"] = sum(counts["test"].values())
     prepare = partial(_prepare_folder, parts=parts, side=side, grey=channels == 1)
-    title = f"own images of {place}: {total:,} in {len(classes)} classes"
+    title = f"own images of {root}: {total:,} in {len(classes)} classes"
     return Dataset(name, title, "embedded", LICENCE, CITATION, prepare, facts=facts)
 
 
-def _parts(place: Path) -> dict[str, Path]:
+def _parts(root: Path) -> dict[str, Path]:
     """Where training and test images are."""
-    if not (place / "train").is_dir():
-        return {"train": place}
-    test = next((place / one for one in TESTS if (place / one).is_dir()), None)
-    return {"train": place / "train"} | ({"test": test} if test is not None else {})
+    if not (root / "train").is_dir():
+        return {"train": root}
+    test = next((root / test_name for test_name in TESTS if (root / test_name).is_dir()), None)
+    return {"train": root / "train"} | ({"test": test} if test is not None else {})
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir() and not is_stray(path.name))
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_stray(path.name))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -157,8 +157,8 @@ def _prepare_folder(downloads: Sequence[Path], folder: Path, *, parts: Mapping[s
     import numpy as np
 
     arrays: dict[str, np.ndarray] = {}
-    for part, place in parts.items():
-        files = [(path, label) for label, one in enumerate(_folders(place)) for path in _images(one)]
+    for part, root in parts.items():
+        files = [(path, label) for label, class_folder in enumerate(_folders(root)) for path in _images(class_folder)]
         arrays[f"{part}_images"] = np.stack([_pixels(path, side, grey) for path, _ in files])
         arrays[f"{part}_labels"] = np.asarray([label for _, label in files], dtype=np.int64)
     write_images(folder, **arrays)
@@ -183,41 +183,41 @@ def _pixels(path: Path, side: int, grey: bool) -> np.ndarray:
 # --- streams ------------------------------------------------------------------------------------------------------------
 
 
-def _look_at_csv(name: str, settings: CsvData, place: Path, where: str) -> Dataset:
-    if not place.is_file():
-        raise UserError(f"{where}.csv: there is no file {place}")
-    with place.open(newline="") as stream:
+def _look_at_csv(name: str, settings: CsvData, path: Path, where: str) -> Dataset:
+    if not path.is_file():
+        raise UserError(f"{where}.csv: there is no file {path}")
+    with path.open(newline="") as stream:
         header = next(csv.reader(stream), [])
     for field in ("label", "recording"):
         wanted = getattr(settings, field)
         if wanted not in header:
-            raise UserError(f"{where}.{field}: {place} has no column {wanted}; {did_you_mean(wanted, header)}")
+            raise UserError(f"{where}.{field}: {path} has no column {wanted}; {did_you_mean(wanted, header)}")
     features = [column for column in header if column not in (settings.label, settings.recording)]
     if not features:
-        raise UserError(f"{where}.csv: {place} has no column beside {settings.label} and {settings.recording}")
-    classes, recordings, steps = _scan(place, settings, header, features, where)
+        raise UserError(f"{where}.csv: {path} has no column beside {settings.label} and {settings.recording}")
+    classes, recordings, steps = _scan(path, settings, header, features, where)
     if len(classes) < 2 or len(recordings) < 3:
         raise UserError(
-            f"{where}.csv: {place} has {len(classes)} classes in {len(recordings)} recordings; at least 2 and 3 are needed, "
+            f"{where}.csv: {path} has {len(classes)} classes in {len(recordings)} recordings; at least 2 and 3 are needed, "
             "so that training, validation and testing have recordings of their own"
         )
     facts: dict[str, object] = {"classes": len(classes), "features": len(features)}
-    prepare = partial(_prepare_csv, place=place, settings=settings, features=features, classes=classes, recordings=recordings)
-    title = f"own measurements of {place}: {steps:,} steps of {len(features)} features, {len(classes)} classes"
+    prepare = partial(_prepare_csv, path=path, settings=settings, features=features, classes=classes, recordings=recordings)
+    title = f"own measurements of {path}: {steps:,} steps of {len(features)} features, {len(classes)} classes"
     return Dataset(name, title, "embedded", LICENCE, CITATION, prepare, facts=facts)
 
 
-def _scan(place: Path, settings: CsvData, header: list[str], features: list[str], where: str) -> tuple[list[str], list[str], int]:
+def _scan(path: Path, settings: CsvData, header: list[str], features: list[str], where: str) -> tuple[list[str], list[str], int]:
     """Classes and recordings of a file; every value that is no number is refused with its line."""
     classes: set[str] = set()
     recordings: dict[str, None] = {}
     line = 1
-    with place.open(newline="") as stream:
+    with path.open(newline="") as stream:
         for line, row in enumerate(csv.DictReader(stream), start=2):
             for feature in features:
                 if not _is_number(row[feature]):
                     wrong = f"{feature} = {row[feature]!r}"
-                    raise UserError(f"{where}.csv: {place}, line {line}: {wrong} is not a number (leave it empty if missing)")
+                    raise UserError(f"{where}.csv: {path}, line {line}: {wrong} is not a number (leave it empty if missing)")
             if row[settings.label]:
                 classes.add(row[settings.label])
             recordings[str(row[settings.recording])] = None
@@ -238,7 +238,7 @@ def _prepare_csv(
     downloads: Sequence[Path],
     folder: Path,
     *,
-    place: Path,
+    path: Path,
     settings: CsvData,
     features: list[str],
     classes: list[str],
@@ -246,14 +246,17 @@ def _prepare_csv(
 ) -> None:
     import numpy as np
 
-    values: dict[str, list[list[float]]] = {one: [] for one in recordings}
-    labels: dict[str, list[int]] = {one: [] for one in recordings}
-    with place.open(newline="") as stream:
+    values: dict[str, list[list[float]]] = {recording: [] for recording in recordings}
+    labels: dict[str, list[int]] = {recording: [] for recording in recordings}
+    with path.open(newline="") as stream:
         for row in csv.DictReader(stream):
             own = row[settings.recording]
             values[own].append([float(row[feature] or "nan") for feature in features])
             labels[own].append(classes.index(row[settings.label]) if row[settings.label] else -1)
-    made = [(one, np.asarray(values[one], dtype=np.float32), np.asarray(labels[one], dtype=np.int64)) for one in recordings]
+    made = [
+        (recording, np.asarray(values[recording], dtype=np.float32), np.asarray(labels[recording], dtype=np.int64))
+        for recording in recordings
+    ]
     train = max(1, round(SPLITS[0] * len(made)))
     validation = min(max(train + 1, round(SPLITS[1] * len(made))), len(made) - 1)
     splits = {

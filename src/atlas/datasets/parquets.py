@@ -46,23 +46,23 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
     DatasetLayoutError
         One of several is missing; their names say how many there are.
     """
-    found = [
+    shards = [
         path
-        for place in (folder, folder / "data")
+        for candidate in (folder, folder / "data")
         for start in NAMES[split]
-        for path in sorted(place.glob(f"{start}*.parquet"))
+        for path in sorted(candidate.glob(f"{start}*.parquet"))
         if path.stem == start or path.stem.startswith(f"{start}-")
     ]
-    numbers = [match for path in found if (match := SHARD.fullmatch(path.stem))]
+    numbers = [match for path in shards if (match := SHARD.fullmatch(path.stem))]
     if numbers:
         count = int(numbers[0]["count"])
         missing = sorted(set(range(count)) - {int(match["number"]) for match in numbers})
-        if missing or len(found) != count:
+        if missing or len(shards) != count:
             lacking = f", {len(missing)} missing, the first of them {missing[0]:05d}" if missing else ""
             raise DatasetLayoutError(
-                f"{found[0].parent} holds {len(found)} of {count} Parquet files of {split}{lacking}: is the copy complete?"
+                f"{shards[0].parent} holds {len(shards)} of {count} Parquet files of {split}{lacking}: is the copy complete?"
             )
-    return found
+    return shards
 
 
 def pack(files: Sequence[Path], target: Path) -> None:

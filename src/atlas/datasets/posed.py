@@ -108,8 +108,8 @@ def read_header(path: Path) -> Header:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder by name; hidden files, and what has another suffix (:data:`SUFFIXES`), are none."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in entries if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
 
 
 def same_shape(height: float, width: float, header: Header) -> bool:

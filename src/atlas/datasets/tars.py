@@ -42,16 +42,16 @@ class Images(Protocol):
     names: list[str]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images, over all classes."""
         ...
 
     def open(self, index: int) -> IO[bytes]:
-        """Open one image's file."""
+        """Open the encoded file (such as JPEG) of the image at an index, for reading."""
         ...
 
 
 class ImageTree:
-    """Class folders below a folder."""
+    """Encoded images in a folder that holds a folder for each class; see :class:`Images`."""
 
     def __init__(self, folder: Path) -> None:
         import numpy as np
@@ -66,11 +66,11 @@ class ImageTree:
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images, over all classes."""
         return len(self.names)
 
     def open(self, index: int) -> IO[bytes]:
-        """Open one image's file."""
+        """Open the encoded file (such as JPEG) of the image at an index, for reading."""
         return (self.folder / self.names[index]).open("rb")
 
 
@@ -105,7 +105,7 @@ class ImageTar:
         self._opened: tuple[int, IO[bytes]] | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images, over all classes."""
         return len(self.names)
 
     def open(self, index: int) -> IO[bytes]:
@@ -154,9 +154,9 @@ def _index(path: Path) -> tuple[list[str], np.ndarray]:
     state = path.stat()
     key = np.asarray([state.st_size, state.st_mtime_ns], dtype=np.int64)
     kept = path.with_name(f".{path.name}.index.npz")
-    with suppress(OSError, ValueError, KeyError), np.load(kept, allow_pickle=False) as found:
-        if np.array_equal(found["key"], key):
-            return str(found["names"]).split("\n") if len(found["places"]) else [], found["places"]
+    with suppress(OSError, ValueError, KeyError), np.load(kept, allow_pickle=False) as index:
+        if np.array_equal(index["key"], key):
+            return str(index["names"]).split("\n") if len(index["places"]) else [], index["places"]
     names, places = _headers(path)
     with suppress(OSError):  # where nothing may be written, the next process reads the headers again
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npz")

@@ -28,12 +28,12 @@ def prepare_tiny_imagenet(downloads: Sequence[Path], folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         extract(downloads[0], Path(unpacked))
-        found = sorted(path for path in Path(unpacked).rglob("wnids.txt"))
-        if not found:
+        lists = sorted(path for path in Path(unpacked).rglob("wnids.txt"))
+        if not lists:
             raise DatasetError(f"{downloads[0].name} has no file wnids.txt")
-        root = found[0].parent
+        root = lists[0].parent
         with told_as("wnids.txt is damaged"):
-            classes = sorted(found[0].read_text().split())
+            classes = sorted(lists[0].read_text().split())
         train = [(path, label) for label, name in enumerate(classes) for path in sorted((root / "train" / name).rglob("*.JPEG"))]
         bare = set(range(len(classes))) - {label for _, label in train}
         if train and bare:

@@ -77,7 +77,7 @@ def read_transforms(path: Path) -> list[PosedPicture]:
     headers = [_upright(path) for path in files]
     _one_size(path, content, frames, files, headers)
     numbers = _numbers(path, files)
-    found = [
+    pictures = [
         PosedPicture(
             number,
             file,
@@ -88,7 +88,7 @@ def read_transforms(path: Path) -> list[PosedPicture]:
         )
         for number, file, header, frame in zip(numbers, files, headers, frames, strict=True)
     ]
-    return sorted(found, key=lambda picture: picture.number)
+    return sorted(pictures, key=lambda picture: picture.number)
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def _frames(path: Path, content: Entries) -> list[dict[str, Any]]:
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
         raise DatasetLayoutError(f"{path}: frames must be a list of views, and there is none in it")
-    for place, frame in enumerate(frames):
+    for index, frame in enumerate(frames):
         for key, kind in (("file_path", str), ("transform_matrix", list)):
             if not isinstance(frame, dict) or not isinstance(frame.get(key), kind) or not frame[key]:
-                raise DatasetLayoutError(f"{path}: frames[{place}] has no {key}")
+                raise DatasetLayoutError(f"{path}: frames[{index}] has no {key}")
     return frames
 
 
@@ -121,7 +121,7 @@ def _refuse(path: Path, entries: Entries) -> None:
     for key in DISTORTION:
         value = entries.get(key)
         values = value if isinstance(value, list) else [0 if value is None else value]
-        if any(abs(_number(f"{path}: {key}", one)) > NEGLIGIBLE for one in values):
+        if any(abs(_number(f"{path}: {key}", number)) > NEGLIGIBLE for number in values):
             raise DatasetLayoutError(f"{path}: {key} is {value}, and lens distortion is not read; undistort the pictures")
     model = entries.get("camera_model")
     if model is not None and str(model).upper() not in PINHOLES:
@@ -172,38 +172,38 @@ def _upright(path: Path) -> Header:
 
 def _numbers(path: Path, files: Sequence[Path]) -> list[int]:
     """The number of every view; see :func:`read_transforms`."""
-    found = [re.search(r"[0-9]+$", file.stem) for file in files]
+    endings = [re.search(r"[0-9]+$", file.stem) for file in files]
     first: dict[object, Path] = {}
-    for file, match in zip(files, found, strict=True):
+    for file, match in zip(files, endings, strict=True):
         name = file.relative_to(path.parent) if file.is_relative_to(path.parent) else file
-        if match is None and any(found):
+        if match is None and any(endings):
             raise DatasetLayoutError(f"{path}: file_path {name} ends in no number, as others do; views are {CHOSEN}")
         other = first.setdefault(file if match is None else int(match[0]), name)
         if other is not name:
             end = "are one picture" if match is None or other == name else f"both end in {int(match[0])}; views are {CHOSEN}"
             raise DatasetLayoutError(f"{path}: file_path {other} and {name} {end}")
-    return [int(match[0]) if match else place for place, match in enumerate(found)]
+    return [int(match[0]) if match else index for index, match in enumerate(endings)]
 
 
 def _focal(where: str, entries: Entries, axis: str, pixels: float) -> float | None:
     """The focal length of an axis in pixels, if these entries give it: as such, as the angle of all ``pixels``, or as both."""
     length, angle = f"fl_{axis}", f"camera_angle_{axis}"
-    found = {}
+    focal = {}
     if entries.get(length) is not None:
-        found[length] = _number(f"{where}: {length}", entries[length])
-        if found[length] <= 0:
+        focal[length] = _number(f"{where}: {length}", entries[length])
+        if focal[length] <= 0:
             raise DatasetLayoutError(f"{where}: {length} must be positive, not {entries[length]}")
     if entries.get(angle) is not None:
         radians = _number(f"{where}: {angle}", entries[angle])
         if not 0 < radians < math.pi:
             raise DatasetLayoutError(f"{where}: {angle} must lie between 0 and π radians, not {entries[angle]}")
-        found[angle] = 0.5 * pixels / math.tan(0.5 * radians)
-    if len(found) == 2 and abs(found[length] / found[angle] - 1) > AGREEMENT:
+        focal[angle] = 0.5 * pixels / math.tan(0.5 * radians)
+    if len(focal) == 2 and abs(focal[length] / focal[angle] - 1) > AGREEMENT:
         raise DatasetLayoutError(
-            f"{where}: {length} {found[length]:.6g} and {angle} {entries[angle]} contradict each other: that angle, over "
-            f"{pixels:g} pixels, is a focal length of {found[angle]:.6g}"
+            f"{where}: {length} {focal[length]:.6g} and {angle} {entries[angle]} contradict each other: that angle, over "
+            f"{pixels:g} pixels, is a focal length of {focal[angle]:.6g}"
         )
-    return next(iter(found.values()), None)
+    return next(iter(focal.values()), None)
 
 
 def _intrinsics(where: str, content: Entries, frame: Entries, header: Header) -> NDArray[Any]:

@@ -55,10 +55,10 @@ def prepare_captures(downloads: Sequence[Path], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         extract(downloads[0], Path(unpacked))
         marks = ("transforms_train.json", POSES)
-        found = sorted(path.parent for mark in marks for path in Path(unpacked).rglob(mark))
-        if not found:
+        scenes = sorted(path.parent for mark in marks for path in Path(unpacked).rglob(mark))
+        if not scenes:
             raise DatasetError(f"{downloads[0].name} holds no scene: neither {marks[0]} nor {marks[1]}")
-        for scene in found:
+        for scene in scenes:
             shutil.move(scene, folder / scene.name)
 
 
@@ -90,7 +90,7 @@ def _stand_in_blender(folder: Path, splits: dict[str, int], size: int) -> None:
 
 
 def stand_in_lego(folder: Path) -> None:
-    """Flat images at poses on a sphere."""
+    """Write pictures of one colour at poses on a sphere, for tests without the data."""
     _stand_in_blender(folder / "lego", {"train": LEGO_VIEWS}, 400)
 
 
@@ -101,7 +101,7 @@ def stand_in_synthetic(folder: Path) -> None:
 
 
 def stand_in_llff(folder: Path, scenes: Sequence[str] = ("room", "fern")) -> None:
-    """Flat images at slightly shifted poses."""
+    """Write pictures of one colour at slightly shifted poses, for tests without the data."""
     import numpy as np
     from PIL import Image
 
@@ -139,8 +139,8 @@ def stand_in_dtu(folder: Path) -> None:
 
 
 def _check(name: str, folder: Path, mark: str, where: str) -> None:
-    found = sorted(folder.glob(f"*/{mark}")) if folder.is_dir() else []
-    if not found:
+    marked = sorted(folder.glob(f"*/{mark}")) if folder.is_dir() else []
+    if not marked:
         raise DatasetLayoutError(f"{name}: {folder} holds no <scene>/{mark}; {where}")
 
 

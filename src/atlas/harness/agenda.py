@@ -90,14 +90,14 @@ class Agenda:
 
     def lines(self) -> list[str]:
         """Say in a few lines what there is to do and why, and what was trained with other code."""
-        said = []
+        parts = []
         for verb, which in (("train", self.training), ("evaluate", self.evaluation)):
             only = {cell: why for cell, why in which.items() if verb == "train" or cell not in self.training}
             if only:
                 reasons = Counter(why.split(":")[0] for why in only.values()).most_common()
-                said.append(f"{len(only)} to {verb} ({', '.join(f'{count} {why}' for why, count in reasons)})")
-        said += [f"{name} to acquire ({why})" for name, why in self.datasets.items()]
-        text = [f"{len(self.study.runs)} runs: {'; '.join(said)}"] if said else []
+                parts.append(f"{len(only)} to {verb} ({', '.join(f'{count} {why}' for why, count in reasons)})")
+        parts += [f"{name} to acquire ({why})" for name, why in self.datasets.items()]
+        text = [f"{len(self.study.runs)} runs: {'; '.join(parts)}"] if parts else []
         return text + self.code_lines()
 
     def code_lines(self) -> list[str]:
@@ -161,8 +161,8 @@ class _Planner:
 
         Whether their contents are others is known when they have been acquired again; a run that still fits then is left alone.
         """
-        found = {name: stale_data(name, self.study.root / "data") for name in self.study.datasets}
-        return {name: reason for name, reason in found.items() if reason}
+        reasons = {name: stale_data(name, self.study.root / "data") for name in self.study.datasets}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def consider(self, run: Run, look: str, old_code: bool) -> None:
         """Plan what a run itself calls for."""

@@ -197,9 +197,9 @@ def _read(paper: Paper) -> Written:
     shown = f"methods/{paper.claims.parent.name}/claims.yaml"
     content = read_yaml(paper.claims, shown) or {}
     _known(content, ("claims", "reported", "headlines"), shown)
-    headlines = [_headline(item, f"{shown}: headlines[{place}]", paper) for place, item in _items(content, "headlines", shown)]
-    claims = [_claim(item, f"{shown}: claims[{place}]", paper) for place, item in _items(content, "claims", shown)]
-    numbers = [_reported(item, f"{shown}: reported[{place}]", paper) for place, item in _items(content, "reported", shown)]
+    headlines = [_headline(item, f"{shown}: headlines[{index}]", paper) for index, item in _items(content, "headlines", shown)]
+    claims = [_claim(item, f"{shown}: claims[{index}]", paper) for index, item in _items(content, "claims", shown)]
+    numbers = [_reported(item, f"{shown}: reported[{index}]", paper) for index, item in _items(content, "reported", shown)]
     _check_headlines(headlines, claims, shown)
     return Written(tuple(claims), tuple(numbers), tuple(headlines))
 
@@ -306,8 +306,8 @@ def _check_metric(task: str, metric: str, who: str) -> None:
     """Whether any method of a task declares a metric."""
     entry = load().task(task)
     methods = load().methods.get(task, {}).values()
-    declared = [*entry.metrics, *(one for method in methods for one in (*(method.metrics or ()), *method.extra_metrics))]
-    names = {one.name for one in declared}
+    declared = [*entry.metrics, *(known for method in methods for known in (*(method.metrics or ()), *method.extra_metrics))]
+    names = {known.name for known in declared}
     if metric not in names:
         raise UserError(f"{who} names the metric {metric}, which no method of {task} declares; {did_you_mean(metric, names)}")
 

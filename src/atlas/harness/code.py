@@ -90,13 +90,13 @@ class _Reader:
     def reached(self, origins: Iterable[str]) -> dict[str, str]:
         """Hash of every module of some packages, and of those that they import, directly or by others."""
         waiting = [module for package in origins for module in _modules(package)]
-        found: dict[str, str] = {}
+        hashes: dict[str, str] = {}
         while waiting:
             module = waiting.pop()
-            if module not in found:
-                found[module], imported = self.facts(module)
+            if module not in hashes:
+                hashes[module], imported = self.facts(module)
                 waiting += imported
-        return found
+        return hashes
 
     def facts(self, module: str) -> tuple[str, list[str]]:
         """Hash of a module's code, and what it imports."""

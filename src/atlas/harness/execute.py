@@ -183,8 +183,8 @@ def command(verb: str, run: Run) -> str:
 
 def training_summary(run: Run) -> dict[str, Any]:
     """Return what the training reported about itself; a number that was not finite is NaN."""
-    found = read_json(run.record).get("training", {})
-    return {name: math.nan if value is None else value for name, value in found.items()}
+    summary = read_json(run.record).get("training", {})
+    return {name: math.nan if value is None else value for name, value in summary.items()}
 
 
 def _require_inputs(run: Run) -> None:
@@ -269,11 +269,11 @@ class _Clock:
 
 def _needed_seconds(run: Run) -> dict[str, float | None]:
     """Training time of every run that this one builds upon, by its cell."""
-    found: dict[str, float | None] = {}
+    seconds: dict[str, float | None] = {}
     for needed in run.needs.values():
-        found |= _needed_seconds(needed)
-        found[needed.cell] = read_json(needed.record).get("provenance", {}).get("train_seconds")
-    return found
+        seconds |= _needed_seconds(needed)
+        seconds[needed.cell] = read_json(needed.record).get("provenance", {}).get("train_seconds")
+    return seconds
 
 
 @contextmanager

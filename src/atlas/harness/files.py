@@ -61,20 +61,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Replace a safetensors file atomically; tensors are moved to the CPU and made contiguous."""
+    """Replace a safetensors file atomically; tensors of any shapes (…) are moved to the CPU and made contiguous."""
     from safetensors.torch import save
 
     write_bytes(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file."""
+    """Read a safetensors file: tensors of any shapes (…) by name, on the CPU."""
     from safetensors.torch import load_file
 
     return load_file(path)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content, as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -93,11 +93,11 @@ def require_machine(run: Run) -> None:
     import torch
 
     resources = run.resources
-    found = torch.cuda.device_count()
-    if resources.ranks is None and found < resources.gpus:
+    present = torch.cuda.device_count()
+    if resources.ranks is None and present < resources.gpus:
         raise UserError(
-            f"{run.cell}: resources.gpus asks for {resources.gpus} GPUs on a node, and this machine has {found or 'none'}: "
-            f"--gpus {max(1, found)} trains with what is here, ATLAS_RANKS={resources.gpus} with so many processes on CPUs"
+            f"{run.cell}: resources.gpus asks for {resources.gpus} GPUs on a node, and this machine has {present or 'none'}: "
+            f"--gpus {max(1, present)} trains with what is here, ATLAS_RANKS={resources.gpus} with so many processes on CPUs"
         )
     if resources.nodes == 1:
         return
@@ -113,8 +113,8 @@ def require_machine(run: Run) -> None:
 
 def plain(run: Run) -> dict[str, Any]:
     """Return a run as plain values, from which :func:`restored` makes it again in another process."""
-    place = ("tier", "task", "dataset", "data", "method", "recipe", "seed")
-    names = (*place, "protocol", "settings", "batched", "stack_seeds", "trial", "limit")
+    address = ("tier", "task", "dataset", "data", "method", "recipe", "seed")
+    names = (*address, "protocol", "settings", "batched", "stack_seeds", "trial", "limit")
     return {
         **{name: getattr(run, name) for name in names},
         "root": str(run.root.absolute()),
@@ -208,10 +208,10 @@ def _start_nodes(folder: Path, nodes: int, stop: StopRequest) -> dict[int, int]:
     # the step takes all that the job has; what srun would read from the batch script's variables is about its one task
     environment = {name: value for name, value in os.environ.items() if name not in ("SLURM_CPU_BIND", "SLURM_MEM_BIND")}
     process = subprocess.Popen([*command, sys.executable, "-m", __name__, str(folder)], env=environment)
-    told = False
+    passed_on = False
     while process.poll() is None:
-        if stop.signal is not None and not told:
-            told = True
+        if stop.signal is not None and not passed_on:
+            passed_on = True
             process.send_signal(signal.SIGUSR1)  # srun passes it on to the launchers, and lives
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_SECONDS)
@@ -235,15 +235,15 @@ def main(folder: Path) -> None:
 def _passing_on(folder: Path, stop: StopRequest) -> Iterator[None]:
     """While the block runs, pass a request to stop on to this node's ranks; one that hears of it stops them all."""
     done = threading.Event()
-    told: set[int] = set()
+    signalled: set[int] = set()
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if stop.signal is None:
                 continue
             for state in ranks_of(folder).values():  # some may not have started yet
-                if state["node"] == node_name() and state["launcher"] == os.getpid() and state["pid"] not in told:
-                    told.add(state["pid"])
+                if state["node"] == node_name() and state["launcher"] == os.getpid() and state["pid"] not in signalled:
+                    signalled.add(state["pid"])
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(state["pid"], signal.SIGTERM)
 
@@ -258,11 +258,11 @@ def _passing_on(folder: Path, stop: StopRequest) -> Iterator[None]:
 
 def ranks_of(folder: Path) -> dict[int, dict[str, Any]]:
     """How the ranks fare, by their numbers, as they have written it themselves."""
-    found = {}
+    ranks = {}
     for path in folder.glob("rank*.json"):
         with contextlib.suppress(OSError, ValueError):  # it is being replaced
-            found[int(path.stem.removeprefix("rank"))] = json.loads(path.read_text())
-    return found
+            ranks[int(path.stem.removeprefix("rank"))] = json.loads(path.read_text())
+    return ranks
 
 
 def node_name() -> str:
@@ -286,14 +286,16 @@ def _outcome(run: Run, folder: Path, deaths: Mapping[int, int], stop: StopReques
             raise UserError(raised[rank]["message"])
         raise AtlasError(f"{raised[rank]['message']} ({_who(run, folder, rank, states)})")
     signals = {rank: signal.Signals(-code).name for rank, code in deaths.items() if code < 0}
-    if stop.signal is not None or any(name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") for name in signals.values()):
+    asked = {rank for rank, name in signals.items() if name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")}
+    # where one died of something else, the others may have been told to stop by the launcher, because of it
+    if stop.signal is not None or (asked and asked == set(signals)):
         raise Interrupted(f"{run.cell}: its ranks were stopped between two loops; start it again to go on from its last state")
     silent = sorted({rank for state in states.values() for rank in state.get("silent", ())} - signals.keys())
     if silent and not signals:
         waited = run.resources.hang_minutes
         who = "; ".join(_who(run, folder, rank, states) for rank in silent)
         raise AtlasError(f"{run.cell}: no answer for {waited:g} minutes (resources.hang_minutes) from {who}")
-    died = min(signals, default=min(deaths, default=0))
+    died = min(signals.keys() - asked, default=min(signals, default=min(deaths, default=0)))
     how = f"died of {signals[died]}" if died in signals else f"ended with exit status {deaths.get(died, 'unknown')}"
     raise AtlasError(f"{run.cell}: a rank {how}: {_who(run, folder, died, states)}")
 

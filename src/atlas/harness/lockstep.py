@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.errors import Interrupted
 from atlas.harness import resume
-from atlas.harness.progress import Progress
+from atlas.harness.progress import LoopProgress
 from atlas.harness.provenance import cpu_seconds
 from atlas.harness.resume import TrainingLoop, random_state, set_random_state
 from atlas.harness.seeds import seed_everything
@@ -93,7 +93,7 @@ class Lockstep:
         """Yield the steps that are left, as :class:`~atlas.harness.resume.TrainingLoop` does, until all loops have failed."""
         first = self.loops[0].run
         name = first.cell + (f" and {len(self.loops) - 1} more" if len(self.loops) > 1 else "")
-        with resume.stop_requests() as request, Progress(name, self.phase, self.total, self.start) as progress:
+        with resume.stop_requests() as request, LoopProgress(name, self.phase, self.total, self.start) as progress:
             began, cpu_began = time.monotonic(), cpu_seconds()
             saved = began
             before = [(loop.seconds, loop.cpu_seconds) for loop in self.loops]
@@ -110,11 +110,11 @@ class Lockstep:
                     loop.seconds = seconds + (now - began) / len(self.loops)
                     loop.cpu_seconds = own + (cpu - cpu_began) / len(self.loops)
                 done = step + 1
-                told = request.signal
-                if told and done < self.total:
+                signal_number = request.signal
+                if signal_number and done < self.total:
                     self.save(done)
                     raise Interrupted(
-                        f"{name}: stopped by {signal.Signals(told).name} after step {done} of {self.total}; "
+                        f"{name}: stopped by {signal.Signals(signal_number).name} after step {done} of {self.total}; "
                         "the state of each is saved, start them again to go on"
                     )
                 if now - saved >= 60 * first.resources.save_minutes:

@@ -43,13 +43,13 @@ class FigureData:
 
     @cached_property
     def colors(self) -> dict[str, str]:
-        """Row name to its colour."""
+        """Colour of every row by the row's name, the same in all figures of a table."""
         rows = list(dict.fromkeys(run.method for run in self.runs))
         return {row: PALETTE[index % len(PALETTE)] for index, row in enumerate(rows)}
 
     @cached_property
     def titles(self) -> dict[str, str]:
-        """Row name to the title that legends print."""
+        """Title that legends print, by the name of the row."""
         return {run.method: run.title for run in self.runs}
 
     def metrics(self) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from atlas.nn.bars import Bar, valued
 LINE_SECONDS = 10.0
 
 
-class Progress:
+class LoopProgress:
     """Shows how far one loop is; a context manager.
 
     Parameters
@@ -29,7 +29,7 @@ class Progress:
         self._bar = Bar(f"{name} {phase}", total, done=start)
         self._printed = self._began = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> LoopProgress:
         self._bar.__enter__()
         return self
 
@@ -38,7 +38,7 @@ class Progress:
         self.values = valued(values)
 
     def advance(self) -> None:
-        """Count one step."""
+        """Count one step, and show it: on the bar, or as a line once enough seconds have passed."""
         self.done += 1
         self._bar.advance(self.values)
         if not self._bar.shown and time.monotonic() - self._printed >= LINE_SECONDS:

@@ -45,7 +45,7 @@ class Word:
         self.leave()
 
     def leave(self, **more: Any) -> None:
-        """Write what is known, and more."""
+        """Write what this rank knows of itself, with ``more``, to its file, where the launcher and the other ranks read it."""
         with self._lock:
             self.state |= more
             path = self.folder / f"rank{self.rank}.json"
@@ -70,7 +70,8 @@ def main(folder: Path) -> None:
             write_json(folder / RESULT, {"status": "interrupted", "message": str(stopped)})
         word.leave(status="done")
     except Exception as error:
-        _report(error, word)
+        if _report(error, word) and not rank:  # the launcher says who was lost, in one error beside which this would stand
+            sys.exit(1)
         if not isinstance(error, AtlasError):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -97,13 +98,13 @@ def _work(spec: dict[str, Any], run: Any, word: Word, local: int) -> None:
     word.leave(status="done")
 
 
-def _report(error: Exception, word: Word) -> None:
-    """Say why this rank fails: of its own, or because it lost others, and then which of them."""
+def _report(error: Exception, word: Word) -> bool:
+    """Say why this rank fails: of its own, or because it lost others, and then which of them; return whether it lost others."""
     message = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or not LOST.search(f"{type(error).__name__} {message}"):
         text = message if isinstance(error, AtlasError) else f"{type(error).__name__}: {message}"
         word.leave(status="failed", users=isinstance(error, UserError), message=text, time=time.time())
-        return
+        return False
     word.leave(status="waiting")
     time.sleep(GRACE_SECONDS)
     size = int(os.environ["WORLD_SIZE"])
@@ -114,6 +115,7 @@ def _report(error: Exception, word: Word) -> None:
         if states.get(rank, {}).get("node") == node_name():  # it may be stopped, and would stay for ever
             with contextlib.suppress(ProcessLookupError):
                 os.kill(states[rank]["pid"], signal.SIGKILL)
+    return True
 
 
 @contextmanager
@@ -122,10 +124,10 @@ def _watched(word: Word) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        told = False
+        stopping = False
         while not done.wait(WATCH_SECONDS):
-            if os.getppid() != word.state["launcher"] and not told:
-                told = True
+            if os.getppid() != word.state["launcher"] and not stopping:
+                stopping = True
                 os.kill(os.getpid(), signal.SIGTERM)
             dead = [rank for rank, state in ranks_of(word.folder).items() if _is_dead(state, word)]
             if dead and not done.wait(2 * GRACE_SECONDS):

@@ -56,20 +56,20 @@ def resolve(reference: str, package: str) -> Any:
     CodeReferenceError
         There is no such module, or nothing of that name in it. Errors inside the module are raised as they are.
     """
-    place, _, name = reference.partition(":")
+    module_name, _, name = reference.partition(":")
     if not name:
         raise CodeReferenceError(f'{package}.entry: {reference!r} names no code; write "module:name"')
-    module = place if place.startswith("atlas.") else f"{package}.{place}"
+    module = module_name if module_name.startswith("atlas.") else f"{package}.{module_name}"
     try:
-        found = importlib.import_module(module)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
         raise CodeReferenceError(f"{package}.entry: {reference!r}: there is no module {module}") from None
-    if not hasattr(found, name):
-        hint = did_you_mean(name, [known for known in vars(found) if not known.startswith("_")])
+    if not hasattr(loaded, name):
+        hint = did_you_mean(name, [known for known in vars(loaded) if not known.startswith("_")])
         raise CodeReferenceError(f"{package}.entry: {reference!r}: {module} has no {name}; {hint}")
-    return getattr(found, name)
+    return getattr(loaded, name)
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ class Metric:
 
     @property
     def is_training(self) -> bool:
-        """Whether it counts the work of a training."""
+        """Whether the metric counts the work of a training."""
         return self.name in TRAINING
 
     @property
     def is_cost(self) -> bool:
-        """Whether it says what a method costs."""
+        """Whether the metric says what a method costs, rather than what it achieves."""
         return (self.better == "lower" and self.name.endswith(COSTS)) if self.cost is None else self.cost
 
 
@@ -296,7 +296,7 @@ class Method:
 
     @property
     def alone(self) -> bool:
-        """Whether it can stand in no recipe."""
+        """Whether the method cannot be combined with others in a recipe."""
         return not self.combines or bool(self.train) or self.role == "stage"
 
     def build(self, run: Any, settings: Settings) -> Any:
@@ -397,8 +397,8 @@ def load() -> Registry:
 def _folders(package: str) -> list[Path]:
     """Folders of a package that hold an ``entry.py``, sorted by name."""
     parents = importlib.import_module(package).__path__
-    found = [entry.parent for parent in parents for entry in Path(parent).glob("*/entry.py")]
-    return sorted(found, key=lambda folder: folder.name)
+    folders = [entry.parent for parent in parents for entry in Path(parent).glob("*/entry.py")]
+    return sorted(folders, key=lambda folder: folder.name)
 
 
 def _import_entry(package: str, folder: Path) -> None:

@@ -77,7 +77,7 @@ class Count:
 
     @property
     def difference(self) -> float:
-        """(ours − published) / published."""
+        """Relative difference of our count from the published one, (ours − published) / published."""
         return (self.ours - self.published) / self.published
 
     @property
@@ -89,7 +89,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RehearsedCost:
     """What a rehearsed training cost by kind of work, and the most bytes that the whole training has in memory at once.
 
     ``gradient_bytes`` are what ranks that share a step exchange; 0 where one process trains.
@@ -130,7 +130,7 @@ class Rehearsal:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     counts: tuple[Count, ...] = ()
     error: str = ""
-    cost: Cost | None = None
+    cost: RehearsedCost | None = None
     whole: Amounts = field(default_factory=dict)
     rehearsed: Amounts = field(default_factory=dict)
 
@@ -244,7 +244,7 @@ class Notes:
         self.path = path
 
     def add(self, result: Rehearsal) -> None:
-        """Note what came of a row."""
+        """Append what came of a row's rehearsal to the file of notes."""
         known = asdict(replace(result, run=None))  # type: ignore[arg-type]
         content = {**known, "cell": result.run.cell, "fingerprint": result.run.fingerprint, "format": NOTES_FORMAT}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,12 +255,12 @@ class Notes:
         """What is known of rows, by the cell of their first run."""
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         noted = {content["cell"]: content for content in map(json.loads, lines) if content.get("format") == NOTES_FORMAT}
-        found = {}
+        notes = {}
         for run, *_ in rows:
             content = noted.get(run.cell)
             if content is not None and content["fingerprint"] == run.fingerprint and not content["error"]:
-                found[run.cell] = _restored(run, content)
-        return found
+                notes[run.cell] = _restored(run, content)
+        return notes
 
 
 def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
@@ -277,9 +277,9 @@ def _restored(run: Run, content: dict[str, Any]) -> Rehearsal:
     )
 
 
-def _restored_cost(content: dict[str, Any]) -> Cost:
+def _restored_cost(content: dict[str, Any]) -> RehearsedCost:
     spent = {kind: Spent(**own) for kind, own in content["spent"].items()}
-    return Cost(spent, content["memory_bytes"], content["gradient_bytes"])
+    return RehearsedCost(spent, content["memory_bytes"], content["gradient_bytes"])
 
 
 def kinds(rows: list[list[Run]]) -> set[str]:
@@ -320,15 +320,15 @@ def rehearse(
     try:
         while waiting or active:
             while waiting and len(active) < workers:
-                group, place = waiting.pop(0), folder / str(started)
+                group, own_folder = waiting.pop(0), folder / str(started)
                 started += 1
                 receiver, sender = context.Pipe(duplex=False)
                 cells = [(runs[0].cell, len(runs)) for runs in group]
-                arguments = (study.tier, study.root, cells, place, threads, sender, frozenset(shared))
+                arguments = (study.tier, study.root, cells, own_folder, threads, sender, frozenset(shared))
                 process = context.Process(target=_rehearse_group, args=arguments, daemon=True)
                 process.start()
                 sender.close()
-                active[receiver] = _Group(list(group), place, process)
+                active[receiver] = _Group(list(group), own_folder, process)
             for ready in wait(list(active)):
                 receiver = cast(Connection, ready)
                 running = active[receiver]
@@ -403,7 +403,7 @@ def _rehearsed(run: Run, seeds: int, folder: Path, threads: int) -> Rehearsal:
         0.0,
         metrics=content["metrics"],
         counts=tuple(_counts(run, content["metrics"])),
-        cost=Cost(spent, meter.memory.grown(growth, growth.get(AVERAGING, 1.0)), meter.gradient_bytes),
+        cost=RehearsedCost(spent, meter.memory.grown(growth, growth.get(AVERAGING, 1.0)), meter.gradient_bytes),
         whole=whole,
         rehearsed=rehearsed,
     )

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from atlas.errors import Interrupted
 from atlas.harness.files import write_bytes, write_json
 from atlas.harness.history import History
-from atlas.harness.progress import Progress
+from atlas.harness.progress import LoopProgress
 from atlas.harness.provenance import cpu_seconds
 from atlas.nn.ranks import here
 from atlas.nn.work import work
@@ -71,14 +71,14 @@ class StateStore:
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Return (step, content) of the newest good state, warning about damaged ones; ``None`` if there is none."""
-        found = [state for state in map(self._read, SLOTS) if state is not None]
-        if not found:
+        states = [state for state in map(self._read, SLOTS) if state is not None]
+        if not states:
             return None
-        newest = max(found, key=lambda state: state["step"])
+        newest = max(states, key=lambda state: state["step"])
         return newest["step"], newest["content"]
 
     def clear(self) -> None:
-        """Forget every state."""
+        """Delete every saved state, once the work that they belong to is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _older_slot(self) -> Path:
@@ -122,7 +122,7 @@ class Values:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The values by name."""
+        """Return the values by name, as a state to save."""
         return dict(self.__dict__)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -200,7 +200,7 @@ class TrainingLoop:
         self.history.add(self._step + 1, values)
         self._progress.describe(values)
 
-    def at(self, step: int, progress: Progress) -> None:
+    def at(self, step: int, progress: LoopProgress) -> None:
         """Be at a step of a loop that others take too, and show what is logged there."""
         self._step, self._progress = step, progress
 
@@ -209,7 +209,7 @@ class TrainingLoop:
 
         What is done in a step is work of the kind that the phase is called after.
         """
-        with stop_requests() as request, Progress(self.run.cell, self.phase, self.total, self.start) as self._progress:
+        with stop_requests() as request, LoopProgress(self.run.cell, self.phase, self.total, self.start) as self._progress:
             began = saved = time.monotonic()
             before, cpu_before = self.seconds, self.cpu_seconds - cpu_seconds()
             for step in range(self.start, self.total):
@@ -233,13 +233,13 @@ class TrainingLoop:
                 self.save(self.total)
             self.history.write()
 
-    def _leave(self, done: int, told: signal.Signals) -> None:
+    def _leave(self, done: int, stopped_by: signal.Signals) -> None:
         """Save the state after a signal, and stop."""
         self.ranks.settle()
         self.save(done)
         self.ranks.barrier()  # nobody leaves before the state is written
         raise Interrupted(
-            f"{self.run.cell}: stopped by {told.name} after step {done} of {self.total}; "
+            f"{self.run.cell}: stopped by {stopped_by.name} after step {done} of {self.total}; "
             "its state is saved, start it again to go on"
         )
 
@@ -284,10 +284,10 @@ class TrainingLoop:
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def _restore(self) -> None:
-        found = self.store.load()
-        if found is None:
+        saved = self.store.load()
+        if saved is None:
             return
-        self.start, content = found
+        self.start, content = saved
         for name, part in self.parts.items():
             _restore_part(part, content["parts"][name])
         set_random_state(content["random"])

@@ -44,12 +44,12 @@ class Resources(Settings):
 
     @property
     def all_gpus(self) -> int:
-        """GPUs of all nodes."""
+        """Number of GPUs on all nodes together."""
         return self.nodes * self.gpus
 
     @property
     def all_ranks(self) -> int:
-        """Processes of all nodes."""
+        """Number of training processes on all nodes together."""
         return self.nodes * self.ranks_per_node
 
 
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """Final weights, safetensors."""
+        """File of the final weights, in the safetensors format."""
         return self.checkpoint / "model.safetensors"
 
     @property
@@ -148,12 +148,12 @@ class Run:
 
     @property
     def metrics(self) -> Path:
-        """The run's ``metrics.json``."""
+        """File of the metrics that evaluation found, ``metrics.json``."""
         return self.results / "metrics.json"
 
     @property
     def history(self) -> Path:
-        """Curves: ``history.csv``."""
+        """File of the training curves, ``history.csv``."""
         return self.results / "history.csv"
 
     @property

@@ -33,10 +33,10 @@ def select(study: Study, patterns: Iterable[str]) -> list[Run]:
     """
     chosen: dict[str, Run] = {}
     for pattern in patterns:
-        found = _matching(study, pattern.strip().strip("/"))
-        if not found:
+        matching = _matching(study, pattern.strip().strip("/"))
+        if not matching:
             raise UserError(f"{pattern} is not a run of {study.source}, nor a part of one's name; {_hint(study, pattern)}")
-        chosen |= {run.cell: run for run in found}
+        chosen |= {run.cell: run for run in matching}
     ordered: dict[str, Run] = {}
     for run in study.runs:
         if run.cell in chosen:
@@ -53,7 +53,7 @@ def _fits(run: Run, parts: list[str]) -> bool:
     """Whether parts of a pattern are those of a run's name, beginning anywhere."""
     name = run.cell.split("/")
     places = range(len(name) - len(parts) + 1)
-    if any(all(map(fnmatchcase, name[place:], parts)) for place in places):
+    if any(all(map(fnmatchcase, name[first:], parts)) for first in places):
         return True
     return len(parts) == 1 and any(fnmatchcase(word, parts[0]) for word in _words(run))
 
@@ -75,7 +75,7 @@ def _hint(study: Study, pattern: str) -> str:
     """The nearest name with as many parts."""
     parts = pattern.strip("/").count("/") + 1
     names = [run.cell.split("/") for run in study.runs]
-    known = {"/".join(name[place : place + parts]) for name in names for place in range(len(name) - parts + 1)}
+    known = {"/".join(name[first : first + parts]) for name in names for first in range(len(name) - parts + 1)}
     if parts == 1:
         known |= set(chain.from_iterable(map(_words, study.runs)))
     hint = did_you_mean(pattern, known)

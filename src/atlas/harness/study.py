@@ -106,7 +106,7 @@ class Study:
 
     @property
     def results(self) -> Path:
-        """The tier's results folder."""
+        """Folder that holds the results of the study's tier."""
         return self.root / "results" / self.tier
 
     def find(self, cell: str) -> Run:
@@ -180,7 +180,7 @@ class StudyFile:
                 raise self.fail(f"{where}.{key}".strip("."), f"is not known here; {did_you_mean(key, known)}")
 
     def study(self) -> Study:
-        """The whole file as a study."""
+        """Read the whole file, check it, and return it as a study."""
         top = dict(self.content)
         seeds = self.seeds(top.pop("seeds", None), "seeds")
         self.substitutes = self.substituted(top.pop("substitutes", None))
@@ -227,17 +227,19 @@ class StudyFile:
 
     def substituted(self, given: Any) -> dict[str, str]:
         """Dataset to the one that stands for it: two known names each, and nothing that is itself replaced."""
-        found = self.mapping(given, "substitutes")
-        for name, other in found.items():
-            for one in (name, str(other)):
-                if one not in dataset_names():
-                    raise self.fail(f"substitutes.{name}", f"names {one}, not a data set; {did_you_mean(one, dataset_names())}")
-            if str(other) in found:
+        substitutes = self.mapping(given, "substitutes")
+        for name, other in substitutes.items():
+            for dataset in (name, str(other)):
+                if dataset not in dataset_names():
+                    raise self.fail(
+                        f"substitutes.{name}", f"names {dataset}, not a data set; {did_you_mean(dataset, dataset_names())}"
+                    )
+            if str(other) in substitutes:
                 raise self.fail(f"substitutes.{name}", f"= {other} is itself replaced")
-        return {name: str(other) for name, other in found.items()}
+        return {name: str(other) for name, other in substitutes.items()}
 
     def task_runs(self, task: Task, body: dict[str, Any], seeds: list[int], resources: dict[str, Any]) -> Iterator[Run]:
-        """Every run of one task."""
+        """Yield every run of one task: each dataset, method and seed that its section names."""
         self.known_keys(body, TASK_WORDS, task.name)
         datasets = self.mapping(body.get("datasets"), f"{task.name}.datasets")
         if not datasets:
@@ -250,13 +252,13 @@ class StudyFile:
             options = self.mapping(options, where)
             self.known_keys(options, DATASET_WORDS, where)
             data = self.data(dataset, options, where)
-            found = _found(task, data) if isinstance(options.get("data"), Mapping) else {}
-            protocol = merge(found, self.part(body, "protocol", task.name), self.part(options, "protocol", where))
-            asked = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
+            shapes = _found(task, data) if isinstance(options.get("data"), Mapping) else {}
+            protocol = merge(shapes, self.part(body, "protocol", task.name), self.part(options, "protocol", where))
+            own_resources = merge(resources, self.part(body, "resources", task.name), self.part(options, "resources", where))
             rows = self.rows(task, body, options, dataset)
             self.check_names(rows, f"{where}.methods")
             own = self.seeds(options["seeds"], f"{where}.seeds") if "seeds" in options else seeds
-            yield from _Benchmark(self, task, dataset, data, protocol, asked, rows).runs(own)
+            yield from _Benchmark(self, task, dataset, data, protocol, own_resources, rows).runs(own)
 
     def data(self, benchmark: str, options: Mapping[str, Any], where: str) -> str:
         """Name of the data set that a benchmark reads; empty where its data is generated."""
@@ -432,7 +434,7 @@ class _Benchmark:
         complete = {}
         for name in recipe:
             own = values if len(recipe) == 1 else self.reader.mapping(values.get(name), f"{where}.{name}")
-            place = f"{self.reader.shown}: {where}" + ("" if len(recipe) == 1 else f".{name}")
+            address = f"{self.reader.shown}: {where}" + ("" if len(recipe) == 1 else f".{name}")
             entry = self.reader.registry.method(self.task.name, name)
-            complete[name] = validate_settings(entry.settings, merge(entry.preset, own), place, name)
+            complete[name] = validate_settings(entry.settings, merge(entry.preset, own), address, name)
         return complete

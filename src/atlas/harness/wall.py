@@ -75,13 +75,13 @@ def _chains(jobs: dict[str, Job]) -> dict[str, float]:
     for job in jobs.values():
         for need in job.needs:
             waiting[need].append(job.name)
-    found: dict[str, float] = {}
+    hours: dict[str, float] = {}
 
     def chain(name: str) -> float:
-        if name not in found:
-            found[name] = jobs[name].hours + max(map(chain, waiting[name]), default=0.0)
-        return found[name]
+        if name not in hours:
+            hours[name] = jobs[name].hours + max(map(chain, waiting[name]), default=0.0)
+        return hours[name]
 
     for name in jobs:
         chain(name)
-    return found
+    return hours

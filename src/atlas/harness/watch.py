@@ -53,11 +53,11 @@ class Forecast:
     def pace(self) -> float:
         """What a job takes, relative to what it was expected to."""
         known = [key for key in self.took if key in self.expected]
-        spent, said = sum(self.took[key] for key in known), sum(self.expected[key] for key in known)
-        return (spent + PRIOR_SECONDS) / (said + PRIOR_SECONDS)
+        spent, foreseen = sum(self.took[key] for key in known), sum(self.expected[key] for key in known)
+        return (spent + PRIOR_SECONDS) / (foreseen + PRIOR_SECONDS)
 
     def begin(self, key: Key, now: float) -> None:
-        """A job starts."""
+        """Note that a job starts, ``now`` in seconds."""
         self.began[key] = now
 
     def end(self, key: Key, now: float) -> float:
@@ -80,16 +80,16 @@ class Forecast:
 
 def jobs_of(agenda: Agenda) -> dict[Key, list[Run]]:
     """The jobs that will train and evaluate, with their runs: a row with all its seeds, or single runs."""
-    found: dict[Key, list[Run]] = {}
+    jobs: dict[Key, list[Run]] = {}
     for run in agenda.study.runs:
         name = job_name(run, agenda.study.batch_seeds)
         if run.cell in agenda.training:
-            found.setdefault(("train", name), []).append(run)
+            jobs.setdefault(("train", name), []).append(run)
     for run in agenda.study.runs:
         name = job_name(run, agenda.study.batch_seeds)
-        if run.cell in agenda.evaluation and ("train", name) not in found:
-            found.setdefault(("evaluate", name), []).append(run)
-    return found
+        if run.cell in agenda.evaluation and ("train", name) not in jobs:
+            jobs.setdefault(("evaluate", name), []).append(run)
+    return jobs
 
 
 def job_name(run: Run, batched: bool) -> str:
@@ -106,9 +106,9 @@ def expectations(jobs: Mapping[Key, Iterable[Run]]) -> dict[Key, float]:
     by_task: dict[str, list[float]] = {}
     for key, runs in jobs.items():
         seconds = [_seconds(run, key[0]) for run in runs]
-        told = [one for one in seconds if one is not None]
-        if told:
-            known[key] = START_SECONDS + statistics.fmean(told) * len(seconds)
+        timed = [each for each in seconds if each is not None]
+        if timed:
+            known[key] = START_SECONDS + statistics.fmean(timed) * len(seconds)
             by_task.setdefault(key[1].partition("/")[0], []).append(known[key])
     if not known:
         return {}
@@ -118,13 +118,13 @@ def expectations(jobs: Mapping[Key, Iterable[Run]]) -> dict[Key, float]:
 
 
 def _seconds(run: Run, rule: str) -> float | None:
-    told = read_json(run.metrics).get("provenance") or read_json(run.record).get("provenance")
-    if not isinstance(told, Mapping):
+    provenance = read_json(run.metrics).get("provenance") or read_json(run.record).get("provenance")
+    if not isinstance(provenance, Mapping):
         return None
     names = ("train_seconds", "evaluate_seconds") if rule == "train" else ("evaluate_seconds",)
-    values = [told.get(name) for name in names]
-    found = [float(value) for value in values if isinstance(value, int | float)]
-    return sum(found) if found else None
+    values = [provenance.get(name) for name in names]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return sum(numbers) if numbers else None
 
 
 class Watch(logging.Handler):
@@ -172,7 +172,7 @@ class Watch(logging.Handler):
         return f"{self.planned} jobs, about {duration(left)} by earlier runs" if self.jobs and not math.isnan(left) else ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Act on an event of Snakemake's."""
+        """Act on an event that Snakemake logs: a plan, a job that begins or ends, an error."""
         try:
             event = str(getattr(record, "event", "") or "")
             actions: dict[str, Callable[[Any], None]] = {
@@ -209,15 +209,15 @@ class Watch(logging.Handler):
         parts = [f"{seeds} seeds"] if seeds > 1 else []
         parts += [f"about {duration(self.forecast.pace * expected)}"] if expected is not None else []
         verb = {"train": "training", "evaluate": "evaluating"}[record.rule_name]
-        place = len(self.forecast.took) + len(self.running)
+        number = len(self.forecast.took) + len(self.running)
         self.display.begin(record.jobid, name, expected)
-        self.display.line(f"[{place}/{self.planned}] {verb} {name}{_bracket(parts)}{f', log {log}' if log else ''}")
+        self.display.line(f"[{number}/{self.planned}] {verb} {name}{_bracket(parts)}{f', log {log}' if log else ''}")
 
     def _end(self, record: Any) -> None:
-        found = self.running.pop(record.job_id, None)
-        if found is None:
+        started = self.running.pop(record.job_id, None)
+        if started is None:
             return
-        key, _ = found
+        key, _ = started
         seconds = self.forecast.end(key, self.clock())
         self.display.end(record.job_id)
         left = self.forecast.left(self.clock())
@@ -259,8 +259,8 @@ def reason(runs: Iterable[Run], log: str) -> str:
         lines = Path(log).read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    told = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
-    return told[-1].removeprefix("error: ") if told else "it left no reason"
+    errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
+    return errors[-1].removeprefix("error: ") if errors else "it left no reason"
 
 
 def _name(record: Any) -> str:
@@ -303,19 +303,19 @@ class Lines:
         self.stream = stream
 
     def start(self, others: Iterable[logging.Handler]) -> None:
-        """Nothing is prepared."""
+        """Prepare the display; plain lines need no preparation."""
 
     def stop(self) -> None:
-        """Nothing is left behind."""
+        """Take the display away; plain lines leave nothing behind."""
 
     def begin(self, job: int, name: str, expected: float | None) -> None:
-        """A job has begun."""
+        """Show that a job has begun, which is expected to take some seconds; plain lines do not."""
 
     def end(self, job: int) -> None:
-        """A job has ended."""
+        """Show that a job no longer runs; plain lines do not."""
 
     def line(self, text: str) -> None:
-        """Say something."""
+        """Print a line of text at once, without a buffer."""
         print(text, file=self.stream, flush=True)
 
 
@@ -337,22 +337,22 @@ class Live(Lines):
                 handler.setStream(sys.stderr)  # rich has put a stream there that writes above the display
 
     def stop(self) -> None:
-        """End the display."""
+        """Take the clocks off the terminal, if they were ever drawn."""
         if hasattr(self, "bars"):
             self.bars.stop()
 
     def begin(self, job: int, name: str, expected: float | None) -> None:
-        """Start a clock."""
+        """Start the clock of a job, with the seconds that it is expected to take."""
         of = "" if expected is None else f"of about {duration(expected)}"
         self.tasks[job] = self.bars.add_task(name, total=None, of=of)
 
     def end(self, job: int) -> None:
-        """Take the clock away."""
+        """Take the clock of a job that no longer runs off the terminal."""
         if job in self.tasks:
             self.bars.remove_task(self.tasks.pop(job))
 
     def line(self, text: str) -> None:
-        """Say something above the clocks."""
+        """Print a line of text above the clocks."""
         from rich.text import Text
 
         self.console.print(Text(text))

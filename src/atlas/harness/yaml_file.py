@@ -60,8 +60,8 @@ def _refuse_twins(loader: Any, node: yaml.Node, shown: str, above: tuple[tuple[y
         for key, value in node.value:
             name, line = _name(loader, key), key.start_mark.line + 1
             if name in lines:
-                place = f"{where}.{name}".strip(".")
-                raise UserError(f"{shown}: {place} stands twice, in line {lines[name]} and in line {line}; keep one of them")
+                twin = f"{where}.{name}".strip(".")
+                raise UserError(f"{shown}: {twin} stands twice, in line {lines[name]} and in line {line}; keep one of them")
             lines[name] = line
             _refuse_twins(loader, value, shown, (*above, (node, name)), done)
     elif isinstance(node, yaml.SequenceNode):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atlas.l2o.policies import not_negative
 from atlas.l2o.state import alike, leaves, map_state
+from atlas.nn.kinds import require_whole
 
 NOTES = frozenset(
     ("params", "param_names", "name", "initial_lr", "lr_scale", "max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum")
@@ -36,6 +37,9 @@ class DropIn(torch.optim.Optimizer):
     options: ClassVar[Mapping[str, Callable[[str, Any], object]]] = {"lr": not_negative, "weight_decay": not_negative}
 
     def __init__(self, params: Any, defaults: dict[str, Any], patience: int) -> None:
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(f"params is a {type(params).__name__}; its parameters are needed: model.parameters()")
+        require_whole(patience=patience)
         self.patience = patience
         super().__init__(params, defaults)
 
@@ -180,7 +184,7 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """The type in which a tensor's steps are computed: float64 for such a tensor (or complex128), else float32."""
+    """The type in which the steps of a tensor (…) are computed: float64 for such a one (or complex128), else float32."""
     return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
 
 

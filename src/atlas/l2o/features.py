@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atlas.l2o.policies import counter, decays
 from atlas.l2o.state import State
+from atlas.nn.kinds import require_sequence
 
 NORM_EPS = 1e-12
 POWER_EPS = 1e-8
@@ -54,6 +55,7 @@ class Features:
     """
 
     def __init__(self, names: Sequence[str] = ("m", "g"), betas: tuple[float, float] = (0.95, 0.95)) -> None:
+        require_sequence("a sequence of names of features", features=names)
         for name in names:
             if name not in FEATURES and not (EMA.fullmatch(name) and float(name[3:]) < 1) and not POWER.fullmatch(name):
                 raise ValueError(f"there is no feature {name}; choose from {', '.join(FEATURES)}")

@@ -80,7 +80,7 @@ class Rosenbrock(FunctionOptimizee):
         super().__init__(f"rosenbrock{n}", n, start, dtype)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """The value at x."""
+        """The function's value at ``theta`` (P,), a scalar; there are no constants in ``batch``."""
         first, second = theta[:-1], theta[1:]
         return (100 * (second - first.square()).square() + (1 - first).square()).sum()
 
@@ -108,7 +108,7 @@ class Rastrigin(FunctionOptimizee):
         )
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """The value at x."""
+        """The function's value at ``theta`` (P,), a scalar, with A (P, P), b (P,) and c (P,) from ``batch``."""
         matrix, target, weights = batch
         waves = (weights * torch.cos(2 * torch.pi * theta)).sum()
         return (matrix @ theta - target).square().sum() - self.alpha * waves + self.alpha * self.n

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atlas.l2o.optimizees import Optimizee
-from atlas.l2o.policies import Policy
+from atlas.l2o.optimizees import Optimizee, require_problem
+from atlas.l2o.policies import Policy, require_policy
 from atlas.l2o.settings import MetaConfig
 from atlas.l2o.windows import unroll
 from atlas.nn.bars import track
+from atlas.nn.kinds import require_kind
 
 History = list[dict[str, float]]
 """One row per window: ``window`` (from 1), ``objective`` per update, ``loss`` of the last update."""
@@ -31,6 +32,10 @@ class MetaTrainer:
     """
 
     def __init__(self, policy: Policy, problem: Optimizee, cfg: MetaConfig, gen: torch.Generator) -> None:
+        require_policy(policy=policy)
+        require_problem(problem=problem)
+        require_kind(MetaConfig, "a MetaConfig", cfg=cfg)
+        require_kind(torch.Generator, "a torch.Generator", gen=gen)
         self.policy, self.problem, self.cfg, self.gen = policy, problem, cfg, gen
         parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         if cfg.optimizer == "adam":
@@ -107,7 +112,7 @@ class MetaTrainer:
 
 
 def random_scale(theta: Tensor, spread: float, gen: torch.Generator) -> Tensor:
-    """Exp U(−spread, spread) per coordinate; exactly 1 for a spread of 0."""
+    """Exp U(−spread, spread) per coordinate, of the shape of ``theta`` (instances, parameters); exactly 1 for a spread of 0."""
     uniform = torch.rand(theta.shape, generator=gen, dtype=theta.dtype).to(theta.device)
     return ((2 * uniform - 1) * spread).exp()
 

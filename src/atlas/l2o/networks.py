@@ -36,7 +36,7 @@ class MLPOptimizee(DataOptimizee):
         self.shapes = tuple((key, value.shape) for key, value in module.named_parameters())
 
     def init(self, n: int, gen: torch.Generator) -> Tensor:
-        """Starts of n instances."""
+        """Draw starting parameters of n instances, (n, P), on the device of the data."""
         return torch.stack([self.initialise(self.module, gen) for _ in range(n)]).to(self.data["train"][0].device)
 
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from torch.nn import functional
 
 from atlas.l2o.policies import Layout
 from atlas.l2o.state import map_state
+from atlas.nn.examples import gathered, in_type_of
+from atlas.nn.kinds import require_callable, require_kind, require_whole
 
 Batch = Any
 """A tensor, or a mapping, tuple or list of tensors."""
@@ -108,15 +110,19 @@ class Examples:
     Attributes
     ----------
     splits : mapping
-        Name (``train``, ``val``, …) to (inputs (count, …), labels (count,)).
+        Name (``train``, ``val``, …) to (inputs (count, …), labels (count,)) as tensors. NumPy arrays, a dataset of pairs or a
+        loader become such tensors.
     batch_size : int
         Examples per mini-batch.
     """
 
-    splits: Mapping[str, tuple[Tensor, Tensor]]
+    splits: Mapping[str, Any]
     batch_size: int
 
     def __post_init__(self) -> None:
+        require_kind(Mapping, "a mapping of names of splits to data", splits=self.splits)
+        require_whole(batch_size=self.batch_size)
+        object.__setattr__(self, "splits", {name: gathered(data, f"the split {name}") for name, data in self.splits.items()})
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         for name, (inputs, labels) in self.splits.items():
@@ -126,6 +132,7 @@ class Examples:
             raise ValueError(f"batch_size {self.batch_size} exceeds the {len(self['train'][0])} training examples")
 
     def __getitem__(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return the inputs (count, …) and labels (count,) of a split, or raise a ValueError that lists the splits."""
         if split not in self.splits:
             raise ValueError(f"there is no split {split}; choose from {', '.join(self.splits)}")
         return self.splits[split]
@@ -191,7 +198,7 @@ class DataOptimizee(Optimizee):
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor, split: str = "val") -> dict[str, Tensor]:
-        """Mean loss and accuracy over the whole split, in double precision sums."""
+        """Mean loss and accuracy (n,) over the whole split for ``theta`` (n, P), in double precision sums."""
         inputs, labels = self.data[split]
         loss = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
         correct = torch.zeros_like(loss)
@@ -220,14 +227,14 @@ class ModuleOptimizee(DataOptimizee):
             )
 
     def init(self, n: int, gen: torch.Generator) -> Tensor:
-        """Starts of n instances by the module's own initialisation, or the one that was asked for."""
+        """Starts (n, P) of n instances by the module's own initialisation, or the one that was asked for."""
         return torch.stack([self.initialise(self.module, gen) for _ in range(n)]).to(self.data["train"][0].device)
 
     def _one(self, theta: Tensor, inputs: Tensor) -> Tensor:
         return functional_call(self.module, self.views(theta), (inputs,))
 
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        """The module's outputs for n instances at once; one after the other where it cannot be vectorised."""
+        """The module's outputs (n, batch, classes) for n instances; one after the other where it cannot be vectorised."""
         if len(theta) > 1 and self.vectorize:
             return vmap(self._one)(theta, inputs)
         return torch.stack([self._one(own_theta, x) for own_theta, x in zip(theta, inputs, strict=True)])
@@ -236,7 +243,7 @@ class ModuleOptimizee(DataOptimizee):
 def module_optimizee(
     module: nn.Module,
     loss_fn: LossFunction,
-    data: Examples | Mapping[str, tuple[Tensor, Tensor]],
+    data: Any,
     init: str = "default",
     *,
     batch_size: int = 128,
@@ -251,8 +258,9 @@ def module_optimizee(
         Takes inputs (batch, …). It may hold no buffers: a pure function cannot update them.
     loss_fn : callable
         (outputs, labels) to a scalar.
-    data : Examples or mapping
-        Splits; a plain mapping takes ``batch_size``.
+    data : Examples, mapping, pair, Dataset or DataLoader
+        Splits; a plain mapping takes ``batch_size``. Each split is a pair (inputs, labels) of tensors or NumPy arrays, a dataset
+        of pairs, or a loader, passed over once. One of these without a name is the split ``train``.
     init : str
         ``default``: the module's own ``reset_parameters``. ``normal:σ``: every scalar N(0, σ²). ``glorot``: Glorot-uniform
         weights, zero biases.
@@ -261,12 +269,46 @@ def module_optimizee(
 
     Raises
     ------
+    TypeError
+        An argument is of another type, or inputs of another than the module's weights; says what would be right.
     ValueError
         The module has buffers; ``init`` is none of these.
     """
+    require_kind(nn.Module, "an nn.Module", module=module)
+    require_callable("a function of outputs and labels", loss_fn=loss_fn)
+    require_kind(str, "default, glorot or normal:σ", init=init)
     if not isinstance(data, Examples):
-        data = Examples(data, batch_size)
+        data = Examples(data if isinstance(data, Mapping) else {"train": data}, batch_size)
+    data = _fitting(module, loss_fn, data)
     return ModuleOptimizee(name or type(module).__name__.lower(), module, loss_fn, data, init, vectorize)
+
+
+def _fitting(module: nn.Module, loss_fn: LossFunction, data: Examples) -> Examples:
+    """The examples, with whole labels as the cross-entropy reads them; inputs of another type than the weights are refused.
+
+    Whole numbers are let through, as an embedding reads them; bytes are none of these.
+    """
+    splits = {}
+    for name, (inputs, labels) in data.splits.items():
+        if inputs.is_floating_point() or inputs.dtype == torch.uint8:
+            in_type_of(module, inputs, f"the split {name}'s inputs")
+        if loss_fn is functional.cross_entropy and labels.ndim == 1:
+            if labels.is_floating_point():
+                raise TypeError(f"the split {name}'s labels are {labels.dtype}; class numbers ({len(labels)},) are needed")
+            labels = labels.long()
+        splits[name] = (inputs, labels)
+    return replace(data, splits=splits)
+
+
+def require_problem(**values: Any) -> None:
+    """Refuse, by their names, what is no optimizee.
+
+    Raises
+    ------
+    TypeError
+        One is of another type; says how a module becomes one.
+    """
+    require_kind(Optimizee, "an Optimizee, such as module_optimizee(…),", **values)
 
 
 def initialiser(init: str) -> Callable[[nn.Module, torch.Generator], Tensor]:
@@ -276,7 +318,10 @@ def initialiser(init: str) -> Callable[[nn.Module, torch.Generator], Tensor]:
     if init == "glorot":
         return _glorot_init
     if init.startswith("normal:"):
-        deviation = float(init.removeprefix("normal:"))
+        try:
+            deviation = float(init.removeprefix("normal:"))
+        except ValueError:
+            raise ValueError(f"init {init!r} must be normal: and a standard deviation, such as normal:0.01") from None
         return lambda module, gen: deviation * torch.randn(sum(p.numel() for p in module.parameters()), generator=gen)
     raise ValueError(f"there is no initialisation {init}; choose from default, glorot, normal:<standard deviation>")
 

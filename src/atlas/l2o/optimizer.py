@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from atlas.l2o.drop_in import DropIn, as_real, wide
-from atlas.l2o.policies import Layout, Policy, not_negative, positive
+from atlas.l2o.policies import Layout, Policy, not_negative, positive, require_policy
 from atlas.l2o.state import select_state
+from atlas.nn.examples import require_numbers
 
 
 class LearnedOptimizer(DropIn):
@@ -46,6 +47,9 @@ class LearnedOptimizer(DropIn):
     def __init__(
         self, params: Any, policy: Policy, lr: float | None = None, patience: int = 10, *, weight_decay: float = 0.0
     ) -> None:
+        require_policy(policy=policy)
+        if lr is not None:
+            require_numbers(lr=lr)
         scale = float(policy.lr) if lr is None else float(lr)
         self.policy = policy
         defaults = {"lr": positive("lr", scale), "weight_decay": not_negative("weight_decay", weight_decay)}

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from atlas.l2o.state import State, detach_state
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_kind, require_sequence
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """Number of scalars altogether."""
+        """Number of scalars in all tensors together."""
         return sum(self.sizes)
 
     def tensor_index(self) -> Tensor:
@@ -75,11 +77,11 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Take a gradient in without acting on it: statistics advance, recurrent memories stay as they are."""
+        """Take a gradient (instances, parameters) in without acting on it: statistics advance, memories of cells stay."""
         return self.step(g, state)[1]
 
     def forward(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """The same as :meth:`step`, so that functional calls reach it."""
+        """The same as :meth:`step`, for gradients (instances, parameters), so that functional calls reach it."""
         return self.step(g, state)
 
     def options(self) -> dict[str, object]:
@@ -116,13 +118,14 @@ def counter(theta: Tensor) -> Tensor:
 
 
 def positive(name: str, value: float | Tensor) -> float | Tensor:
-    """Check that a setting is positive.
+    """Check that a setting, a number or a tensor (…) of them, is positive, and return it.
 
     Raises
     ------
     ValueError
         It is not.
     """
+    require_numbers(**{name: value})
     smallest = float(value.min()) if isinstance(value, Tensor) else value
     if not smallest > 0:
         raise ValueError(f"{name} must be positive, not {smallest}")
@@ -130,13 +133,14 @@ def positive(name: str, value: float | Tensor) -> float | Tensor:
 
 
 def not_negative(name: str, value: float | Tensor) -> float | Tensor:
-    """Check that a setting is not negative.
+    """Check that a setting, a number or a tensor without axes, is not negative, and return it.
 
     Raises
     ------
     ValueError
         It is.
     """
+    require_numbers(**{name: value})
     if not value >= 0:
         raise ValueError(f"{name} must not be negative, not {value}")
     return value
@@ -150,6 +154,7 @@ def decay(name: str, value: float) -> float:
     ValueError
         It is not.
     """
+    require_numbers(**{name: value})
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1), not {value}")
     return value
@@ -163,6 +168,18 @@ def decays(name: str, values: Sequence[float]) -> tuple[float, float]:
     ValueError
         It is not.
     """
+    require_sequence("a pair of decay rates", **{name: values})
     if len(values) != 2:
         raise ValueError(f"{name} must be two decay rates, not {values}")
     return decay(f"{name}[0]", values[0]), decay(f"{name}[1]", values[1])
+
+
+def require_policy(**values: Any) -> None:
+    """Refuse, by their names, what is no policy.
+
+    Raises
+    ------
+    TypeError
+        One is of another type; says of which.
+    """
+    require_kind(Policy, "a Policy, such as Adam(0.01) or load_policy(path),", **values)

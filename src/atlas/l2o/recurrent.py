@@ -233,7 +233,7 @@ class L2ODM(Policy):
         return {"hidden": list(self.cells.hidden), "lr": self.lr, "preprocess": self.preprocess}
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """The memories of the cells at zero."""
+        """The memories of the cells at zero, for ``theta`` (instances, parameters)."""
         return {"cells": self.cells.init_state(theta)}
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
@@ -242,7 +242,7 @@ class L2ODM(Policy):
         return self.lr * raw, {"cells": cells}
 
     def observe(self, g: Tensor, state: State) -> State:
-        """The state is the memories of the cells, which stay as they are."""
+        """The state is the memories of the cells, which stay as they are for any ``g`` (instances, parameters)."""
         return state
 
     def inputs(self, g: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ class L2ODM(Policy):
         return g.unsqueeze(-1) if self.preprocess == "raw" else log_and_sign(g)
 
     def respond(self, z: Tensor, cells: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """What the network makes of its inputs: its output before ``lr``, and new cells."""
+        """What the network makes of inputs (instances, parameters, F): its output before ``lr``, and new cells."""
         h, cells = self.cells(z.transpose(-1, -2), cells)
         return across(self.head, h).squeeze(-2), cells
 

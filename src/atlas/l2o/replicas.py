@@ -58,24 +58,24 @@ class Replicas:
         return update.unsqueeze(0), map_state(lambda leaf: leaf.unsqueeze(0), new)
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Let statistics take gradients in; see :meth:`.Policy.observe`."""
+        """Let statistics take gradients (R, instances, P) in; see :meth:`.Policy.observe`."""
         states = [self.base.observe(gradient, map_state(lambda leaf, r=r: leaf[r], state)) for r, gradient in enumerate(g)]
         return stack_states(states)
 
     def rows(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """The parameters of some replicas, with their history: gradients reach :attr:`parameters`."""
+        """The parameters (replicas, …) of some replicas, with their history: gradients reach :attr:`parameters`."""
         if list(index) == list(range(self.count)):
             return self.parameters
         chosen = torch.as_tensor(index)
         return {name: value[chosen.to(value.device)] for name, value in self.parameters.items()}
 
     def numbers(self, replica: int) -> dict[str, Tensor]:
-        """A copy of one replica's trainable numbers, as its policy's ``state_dict`` names them."""
+        """A copy of one replica's trainable numbers, tensors (…) as its policy's ``state_dict`` names them."""
         return {name: value[replica].detach().clone() for name, value in self.parameters.items()}
 
     @torch.no_grad()
     def assign(self, replica: int, numbers: Mapping[str, Tensor]) -> None:
-        """Put a copy of trainable numbers in a replica's place."""
+        """Put a copy of trainable numbers, tensors (…) by name, in a replica's place."""
         for name, value in self.parameters.items():
             value[replica] = numbers[name]
 

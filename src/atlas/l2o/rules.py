@@ -49,7 +49,10 @@ class Analytic(Policy):
         return -self.lr * direction, new
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The direction to descend; replaces the slots of ``state``, whose counter is already at this step (from 1)."""
+        """The direction to descend for gradients ``g``, (instances, parameters) both.
+
+        Replaces the slots of ``state``, whose counter is already at this step (from 1).
+        """
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -71,7 +74,7 @@ class SGD(Analytic):
 
 
 class Momentum(Analytic):
-    """Heavy ball: v ← β v + g, −η v."""
+    """Gradient descent with momentum (heavy ball): v ← β v + g, and the update is −η v."""
 
     slots = ("v",)
 
@@ -86,10 +89,10 @@ class Momentum(Analytic):
 
 
 class Nesterov(Momentum):
-    """v ← β v + g, −η (g + β v)."""
+    """Nesterov's accelerated gradient: v ← β v + g, and the update is −η (g + β v)."""
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient plus the decayed velocity: where the heavy ball would be next."""
+        """The gradient plus the decayed velocity, (instances, parameters): where the heavy ball would be next."""
         return g + self.beta * super().direction(g, state)
 
 
@@ -104,12 +107,12 @@ class Adam(Analytic):
         self.eps = eps
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The mean of gradients over their root mean square, m̂ / (√v̂ + ε)."""
+        """The mean of gradients over their root mean square, m̂ / (√v̂ + ε), (instances, parameters)."""
         first, second = self.corrected(g, state)
         return first / (second.sqrt() + self.eps)
 
     def corrected(self, g: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Update both moments; return them with their bias corrected."""
+        """Update both moments with gradients (instances, parameters); return them with their bias corrected."""
         beta1, beta2 = self.betas
         state["m"] = beta1 * state["m"] + (1 - beta1) * g
         state["v"] = beta2 * state["v"] + (1 - beta2) * g.square()
@@ -123,14 +126,14 @@ class AMSGrad(Adam):
     slots = ("m", "v", "largest")
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The mean of gradients over the largest root mean square so far, m̂ / (√max v̂ + ε)."""
+        """The mean of gradients over the largest root mean square so far, m̂ / (√max v̂ + ε), (instances, parameters)."""
         first, second = self.corrected(g, state)
         state["largest"] = torch.maximum(state["largest"], second)
         return first / (state["largest"].sqrt() + self.eps)
 
 
 class RMSprop(Analytic):
-    """v ← ρ v + (1−ρ) g², −η g / √(v + ε)."""
+    """RMSprop: v ← ρ v + (1−ρ) g², and the update is −η g / √(v + ε)."""
 
     slots = ("v",)
 
@@ -139,7 +142,7 @@ class RMSprop(Analytic):
         self.rho, self.eps = decay("rho", rho), eps
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient over its root mean square."""
+        """The gradient over its root mean square, (instances, parameters)."""
         state["v"] = self.rho * state["v"] + (1 - self.rho) * g.square()
         return g / (state["v"] + self.eps).sqrt()
 
@@ -154,7 +157,7 @@ class AdaGrad(Analytic):
         self.eps = eps
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient over the root of the sum of squares."""
+        """The gradient over the root of the sum of squares, (instances, parameters)."""
         state["sum"] = state["sum"] + g.square()
         return g / (state["sum"].sqrt() + self.eps)
 
@@ -169,12 +172,12 @@ class PowerSign(Analytic):
         self.beta = decay("beta", beta)
 
     def agreement(self, g: Tensor, state: State) -> Tensor:
-        """Sign g · sign m, after m has taken g in."""
+        """Sign g · sign m, (instances, parameters), after m has taken g in."""
         state["m"] = self.beta * state["m"] + (1 - self.beta) * g
         return g.sign() * state["m"].sign()
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient, larger where it agrees with its mean."""
+        """The gradient, larger where it agrees with its mean, (instances, parameters)."""
         return self.agreement(g, state).exp() * g
 
 
@@ -182,7 +185,7 @@ class AddSign(PowerSign):
     """−η (1 + sign g · sign m) g. Bello et al., ICML 2017."""
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient, doubled where it agrees with its mean and dropped where it does not."""
+        """The gradient, doubled where it agrees with its mean and dropped where not, (instances, parameters)."""
         return (1 + self.agreement(g, state)) * g
 
 
@@ -200,7 +203,7 @@ ANALYTIC: dict[str, type[Analytic]] = {
 
 
 def analytic(name: str, lr: float | Tensor, **options: Any) -> Analytic:
-    """Return an analytic optimizer by name.
+    """Return an analytic optimizer by name. A step size ``lr`` of (instances, 1) gives every instance its own.
 
     Raises
     ------

@@ -32,13 +32,16 @@ def load_policy(path: Path | str, known: Mapping[str, Callable[..., Policy]] = P
     Raises
     ------
     ValueError
-        The file holds no policy, or one that is not known.
+        There is no such file, or it holds no policy, or one that is not known.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(path), framework="pt") as stream:
-        made = stream.metadata() or {}
-        numbers = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            made = stream.metadata() or {}
+            numbers = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
     if made.get("policy") not in known:
         raise ValueError(f"{path} holds {made.get('policy', 'no policy')}; known are {', '.join(known)}")
     policy = known[made["policy"]](**json.loads(made["options"]))

@@ -16,7 +16,7 @@ State = dict[str, Any]
 
 
 def map_state(change: Callable[..., Tensor], state: Any, *others: Any) -> Any:
-    """Apply a function to every tensor of a state (and to the corresponding ones of states of the same structure)."""
+    """Apply a function to every tensor (…) of a state (and to the corresponding ones of states of the same structure)."""
     if isinstance(state, Mapping):
         return {key: map_state(change, value, *(other[key] for other in others)) for key, value in state.items()}
     if isinstance(state, tuple | list):
@@ -56,7 +56,7 @@ def select_state(mask: Tensor, chosen: Any, other: Any) -> Any:
 
 
 def leaves(state: Any) -> Iterator[Tensor]:
-    """Iterate over every tensor of a state, in the order of its names."""
+    """Iterate over every tensor (…) of a state, in the order of its names."""
     if isinstance(state, Mapping):
         state = list(state.values())
     if isinstance(state, tuple | list):

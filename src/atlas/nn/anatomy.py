@@ -154,7 +154,7 @@ class Site(NamedTuple):
 
     @property
     def values(self) -> Any:
-        """That layer."""
+        """The layer whose last channels are the values, or ``None``."""
         return getattr(self.module, self.values_name, None)
 
     @property
@@ -165,7 +165,7 @@ class Site(NamedTuple):
 
     @property
     def projection(self) -> Any:
-        """That layer."""
+        """The linear layer back to tokens, or ``None``."""
         return getattr(self.module, self.projection_name, None)
 
     @property
@@ -258,12 +258,12 @@ def transformer_blocks(model: Any) -> dict[str, nn.Module]:
     TypeError
         There are none: the model is not a vision transformer of timm.
     """
-    found = dict(_blocks(model, ""))
-    if not found:
+    blocks = dict(_blocks(model, ""))
+    if not blocks:
         raise TypeError(
             f"{type(model).__name__} has no blocks: expected a timm VisionTransformer, or another transformer of timm"
         )
-    return found
+    return blocks
 
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -284,9 +284,9 @@ def _blocks(model: Any, prefix: str) -> Iterator[tuple[str, nn.Module]]:
         return
     for stages in ("layers", "stages"):
         if isinstance(parts := getattr(model, stages, None), CONTAINERS):
-            found = [pair for name, stage in parts.named_children() for pair in _blocks(stage, f"{prefix}{stages}.{name}.")]
-            if any(anatomy_of(type(getattr(block, "attn", None))) is not None for _, block in found):
-                yield from found
+            pairs = [pair for name, stage in parts.named_children() for pair in _blocks(stage, f"{prefix}{stages}.{name}.")]
+            if any(anatomy_of(type(getattr(block, "attn", None))) is not None for _, block in pairs):
+                yield from pairs
     if isinstance(getattr(model, "encoder", None), nn.Module):
         yield from _blocks(model.encoder, f"{prefix}encoder.")
 
@@ -351,7 +351,7 @@ def attention_sites(model: nn.Module, blocks: list[int] | None = None) -> list[S
         Names every block whose attention is of an unknown kind, and every projection that is not a linear layer itself but a
         wrapper around one (an adapter for fine-tuning, for example).
     """
-    found: list[Site] = []
+    sites: list[Site] = []
     foreign: list[str] = []
     for index, (path, block) in enumerate(transformer_blocks(model).items()):
         if blocks is not None and index not in blocks:
@@ -370,13 +370,13 @@ def attention_sites(model: nn.Module, blocks: list[int] | None = None) -> list[S
             foreign += [
                 f"{where} ({type(layer).__name__})" for where, layer in layers.items() if not isinstance(layer, nn.Linear)
             ]
-            found.append(site)
+            sites.append(site)
     if foreign:
         raise TypeError(
             f"no softmax attention over tokens of a known kind, with nn.Linear as its layers, in {', '.join(foreign)}; "
             "`atlas list backbones` says which models are supported"
         )
-    return found
+    return sites
 
 
 def told_apart(kind: type) -> str:

@@ -35,13 +35,13 @@ def apart(kind: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     function : callable
         Frozen: whatever it holds asks for no gradient.
     """
-    told = listener()
-    if told is None:
+    hearer = listener()
+    if hearer is None:
         return function(x)
     if not (x.requires_grad and torch.is_grad_enabled()):
         with work(kind):
             return function(x)
     before: list[str] = []
     with work(kind):
-        out = function(_Boundary.apply(x, lambda: told.change(before.pop())))
-    return _Boundary.apply(out, lambda: before.append(told.change(kind)))
+        out = function(_Boundary.apply(x, lambda: hearer.change(before.pop())))
+    return _Boundary.apply(out, lambda: before.append(hearer.change(kind)))

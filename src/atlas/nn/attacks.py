@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atlas.nn.examples import as_tensor, require_numbers
 from atlas.nn.ranks import Share
 
 SMALLEST_NORM = 1e-6
@@ -101,6 +102,7 @@ class PGD:
         loss: Loss = functional.cross_entropy,
         bn_mode: Literal["keep", "train", "eval"] = "keep",
     ) -> None:
+        require_numbers(eps=eps, step=step, steps=steps)
         if not eps >= 0:
             raise ValueError(f"eps must be at least 0, not {eps}")
         if not step > 0:
@@ -154,6 +156,7 @@ class PGD:
             ``x`` is outside ``bounds`` or not finite, ``delta0`` has another shape, ``y`` does not fit the outputs, no gradient
             reaches the inputs, or the model was made under ``torch.inference_mode``.
         """
+        x, y = as_tensor(x, "inputs"), as_tensor(y, "labels")
         self._check(x, y, delta0)
         with attacking(self._module(model), self.bn_mode) as module:
             y = y.detach().clone() if y.is_floating_point() else y.long().clone()  # inference tensors have no backward pass
@@ -167,9 +170,6 @@ class PGD:
             return _rounded((x + delta).clamp_(*self.bounds), given)
 
     def _check(self, x: Tensor, y: Tensor, delta0: Tensor | None) -> None:
-        for name, given in (("inputs", x), ("labels", y)):
-            if not isinstance(given, Tensor):
-                raise TypeError(f"{name} are a {type(given).__name__}: tensors are needed")
         if not x.is_floating_point():
             raise TypeError(f"inputs are {x.dtype}; an attack moves floating-point numbers: divide bytes by 255 first")
         if x.numel():

@@ -34,7 +34,10 @@ def random_flips(images: Tensor, random: torch.Generator, share: Share | None = 
 
 
 def random_rotations(images: Tensor, degrees: float, random: torch.Generator, share: Share | None = None) -> Tensor:
-    """Turn each image about its middle by an angle from U(−degrees, degrees): nearest pixel, zeros outside. Floats."""
+    """Turn each of float images (batch, channels, height, width) about its middle by an angle from U(−degrees, degrees).
+
+    Pixels are the nearest ones, and zeros outside.
+    """
     drawn = _own(torch.rand(_whole(images, share), generator=random), share)
     angles = (drawn * 2 - 1).to(images.device) * math.radians(degrees)
     cosine, sine, none = angles.cos(), angles.sin(), torch.zeros_like(angles)

@@ -69,5 +69,5 @@ def track(items: Iterable[Item], label: str, total: int, shown: bool | None = No
 
 
 def valued(values: Mapping[str, float]) -> str:
-    """Values as they stand beside a bar."""
+    """Return values by name as the text that stands beside a bar."""
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

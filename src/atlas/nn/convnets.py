@@ -35,7 +35,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
+        """Subtract the mean and divide by the deviation of every channel; images (batch, channels, height, width)."""
         return (x - self.mean) / self.std
 
 

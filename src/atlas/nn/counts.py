@@ -112,5 +112,5 @@ def forward_flops(model: nn.Module, inputs: Tensor) -> float:
 
 
 def forward_macs(model: nn.Module, inputs: Tensor) -> float:
-    """Multiply-accumulates of one forward pass per sample: half the FLOPs; what papers on ViTs print as "FLOPs"."""
+    """Multiply-accumulates per sample of a forward pass of inputs (batch, …): half the FLOPs; papers on ViTs say "FLOPs"."""
     return forward_flops(model, inputs) / 2

@@ -34,7 +34,7 @@ SPECTRAL_IMAGES = 8
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Scale the last axis to unit length; vectors shorter than 1e-8 are divided by 1e-8."""
+    """Scale the last axis of (…, dim) to unit length; vectors shorter than 1e-8 are divided by 1e-8."""
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(EPSILON)
 
 
@@ -84,31 +84,37 @@ def hf_energy_fraction(tokens: Tensor) -> Tensor:
 
 
 def dc_energy_fraction(tokens: Tensor) -> Tensor:
-    """One minus :func:`hf_energy_fraction`; of unit tokens it is :func:`token_cosine` with the diagonal."""
+    """One minus :func:`hf_energy_fraction` of tokens (batch, n, dim).
+
+    Of unit tokens it is :func:`token_cosine` with the diagonal.
+    """
     return 1 - hf_energy_fraction(tokens)
 
 
 def token_cross_layer(first: Tensor, later: Tensor, *, all_pairs: bool = False) -> Tensor:
-    """Mean cosine between the tokens of two layers: each with itself, or absolute over all pairs."""
+    """Mean cosine between the tokens (batch, n, dim) of two layers: each with itself, or absolute over all pairs."""
     if all_pairs:
         return (unit(first) @ unit(later).transpose(-2, -1)).abs().mean()
     return (unit(first) * unit(later)).sum(-1).mean()
 
 
 def attn_head_cosine(maps: Tensor, *, diag: bool = False) -> Tensor:
-    """Mean cosine between the flattened maps of the heads of a layer; ``nan`` for one head without the diagonal."""
+    """Mean cosine between the flattened maps (batch, heads, n, n) of the heads; ``nan`` for one head without the diagonal."""
     return token_cosine(maps.flatten(-2), diag=diag)
 
 
 def attn_cross_layer(first: Tensor, later: Tensor, *, flattened: bool = False) -> Tensor:
-    """Cosine between the maps of two layers: per key over queries (DeepViT's measure), or whole maps of the same head."""
+    """Mean cosine between the maps (batch, heads, n, n) of two layers.
+
+    It is per key over queries (DeepViT's measure), or of whole maps of the same head if ``flattened``.
+    """
     if flattened:
         return (unit(first.flatten(-2)) * unit(later.flatten(-2))).sum(-1).mean()
     return (unit(first.transpose(-2, -1)) * unit(later.transpose(-2, -1))).sum(-1).mean()
 
 
 def centred(maps: Tensor) -> Tensor:
-    """P A P with P = I − 11ᵀ/n: the part of a map that acts on, and leaves, high frequencies."""
+    """P A P with P = I − 11ᵀ/n for maps (…, n, n): the part of a map that acts on, and leaves, high frequencies."""
     left = maps - maps.mean(-2, keepdim=True)
     return left - left.mean(-1, keepdim=True)
 
@@ -163,7 +169,7 @@ def attn_freq_response(maps: Tensor, grid: tuple[int, int] | None = None) -> Ten
 
 
 def patch_maps(maps: Tensor, prefix: int) -> Tensor:
-    """Drop the rows and columns of prefix tokens and let the rows sum to 1 again."""
+    """Drop the rows and columns of prefix tokens from maps (…, tokens, tokens), and let the rows sum to 1 again."""
     inner = maps[..., prefix:, prefix:]
     return inner / inner.sum(-1, keepdim=True).clamp_min(EPSILON)
 

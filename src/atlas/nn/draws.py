@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Uniform(nn.Module):
+class UniformDraws(nn.Module):
     """Draws from [0, 1) for every image of a pass, from the process's generator of the device."""
 
     def forward(self, like: Tensor) -> Tensor:

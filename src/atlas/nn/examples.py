@@ -13,7 +13,7 @@ FORMS = "a pair (inputs, labels) of tensors or NumPy arrays, a Dataset of such p
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor as it is, or a NumPy array or nested list of numbers as a tensor.
+    """A tensor (…) as it is, or a NumPy array or nested list of numbers as a tensor.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def in_type_of(model: nn.Module, value: Any, name: str) -> Tensor:
-    """A tensor or NumPy array as a tensor, which must have the type of a model's weights; under autocast any will do.
+    """A tensor or NumPy array (…) as a tensor, which must have the type of a model's weights; under autocast any will do.
 
     Raises
     ------
@@ -91,8 +91,8 @@ def require_labels(labels: Any, count: int, classes: int, name: str) -> None:
     if labels.ndim == 2 and labels.shape[1] == classes and labels.is_floating_point():
         return
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim != 1:
-        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise TypeError(f"{name} is {found}; class numbers ({count},), or floating-point shares ({count}, {classes}) are needed")
+        given = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise TypeError(f"{name} is {given}; class numbers ({count},), or floating-point shares ({count}, {classes}) are needed")
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"{name} must be from 0 to {classes - 1}, not from {int(labels.min())} to {int(labels.max())}")
 

@@ -7,7 +7,6 @@ family. Looking at an entrypoint builds it without memory for its weights.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -130,22 +129,15 @@ def _created(entrypoint: str, options: dict[str, Any], device: str) -> Any:
 
 
 def looks() -> Iterator[tuple[str, Look]]:
-    """Look at every entrypoint of the installed timm: minutes.
+    """Look at every entrypoint of the installed timm: minutes."""
+    from timm.models import list_models
 
-    Those of a module that has no class of an attention or a transformer, nor imports one, are not built.
-    """
-    from timm.models import list_models, list_modules
-
-    for module in sorted(list_modules()):
-        names = list_models(module=module)
-        kinds = [name for name, kind in vars(importlib.import_module(f"timm.models.{module}")).items() if isinstance(kind, type)]
-        attends = any("Att" in name or "Transformer" in name for name in kinds)
-        for entrypoint in names:
-            yield entrypoint, look(entrypoint) if attends else Look("", "", 0, 0)
+    for entrypoint in sorted(list_models()):
+        yield entrypoint, look(entrypoint)
 
 
 def small_model(entrypoint: str, found: Look, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:
-    """Return a small model of an entrypoint's family, in evaluation mode, and two images for it.
+    """Return a small model of an entrypoint's family, in evaluation mode, and images (2, channels, side, side) for it.
 
     Parameters
     ----------
@@ -176,7 +168,7 @@ def small_model(entrypoint: str, found: Look, dtype: torch.dtype = torch.float32
         torch.manual_seed(0)
         model = _created(entrypoint, options, "cpu").eval()
     if not sized:
-        side = {"CrossVit": 240, "Hiera": 224}.get(kind, 64)
+        side = int(model.pretrained_cfg["input_size"][-1]) if kind in ("CrossVit", "Hiera") else 64
     random = torch.Generator().manual_seed(3)
     stir(model, random)
     channels = int(getattr(model, "in_chans", 3) or 3)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from atlas.nn.kinds import require_kind, require_whole
+
 GRID = 8
 """Log-normal budgets are multiples of one eighth."""
 
@@ -40,6 +42,7 @@ def partition_uniform(
     ValueError
         There are no shares, or fewer samples than their minima.
     """
+    require_whole(n=n, n_shares=n_shares, min_per_share=min_per_share)
     rng = np.random.RandomState(seed + 1) if legacy else np.random.default_rng(seed)
     return _sizes(n, n_shares, min_per_share, rng, dirichlet)
 
@@ -84,10 +87,10 @@ def assign_classes(n_classes: int, n_clients: int, per_client: int, *, seed: int
             if cursor == n_classes:
                 shuffle(order)
                 cursor = 0
-            place = cursor
+            chosen = cursor
             if not legacy:
-                place = next(later for later in range(cursor, n_classes) if order[later] not in mine)
-            order[cursor], order[place] = order[place], order[cursor]
+                chosen = next(later for later in range(cursor, n_classes) if order[later] not in mine)
+            order[cursor], order[chosen] = order[chosen], order[cursor]
             mine.append(int(order[cursor]))
             cursor += 1
         owned.append(mine)
@@ -115,7 +118,7 @@ def split_by_class(
     values, first = np.unique(labels, return_index=True)
     parts: list[list[np.ndarray]] = [[] for _ in owners]
     for value in values[np.argsort(first)]:
-        clients = [client for client, classes in enumerate(owners) for one in classes if one == int(value)]
+        clients = [client for client, classes in enumerate(owners) for owned in classes if owned == int(value)]
         if not clients:
             continue
         members = np.flatnonzero(labels == value)
@@ -153,6 +156,9 @@ def partition_by_class(
     ValueError
         Clients cannot cover the classes, or a class has too few samples for its owners.
     """
+    require_whole(n_clients=n_clients, classes_per_client=classes_per_client, min_per_share=min_per_share)
+    if np.ndim(labels) != 1:
+        raise TypeError(f"labels must be the class of every sample (n,), not {labels!r}")
     classes = len(np.unique(np.asarray(labels)))
     owners = assign_classes(classes, n_clients, classes_per_client, seed=seed, legacy=legacy)
     known = np.unique(np.asarray(labels))
@@ -179,6 +185,8 @@ def budgets(spec: str, n_clients: int) -> np.ndarray:
     ValueError
         The specification cannot be read, or a width is not in (0, 1].
     """
+    require_kind(str, "text such as 8-4-2-1 or ln0.5_0.4", **{"the specification of budgets": spec})
+    require_whole(n_clients=n_clients)
     if n_clients < 1:
         raise ValueError(f"n_clients must be at least 1, not {n_clients}")
     try:

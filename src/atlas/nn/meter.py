@@ -64,7 +64,7 @@ class LiveMemory(TorchDispatchMode):
 
     @property
     def activation_bytes(self) -> int:
-        """Most bytes at once of all other tensors."""
+        """Most bytes that all tensors but the weights took at once."""
         return int(self._peak(lambda shape, kind: float(shape not in self._weights)))
 
     def grown(self, growth: Mapping[str, float], copies: float = 1.0) -> float:
@@ -168,5 +168,5 @@ class Meter:
         return before
 
     def shared(self, gradient_bytes: int) -> None:
-        """Note what a step's ranks would exchange."""
+        """Note the bytes of gradients that the ranks of a step would exchange."""
         self.gradient_bytes = max(self.gradient_bytes, gradient_bytes)

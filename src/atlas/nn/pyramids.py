@@ -19,7 +19,7 @@ class MapNorm(nn.LayerNorm):
     """LayerNorm over the channels of maps (batch, channels, height, width)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Normalise every place by itself."""
+        """Normalise maps (batch, channels, height, width) over the channels, every place by itself."""
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -45,9 +45,12 @@ class StagePyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(widths), out_channels, extra_blocks=LastLevelMaxPool())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels ``0`` (finest) to the last of the body, and ``pool``, of half the last one's side."""
-        maps = [norm(found) for norm, found in zip(self.norms, self.body(images), strict=True)]
-        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(index), found) for index, found in enumerate(maps)))
+        """Levels (batch, out_channels, …) of images (batch, channels, side, side): ``0``, the finest, to the last, and ``pool``.
+
+        The side of ``pool`` is half of the last level's.
+        """
+        maps = [norm(features) for norm, features in zip(self.norms, self.body(images), strict=True)]
+        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(index), features) for index, features in enumerate(maps)))
         return levels
 
 
@@ -80,9 +83,9 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels ``0`` (stride 4) to ``3``, and ``pool``."""
+        """Levels (batch, out_channels, …) of images (batch, channels, side, side): ``0`` (stride 4) to ``3``, and ``pool``."""
         tokens = self.body.forward_features(images)[:, self.body.num_prefix_tokens :]
         rows, columns = self.body.patch_embed.grid_size
         last = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-        found = {str(index): level(last) for index, level in enumerate(self.levels)}
-        return {**found, "pool": functional.max_pool2d(found["3"], 1, 2)}
+        levels = {str(index): level(last) for index, level in enumerate(self.levels)}
+        return {**levels, "pool": functional.max_pool2d(levels["3"], 1, 2)}

@@ -52,11 +52,11 @@ class Group(Ranks):
         return Share(torch.tensor(places, dtype=torch.long), total)
 
     def rows(self, total: int) -> Share:
-        """A part in a row, as positions."""
+        """Return the positions of the examples in a row, of ``total``, that this rank works on."""
         return Share(torch.arange(total)[self.slice(total)], total)
 
     def slice(self, total: int) -> slice:
-        """A part in a row."""
+        """Return which of ``total`` examples in a row this rank works on."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def parallel(self, model: nn.Module) -> DistributedDataParallel:
@@ -69,27 +69,27 @@ class Group(Ranks):
         return DistributedDataParallel(model, device_ids=ids, process_group=self.data, gradient_as_bucket_view=True, **option)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over ranks."""
+        """Mean of a tensor of any shape (…) over ranks; not differentiable."""
         return self.total(value) / self.size
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over ranks."""
+        """Sum of a tensor of any shape (…) over ranks; not differentiable."""
         value = value.detach().clone().contiguous()
         dist.all_reduce(value, group=self.data if value.device.type == self._device.type else self._control)
         return value
 
     def joined(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks; they may differ in number, and a rank without any need not know their width."""
+        """Rows (n, …) of all ranks; they may differ in number, and a rank without any need not know their width."""
         rows = rows.detach().cpu().contiguous()
         shapes: list[Any] = [None] * self.size
         dist.all_gather_object(shapes, (tuple(rows.shape), rows.dtype), group=self._control)
-        (shape, dtype) = max(shapes, key=lambda found: (found[0][0], len(found[0])))
+        (shape, dtype) = max(shapes, key=lambda gathered: (gathered[0][0], len(gathered[0])))
         padded = torch.zeros((shape[0], *shape[1:]), dtype=dtype)
         if len(rows):
             padded[: len(rows)] = rows
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded, group=self._control)
-        return torch.cat([each[: own[0][0]] for each, own in zip(found, shapes, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self._control)
+        return torch.cat([each[: own[0][0]] for each, own in zip(gathered, shapes, strict=True)])
 
     def agree(self, stop: int, save: bool) -> Agreed:
         """What was agreed on at the step before; this step's wishes travel while the next one computes."""
@@ -115,7 +115,7 @@ class Group(Ranks):
         dist.barrier(group=self._control)
 
     def same(self, value: int, what: str) -> None:
-        """Compare a number over ranks."""
+        """Raise a RuntimeError that names ``what`` if a number differs between ranks."""
         bounds = torch.tensor([value, -value])
         dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self._control)
         if int(bounds[0]) != -int(bounds[1]):
@@ -184,9 +184,9 @@ class _Normalised:
         shape = [1, -1, *[1] * (x.ndim - 2)]
         values = x if x.dtype.itemsize >= 4 else x.float()
         own = values.sum(dims)
-        told = _Total.apply(torch.cat([own, own.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]), data)
-        count = told[-1].detach()
-        mean = told[:-1] / count
+        totals = _Total.apply(torch.cat([own, own.new_tensor([x.numel() / x.shape[1] if len(x) else 0.0])]), data)
+        count = totals[-1].detach()
+        mean = totals[:-1] / count
         centred = values - mean.view(shape)
         variance = _Total.apply(centred.square().sum(dims), data) / count
         if module.training and module.track_running_stats:

@@ -12,7 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.nn.draws import Uniform
+from atlas.nn.draws import UniformDraws
 from atlas.nn.ranks import Share
 
 
@@ -20,9 +20,9 @@ class Noise:
     """Stochastic depth, dropout and other draws of a model, drawn for whole pieces of a batch.
 
     A process that trains alone draws, piece by piece of a batch, a number for each image at every layer with stochastic depth,
-    and for each activation at a dropout or at :class:`atlas.nn.draws.Uniform`. Here a rank draws the same numbers from the same
-    generator, and takes those of its own images; so the numbers do not depend on how many ranks there are, and the generators of
-    all of them stay alike.
+    and for each activation at a dropout or at :class:`atlas.nn.draws.UniformDraws`. Here a rank draws the same numbers from the
+    same generator, and takes those of its own images; so the numbers do not depend on how many ranks there are, and the
+    generators of all of them stay alike.
 
     Draws for images cost nothing. Where they are all there is, a rank may pass its shares of several pieces at once: the order
     of a forward pass's draws is noted at the first one, and kept. With draws that are as many as activations, pieces go one by
@@ -33,7 +33,7 @@ class Noise:
         modules = list(model.modules())
         self.paths: list[Any] = [module for module in modules if isinstance(module, DropPath) and module.drop_prob]
         self.dropouts: list[Any] = [module for module in modules if isinstance(module, nn.Dropout) and module.p]
-        self.draws: list[Any] = [module for module in modules if isinstance(module, Uniform)]
+        self.draws: list[Any] = [module for module in modules if isinstance(module, UniformDraws)]
         self._calls: list[int] = []
         self._order: list[int] = []
 

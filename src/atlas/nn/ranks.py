@@ -97,21 +97,21 @@ class Ranks:
 
         Batch normalisation in the model, in place, uses the statistics of the whole batch from then on.
         """
-        told = listener()
-        if told is not None:
-            told.shared(sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad))
+        hearer = listener()
+        if hearer is not None:
+            hearer.shared(sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad))
         return model
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over ranks; not differentiable."""
+        """Mean of a tensor (…) over ranks; not differentiable."""
         return value
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum of a tensor over ranks; not differentiable."""
+        """Sum of a tensor (…) over ranks; not differentiable."""
         return value
 
     def joined(self, rows: Tensor) -> Tensor:
-        """All ranks' rows, on the CPU, one rank's after the other's."""
+        """All ranks' rows (n, …), on the CPU, one rank's after the other's."""
         return rows
 
     def agree(self, stop: int, save: bool) -> Agreed:
@@ -184,8 +184,8 @@ def mirrored(total: int, group: int, rank: int, size: int) -> list[int]:
             continue
         half = own // 2
         front = range(rank * half, (rank + 1) * half)
-        places += [first + place for place in front]
-        places += [first + count - 1 - place for place in reversed(front)]
+        places += [first + offset for offset in front]
+        places += [first + count - 1 - offset for offset in reversed(front)]
     return places
 
 
@@ -201,4 +201,4 @@ def merged(sizes: Sequence[int]) -> list[int]:
         firsts.append(list(range(begin, begin + half)))
         seconds.append(list(range(begin + half, begin + size)))
         begin += size
-    return [place for part in [*firsts, *reversed(seconds)] for place in part]
+    return [example for part in [*firsts, *reversed(seconds)] for example in part]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from atlas.nn.kinds import require_sequence
+
 
 @dataclass(frozen=True)
 class RobustReport:
@@ -35,7 +37,7 @@ class RobustReport:
 
     @property
     def sa_difference(self) -> float:
-        """``sa_best − sa_final``."""
+        """Clean accuracy of the best network minus that of the final one, ``sa_best − sa_final``."""
         return self.sa_best - self.sa_final
 
 
@@ -73,6 +75,7 @@ def robust_report(
     ValueError
         The curves have different lengths, or ``val_ra`` is empty or has gaps.
     """
+    require_sequence("a sequence of numbers, one for every epoch,", val_ra=val_ra, test_ra=test_ra, test_sa=test_sa)
     best = best_epoch(val_ra)
     if not len(val_ra) == len(test_ra) == len(test_sa):
         raise ValueError(f"the curves have {len(val_ra)}, {len(test_ra)} and {len(test_sa)} epochs")

@@ -23,8 +23,8 @@ def check_cost(cost: Tensor) -> None:
     """
     wrong = ~(cost.isfinite() & (cost >= 0))
     if bool(wrong.any()):
-        (place,) = first_place(wrong)
-        raise ValueError(f"costs must be finite and not negative; cost[{place}] is {cost[place].item()}")
+        (index,) = first_place(wrong)
+        raise ValueError(f"costs must be finite and not negative; cost[{index}] is {cost[index].item()}")
     if not bool((cost > 0).any()):
         raise ValueError("all costs are zero; at least one must be positive")
 
@@ -126,11 +126,11 @@ def context_drift(profile: Tensor) -> float:
 def drift_null(gates: Tensor, labels: Tensor, n_classes: int, *, draws: int = 200, seed: int = 0) -> Tensor:
     """Context drift of shuffled labels: whole label sequences are dealt to other sequences. (draws,)."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    drifts = []
     for _ in range(draws):
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
-        found.append(context_drift(activity_profile(gates, labels[order], n_classes)))
-    return torch.tensor(found)
+        drifts.append(context_drift(activity_profile(gates, labels[order], n_classes)))
+    return torch.tensor(drifts)
 
 
 def recovery_f1(profile: Tensor, truth: Tensor, threshold: float = 0.5) -> float:

@@ -16,12 +16,12 @@ def valid_steps(lengths: Tensor | None, steps: int) -> Tensor | None:
 
 
 def first_place(wrong: Tensor) -> tuple[int, ...]:
-    """Index of the first true entry of a tensor that has one."""
+    """Index of the first true entry of a tensor (…) that has one."""
     return tuple(wrong.nonzero()[0].tolist())
 
 
 def check_lengths(lengths: Tensor | None, batch: int, steps: int) -> None:
-    """Refuse lengths that are not one whole number per sequence, from 1 to the number of steps.
+    """Refuse lengths that are not (batch,) whole numbers, one per sequence, from 1 to the number of steps.
 
     Raises
     ------
@@ -35,12 +35,12 @@ def check_lengths(lengths: Tensor | None, batch: int, steps: int) -> None:
         raise ValueError(f"{wanted}, not of shape {tuple(lengths.shape)} and type {lengths.dtype}")
     wrong = ~((lengths >= 1) & (lengths <= steps) & _whole(lengths))
     if bool(wrong.any()):
-        place = first_place(wrong)
-        raise ValueError(f"{wanted}; {int(wrong.sum())} of another kind, the first is {lengths[place].item()} at {list(place)}")
+        index = first_place(wrong)
+        raise ValueError(f"{wanted}; {int(wrong.sum())} of another kind, the first is {lengths[index].item()} at {list(index)}")
 
 
 def check_complete(name: str, values: Tensor, read: Tensor | None = None, *, remedy: str = "") -> None:
-    """Refuse NaN and infinity.
+    """Refuse NaN and infinity in values (…) that are read.
 
     Parameters
     ----------
@@ -59,8 +59,8 @@ def check_complete(name: str, values: Tensor, read: Tensor | None = None, *, rem
     wrong = ~values.isfinite()
     wrong = wrong if read is None else wrong & read
     if bool(wrong.any()):
-        found = f"there are {int(wrong.sum())}, the first at {list(first_place(wrong))}"
-        raise ValueError(f"{name} must hold no NaN or infinity where it is read; {found}{remedy}")
+        places = f"there are {int(wrong.sum())}, the first at {list(first_place(wrong))}"
+        raise ValueError(f"{name} must hold no NaN or infinity where it is read; {places}{remedy}")
 
 
 def labelled(y: Tensor, valid: Tensor | None, ignore_index: int = -1) -> Tensor:
@@ -100,10 +100,10 @@ def check_labels(y: Tensor, known: Tensor, classes: int) -> None:
         right, wanted = (y == 0) | (y == 1), "several labels must be 0 or 1"
     wrong = known & ~right
     if bool(wrong.any()):
-        place = first_place(wrong)
+        index = first_place(wrong)
         raise ValueError(
             f"{wanted}, with −1 (or ignore_index) where there is no label; y holds {int(wrong.sum())} other, "
-            f"the first is {y[place].item()} at {list(place)}"
+            f"the first is {y[index].item()} at {list(index)}"
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from atlas.nn.kinds import require_kind, require_sequence
+
 
 @dataclass(frozen=True)
 class FlopsReport:
@@ -69,6 +71,8 @@ def flops(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Te
     KeyError
         A mask is named after no counted weight.
     """
+    require_kind(nn.Module, "an nn.Module", model=model)
+    require_sequence("the shape of one example", input_shape=input_shape)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     dense: dict[str, int] = {}
     outputs: dict[str, int] = {}

@@ -67,7 +67,7 @@ class Stack:
 
     @property
     def size(self) -> int:
-        """Number of models."""
+        """Number of models in the stack."""
         return len(self.models)
 
     @property
@@ -164,8 +164,8 @@ class Stack:
         for path, module in self.joint.named_modules():
             own = [modules[path] for modules in parts]
             fresh = [
-                [(number, hook) for number, hook in _hooks(one, before).items() if number not in known]
-                for one, known in zip(own, self._known, strict=True)
+                [(number, hook) for number, hook in _hooks(own_model, before).items() if number not in known]
+                for own_model, known in zip(own, self._known, strict=True)
                 for before in (True, False)
             ]
             if any(fresh[0::2]):
@@ -303,7 +303,9 @@ _RULES: dict[type, Callable[..., Tensor]] = {
 
 def _require_alike(models: Sequence[nn.Module]) -> None:
     """Refuse models that differ in more than values, share parameters between layers, or have buffers."""
-    shapes = [{name: (value.shape, value.dtype, value.requires_grad) for name, value in one.named_parameters()} for one in models]
+    shapes = [
+        {name: (value.shape, value.dtype, value.requires_grad) for name, value in each.named_parameters()} for each in models
+    ]
     for model, own in zip(models, shapes, strict=True):
         if own != shapes[0] or type(model) is not type(models[0]):
             raise Unstackable("the models have different parameters")

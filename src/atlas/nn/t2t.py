@@ -124,7 +124,7 @@ class TokensToTokens(nn.Module):
         self.project = nn.Linear(token_dim * cuts[-1][0] ** 2, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Cut, mix, cut, mix, cut and project."""
+        """Cut images (batch, channels, height, width), mix, cut, mix, cut and project to (batch, tokens, dim)."""
         if tuple(images.shape[-2:]) != self.img_size:
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels, where the model was built for {self.img_size}")
         tokens = self.splits[0](images).transpose(1, 2)

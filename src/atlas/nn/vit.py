@@ -28,7 +28,7 @@ from atlas.nn.anatomy import (
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision to float32, in which products and sums over tokens are safe; other types as they are."""
+    """A tensor (…) of half precision in float32, in which sums over tokens are safe; other types as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -89,12 +89,12 @@ def block_features(model: nn.Module, images: Tensor) -> list[Tensor]:
     known = [part for block in blocks.values() for _, part in attention_modules(block)]
     maps = bool(known) and all(anatomy_of(type(part)) is not None for part in known)
     features = [as_tokens(feature, maps) for feature in (*first[:1], *outputs.values())]
-    found = [at_least_float32(feature) for feature in features if feature is not None]
-    if len(found) != len(blocks) + 1:
+    kept = [at_least_float32(feature) for feature in features if feature is not None]
+    if len(kept) != len(blocks) + 1:
         raise TypeError(
             f"the blocks of {type(model).__name__} do not pass on (batch, tokens, dim): expected a timm VisionTransformer"
         )
-    return found
+    return kept
 
 
 PLAIN = ("timm.layers.attention.Attention", "timm.models.vision_transformer_relpos.RelPosAttention")
@@ -131,7 +131,7 @@ class MapTap:
             self.handles.append(site.module.qkv.register_forward_hook(self._projected))
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks from the model, which then computes as before."""
         for handle in self.handles:
             handle.remove()
 
@@ -201,10 +201,10 @@ def repeated_map(site: Site, inputs: tuple[Any, ...], options: Mapping[str, Any]
         The attention does not show its map.
     """
     attention: Any = site.module
-    found: list[Tensor] = []
+    received: list[Tensor] = []
 
     def take(module: nn.Module, given: tuple[Any, ...]) -> None:
-        found.append(given[0])
+        received.append(given[0])
         raise _MapFound
 
     mixing = getattr(attention, site.anatomy.mixing) if site.anatomy.mixing else None
@@ -214,9 +214,9 @@ def repeated_map(site: Site, inputs: tuple[Any, ...], options: Mapping[str, Any]
         (mixing if mixing is not None else attention.attn_drop).register_forward_pre_hook(take)
         with suppress(_MapFound):
             attention.forward(**arguments)
-    if not found:
+    if not received:
         raise TypeError(f"{site.path} ({type(attention).__name__}) shows no map: what it attends to is not known")
-    maps: Tensor = at_least_float32(found[0])
+    maps: Tensor = at_least_float32(received[0])
     if mixing is not None:
         bias = None if mixing.bias is None else mixing.bias.to(maps)
         maps = functional.linear(maps, mixing.weight.to(maps), bias).permute(0, 3, 1, 2)

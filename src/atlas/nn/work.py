@@ -61,19 +61,19 @@ def listening(to: Listener) -> Iterator[None]:
 
 
 def listener() -> Listener | None:
-    """Who is listening at present."""
+    """Return who is told of work at present, or ``None``."""
     return _listener.get()
 
 
 @contextmanager
 def work(kind: str) -> Iterator[None]:
     """Say of which kind the work in a ``with`` block is; the innermost block counts."""
-    told = listener()
-    if told is None:
+    hearer = listener()
+    if hearer is None:
         yield
         return
-    before = told.change(kind)
+    before = hearer.change(kind)
     try:
         yield
     finally:
-        told.change(before)
+        hearer.change(before)

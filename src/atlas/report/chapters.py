@@ -28,7 +28,7 @@ PROVENANCE_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostCell:
     """One cell of the costs; ``value`` sorts it, and is ``nan`` where nothing is known."""
 
     text: str
@@ -36,7 +36,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageFigure:
     """A figure with its HTML; a wide one takes the whole width of the page."""
 
     figure: Drawn
@@ -45,7 +45,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RowSettings:
     """What distinguishes one row: its methods' settings, where its protocol differs from the table's, and what makes it again."""
 
     title: str
@@ -67,20 +67,22 @@ class Chapter:
 
     @cached_property
     def drawn(self) -> list[Drawn]:
-        """The figures."""
+        """The figures of the table, drawn and with captions."""
         return figures(self.table)
 
     @cached_property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[PageFigure]:
         """The figures, each with its HTML."""
         return [
-            Picture(figure, Markup(inline(figure.svg, f"f{place}-{self.anchor}-", str(escape(figure.alt)))), is_wide(figure.svg))
-            for place, figure in enumerate(self.drawn)
+            PageFigure(
+                figure, Markup(inline(figure.svg, f"f{number}-{self.anchor}-", str(escape(figure.alt)))), is_wide(figure.svg)
+            )
+            for number, figure in enumerate(self.drawn)
         ]
 
     @cached_property
     def sheet(self) -> Sheet:
-        """The comparison: what is achieved."""
+        """The main table, with the metrics of what is achieved rather than what it costs."""
         outcomes = [metric for metric in shown_metrics(self.table) if not metric.is_cost]
         return Sheet(self.table, outcomes or shown_metrics(self.table))
 
@@ -91,7 +93,7 @@ class Chapter:
 
     @property
     def cost_header(self) -> list[str]:
-        """Columns of the costs."""
+        """Titles of the columns of the table of costs."""
         before = ["what it builds on"] if self.builds else []
         once = [f"{metric.label} in all" for metric in self.summed]
         return [*(metric.label for metric in self.cost_metrics), *once, *(label for _, label, _ in PROVENANCE_COSTS), *before]
@@ -108,7 +110,7 @@ class Chapter:
         return any(cell.needed_seconds for row in self.table.rows for cell in row.cells)
 
     @cached_property
-    def costs(self) -> list[tuple[Row, list[Cost]]]:
+    def costs(self) -> list[tuple[Row, list[CostCell]]]:
         """What every row costs; stages that left a record among them."""
         stages = [row for row in self.table.stages if row.evaluated]
         before = [_builds_on] if self.builds else []
@@ -125,17 +127,17 @@ class Chapter:
             for row in [*self.table.rows, *stages]
         ]
 
-    def _declared(self, row: Row) -> list[Cost]:
-        found = [(metric, *mean_and_sd(list(row.values(metric.name).values()))) for metric in self.cost_metrics]
-        return [Cost(metric_text(metric, mean, sd), mean) for metric, mean, sd in found]
+    def _declared(self, row: Row) -> list[CostCell]:
+        statistics = [(metric, *mean_and_sd(list(row.values(metric.name).values()))) for metric in self.cost_metrics]
+        return [CostCell(metric_text(metric, mean, sd), mean) for metric, mean, sd in statistics]
 
-    def _summed(self, row: Row) -> list[Cost]:
-        found = [training(self.table, row, metric) for metric in self.summed]
-        return [Cost(metric_text(one.metric, one.total), one.total) for one in found]
+    def _summed(self, row: Row) -> list[CostCell]:
+        trainings = [training(self.table, row, metric) for metric in self.summed]
+        return [CostCell(metric_text(cost.metric, cost.total), cost.total) for cost in trainings]
 
     @property
     def state(self) -> str:
-        """How many runs are there, in words."""
+        """How many methods there are, and how many of their runs are evaluated, in words."""
         cells = [cell for row in self.table.rows for cell in row.cells]
         done = sum(cell.state == "done" for cell in cells)
         return f"{len(self.table.rows)} methods, {done} of {len(cells)} runs evaluated"
@@ -151,28 +153,28 @@ class Chapter:
 
     @property
     def latex(self) -> str:
-        """The table for a paper."""
+        """The main table in LaTeX, to put into a paper."""
         return sheet_latex(Sheet(self.table, shown_metrics(self.table)))
 
     @cached_property
     def protocol(self) -> list[tuple[str, str]]:
-        """Settings that all rows share."""
+        """Settings of the protocol that all rows share, by name."""
         every = [protocol_of(row) for row in self.table.rows]
         return [item for item in every[0].items() if all(other.get(item[0]) == item[1] for other in every)] if every else []
 
     @cached_property
-    def settings(self) -> list[Settings]:
-        """Settings of each row."""
+    def settings(self) -> list[RowSettings]:
+        """Settings of each row beyond those that all share."""
         shared = dict(self.protocol)
-        found = []
+        settings = []
         for row in [*self.table.rows, *self.table.stages]:
             own = {f"protocol.{name}": value for name, value in protocol_of(row).items() if shared.get(name) != value}
-            found.append(Settings(row.title, row.name, [*settings_of(row).items(), *own.items()], again(row)))
-        return found
+            settings.append(RowSettings(row.title, row.name, [*settings_of(row).items(), *own.items()], again(row)))
+        return settings
 
     @cached_property
     def cells(self) -> list[tuple[Row, Cell]]:
-        """Every evaluated run."""
+        """Every evaluated run of the chapter, after the row to which it belongs."""
         rows = [*self.table.rows, *self.table.stages]
         return [(row, cell) for row in rows for cell in row.cells if cell.state == "done"]
 
@@ -184,23 +186,23 @@ def again(row: Row) -> str:
     return f"atlas train --tier {run.tier} --force --evaluate {shlex.quote(name)}"
 
 
-def _recorded(row: Row) -> Callable[[tuple[str, str, Callable[[float], str]]], Cost]:
+def _recorded(row: Row) -> Callable[[tuple[str, str, Callable[[float], str]]], CostCell]:
     """Mean of something that every run records about itself."""
 
-    def cost(column: tuple[str, str, Callable[[float], str]]) -> Cost:
+    def cost(column: tuple[str, str, Callable[[float], str]]) -> CostCell:
         name, _, show = column
         values = [value for cell in row.cells if (value := cell.seconds(name)) is not None]
         mean = mean_and_sd(values)[0]
-        return Cost(show(mean) if values else "–", mean)
+        return CostCell(show(mean) if values else "–", mean)
 
     return cost
 
 
-def _builds_on(row: Row) -> Cost:
+def _builds_on(row: Row) -> CostCell:
     """Mean training time of the runs that a row builds upon."""
     values = [sum(cell.needed_seconds.values()) for cell in row.cells if cell.needed_seconds]
     mean = mean_and_sd(values)[0]
-    return Cost(duration(mean) if values else "–", mean)
+    return CostCell(duration(mean) if values else "–", mean)
 
 
 def protocol_of(row: Row) -> dict[str, str]:
@@ -218,11 +220,11 @@ def settings_of(row: Row) -> dict[str, str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as one level of text."""
-    found: dict[str, str] = {}
+    """Return nested settings as texts by dotted name."""
+    entries: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found.update(flat(value, f"{prefix}{key}."))
+            entries.update(flat(value, f"{prefix}{key}."))
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) and value else json.dumps(value)
-    return found
+            entries[f"{prefix}{key}"] = value if isinstance(value, str) and value else json.dumps(value)
+    return entries

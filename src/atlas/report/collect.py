@@ -46,7 +46,7 @@ class Cell:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the numbers come from."""
+        """Where the numbers come from: machine, code and costs of the run; empty if nothing is recorded."""
         return _mapping(self.content.get("provenance"))
 
     @property
@@ -168,7 +168,7 @@ class Row:
 
     @cached_property
     def declared(self) -> dict[str, Metric]:
-        """The row's metrics by name."""
+        """Metrics that the row's method declares, by their names."""
         return {metric.name: metric for metric in self.metrics}
 
     def values(self, metric: str) -> dict[int, float]:
@@ -179,8 +179,8 @@ class Row:
         """Seed to why it has no value of a metric, in two words; empty if the row does not declare the metric."""
         if metric not in self.declared:
             return {}
-        found = {cell.run.seed: cell.why_missing(metric) for cell in self.cells}
-        return {seed: reason for seed, reason in found.items() if reason}
+        reasons = {cell.run.seed: cell.why_missing(metric) for cell in self.cells}
+        return {seed: reason for seed, reason in reasons.items() if reason}
 
     @property
     def evaluated(self) -> int:
@@ -222,7 +222,7 @@ class Table:
 
     @cached_property
     def timings(self) -> list[Metric]:
-        """Declared measurements of time."""
+        """Declared metrics that measure time."""
         return [metric for metric in self._declared if metric.measured]
 
     @cached_property
@@ -241,12 +241,12 @@ class Table:
 
 
 def collect_cell(run: Run) -> Cell:
-    """Read what a run has left."""
+    """Read the metrics or the failure that a run has left."""
     return Cell(run, read_json(run.metrics), read_json(run.failure))
 
 
 def collect_table(study: Study, task: str, dataset: str) -> Table:
-    """Read every run of a table."""
+    """Read every run of the table of a task and a dataset, rows and stages."""
     table = Table(study, task, dataset)
     for (row_task, row_dataset, name), runs in study.by_row.items():
         if (row_task, row_dataset) == (task, dataset):
@@ -257,5 +257,5 @@ def collect_table(study: Study, task: str, dataset: str) -> Table:
 
 
 def collect(study: Study) -> list[Table]:
-    """Read every table of a study."""
+    """Read every table of a study, in the order of the study."""
     return [collect_table(study, task, dataset) for task, dataset in study.tables]

@@ -78,7 +78,7 @@ class Results:
         return cls(name, numbers, verdicts, tuple(machines))
 
     @classmethod
-    def at(cls, place: str, folder: str = "results/demo") -> Results:
+    def at(cls, source: str, folder: str = "results/demo") -> Results:
         """Read a folder, or what a git revision holds at ``folder`` (``REVISION:FOLDER`` names another).
 
         Raises
@@ -86,12 +86,12 @@ class Results:
         UserError
             It is neither a folder nor a revision that holds one.
         """
-        if Path(place).is_dir():
-            root = Path(place)
+        if Path(source).is_dir():
+            root = Path(source)
             files = [path for path in sorted(root.rglob("*")) if path.name in ("metrics.json", "claims.csv") and path.is_file()]
-            return cls.read(place, {path.relative_to(root).as_posix(): path.read_text() for path in files})
-        revision, _, own = place.partition(":")
-        return cls.read(place, dict(_files_of_revision(revision, own or folder, place)))
+            return cls.read(source, {path.relative_to(root).as_posix(): path.read_text() for path in files})
+        revision, _, own = source.partition(":")
+        return cls.read(source, dict(_files_of_revision(revision, own or folder, source)))
 
 
 def _machine(provenance: Mapping[str, Any]) -> str:
@@ -100,14 +100,14 @@ def _machine(provenance: Mapping[str, Any]) -> str:
     return f"{provenance.get('hardware', 'unknown')}{f', {kernels} kernels' if kernels else ''}"
 
 
-def _files_of_revision(revision: str, folder: str, place: str) -> Iterator[tuple[str, str]]:
+def _files_of_revision(revision: str, folder: str, source: str) -> Iterator[tuple[str, str]]:
     """Relative path and text of the files that matter below a folder, as a revision holds them."""
     try:
         done = subprocess.run(["git", "archive", "--format=tar", f"{revision}:{folder}"], capture_output=True)
     except OSError:
-        raise UserError(f"{place} is not a folder, and there is no git to ask for a revision of that name") from None
+        raise UserError(f"{source} is not a folder, and there is no git to ask for a revision of that name") from None
     if done.returncode:
-        raise UserError(f"{place} is neither a folder nor a git revision that holds {folder}")
+        raise UserError(f"{source} is neither a folder nor a git revision that holds {folder}")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         for member in archive:
             if PurePosixPath(member.name).name in ("metrics.json", "claims.csv") and (stream := archive.extractfile(member)):
@@ -133,8 +133,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two results side by side."""
+class ResultsComparison:
+    """Two studies' results side by side: which numbers and verdicts differ, and by how much."""
 
     first: Results
     second: Results
@@ -142,9 +142,9 @@ class Comparison:
     shared: int = 0
 
     @classmethod
-    def of(cls, first: Results, second: Results) -> Comparison:
+    def of(cls, first: Results, second: Results) -> ResultsComparison:
         """Hold every number that both have against the other; the largest drift comes first."""
-        found: list[Difference] = []
+        differences: list[Difference] = []
         shared = 0
         for key in sorted(set(first.numbers) & set(second.numbers)):
             ours, theirs = first.numbers[key], second.numbers[key]
@@ -153,9 +153,16 @@ class Comparison:
                 shared += 1
                 if not _same(ours[seed], theirs[seed]):
                     drift = abs(ours[seed] - theirs[seed]) / spread if spread > 0 else math.nan
-                    found.append(Difference(*key, seed, ours[seed], theirs[seed], drift))
-        found.sort(key=lambda one: (-math.inf if math.isnan(one.drift) else -one.drift, one.row, one.metric, one.seed))
-        return cls(first, second, found, shared)
+                    differences.append(Difference(*key, seed, ours[seed], theirs[seed], drift))
+        differences.sort(
+            key=lambda difference: (
+                -math.inf if math.isnan(difference.drift) else -difference.drift,
+                difference.row,
+                difference.metric,
+                difference.seed,
+            )
+        )
+        return cls(first, second, differences, shared)
 
     @cached_property
     def verdicts(self) -> list[tuple[str, str, str]]:
@@ -175,12 +182,12 @@ class Comparison:
     @cached_property
     def largest(self) -> Difference | None:
         """The difference that is largest beside its row's spread over seeds."""
-        measured = [one for one in self.differences if not math.isnan(one.drift)]
-        return max(measured, key=lambda one: one.drift, default=None)
+        measured = [difference for difference in self.differences if not math.isnan(difference.drift)]
+        return max(measured, key=lambda difference: difference.drift, default=None)
 
     @property
     def headline(self) -> str:
-        """The answer in one line."""
+        """One line that says how many numbers and verdicts are alike, and which drifted most."""
         alike = f"{self.shared - len(self.differences):,} of {self.shared:,} numbers alike"
         verdicts = f"{self.judged - len(self.verdicts)} of {self.judged} verdicts alike"
         if not self.differences:
@@ -206,7 +213,9 @@ class Comparison:
         if self.verdicts:
             parts.append(f"\n## Verdicts that differ\n\n{grid(('claim', 'first', 'second'), self.verdicts)}")
         if self.differences:
-            parts.append(f"\n## Numbers that differ\n\n{grid(HEADER, [one.cells for one in self.differences[:limit]])}")
+            parts.append(
+                f"\n## Numbers that differ\n\n{grid(HEADER, [difference.cells for difference in self.differences[:limit]])}"
+            )
             if limit is not None and len(self.differences) > limit:
                 parts.append(f"\n… and {len(self.differences) - limit:,} more; --output FILE.md or FILE.html holds all.\n")
         for name, items in self.only():
@@ -231,7 +240,7 @@ def _cells(results: Results) -> set[str]:
 def agree(first: str, second: str) -> bool:
     """Whether two verdicts do not contradict each other."""
     plain = {first.removesuffix(FRAGILE), second.removesuffix(FRAGILE)}
-    fragile = [one for one in (first, second) if one.endswith(FRAGILE)]
+    fragile = [shown for shown in (first, second) if shown.endswith(FRAGILE)]
     return len(plain) == 1 or ("inconclusive" in plain and bool(fragile))
 
 
@@ -245,7 +254,7 @@ def _spread(ours: list[float], theirs: list[float]) -> float:
     return math.sqrt(math.fsum(sd**2 for sd in deviations) / len(deviations)) if deviations else math.nan
 
 
-def compare(first: str, second: str) -> Comparison:
+def compare(first: str, second: str) -> ResultsComparison:
     """Compare two results folders, or a folder and what a git revision holds at its place.
 
     Parameters
@@ -259,6 +268,6 @@ def compare(first: str, second: str) -> Comparison:
     UserError
         One of them holds no results.
     """
-    folders = [Path(place) for place in (first, second) if Path(place).is_dir()]
-    place = folders[0].as_posix() if folders and not folders[0].is_absolute() else "results/demo"
-    return Comparison.of(Results.at(first, place), Results.at(second, place))
+    folders = [Path(folder) for folder in (first, second) if Path(folder).is_dir()]
+    folder = folders[0].as_posix() if folders and not folders[0].is_absolute() else "results/demo"
+    return ResultsComparison.of(Results.at(first, folder), Results.at(second, folder))

@@ -20,7 +20,7 @@ EQUAL = 1.1
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingCost:
     """Work of a row's training, on average over its seeds.
 
     Attributes
@@ -38,7 +38,7 @@ class Training:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Work of the row's own runs and of those that it builds upon."""
         return self.own + self.before
 
     @property
@@ -48,7 +48,7 @@ class Training:
         return f"{own} + {metric_text(self.metric, self.before)} once before" if self.before else own
 
 
-def training(table: Table, row: Row, metric: Metric) -> Training:
+def training(table: Table, row: Row, metric: Metric) -> TrainingCost:
     """What the training of a row takes, counted by a metric."""
     own = row.values(metric.name)
     before: list[float] = []
@@ -56,32 +56,32 @@ def training(table: Table, row: Row, metric: Metric) -> Training:
     for cell in row.cells:
         if cell.run.seed not in own:
             continue
-        found = 0.0
+        earlier = 0.0
         for needed in needs(cell.run):
             source = table.row(needed.method)
             value = source.values(metric.name).get(needed.seed) if source else None
             if value is None:
                 uncounted[source.title if source else needed.method] = None
-            found += value or 0.0
-        before.append(found)
-    return Training(metric, mean_and_sd(list(own.values()))[0], mean_and_sd(before)[0], tuple(uncounted))
+            earlier += value or 0.0
+        before.append(earlier)
+    return TrainingCost(metric, mean_and_sd(list(own.values()))[0], mean_and_sd(before)[0], tuple(uncounted))
 
 
 def needs(run: Run) -> list[Run]:
     """Every run that a run builds upon, near and far, once each."""
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for needed in run.needs.values():
-        found[needed.cell] = needed
-        found.update({further.cell: further for further in needs(needed)})
-    return list(found.values())
+        runs[needed.cell] = needed
+        runs.update({further.cell: further for further in needs(needed)})
+    return list(runs.values())
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the two sides of a comparison take."""
+    """What training takes on the two sides of a comparison."""
 
-    ours: Training
-    theirs: Training
+    ours: TrainingCost
+    theirs: TrainingCost
 
     @property
     def ratio(self) -> float:
@@ -95,7 +95,7 @@ class Costs:
 
     @property
     def text(self) -> str:
-        """Both sides, and whether they are equal."""
+        """The costs of both sides in words, and whether they are equal."""
         sides = f"{self.ours.metric.label}: {self.ours.text} against {self.theirs.text}"
         if math.isnan(self.ratio):
             return sides

@@ -58,7 +58,7 @@ def parse_verdicts(text: str) -> dict[str, str]:
 
 
 def coverage(verdicts: Verdicts) -> str:
-    """The page as Markdown."""
+    """Render as Markdown which headline of each abstract is judged by which claim, and how it stands."""
     claims, headlines = load_claims(), load_headlines()
     lines = [HEAD]
     for slug in sorted(load().papers):
@@ -77,11 +77,11 @@ def coverage(verdicts: Verdicts) -> str:
 
 def _rows(headline: Headline, claims: list[Claim], verdicts: Verdicts) -> list[str]:
     """Lines of one sentence: one for each claim that answers it; the sentence stands in the first."""
-    said = headline.statement + (f" *{headline.note}*" if headline.note else "")
+    sentence = headline.statement + (f" *{headline.note}*" if headline.note else "")
     if not claims:
-        return [f"| {said} | | {MISSING} | |"]
-    told = [f"{_compared(claim)} | `{claim.id}`: {claim.statement} | {_state(claim, verdicts)} |" for claim in claims]
-    return [f"| {said} | {told[0]}", *(f"| | {line}" for line in told[1:])]
+        return [f"| {sentence} | | {MISSING} | |"]
+    lines = [f"{_compared(claim)} | `{claim.id}`: {claim.statement} | {_state(claim, verdicts)} |" for claim in claims]
+    return [f"| {sentence} | {lines[0]}", *(f"| | {line}" for line in lines[1:])]
 
 
 def _compared(claim: Claim) -> str:

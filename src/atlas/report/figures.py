@@ -78,7 +78,7 @@ def figures(table: Table) -> list[Drawn]:
     folder = table.study.results / "figures" / table.task / table.dataset
     index = read_json(folder / "index.json")
     if index.get("metrics_digest") == metrics_digest(table.study.matching(table.task, table.dataset)):
-        found = [(item, folder / f"{item['name']}.svg") for item in index.get("figures", [])]
-        if all(path.is_file() for _, path in found):
-            return [Drawn(**item, svg=path.read_text()) for item, path in found]
+        drawn = [(item, folder / f"{item['name']}.svg") for item in index.get("figures", [])]
+        if all(path.is_file() for _, path in drawn):
+            return [Drawn(**item, svg=path.read_text()) for item, path in drawn]
     return draw(table)

@@ -27,8 +27,8 @@ def film_svg(film: Film) -> str:
     tall, scale = COLUMN * height / width, COLUMN / width
     frames = max(len(pictures) for pictures in film.columns.values() if pictures.ndim == 4)
     parts = []
-    for place, (title, pictures) in enumerate(film.columns.items()):
-        left = place * (COLUMN + GAP)
+    for column, (title, pictures) in enumerate(film.columns.items()):
+        left = column * (COLUMN + GAP)
         parts += [
             f'<text x="{left + COLUMN / 2:g}" y="{LINE * (line + 1):g}">{escape(text)}</text>'
             for line, text in enumerate(titles[title])

@@ -44,19 +44,19 @@ def headline_figure(table: Table, colors: Mapping[str, str]) -> FigureEntry | No
 
 
 def draw_headline(table: Table, metric: Metric, colors: Mapping[str, str]) -> Figure:
-    """Draw the dot plot."""
+    """Draw a metric of every row as dots, one per seed, with the interval of the mean."""
     import matplotlib.pyplot as plt
 
     rows = [row for row in table.rows if row.values(metric.name)]
     figure, axes = plt.subplots(figsize=(6, 0.8 + 0.36 * len(rows)))
-    for place, row in enumerate(reversed(rows)):
+    for height, row in enumerate(reversed(rows)):
         values = list(row.values(metric.name).values())
         color = colors[row.name]
-        found = interval(values)
-        if found.bounded and found.low < found.high:
-            axes.plot([found.low, found.high], [place, place], color=color, linewidth=1.2, alpha=0.55)
-        axes.scatter(values, [place] * len(values), color=color, s=30, alpha=0.7, edgecolor="white", linewidth=0.6, zorder=3)
-        axes.plot([found.mean] * 2, [place - 0.26, place + 0.26], color=color, linewidth=2.6, solid_capstyle="round", zorder=4)
+        bounds = interval(values)
+        if bounds.bounded and bounds.low < bounds.high:
+            axes.plot([bounds.low, bounds.high], [height, height], color=color, linewidth=1.2, alpha=0.55)
+        axes.scatter(values, [height] * len(values), color=color, s=30, alpha=0.7, edgecolor="white", linewidth=0.6, zorder=3)
+        axes.plot([bounds.mean] * 2, [height - 0.26, height + 0.26], color=color, linewidth=2.6, solid_capstyle="round", zorder=4)
     axes.set_yticks(range(len(rows)), [textwrap.fill(row.title, LABEL) for row in reversed(rows)])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
@@ -74,22 +74,22 @@ def _focus(axes: Axes, values: Sequence[float]) -> None:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RowCost:
     """What a row costs, on average over its seeds."""
 
     metric: Metric
     values: dict[str, float]
 
 
-def cost_of(table: Table) -> Cost | None:
+def cost_of(table: Table) -> RowCost | None:
     """The cost that tells rows apart: the first declared one that differs, else the time of training."""
     for metric in [*table.metrics, *table.timings]:
         if metric.is_cost:
             values = {row.name: _mean_cost(table, row, metric) for row in table.rows}
             if _differ(values, MEASURED if metric.measured else COUNTED):
-                return Cost(metric, values)
+                return RowCost(metric, values)
     seconds = {row.name: train_seconds(row) for row in table.rows}
-    return Cost(TIME, seconds) if _differ(seconds, MEASURED) else None
+    return RowCost(TIME, seconds) if _differ(seconds, MEASURED) else None
 
 
 def _mean_cost(table: Table, row: Row, metric: Metric) -> float:
@@ -114,7 +114,7 @@ def cost_figure(table: Table, colors: Mapping[str, str]) -> FigureEntry | None:
     if metric is None or cost is None or metric.better == "neither" or metric.name == cost.metric.name:
         return None
     points = [(row, cost.values[row.name], mean_and_sd(list(row.values(metric.name).values()))[0]) for row in table.rows]
-    points = [(row, spent, got) for row, spent, got in points if not (math.isnan(spent) or math.isnan(got))]
+    points = [(row, spent, value) for row, spent, value in points if not (math.isnan(spent) or math.isnan(value))]
     if len(points) < 2:
         return None
     where = " on the machine that ran it" if cost.metric is TIME else ""
@@ -140,11 +140,11 @@ def draw_cost(points: Sequence[tuple[Row, float, float]], metric: Metric, cost: 
 
     columns = 2 if max(len(row.title) for row, _, _ in points) > LABEL else 3
     figure, axes = plt.subplots(figsize=(6, 3.0 + 0.22 * math.ceil(len(points) / columns)), layout="constrained")
-    for place, (row, spent, got) in enumerate(points):
-        marker = "osD^vP"[(place // 10) % 6]
-        axes.scatter([spent], [got], color=colors[row.name], marker=marker, s=46, edgecolor="white", label=row.title, zorder=3)
+    for index, (row, spent, value) in enumerate(points):
+        marker = "osD^vP"[(index // 10) % 6]
+        axes.scatter([spent], [value], color=colors[row.name], marker=marker, s=46, edgecolor="white", label=row.title, zorder=3)
     _scale_axis(axes, "x", cost, [spent for _, spent, _ in points])
-    _scale_axis(axes, "y", metric, [got for _, _, got in points])
+    _scale_axis(axes, "y", metric, [value for _, _, value in points])
     figure.legend(loc="outside lower center", ncols=columns, handletextpad=0.2)
     return figure
 
@@ -159,13 +159,13 @@ def _scale_axis(axes: Axes, which: str, metric: Metric, values: Sequence[float])
         axes.set(**{f"{which}scale": "log"})
         axis.set_major_locator(LogLocator(numticks=8))
         axis.set_minor_formatter(NullFormatter())
-        axis.set_major_formatter(FuncFormatter(lambda value, place: quantity(".3g", value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, position: quantity(".3g", value)))
     elif metric is TIME:
-        axis.set_major_formatter(FuncFormatter(lambda value, place: duration(value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, position: duration(value)))
     elif metric.format.endswith("%"):
         axis.set_major_formatter(PercentFormatter(1.0))
     elif max(map(abs, values)) >= 1e5 or max(map(abs, values)) < 1e-3:
-        axis.set_major_formatter(FuncFormatter(lambda value, place: quantity(".4g", value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, position: quantity(".4g", value)))
 
 
 def _better(metric: Metric) -> str:

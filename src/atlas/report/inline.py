@@ -13,7 +13,7 @@ from atlas.report.style import INK, LINE, PAPER, QUIET
 
 # Colours of the style and the palette, to the variables of the style sheet that stand for them in light and dark.
 VARIABLES = {INK: "--ink", QUIET: "--quiet", LINE: "--line", PAPER: "--paper"}
-VARIABLES |= {color.lower(): f"--series-{place}" for place, color in enumerate(PALETTE)}
+VARIABLES |= {color.lower(): f"--series-{number}" for number, color in enumerate(PALETTE)}
 COLOR = re.compile("|".join(map(re.escape, VARIABLES)), re.IGNORECASE)
 IDENTIFIER = re.compile(r'(\bid="|url\(#|href="#)')
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
@@ -41,8 +41,8 @@ def inline(svg: str, prefix: str, label: str) -> str:
     body = svg[svg.index("<svg") :]
     for pattern in (COMMENT, UNTHEMED_STYLE, METADATA):
         body = pattern.sub("", body)
-    body = IDENTIFIER.sub(lambda found: found[1] + prefix, body)
-    body = COLOR.sub(lambda found: f"var({VARIABLES[found[0].lower()]})", body)
+    body = IDENTIFIER.sub(lambda match: match[1] + prefix, body)
+    body = COLOR.sub(lambda match: f"var({VARIABLES[match[0].lower()]})", body)
     width, height = size(svg)
     opening = f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}" style="max-width:{width / 12:.1f}rem">'
     # Matplotlib's own style sheet, without which lines get corners and butts.
@@ -62,5 +62,5 @@ def is_wide(svg: str) -> bool:
 
 def size(svg: str) -> tuple[float, float]:
     """Width and height of an SVG's coordinate system."""
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    return (float(found[1]), float(found[2])) if found else (504.0, 280.0)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    return (float(box[1]), float(box[2])) if box else (504.0, 280.0)

@@ -12,9 +12,9 @@ SPECIAL |= {"<": "$<$", ">": "$>$", "|": "$|$", "\u202f": r"\,", "\u00a0": "~", 
 SPECIAL |= {"±": r"$\pm$", "†": r"$^\dagger$", "–": "--", "—": "---", "−": "$-$", "·": r"$\cdot$", "…": r"\ldots{}"}
 SPECIAL |= {"×": r"$\times$", "÷": r"$\div$", "≤": r"$\leq$", "≥": r"$\geq$", "‖": r"$\|$", "→": r"$\to$", "∞": r"$\infty$"}
 GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho  sigma tau upsilon phi chi psi omega"
-SPECIAL |= {chr(0x3B1 + place): f"$\\{name}$" for place, name in enumerate(GREEK.split(" ")) if name}
-SPECIAL |= {chr(0x391 + place): f"$\\{name}$" for place, name in ((2, "Gamma"), (3, "Delta"), (7, "Theta"), (10, "Lambda"))}
-SPECIAL |= {chr(0x391 + place): f"$\\{name}$" for place, name in ((15, "Pi"), (18, "Sigma"), (21, "Phi"), (24, "Omega"))}
+SPECIAL |= {chr(0x3B1 + offset): f"$\\{name}$" for offset, name in enumerate(GREEK.split(" ")) if name}
+SPECIAL |= {chr(0x391 + offset): f"$\\{name}$" for offset, name in ((2, "Gamma"), (3, "Delta"), (7, "Theta"), (10, "Lambda"))}
+SPECIAL |= {chr(0x391 + offset): f"$\\{name}$" for offset, name in ((15, "Pi"), (18, "Sigma"), (21, "Phi"), (24, "Omega"))}
 SPECIAL |= {BOLD[0]: r"\textbf{", BOLD[1]: "}"}
 DIGITS = dict(zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True))
 DIGITS |= dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
@@ -23,10 +23,10 @@ LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 
 
 def escape(text: str) -> str:
-    """Escape text for LaTeX."""
+    """Escape the characters of a text that mean something to LaTeX."""
     escaped = "".join(SPECIAL.get(character, character) for character in text)
-    escaped = RAISED.sub(lambda found: f"$^{{{_digits(found[0])}}}$", escaped)
-    return LOWERED.sub(lambda found: f"$_{{{_digits(found[0])}}}$", escaped)
+    escaped = RAISED.sub(lambda match: f"$^{{{_digits(match[0])}}}$", escaped)
+    return LOWERED.sub(lambda match: f"$_{{{_digits(match[0])}}}$", escaped)
 
 
 def _digits(text: str) -> str:

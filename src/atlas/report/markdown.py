@@ -11,7 +11,7 @@ ENTITIES = {"<": "&lt;", ">": "&gt;", "|": "\\|"}
 
 def escape(text: str) -> str:
     """Escape what Markdown or HTML would take for markup."""
-    return SPECIAL.sub(lambda found: ENTITIES.get(found[1], "\\" + found[1]), " ".join(text.split()))
+    return SPECIAL.sub(lambda match: ENTITIES.get(match[1], "\\" + match[1]), " ".join(text.split()))
 
 
 def cell(text: str) -> str:
@@ -27,7 +27,7 @@ def _inner(text: str) -> str:
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Render a header and rows as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(cell(str(text)) for text in line) + " |\n" for line in lines)
 

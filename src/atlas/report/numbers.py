@@ -101,12 +101,12 @@ def _finer(form: str) -> str:
 
 
 def effect_unit(metric: Metric | None, compare: str) -> str:
-    """Unit that follows an effect."""
+    """Return the unit to print after an effect: percentage points, or nothing."""
     return " points" if compare == "difference" and metric is not None and metric.format.endswith("%") else ""
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Say a number of seconds as people do, in s, min or h."""
     if seconds < 90:
         return f"{seconds:.0f}{SPACE}s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f}{SPACE}s"
     if seconds < 5400:
@@ -115,5 +115,5 @@ def duration(seconds: float) -> str:
 
 
 def memory(mebibytes: float) -> str:
-    """Mebibytes as people say them."""
+    """Say a number of mebibytes as people do, in MiB or GiB."""
     return f"{mebibytes / 1024:.1f}{SPACE}GiB" if mebibytes >= 1024 else f"{mebibytes:.0f}{SPACE}MiB"

@@ -31,7 +31,7 @@ class Kind:
 
     @property
     def count(self) -> int:
-        """Number of claims."""
+        """Number of claims of this kind, over all verdicts."""
         return sum(count for _, count in self.counts)
 
 
@@ -62,13 +62,13 @@ class Overview:
     @cached_property
     def run(self) -> list[Judged]:
         """Claims that were judged at all."""
-        return [one for one in self.judged if one.verdict != "not run"]
+        return [judgement for judgement in self.judged if judgement.verdict != "not run"]
 
     @cached_property
     def kinds(self) -> list[Kind]:
         """Kinds of evidence, with the number of claims per verdict as it is told."""
-        found = [(name, Counter(one.told for one in self.run if one.evidence == name)) for name in KINDS]
-        return [Kind(LEADS[name], [(told, counts[told]) for told in TOLD if counts[told]]) for name, counts in found if counts]
+        tallies = [(name, Counter(judgement.told for judgement in self.run if judgement.evidence == name)) for name in KINDS]
+        return [Kind(LEADS[name], [(sign, counts[sign]) for sign in TOLD if counts[sign]]) for name, counts in tallies if counts]
 
     @cached_property
     def findings(self) -> list[Judged]:
@@ -85,20 +85,20 @@ class Overview:
 
     @cached_property
     def papers(self) -> list[tuple[Paper, list[Judged]]]:
-        """Each paper with its claims."""
-        found = load().papers
-        slugs = dict.fromkeys(one.claim.paper for one in self.judged)
-        return [(found[slug], [one for one in self.judged if one.claim.paper == slug]) for slug in slugs]
+        """Each paper of the study with its judged claims."""
+        papers = load().papers
+        slugs = dict.fromkeys(judgement.claim.paper for judgement in self.judged)
+        return [(papers[slug], [judgement for judgement in self.judged if judgement.claim.paper == slug]) for slug in slugs]
 
     @property
     def spoken(self) -> list[tuple[Paper, list[Judged]]]:
         """Papers of which some claim was judged."""
-        return [(paper, judged) for paper, judged in self.papers if any(one.verdict != "not run" for one in judged)]
+        return [(paper, judged) for paper, judged in self.papers if any(judgement.verdict != "not run" for judgement in judged)]
 
     @property
     def silent(self) -> list[tuple[Paper, list[Judged]]]:
         """Papers of which none was: the page folds them away."""
-        return [(paper, judged) for paper, judged in self.papers if all(one.verdict == "not run" for one in judged)]
+        return [(paper, judged) for paper, judged in self.papers if all(judgement.verdict == "not run" for judgement in judged)]
 
     @property
     def runs(self) -> str:
@@ -116,7 +116,7 @@ class Overview:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Term and description of each fact."""
+        """Facts on the study for the head of the report: a term and its description each."""
         facts = [
             ("runs", self.runs),
             ("seeds", self.seeds),
@@ -163,7 +163,7 @@ class Overview:
 
     @property
     def commit(self) -> str:
-        """Commits that computed the runs."""
+        """Commits of the code that computed the runs, most common first."""
         commits = Counter(str(source.get("git_commit"))[:10] for source in self.sources)
         changed = sum(bool(source.get("git_dirty")) for source in self.sources)
         text = _listed([commit for commit, _ in commits.most_common()], most=4)
@@ -172,10 +172,10 @@ class Overview:
     @property
     def packages(self) -> str:
         """Versions that the numbers depend on most."""
-        found = [source.get("packages") for source in self.sources]
-        versions = [one for one in found if isinstance(one, dict)]
+        recorded = [source.get("packages") for source in self.sources]
+        versions = [held for held in recorded if isinstance(held, dict)]
         python = _common(self.sources, "python")
-        names = [f"{name} {_listed(sorted({str(one[name]) for one in versions if name in one}))}" for name in PACKAGES]
+        names = [f"{name} {_listed(sorted({str(held[name]) for held in versions if name in held}))}" for name in PACKAGES]
         return ", ".join([*([f"Python {python}"] if python else []), *(name for name in names if not name.endswith(" "))])
 
 
@@ -190,8 +190,8 @@ def _listed(names: list[str], most: int = 6) -> str:
 
 def _common(sources: list[dict[str, Any]], key: str) -> str:
     """The values of a key, most common first."""
-    found = Counter(str(source[key]) for source in sources if source.get(key))
-    return _listed([name for name, _ in found.most_common()], most=3)
+    counts = Counter(str(source[key]) for source in sources if source.get(key))
+    return _listed([name for name, _ in counts.most_common()], most=3)
 
 
 def _time(text: Any) -> datetime | None:

@@ -51,7 +51,7 @@ def write_report(study: Study) -> Path:
 
 
 def page(study: Study, overview: Overview, chapters: list[tuple[Task, list[Chapter]]]) -> str:
-    """Render the page."""
+    """Render the overview and all chapters as one HTML page that needs no other file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -84,13 +84,13 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def _sign_class(told: str) -> str:
+def _sign_class(sign: str) -> str:
     """Classes of the style sheet for a verdict as it is told."""
-    return told.replace(", ", " ").replace("not run", "not-run")
+    return sign.replace(", ", " ").replace("not run", "not-run")
 
 
-def _rank(one: Judged) -> int:
-    return VERDICTS.index(one.verdict)
+def _rank(judgement: Judged) -> int:
+    return VERDICTS.index(judgement.verdict)
 
 
 def _outdated(chapter: Chapter) -> bool:
@@ -102,7 +102,7 @@ def markdown(study: Study, overview: Overview, chapters: list[tuple[Task, list[C
     """The report's content for terminals and pull requests."""
     parts = [f"# Atlas, {study.tier} study: {overview.headline}\n\n{escape(study.description)}\n\n"]
     for kind in overview.kinds:
-        counts = [f"{SIGNS[told.partition(',')[0]]} {count} {told}" for told, count in kind.counts]
+        counts = [f"{SIGNS[sign.partition(',')[0]]} {count} {sign}" for sign, count in kind.counts]
         parts.append(f"- {kind.count} {kind.name}: {' · '.join(counts)}\n")
     parts.append("\n" * bool(overview.kinds))
     parts += [f"- {term}: {escape(text)}\n" for term, text in overview.facts]

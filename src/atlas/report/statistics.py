@@ -130,9 +130,9 @@ def _constant(values: Sequence[float], scale: Sequence[float]) -> bool:
     return bool(values) and max(values) - min(values) <= 1e-12 * max(map(abs, scale), default=0.0)
 
 
-def interval(found: Effects | Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def interval(observed: Effects | Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Confidence interval of the mean effect; of logarithms, the geometric mean and its interval."""
-    sample = found if isinstance(found, Effects) else Effects(tuple(found), agree=_constant(found, ()))
+    sample = observed if isinstance(observed, Effects) else Effects(tuple(observed), agree=_constant(observed, ()))
     plain = _interval(sample, confidence)
     if sample.decisions and plain.count > 1:
         return _of_decisions(sample, plain, confidence)
@@ -203,6 +203,6 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float], exact: bo
     return interval(effects("difference", ours, theirs, exact))
 
 
-def excludes_zero(found: Interval) -> bool:
+def excludes_zero(bounds: Interval) -> bool:
     """Whether an interval leaves 0 out."""
-    return found.bounded and (found.low > 0 or found.high < 0)
+    return bounds.bounded and (bounds.low > 0 or bounds.high < 0)

@@ -84,12 +84,12 @@ class Sheet:
 
     @cached_property
     def lines(self) -> list[tuple[Row, list[Entry]]]:
-        """Rows with their cells."""
+        """Every row of the table with its cells, one for each metric."""
         bests = {metric.name: best_mean(self.table, metric) for metric in self.metrics}
         return [(row, [self.entry(row, metric, bests[metric.name]) for metric in self.metrics]) for row in self.table.rows]
 
     def entry(self, row: Row, metric: Metric, best: float | None) -> Entry:
-        """One cell of the table."""
+        """Make one cell of the table: mean, spread, and what stands beside them."""
         values = row.values(metric.name)
         mean, sd = mean_and_sd(list(values.values()))
         missing = row.why_missing(metric.name)
@@ -172,7 +172,7 @@ def seeds_text(row: Row) -> str:
 
 
 def shown_metrics(table: Table) -> list[Metric]:
-    """Metrics of the main table."""
+    """Return the metrics that the main table shows."""
     return [metric for metric in table.metrics if metric.table]
 
 
@@ -204,13 +204,13 @@ def details(study: Study, table: Table) -> dict[str, Any]:
         "metrics_digest": metrics_digest(study.matching(table.task, table.dataset)),
         "baseline": sheet.baseline.name if sheet.baseline else None,
         **({"data": table.substitution} if table.substitution else {}),
-        "differences": {name: found for name, found in differences.items() if found},
+        "differences": {name: difference for name, difference in differences.items() if difference},
     }
 
 
-def _difference(found: Interval) -> dict[str, Any]:
-    low, high = (found.low, found.high) if found.bounded else (None, None)
-    return {"effect": found.mean, "ci_low": low, "ci_high": high, "n_seeds": found.count, "interval": found.method}
+def _difference(effect: Interval) -> dict[str, Any]:
+    low, high = (effect.low, effect.high) if effect.bounded else (None, None)
+    return {"effect": effect.mean, "ci_low": low, "ci_high": high, "n_seeds": effect.count, "interval": effect.method}
 
 
 def table_csv(table: Table) -> str:
@@ -235,9 +235,9 @@ def table_csv(table: Table) -> str:
 
 def _printed(sheet: Sheet, row: str, metrics: Sequence[str]) -> list[str]:
     """Reported numbers of a row, one per metric, and where they stand."""
-    found = [sheet.reported.get((row, name)) for name in metrics]
-    sources = dict.fromkeys(number.source for number in found if number)
-    return [*(repr(number.value) if number else "" for number in found), "; ".join(sources)]
+    published = [sheet.reported.get((row, name)) for name in metrics]
+    sources = dict.fromkeys(number.source for number in published if number)
+    return [*(repr(number.value) if number else "" for number in published), "; ".join(sources)]
 
 
 def _full(value: float) -> str:
@@ -272,6 +272,6 @@ def table_markdown(sheet: Sheet) -> str:
 
 
 def sheet_latex(sheet: Sheet) -> str:
-    """The main table for a paper."""
+    """Render the main table in LaTeX, to put into a paper."""
     header, body = sheet_cells(sheet, "\N{STX}{}\N{ETX}", "†")
     return table_latex(header, body, sheet.notes)

@@ -20,8 +20,8 @@ NOT_RUN, NOT_ASKED = "not run", "·"
 def judged_tiers(root: Path = Path()) -> list[str]:
     """Tiers in which some claim is judged and whose study is there, from the smallest; those of one's own come last."""
     named = {tier for claim in load_claims() for tier in claim.tiers}
-    found = [tier for tier in sorted(named) if (root / CONFIG_FOLDER / f"{tier}.yaml").is_file()]
-    return sorted(found, key=lambda tier: ORDER.index(tier) if tier in ORDER else len(ORDER))
+    tiers = [tier for tier in sorted(named) if (root / CONFIG_FOLDER / f"{tier}.yaml").is_file()]
+    return sorted(tiers, key=lambda tier: ORDER.index(tier) if tier in ORDER else len(ORDER))
 
 
 def claims_by_tier(root: Path = Path()) -> str:
@@ -33,7 +33,7 @@ def claims_by_tier(root: Path = Path()) -> str:
         A study's file cannot be read.
     """
     tiers = judged_tiers(root)
-    judged = {tier: {one.claim.id: one for one in judge_all(Study.read(tier, root))} for tier in tiers}
+    judged = {tier: {judgement.claim.id: judgement for judgement in judge_all(Study.read(tier, root))} for tier in tiers}
     text = "# Claims, tier by tier\n\n" + escape(
         f"Every claim once, as it is judged in the studies {', '.join(tiers)}. “{NOT_RUN}”: the study asks it, and its rows "
         f"have not been computed; “{NOT_ASKED}”: the study does not ask it. Tiers ask a claim at their own scale, some with "
@@ -53,18 +53,18 @@ def write_all_claims(root: Path = Path()) -> Path:
     return path
 
 
-def _row(claim: Claim, found: list[Judged]) -> list[str]:
+def _row(claim: Claim, verdicts: list[Judged]) -> list[str]:
     against = " (against the method)" if claim.against else ""
-    return [claim.id, f"{claim.statement}{against}", *map(_cell, found)]
+    return [claim.id, f"{claim.statement}{against}", *map(_cell, verdicts)]
 
 
-def _cell(one: Judged) -> str:
+def _cell(judgement: Judged) -> str:
     """The verdict in one tier, with the number that decides."""
-    if not one.dataset:
+    if not judgement.dataset:
         return NOT_ASKED
-    if one.verdict == "not run":
+    if judgement.verdict == "not run":
         return NOT_RUN
-    part = one.decisive
+    part = judgement.decisive
     seeds = str(part.found.count) if part.found.count == part.planned else f"{part.found.count} of {part.planned}"
-    data = f", {one.substitution}" if one.substitution else ""
-    return f"{told_line(one)}: {part.effect} ({seeds} seeds{data})"
+    data = f", {judgement.substitution}" if judgement.substitution else ""
+    return f"{told_line(judgement)}: {part.effect} ({seeds} seeds{data})"

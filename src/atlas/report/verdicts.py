@@ -66,7 +66,7 @@ class Part:
 
     @cached_property
     def effects(self) -> Effects:
-        """The effect on every seed."""
+        """Effect of the method against its baseline, on every seed."""
         asks = self.comparison
         exact = asks.exact or bool(self.metric and self.metric.is_deterministic)
         decisions = round(sum(self.decisions.get(seed, 0) for seed in self.ours))
@@ -89,7 +89,7 @@ class Part:
 
     @cached_property
     def verdict(self) -> str:
-        """Verdict on this comparison."""
+        """Whether the effects uphold or contradict this comparison, or tell too little."""
         first = verdict(self.comparison, self.found)
         if first == "not run" or (self.found.count < self.least and not self.effects.certain):
             return "not run" if first == "not run" else "inconclusive"
@@ -107,7 +107,7 @@ class Part:
 
     @cached_property
     def by_seed(self) -> dict[int, float]:
-        """Seed to its effect, a ratio as it is."""
+        """Effect by seed, with ratios as they are rather than as logarithms."""
         if self.theirs is None:
             seeds = sorted(self.ours)
         else:
@@ -151,8 +151,8 @@ class Part:
 
     def without(self, seed: int) -> Part:
         """The same comparison as if a seed had not been run; however few are left, they may settle it."""
-        ours = {one: value for one, value in self.ours.items() if one != seed}
-        theirs = None if self.theirs is None else {one: value for one, value in self.theirs.items() if one != seed}
+        ours = {other: value for other, value in self.ours.items() if other != seed}
+        theirs = None if self.theirs is None else {other: value for other, value in self.theirs.items() if other != seed}
         return replace(self, ours=ours, theirs=theirs, least=2)
 
     @cached_property
@@ -200,14 +200,14 @@ class Part:
     @property
     def effect(self) -> str:
         """The effect with its interval; empty where there is none."""
-        found, compare = self.found, self.comparison.compare
-        if found.count == 0:
+        effect, compare = self.found, self.comparison.compare
+        if effect.count == 0:
             return ""
         unit = effect_unit(self.metric, compare)
-        if not found.bounded:
-            return effect_text(self.metric, compare, found.mean) + unit
-        mean, low, high = (effect_text(self.metric, compare, value) for value in (found.mean, found.low, found.high))
-        return f"{mean}{unit} (exact)" if found.low == found.high else f"{mean} [{low}, {high}]{unit}"
+        if not effect.bounded:
+            return effect_text(self.metric, compare, effect.mean) + unit
+        mean, low, high = (effect_text(self.metric, compare, value) for value in (effect.mean, effect.low, effect.high))
+        return f"{mean}{unit} (exact)" if effect.low == effect.high else f"{mean} [{low}, {high}]{unit}"
 
     @property
     def basis(self) -> str:
@@ -222,7 +222,7 @@ class Part:
 
     @property
     def why_not_run(self) -> str:
-        """Why no seed could be judged."""
+        """The reason why no seed could be judged; empty where the study lacks the table."""
         if self.table is None:
             return ""
         for name in filter(None, (self.comparison.method, self.comparison.baseline)):
@@ -275,7 +275,7 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        """Verdict on the claim."""
+        """Whether the claim holds: the verdict on the comparison that decides it."""
         return self.decisive.verdict
 
     @property
@@ -290,17 +290,17 @@ class Judged:
             return ""
         seeds = [seed for seed in self._left_out if self._without(seed) != self.verdict]
         reasons = [f"not without seed {_either(seeds)}"] if seeds else []
-        others = [f"{kernel}: {found}" for kernel, found in self.kernels.items() if found != self.verdict]
+        others = [f"{kernel}: {other}" for kernel, other in self.kernels.items() if other != self.verdict]
         return "; ".join(reasons + ([f"with other kernels, {', '.join(others)}"] if others else []))
 
     @property
     def _left_out(self) -> list[int]:
         """Seeds to leave out one by one; beyond a few, those whose effects are extreme."""
-        found: set[int] = set()
+        extreme: set[int] = set()
         for part in self.parts:
             seeds = sorted(part.by_seed, key=part.by_seed.__getitem__)
-            found.update(seeds if len(seeds) <= FEW else (seeds[0], seeds[-1]))
-        return sorted(found)
+            extreme.update(seeds if len(seeds) <= FEW else (seeds[0], seeds[-1]))
+        return sorted(extreme)
 
     def _without(self, seed: int) -> str:
         return min((part.without(seed).verdict for part in self.parts), key=DECISIVE.index)
@@ -316,9 +316,9 @@ class Judged:
 
     @property
     def replicates_text(self) -> str:
-        """That number, as it is shown."""
-        found = self.replicates
-        return "" if math.isnan(found) else f">{MOST}" if math.isinf(found) else f"{found:.0f}"
+        """How many seeds would settle the claim, as it is shown; empty if the effects do not tell."""
+        count = self.replicates
+        return "" if math.isnan(count) else f">{MOST}" if math.isinf(count) else f"{count:.0f}"
 
     @property
     def _run(self) -> Any:
@@ -382,17 +382,17 @@ def region(comparison: Comparison) -> tuple[float, float]:
     return comparison.margin - comparison.tolerance, comparison.margin + comparison.tolerance
 
 
-def verdict(comparison: Comparison, found: Interval) -> str:
+def verdict(comparison: Comparison, effect: Interval) -> str:
     """Judge one comparison by its interval."""
-    if found.count == 0:
+    if effect.count == 0:
         return "not run"
-    if not found.bounded:
+    if not effect.bounded:
         return "inconclusive"
     low, high = region(comparison)
-    slack = 1e-12 * max(1e-6, abs(comparison.margin), abs(found.mean))
-    if low - slack <= found.low and found.high <= high + slack:
+    slack = 1e-12 * max(1e-6, abs(comparison.margin), abs(effect.mean))
+    if low - slack <= effect.low and effect.high <= high + slack:
         return "supported"
-    if found.high < low - slack or found.low > high + slack:
+    if effect.high < low - slack or effect.low > high + slack:
         return "contradicted"
     return "inconclusive"
 
@@ -410,7 +410,7 @@ def compare(comparison: Comparison, task: str, table: Table | None, parts: int, 
 
 
 def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table], kernels: Mapping[str, str] | None = None) -> Judged:
-    """Judge one claim on a study's results."""
+    """Judge one claim on the tables of a study: every comparison that it asks for, and the verdict on the whole."""
     dataset = claim.dataset(study.tier)
     table = tables.get((claim.task, dataset)) if dataset else None
     comparisons = claim.comparisons(study.tier)
@@ -426,17 +426,17 @@ def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table], kern
 
 
 def judge_all(study: Study, tables: list[Table] | None = None) -> list[Judged]:
-    """Judge every claim of every paper."""
-    found = {(table.task, table.dataset): table for table in (collect(study) if tables is None else tables)}
+    """Judge every claim of every paper on the tables of a study."""
+    by_name = {(table.task, table.dataset): table for table in (collect(study) if tables is None else tables)}
     kernels = other_kernels(study)
-    return [judge(claim, study, found, kernels.get(claim.id)) for claim in load_claims()]
+    return [judge(claim, study, by_name, kernels.get(claim.id)) for claim in load_claims()]
 
 
 def other_kernels(study: Study) -> dict[str, dict[str, str]]:
     """Claim to kernel to verdict, as ``results/<tier>/kernels.csv`` (id, kernel, verdict) records them; empty without one."""
     path = study.results / KERNELS
-    found: dict[str, dict[str, str]] = {}
+    verdicts: dict[str, dict[str, str]] = {}
     for line in csv.DictReader(path.open()) if path.is_file() else ():
         if all(line.get(key) for key in ("id", "kernel", "verdict")):
-            found.setdefault(line["id"], {})[line["kernel"]] = line["verdict"]
-    return found
+            verdicts.setdefault(line["id"], {})[line["kernel"]] = line["verdict"]
+    return verdicts

@@ -11,11 +11,13 @@ import torch
 from timm.layers.attention import Attention
 from timm.models import create_model
 from torch import Tensor, nn
+from torch.nn import functional
 
+from atlas.cli.backbones import CHANNELS, WORKS, state_of, verdict
 from atlas.cli.backbones import _attnscale as attnscale_check
 from atlas.cli.backbones import _featscale as featscale_check
-from atlas.cli.backbones import state_of, verdict
 from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale, remove_scales, scale_parameters
+from atlas.methods.anti_oversmoothing.scaling import ScaledQKV
 from atlas.methods.anti_oversmoothing.textbook import textbook_attnscale, textbook_featscale
 from atlas.nn.anatomy import attention_sites
 from atlas.nn.families import Look, small_model
@@ -53,6 +55,7 @@ KINDS = {
     "vit_pwee_patch16_reg1_gap_256": ("VisionTransformer", 16),
     "vit_relpos_small_patch16_224": ("VisionTransformerRelPos", 16),
     "vit_small_patch16_dinov3": ("Eva", 16),
+    "xcit_nano_12_p16_224": ("Xcit", 16),
 }
 """One entrypoint for every kind of attention and of block, with its class and the side of a patch."""
 
@@ -69,8 +72,8 @@ def small(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:
 def test_every_family_follows_the_formulas(name: str) -> None:
     kind, patch = KINDS[name]
     found = Look(kind, SHARED if "sapiens" in name else "", patch, 0)
-    assert verdict(attnscale_check, name, found) == "works"
-    assert verdict(featscale_check, name, found) == "works"
+    assert verdict(attnscale_check, name, found) == (CHANNELS if kind == "Xcit" else WORKS)
+    assert verdict(featscale_check, name, found) == WORKS
 
 
 @pytest.mark.parametrize("name", ["eva_giant_patch14_224", "beit_base_patch16_224", "swinv2_tiny_window8_256"])
@@ -210,8 +213,7 @@ def test_class_attention_stays_apart() -> None:
 
 
 def test_attention_over_channels_passes_all_frequencies_of_tokens_alike() -> None:
-    """Why AttnScale refuses XCiT: its attention commutes with every change of the tokens' basis, Fourier's among them."""
-    from timm.models.cait import ClassAttn
+    """What AttnScale does not do in XCiT: its attention commutes with changes of the tokens' basis, also when it is scaled."""
     from timm.models.xcit import XCA
 
     random = torch.Generator().manual_seed(0)
@@ -220,11 +222,29 @@ def test_attention_over_channels_passes_all_frequencies_of_tokens_alike() -> Non
     for kind, same in ((XCA, True), (Attention, False)):
         attention = kind(16, num_heads=2, qkv_bias=False).double().eval()
         attention.proj.bias.data.zero_()
+        if same:
+            attention.qkv = ScaledQKV.of(attention.qkv, {"omega": (2, 0.7)}, value_dim=8, over_channels=True)
         with torch.no_grad():
             assert torch.allclose(attention(basis @ tokens), basis @ attention(tokens), atol=1e-12) == same
-    assert ClassAttn(16, num_heads=2).double()(tokens).shape == (2, 1, 16)  # one token: it has a mean and nothing else
-    model, _ = small_model("xcit_nano_12_p16_224", Look("Xcit", "", 16, 0))
-    before = state_of(model)
-    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(XCA\) attends over channels"):
-        apply_attnscale(model)
-    assert state_of(model) == before
+
+
+def test_attention_over_channels_by_hand() -> None:
+    """Â = J + (1 + ω)(A − J) for the maps of XCA, which are written out here; class attention is left alone."""
+    model, _ = small_model("xcit_nano_12_p16_224", Look("Xcit", "", 16, 0), torch.float64)
+    plain = copy.deepcopy(model.blocks[0].attn)
+    model = apply_attnscale(model)
+    names = scale_parameters(model)
+    assert list(names) == [f"blocks.{index}.attn.qkv.omega" for index in range(2)]
+    omega = torch.tensor([0.8, -0.3], dtype=torch.float64)
+    tokens = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(model.blocks[0].attn(tokens), plain(tokens))
+        names["blocks.0.attn.qkv.omega"].copy_(omega)
+        query, key, value = plain.qkv(tokens).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 4, 1)  # (…, heads, channels, tokens)
+        logits = functional.normalize(query, dim=-1) @ functional.normalize(key, dim=-1).mT * plain.temperature
+        maps = logits.softmax(-1)
+        assert torch.allclose(maps.sum(-1), torch.ones(()).double())
+        scaled = 1 / 16 + (1 + omega[:, None, None]) * (maps - 1 / 16)
+        expected = plain.proj((scaled @ value).permute(0, 3, 1, 2).flatten(2))
+        assert torch.allclose(model.blocks[0].attn(tokens), expected, atol=1e-12)
+        assert not torch.allclose(model.blocks[0].attn(tokens), plain(tokens), atol=1e-3)

@@ -27,6 +27,7 @@ from atlas.methods.anti_oversmoothing import (
     remove_scales,
     scale_parameters,
 )
+from atlas.methods.anti_oversmoothing.scaling import ScaledHeads
 from atlas.nn.diagnostics import attn_hf_gain, centred, hf_dc_ratio
 
 
@@ -307,13 +308,6 @@ def test_attentions_on_which_the_rewrite_would_be_wrong_are_named(name: str, opt
         apply(create_model(name, **options))
 
 
-def test_maps_of_channels_are_refused_and_their_output_is_not() -> None:
-    model = create_model("xcit_nano_12_p16_224", embed_dim=32, depth=2, num_heads=2)
-    with pytest.raises(TypeError, match=r"blocks\.0\.attn \(XCA\) attends over channels"):
-        apply_attnscale(model)
-    assert len(scale_parameters(apply_featscale(model))) == 4
-
-
 def test_a_bypassed_swap_is_noticed() -> None:
     class Attention(type(vit().blocks[0].attn)):  # type: ignore[misc]
         """Has the name and the modules of timm's attention, but calls the linear function itself."""
@@ -341,3 +335,31 @@ def test_untrained_attention_alone_collapses_and_attnscale_keeps_more() -> None:
         assert scaled[0] == plain[0]
         assert scaled[-1] > 1.3 * plain[-1]
     assert float(hf_dc_ratio(torch.ones(1, 4, 3))) == 0
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_mixed_heads_become_the_map_of_the_formula(biased: bool) -> None:
+    torch.manual_seed(0)
+    mixing = nn.Linear(3, 3, bias=biased).double()
+    maps = torch.randn(2, 5, 7, 3, dtype=torch.float64)  # (batch, queries, tokens, heads)
+    mixed = mixing(maps)
+    scaled = ScaledHeads.of(mixing, {"omega": (3, 0.4)})
+    expected = (1 + 0.4) * mixed - 0.4 / 7  # J has 1/n everywhere, and Â = (1 + ω) A − ω J
+    torch.testing.assert_close(scaled(maps), expected, rtol=0, atol=1e-14)
+
+
+def test_a_mean_counts_the_valid_tokens_of_each_image() -> None:
+    q, k, v = qkv(6)
+    omega = torch.tensor([0.5, -0.2, 1.0], dtype=torch.float64)
+    valid = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    valid[0, ..., 4:] = False
+    found = attnscale_sdpa(q, k, v, omega, attn_mask=valid)
+    for image, count in enumerate((4, 6)):
+        alone = attnscale_sdpa(q[image : image + 1], k[image : image + 1, :, :count], v[image : image + 1, :, :count], omega)
+        torch.testing.assert_close(found[image : image + 1], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["init_dc", "init_hc", "gain"])
+def test_a_start_that_is_no_number_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        apply_featscale(vit(), **{name: float("nan")})

@@ -79,6 +79,25 @@ def test_circle_with_end_point_repeats_the_first() -> None:
     torch.testing.assert_close(found[0], found[-1])
 
 
+def test_speeds_of_layers_are_those_of_forward_mode_in_torch() -> None:
+    draw = generator()
+    convolution, layer = nn.Conv2d(3, 4, 3, stride=2, padding=1).double(), nn.Linear(4 * 2 * 3, 6).double()
+    drawn = great_circle(SHAPE, 5, generator=draw, dtype=DOUBLE)
+
+    def network(x: Tensor) -> Tensor:
+        hidden = torch.nn.functional.gelu(convolution(x)).flatten(1)
+        return layer(hidden).tanh()
+
+    def own_weights(x: Tensor) -> Tensor:  # layers whose weights, or bias, move with the point
+        weight = x.flatten(1).mean(0).expand(2, SIZE)
+        return torch.nn.functional.linear(x.flatten(1), weight, bias=weight[:, 0]) + x.flatten(1)[:, :2]
+
+    for fn in (network, own_weights):
+        wanted = torch.func.jvp(fn, (drawn.x,), (drawn.dx,))[1].norm(dim=1)
+        torch.testing.assert_close(speeds(fn, drawn.x, drawn.dx), wanted.detach(), rtol=1e-12, atol=0)
+    assert speeds(lambda x: torch.ones(len(x), 2, dtype=DOUBLE), drawn.x, drawn.dx).tolist() == [0] * 5
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [((3, 4, 4), {"n": 2}, "at least 3"), ((1, 1, 1), {}, "at least 2"), ((3, 4, 4), {"scale": "big"}, "scale 'big'")],
@@ -554,3 +573,8 @@ def test_measure_spec_refuses_bad_arguments() -> None:
         MeasureSpec(images=torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="at least 2 images, not 0"):
         MeasureSpec()
+
+
+def test_a_plane_needs_two_vectors() -> None:
+    with pytest.raises(ValueError, match=r"a basis of shape \(3, 4\) does not hold two vectors"):
+        extrinsic_curvature(lambda points: points.flatten(1), torch.ones(3, 4), torch.linspace(0, 6, 5))

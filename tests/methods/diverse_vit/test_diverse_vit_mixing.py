@@ -113,3 +113,9 @@ def test_parameters_and_pixels_are_checked() -> None:
         mixer(smoothing=2)
     with pytest.raises(ValueError, match="NaN or infinity"):
         mixer()(torch.full((2, 1, 8, 8), float("nan")), torch.tensor([0, 1]))
+
+
+def test_images_that_cannot_be_mixed_are_described() -> None:
+    mixing = PatchMixup(5, 2)
+    with pytest.raises(TypeError, match=r"not torch\.uint8 of shape \(2, 3, 4, 4\)"):
+        mixing._check(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))

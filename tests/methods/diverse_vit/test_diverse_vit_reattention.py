@@ -45,6 +45,14 @@ def test_it_adds_a_matrix_a_bias_and_a_norm_per_layer() -> None:
     assert mixed - plain == 2 * 3 * (3 + 3)
 
 
+@pytest.mark.parametrize(("depth", "published"), [(16, 24.5e6), (24, 36.3e6), (32, 48.1e6)])
+def test_deepvits_have_their_published_sizes(depth: int, published: float) -> None:
+    """DeepViT-16, -24 and -32 of the authors' repository: width 384, 12 heads, and neurons three times as wide."""
+    with torch.device("meta"):  # shapes and no arithmetic
+        model = VisionTransformer(embed_dim=384, depth=depth, num_heads=12, mlp_ratio=3)
+        assert sum(parameter.numel() for parameter in apply_reattention(model).parameters()) == pytest.approx(published, rel=0.01)
+
+
 def test_it_goes_in_once_and_into_plain_attentions_alone() -> None:
     model = apply_reattention(small())
     with pytest.raises(ValueError, match="block 0 has re-attention already"):

@@ -19,6 +19,7 @@ from atlas.methods.diverse_vit import (
     mhs,
     soft_orth,
 )
+from atlas.methods.diverse_vit.terms import _mean_cosine, _powered
 from atlas.nn.diagnostics import hf_energy_fraction, unit, weight_cond_gap
 
 DRAW = torch.Generator().manual_seed(0)
@@ -261,3 +262,55 @@ def test_values_that_are_not_finite_are_refused(name: str, bad: float) -> None:
     values[0, 3, 2] = bad
     with pytest.raises(ValueError, match="is not finite"):
         TERMS[name](values)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 6, 4), (2, 2, 4, 4)])
+def test_the_condition_term_in_closed_form_is_the_one_step_by_step(shape: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    weight = torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+    probes = torch.rand(2, *shape[:-1], generator=draw, dtype=torch.float64)
+    closed, plain = cond_orth(weight, probes=probes), _powered(weight, probes)
+    torch.testing.assert_close(closed, plain, rtol=1e-12, atol=0)
+    found, wanted = (torch.autograd.grad(value.sin().sum(), weight)[0] for value in (closed, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradgradcheck(lambda w: cond_orth(w, probes=probes), weight)
+
+
+def test_the_condition_term_in_closed_form_of_rows_that_are_orthogonal_zero_or_tiny() -> None:
+    draw = torch.Generator().manual_seed(1)
+    rows = torch.linalg.qr(torch.randn(64, 64, generator=draw))[0]
+    probes = torch.rand(2, 3, 64, generator=draw)
+    stack = torch.stack([rows, 1e-8 * rows, torch.zeros_like(rows)]).requires_grad_()
+    value = cond_orth(stack, probes=probes)
+    value.sum().backward()
+    assert float(value.detach().max()) < 1e-9
+    assert stack.grad is not None
+    assert torch.isfinite(stack.grad).all()
+    small = 1e-9 * torch.randn(3, 64, 64, generator=draw)
+    exact = _powered(small.double(), probes.double())
+    torch.testing.assert_close(cond_orth(small.double(), probes=probes.double()), exact, rtol=1e-9, atol=0)
+    assert float(_powered(1e4 * small, probes).min()) > 0
+    torch.testing.assert_close(cond_orth(1e4 * small, probes=probes).double(), 1e16 * exact, rtol=1e-3, atol=0)
+
+
+def test_attention_cosine_in_closed_form_is_that_of_unit_maps() -> None:
+    maps = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    maps[1, 2] = 0
+    maps.requires_grad_()
+    closed, plain = attn_cosine(maps), _mean_cosine(maps.flatten(-2))
+    torch.testing.assert_close(closed, plain, rtol=1e-12, atol=0)
+    found, wanted = (torch.autograd.grad(value.exp(), maps)[0] for value in (closed, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    assert torch.autograd.gradgradcheck(attn_cosine, maps[:1].detach().requires_grad_())
+
+
+def test_two_rows_are_enough_for_a_separation_and_one_is_not() -> None:
+    rows = torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(mhs(rows), torch.tensor(-2.0, dtype=torch.float64), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="at least 2 rows, not 1"):
+        mhs(rows[:1])
+
+
+def test_a_first_argument_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="vectors"):
+        mhs([[1.0, 0.0], [0.0, 1.0]])  # type: ignore[arg-type]

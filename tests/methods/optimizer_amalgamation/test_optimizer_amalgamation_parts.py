@@ -18,8 +18,8 @@ from atlas.methods.optimizer_amalgamation import (
     AdversarialWeightNoise,
     ChoicePolicy,
     Curriculum,
+    CurriculumProgress,
     Lesson,
-    Progress,
     RandomWeightNoise,
     StackedAdam,
     Student,
@@ -331,8 +331,10 @@ def test_choice_knows_time_and_ranks() -> None:
 # curriculum
 
 
-def run_through(curriculum: Curriculum, losses: list[tuple[float, float]], longest: int = 20) -> tuple[list[str], Progress]:
-    progress = Progress(curriculum, longest)
+def run_through(
+    curriculum: Curriculum, losses: list[tuple[float, float]], longest: int = 20
+) -> tuple[list[str], CurriculumProgress]:
+    progress = CurriculumProgress(curriculum, longest)
     return [progress.ended(*loss) for loss in losses], progress
 
 
@@ -378,7 +380,7 @@ def test_divergence_is_never_the_best() -> None:
     actions, progress = run_through(Curriculum(), [(0.0, -1.0), (0.0, math.nan), (0.0, -1.0)])
     assert actions == ["continue", "repeat", "continue"]
     assert progress.best["0/1"] == [-1.0, 1]
-    restored = Progress(Curriculum())
+    restored = CurriculumProgress(Curriculum())
     restored.restore(progress.state())
     assert restored.state() == progress.state()
 

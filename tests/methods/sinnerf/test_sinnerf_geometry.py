@@ -23,6 +23,7 @@ from atlas.methods.sinnerf import (
 )
 from atlas.methods.sinnerf.cameras import FLIP
 from atlas.methods.sinnerf.poses import rotation
+from atlas.methods.sinnerf.warping import _landing
 
 RANDOM = np.random.default_rng(0)
 
@@ -80,6 +81,19 @@ def test_the_nearer_surface_wins_in_any_order(nearest_first: bool) -> None:
     assert warped.valid.sum() == 1
     np.testing.assert_array_equal(warped.rgb[warped.valid], [[1, 0, 0]])
     np.testing.assert_allclose(warped.depth[warped.valid], 2.0)
+
+
+def test_of_equally_near_pixels_the_last_one_wins() -> None:
+    whole = np.round(np.random.default_rng(1).random((24, 32)) * 3) + 2.0  # many at the same depth
+    rgb = np.arange(24 * 32, dtype=np.float64).reshape(24, 32, 1)
+    closer = camera((0.1, 0, 0), focal=9.0)
+    warped = forward_warp(rgb, whole, camera(), closer)
+    target, distance, flat = _landing(whole, camera(), closer)
+    wanted = np.zeros(24 * 32)
+    order = np.argsort(-distance, kind="stable")  # written last, the nearest stays
+    wanted[target[order]] = flat[order]
+    assert len(np.unique(target)) < len(target)
+    np.testing.assert_array_equal(warped.rgb.ravel(), wanted)
 
 
 def test_what_is_behind_or_out_of_frame_never_appears() -> None:

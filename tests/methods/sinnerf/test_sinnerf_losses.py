@@ -17,6 +17,7 @@ from atlas.methods.sinnerf import (
     OrbitGaussian,
     PatchDiscriminator,
     PoseList,
+    RGBDView,
     SelfDistiller,
     Shape,
     TimmDino,
@@ -30,8 +31,9 @@ from atlas.methods.sinnerf import (
 )
 from atlas.methods.sinnerf.discriminator import brightness, contrast, cutout, saturation
 from atlas.methods.sinnerf.losses import cosine_distance, masked_mean, masked_smooth_l1, ray_termination
-from atlas.methods.sinnerf.objective import Group, Terms, reference_depth
-from atlas.methods.sinnerf.rendering import Level
+from atlas.methods.sinnerf.objective import RayGroup, Terms, in_front_of_reference, reference_depth, unseen_geometry
+from atlas.methods.sinnerf.rendering import RenderedLevel
+from atlas.methods.sinnerf.supervision import Reference
 from atlas.methods.sinnerf.tiny_dino import nearest_neighbour_accuracy
 
 DOUBLE = torch.float64
@@ -123,8 +125,8 @@ def test_depth_of_the_reference_by_hand(shape: Shape, white: bool, patch: bool, 
         opacity=torch.tensor([1.0, 1.0, 0.4, 0.8]),
     )
     depth = torch.tensor([2.0, 4.0, 0.0, 0.0])
-    group = Group(torch.zeros(4, 8), torch.zeros(4, 3), depth, depth > 0, (2, 2) if patch else None)
-    group.levels = [Level(seen, torch.zeros(4, 2))] * levels
+    group = RayGroup(torch.zeros(4, 8), torch.zeros(4, 3), depth, depth > 0, (2, 2) if patch else None)
+    group.levels = [RenderedLevel(seen, torch.zeros(4, 2))] * levels
     terms = Terms(LossWeights(depth=1))
     reference_depth(terms, group, shape, white)
     torch.testing.assert_close(terms.values["depth"], torch.tensor(levels * expected))
@@ -322,3 +324,29 @@ def test_dino_is_read_before_the_last_normalisation() -> None:
     model = encoder.model
     with torch.no_grad():
         torch.testing.assert_close(model.norm(encoder(image)), model.forward_features(plain)[:, 0])  # type: ignore[operator]
+
+
+def test_colours_of_a_warped_view_are_compared_where_they_are_known() -> None:
+    seen = torch.tensor([[0.2, 0.4, 0.6], [0.9, 0.9, 0.9]])
+    warped = torch.tensor([[0.3, 0.4, 0.4], [0.1, 0.1, 0.1]])
+    depth = torch.tensor([1.0, 2.0])
+    group = RayGroup(torch.zeros(2, 8), rgb=warped, depth=depth, valid=torch.tensor([True, False]))
+    weights = torch.ones(2, 1)
+    group.levels = [RenderedLevel(Composite(seen, depth, weights, torch.ones(2)), depth[:, None])]
+    terms = Terms(LossWeights(rgb_warp=1.0))
+    unseen_geometry(terms, group, None, Shape())  # type: ignore[arg-type]
+    torch.testing.assert_close(terms.values["rgb_warp"], torch.tensor((0.01 + 0.0 + 0.04) / 3))
+
+
+def test_points_are_compared_with_the_surface_of_their_own_pixel() -> None:
+    # A camera at the origin that looks along −z, with another depth in each of its 2 × 3 pixels.
+    camera = Camera(np.diag([2.0, 2.0, 1.0]) + np.array([[0, 0, 1.0], [0, 0, 0.5], [0, 0, 0]]), np.eye(4), 2, 3)
+    depth = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    view = RGBDView(np.zeros((2, 3, 3), np.float32), depth, camera)
+    reference = Reference(view, 0.1, 10.0, torch.device("cpu"))
+    for index in range(6):
+        rays = reference.rays[index : index + 1]
+        in_front = in_front_of_reference(reference.depth[index : index + 1] - 0.25, rays, reference)
+        torch.testing.assert_close(in_front, torch.tensor(0.25))
+        behind = in_front_of_reference(reference.depth[index : index + 1] + 0.25, rays, reference)
+        torch.testing.assert_close(behind, torch.tensor(0.0))

@@ -247,3 +247,11 @@ def test_rays_are_clipped_to_the_box() -> None:
     torch.testing.assert_close(box.normalise(torch.tensor([[1.0, -1, 0]])), torch.tensor([[1.0, -1, 0]]))
     with pytest.raises(ValueError, match="bounds"):
         Box((0, 0, 0), (1, 0, 1))
+
+
+@pytest.mark.parametrize("spacing", ["linear", "disparity"])
+def test_samples_go_from_the_near_bound_to_the_far_one(spacing) -> None:  # type: ignore[no-untyped-def]
+    near, far = torch.tensor([2.0, 0.5]), torch.tensor([6.0, 3.0])
+    regular = sample_stratified(near, far, 5, spacing=spacing, jitter=False)
+    torch.testing.assert_close(regular[:, 0], near)
+    torch.testing.assert_close(regular[:, -1], far)

@@ -19,6 +19,7 @@ from atlas.methods.sinnerf import (
     orbit_cameras,
     save_animation,
 )
+from atlas.methods.sinnerf.orbit import evened
 
 CAMERA = Camera(np.array([[12, 0, 5.5], [0, 12, 5.5], [0, 0, 1]]), np.eye(4), 12, 12)
 GREY = np.full((12, 12, 3), 0.5)
@@ -98,3 +99,17 @@ def test_a_flight_around_a_scene(tmp_path: Path) -> None:
     except ImportError:
         with pytest.raises(ImportError, match=r"pip install imageio\[ffmpeg\], or write \.gif"):
             save_animation(tmp_path / "flight.mp4", [GREY])
+    else:
+        import imageio.v2 as imageio
+
+        save_animation(tmp_path / "flight.mp4", [GREY[:, 1:]] * 5)
+        assert [frame.shape for frame in imageio.get_reader(tmp_path / "flight.mp4")] == [(12, 12, 3)] * 5
+
+
+def test_films_have_an_even_number_of_rows_and_columns() -> None:
+    image = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)
+    even = evened(image)
+    assert even.shape == (4, 6, 3)
+    assert np.array_equal(even[:3, :5], image)
+    assert np.array_equal(even[3, :5], image[2])
+    assert evened(image[1:, 1:]).shape == (2, 4, 3)

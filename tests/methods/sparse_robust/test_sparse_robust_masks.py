@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from atlas.methods.sparse_robust import density_of, layer_densities, prunable, random_masks, saliency, score_masks
+from atlas.methods.sparse_robust.masks import check_masks
 from atlas.nn.convnets import MLP, PreActResNet, SmallConvNet
 from atlas.nn.sparse_costs import flops
 
@@ -281,3 +282,18 @@ def test_scores_do_not_depend_on_the_mode_of_autograd_or_on_frozen_weights(crite
         torch.testing.assert_close(found[name], score)
     assert [parameter.requires_grad for parameter in model[0].parameters()] == [False] * len(list(model[0].parameters()))
     assert all(parameter.requires_grad for parameter in model[3].parameters())
+
+
+def test_masks_of_numbers_become_masks_of_truth_values() -> None:
+    layer = nn.Linear(3, 2)
+    given = {"weight": torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0]])}
+    checked = check_masks(layer, given)["weight"]
+    assert checked.dtype == torch.bool
+    assert checked.tolist() == [[True, False, True], [False, False, True]]
+    given["weight"].zero_()
+    assert checked.any(), "a mask must not follow the tensor that it was made of"
+
+
+def test_a_density_needs_layers() -> None:
+    with pytest.raises(ValueError, match="^there is no layer to share a density out over$"):
+        layer_densities({}, 0.5)

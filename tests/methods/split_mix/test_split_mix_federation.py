@@ -28,7 +28,7 @@ from atlas.methods.split_mix import (
     masked_cross_entropy,
     prefix_average,
 )
-from atlas.methods.split_mix.local import batch_sizes, seeded
+from atlas.methods.split_mix.local import batch_sizes, client_seed
 
 SMALL = partial(MLP, inputs=6, hidden=(16, 8), classes=4)
 TINY_RESNET = partial(PreResNet18, stages=(8, 16), depth=1, classes=4)
@@ -274,7 +274,7 @@ def test_slimmable_step_sums_losses_over_shared_prefixes() -> None:
     one.start(people)
     start = {name: tensor.clone() for name, tensor in one.server.tensors().items()}
     one.round()
-    person, order = people[0], torch.randperm(4, generator=torch.Generator().manual_seed(seeded(0, 0, 0)))
+    person, order = people[0], torch.randperm(4, generator=torch.Generator().manual_seed(client_seed(0, 0, 0)))
     expected = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
     for width in (0.5, 1.0):
         net = SMALL(width).double()
@@ -311,7 +311,7 @@ def test_rescaled_layers_are_the_hidden_ones(method: str, options: dict[str, obj
 
     net = SMALL(width, norm=NormSpec(eps=0.1)).double()
     net.load_state_dict(start)
-    order = torch.randperm(4, generator=torch.Generator().manual_seed(seeded(0, 0, 0)))
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(client_seed(0, 0, 0)))
     x = person.inputs[order]
     for layer, norm in zip(net.hidden, net.norms, strict=True):
         x = functional.relu(norm(layer(x) / width))

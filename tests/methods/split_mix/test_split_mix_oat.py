@@ -176,3 +176,21 @@ def test_a_federation_learns_one_network_for_all_trade_offs() -> None:
         assert (outputs[-1].argmax(1) == labels).float().mean() > 0.9
     assert not torch.allclose(outputs[0], outputs[-1])
     assert sum(isinstance(module, BatchNorm) for module in model.modules()) == 4
+
+
+def test_without_choices_a_mode_asks_for_its_own_trade_off() -> None:
+    made, x = norm().eval(), torch.randn(3, 4)
+    answers = {}
+    for index, mode in ((0, "clean"), (len(LAMS) - 1, "noise")):
+        made.mode = mode
+        answers[mode] = made(x)
+        made.choices, made.zeros = torch.full((3,), index), 3 if index == 0 else 0
+        torch.testing.assert_close(answers[mode], made(x), rtol=0, atol=0)
+        made.choices, made.zeros = None, 0
+    assert not torch.equal(answers["clean"], answers["noise"])
+
+
+def test_a_new_norm_holds_no_sample_for_clean_until_it_is_told() -> None:
+    made = norm().eval()
+    assert made.choices is None
+    assert made.zeros == 0

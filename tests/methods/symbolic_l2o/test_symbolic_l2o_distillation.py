@@ -24,7 +24,7 @@ from atlas.methods.symbolic_l2o import (
     record,
     temporal_perception_field,
 )
-from atlas.methods.symbolic_l2o.distillation import select
+from atlas.methods.symbolic_l2o.distillation import simplest_of_best
 from atlas.methods.symbolic_l2o.interpretability import field_of, lag_support, network_field, sensitivities
 from atlas.methods.symbolic_l2o.recording import window_ends, windows
 
@@ -178,10 +178,10 @@ def test_r_squared() -> None:
 
 def test_the_simplest_expression_near_the_best_is_selected() -> None:
     front = [ParetoEntry(size, 1.0 / size, parse("m_0")) for size in (1, 3, 5, 9)]
-    assert select(front, [0.1, 0.85, 0.86, 0.865]) == 1
-    assert select(front, [0.1, 0.5, 0.9, 0.85]) == 2
+    assert simplest_of_best(front, [0.1, 0.85, 0.86, 0.865]) == 1
+    assert simplest_of_best(front, [0.1, 0.5, 0.9, 0.85]) == 2
     with pytest.raises(ValueError, match="empty"):
-        select([], [])
+        simplest_of_best([], [])
 
 
 @pytest.mark.parametrize(

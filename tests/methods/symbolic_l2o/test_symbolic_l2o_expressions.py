@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from atlas.methods.symbolic_l2o import ExpressionRule, PolynomialRule, sensitivities
 from atlas.methods.symbolic_l2o.eager import chain
-from atlas.methods.symbolic_l2o.expressions import OPERATORS, Expression, call, const, parse, var
+from atlas.methods.symbolic_l2o.expressions import OPERATORS, Expression, _sign, call, const, parse, var
 from atlas.methods.symbolic_l2o.modules import torch_operators
 from atlas.methods.symbolic_l2o.settings import PAPER_OPERATORS
 from atlas.methods.symbolic_l2o.sympy_bridge import from_sympy
@@ -283,3 +283,13 @@ def test_python_operators_build_expressions() -> None:
         const(math.inf)
     with pytest.raises(ValueError, match="2 constants"):
         parse("1 + 2").with_constants([1, 2, 3])
+
+
+def test_constants_are_written_so_that_they_can_be_read_back() -> None:
+    for value, text in ((0.0, "0.0"), (0.5, "0.5"), (2.0, "2.0"), (-1.5, "(-1.5)"), (-0.0, "(-0.0)")):
+        assert str(const(value)) == text
+        assert math.copysign(1, parse(text).value) == math.copysign(1, value)
+
+
+def test_the_sign_of_what_is_no_number_is_zero() -> None:
+    assert _sign(np.array([-2.0, 0.0, 3.0, np.nan])).tolist() == [-1.0, 0.0, 1.0, 0.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import sympy
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from atlas.l2o import Features, LearnedOptimizer, MetaConfig, quadratic
 from atlas.methods.symbolic_l2o import (
@@ -94,8 +96,25 @@ def test_blocks_foreach_and_policy_agree(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_compiled_step_agrees() -> None:
     plain = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=False))
-    compiled = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it must be compiled, as one graph
+        compiled = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=True))
     assert torch.allclose(plain, compiled, rtol=0, atol=1e-10)
+
+
+def test_without_a_compiler_the_step_is_taken_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES))
+
+    def broken(*_: Any, **__: Any) -> Any:
+        def kernel(*_: Any) -> None:
+            raise TorchDynamoException("no working compiler")
+
+        return kernel
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="is not compiled, but taken block by block: no working compiler"):
+        compiled = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=True))
+    assert torch.equal(plain, compiled)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from atlas.methods.uvc import (
     unit_scores,
 )
 from atlas.methods.uvc.presets import PRESETS
+from atlas.methods.uvc.scores import Ranked, column_scores
 
 SIZE: dict[str, Any] = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 5}
 
@@ -236,9 +237,10 @@ def test_shrinking_is_a_proximal_step() -> None:
                 assert torch.allclose((x - w) / 0.1 + 2 * 0.4 * x, torch.zeros_like(x), atol=1e-6)
             elif not lowest[layer, head].any():
                 assert torch.equal(column, torch.ones_like(column))
-    again = made._scores()
-    assert torch.allclose(shrunk[0], again[0], rtol=1e-5)
-    assert torch.allclose(shrunk[1], again[1], rtol=1e-5)
+    for found, again in zip(shrunk, made._ranked(*made._scores()), strict=True):
+        assert torch.equal(found.order, again.order)
+        assert torch.allclose(found.sorted, again.sorted, rtol=1e-5)
+        assert torch.allclose(found.total, again.total, rtol=1e-5)
 
 
 # Boxes and multipliers.
@@ -445,6 +447,28 @@ def test_scores_are_float32_of_half_precision_weights() -> None:
     made.step(1e-2)
     assert made.s.dtype == torch.float32
     assert model.blocks[0].attn.proj.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-6)])
+def test_scores_are_the_squared_norms_of_columns(dtype: torch.dtype, rounding: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(rows, columns, generator=draw).to(dtype) for rows, columns in ((768, 300), (96, 64), (7, 3), (1, 1))]
+    for weight, found in zip(weights, column_scores([*weights, weights[0].mT]), strict=False):
+        wanted = weight.double().square().sum(0)
+        torch.testing.assert_close(found.double(), wanted, rtol=rounding, atol=0)
+    torch.testing.assert_close(column_scores([weights[0].mT])[0].double(), weights[0].double().square().sum(1), rtol=1e-6, atol=0)
+
+
+def test_ranks_of_shrunk_scores_are_those_of_sorting_again() -> None:
+    values = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
+    exist = torch.ones_like(values, dtype=torch.bool)
+    exist[1, 6:] = False
+    values[~exist] = 0
+    before, count = Ranked(values, exist), torch.tensor([0, 3, 9, 5])
+    shrunk = torch.where(before.bottom(count), 0.7, 1) * values
+    again, kept = Ranked(shrunk, exist), before.shrunk(shrunk)
+    for name in ("sorted", "order", "sums", "total"):
+        assert torch.equal(getattr(again, name), getattr(kept, name))
 
 
 # Blocks of unequal shape, and edges.

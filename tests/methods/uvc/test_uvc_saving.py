@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
+import atlas
 from atlas.methods.uvc import CompressionPlan, ViTShape, export, load_compressed, save_compressed
 
 WITHOUT_ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -42,6 +46,34 @@ def test_a_model_of_timm_comes_back_by_its_name(tmp_path: Path) -> None:
     assert torch.equal(loaded(images), small(images))
     assert not loaded.training
     assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+LEAN = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from atlas.methods.uvc import load_compressed
+
+small = load_compressed("small.safetensors")
+print(type(small.blocks[0].attn).__name__, tuple(small(torch.zeros(1, 3, 32, 32)).shape))
+"""
+
+
+def test_a_file_is_used_where_the_workflow_is_not_installed(tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_patch16_224", **SMALL)
+    plan = some_plan(model)
+    save_compressed(tmp_path / "small.safetensors", export(model, plan), plan)
+    absent = ("snakemake", "dvc", "submitit", "pandas", "sklearn", "scipy", "matplotlib", "rich", "jinja2")
+    environment = {**os.environ, "PYTHONPATH": str(Path(atlas.__file__).parents[1])}
+    command = [sys.executable, "-c", LEAN.format(absent=absent)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "CompactAttention (1, 3)\n", done.stderr
 
 
 def test_a_model_made_by_hand_needs_what_makes_it(tmp_path: Path) -> None:

@@ -241,14 +241,14 @@ class Executor(RemoteExecutor):
 
     def _settle(self, infos: Sequence[SubmittedJobInfo]) -> None:
         """Find out about submissions of an earlier session whose answers got lost: whether they were made."""
-        found = adopt(list(self._of_earlier_sessions.values()), self._queue)
-        for token, ids in found.items():
+        adopted = adopt(list(self._of_earlier_sessions.values()), self._queue)
+        for token, ids in adopted.items():
             self.ledger.accept(token, ids)
         for info in infos:
             own = tracked(info)
             assert own.entry is not None
-            if own.entry.token in found:
-                own.entry = replace(own.entry, job_id=found[own.entry.token][own.entry.index])
+            if own.entry.token in adopted:
+                own.entry = replace(own.entry, job_id=adopted[own.entry.token][own.entry.index])
                 info.external_jobid = own.entry.job_id
             elif not self._beats(own.key):
                 self.ledger.close([own.entry.ticket], "never submitted")
@@ -451,10 +451,10 @@ def _tail(path: Path) -> list[str]:
 
 def _space(places: Iterable[Path]) -> str:
     """Return a remark about the first of these folders whose disk is full; empty where none is."""
-    for place in places:
+    for folder in places:
         with contextlib.suppress(OSError):
-            disk = os.statvfs(place)
+            disk = os.statvfs(folder)
             free = disk.f_bavail * disk.f_frsize
             if free < DISK_IS_FULL_BYTES:
-                return f"The disk of {place} is full: {free // 2**20} MiB are left."
+                return f"The disk of {folder} is full: {free // 2**20} MiB are left."
     return ""

@@ -236,8 +236,8 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 def _descendants() -> list[psutil.Process]:
     """Every running process that this one has started, directly or not."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if _status(process) not in (None, psutil.STATUS_ZOMBIE)]
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if _status(process) not in (None, psutil.STATUS_ZOMBIE)]
 
 
 def _status(process: psutil.Process) -> str | None:
@@ -249,7 +249,7 @@ def _status(process: psutil.Process) -> str | None:
 
 def _rule_programs() -> list[psutil.Process]:
     """The rule's own processes: the topmost ones that are neither a shell nor Snakemake."""
-    found: list[psutil.Process] = []
+    programs: list[psutil.Process] = []
     level = psutil.Process().children()
     while level:
         process = level.pop()
@@ -262,8 +262,8 @@ def _rule_programs() -> list[psutil.Process]:
         if "snakemake" in command[:4] or (between and children):
             level += children
         elif command:
-            found.append(process)
-    return found
+            programs.append(process)
+    return programs
 
 
 def _catches_stop(process: psutil.Process) -> bool:

@@ -178,15 +178,15 @@ class Slurm(Scheduler):
     def queue(self, ids: Sequence[str]) -> dict[str, Queued]:
         """Ask ``squeue`` once for every job of this user, and ``sacct``, if there is one, for those that it has forgotten."""
         command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.geteuid()}", "--format=%i|%T|%r|%j"]
-        found = {}
+        states = {}
         for line in _call_scheduler(command).splitlines():
             fields = line.strip().split("|", 3)
             if len(fields) == 4:
-                found[fields[0]] = Queued(*fields[1:])
-        forgotten = [job_id for job_id in ids if job_id not in found]
+                states[fields[0]] = Queued(*fields[1:])
+        forgotten = [job_id for job_id in ids if job_id not in states]
         if forgotten and self._accounting:
-            found |= self._accounted(forgotten)
-        return found
+            states |= self._accounted(forgotten)
+        return states
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, Queued]:
         arrays = sorted({job_id.partition("_")[0] for job_id in ids})
@@ -196,13 +196,13 @@ class Slurm(Scheduler):
         except BusyError:
             self._accounting = False
             return {}
-        found = {}
+        states = {}
         for line in text.splitlines():
             job_id, _, rest = line.partition("|")
             state, _, name = rest.partition("|")
             if job_id in ids and state:
-                found[job_id] = Queued(state.split()[0], "", name)
-        return found
+                states[job_id] = Queued(state.split()[0], "", name)
+        return states
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs, with one call for many."""
@@ -237,13 +237,13 @@ class Local(Scheduler):
 
     def queue(self, ids: Sequence[str]) -> dict[str, Queued]:
         """Return those of the jobs whose processes still run."""
-        found = {}
+        states = {}
         for job_id in ids:
             if self._runs(job_id):
-                found[job_id] = Queued("RUNNING", "", "")
+                states[job_id] = Queued("RUNNING", "", "")
             else:
                 self._started.pop(job_id, None)
-        return found
+        return states
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Ask the processes to end; they pass it on to their jobs."""

@@ -65,5 +65,5 @@ def forget_dead_locks(workdir: Path | None = None) -> None:
 
 
 def _locks(workdir: Path) -> dict[str, int]:
-    place = workdir / ".snakemake" / "locks"
-    return {path.name: path.stat().st_mtime_ns for path in place.glob("*")} if place.is_dir() else {}
+    locks = workdir / ".snakemake" / "locks"
+    return {path.name: path.stat().st_mtime_ns for path in locks.glob("*")} if locks.is_dir() else {}

@@ -183,11 +183,11 @@ def ids_by_name(queue: dict[str, Queued], name: str, count: int) -> list[str]:
 
     Jobs of an array that have ended and been forgotten are counted in: their ids follow from the array's.
     """
-    found = [job_id for job_id, job in queue.items() if job.name == name]
-    if not found:
+    named = [job_id for job_id, job in queue.items() if job.name == name]
+    if not named:
         return []
-    array = found[0].partition("_")[0]
-    return [array] if count == 1 and "_" not in found[0] else [f"{array}_{index}" for index in range(count)]
+    array = named[0].partition("_")[0]
+    return [array] if count == 1 and "_" not in named[0] else [f"{array}_{index}" for index in range(count)]
 
 
 def adopt(entries: Sequence[Entry], queue: dict[str, Queued]) -> dict[str, list[str]]:
@@ -196,7 +196,7 @@ def adopt(entries: Sequence[Entry], queue: dict[str, Queued]) -> dict[str, list[
     for entry in entries:
         if entry.job_id is None:
             uncertain.setdefault(entry.token, []).append(entry)
-    found = {
+    ids_of = {
         token: ids_by_name(queue, group[0].name, 1 + max(entry.index for entry in group)) for token, group in uncertain.items()
     }
-    return {token: ids for token, ids in found.items() if ids}
+    return {token: ids for token, ids in ids_of.items() if ids}

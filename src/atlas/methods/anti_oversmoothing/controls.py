@@ -49,7 +49,7 @@ class OutputGain(RewrittenOutput):
         self.gain = nn.Parameter(like.new_full((like.shape[0],), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale (…, tokens, dim)."""
+        """Scale every channel of features (…, tokens, dim) by 1 + its gain, after the dropout."""
         return functional.dropout(x, self.p, self.training) * (1 + self.gain.to(x.dtype))
 
 

@@ -47,7 +47,7 @@ class Scaling(Ingredient):
         return self.settings.lr_multiplier if parameter in self.scales else 1.0
 
     def watched(self, training: Training) -> Mapping[str, float]:
-        """Range of the scales over all layers."""
+        """Return smallest, mean and largest of the scales over all layers, for the curves."""
         scales = [value for name, value in scale_parameters(training.model).items() if name in self.scales]
         if not scales:
             return {}
@@ -59,7 +59,7 @@ class AttnScale(Scaling):
     """Â = J + (1 + ω)(A − J): one ω per head."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Give every head its ω."""
+        """Give every head of the model its weight ω of the high frequencies."""
         return apply_attnscale(model)
 
 
@@ -67,7 +67,7 @@ class FeatScale(Scaling):
     """SA' = SA + gain · (s·DC[SA] + t·HC[SA]): two vectors per layer."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Give every layer its s and t."""
+        """Give every layer of the model its weights s and t of the low and the high frequencies."""
         return apply_featscale(model, gain=float(self.settings.gain))
 
 
@@ -75,7 +75,7 @@ class HeadGain(Scaling):
     """O_h ← (1 + g_h)·O_h: AttnScale's parameters, blind to frequency."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Give every head its gain."""
+        """Give every head of the model its gain, the control of AttnScale."""
         return apply_head_gain(model)
 
 
@@ -83,7 +83,7 @@ class OutputGain(Scaling):
     """SA' = (1 + t)·SA: FeatScale with s tied to t."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Give every layer its gains."""
+        """Give every layer of the model its gains per channel, the control of FeatScale."""
         return apply_output_gain(model)
 
 

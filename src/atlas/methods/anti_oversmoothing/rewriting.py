@@ -45,7 +45,7 @@ class RewrittenLinear(Rewritten, nn.Linear):
         return rewritten  # type: ignore[no-any-return]
 
     def plain(self) -> None:
-        """Undo :meth:`of`."""
+        """Make this layer the plain linear layer again that it was before :meth:`of`."""
         for name in self.scales:
             delattr(self, name)
         for name in (*self.__dict__["extras"], "extras", "seen"):
@@ -56,14 +56,16 @@ class RewrittenLinear(Rewritten, nn.Linear):
 class RewrittenQKV(RewrittenLinear):
     """A projection to queries, keys and values that also rewrites the values, with a scale (heads,) that subclasses name.
 
-    ``value_dim`` is the width of a head's values: the last heads · value_dim of what is projected. ``joined`` is the attention
-    whose biases the projection adds, where that would otherwise add them around it. ``axes`` are those of the tokens; with
-    ``unit``, the tokens of each mask unit are so many, and interleaved with the other units'.
+    ``value_dim`` is the width of a head's values: the last heads · value_dim of what is projected. ``joined`` is the
+    attention whose biases the projection adds, where that would otherwise add them around it. ``axes`` are those of the
+    tokens; with ``unit``, the tokens of each mask unit are so many, and interleaved with the other units'. ``over_channels``
+    says that the maps of a head are of its channels on its channels (cross-covariance attention).
     """
 
     joined: Any = None
     axes: tuple[int, ...] = (-2,)
     unit = 0
+    over_channels = False
     if TYPE_CHECKING:
         value_dim: int
 
@@ -119,11 +121,6 @@ def rewrite_values(
     """
     require_finite(init=init)
     sites = attention_sites(model, chosen_blocks(model, blocks))
-    for site in sites:
-        if not site.anatomy.over_tokens:
-            raise TypeError(
-                f"{site.path} ({type(site.module).__name__}) attends over channels: its maps are no filter over tokens"
-            )
     named = [(site, site.anatomy.mixing if mixing is not None and site.anatomy.mixing else site.values_name) for site in sites]
     layers = [(f"{site.path}.{name}", getattr(site.module, name)) for site, name in named]
     for path, layer in layers:
@@ -150,6 +147,8 @@ def _rewrite_layer(site: Site, layer: nn.Linear, kind: type[RewrittenQKV], init:
     extras: dict[str, Any] = {"value_dim": site.value_width // site.value_heads, "axes": token_axes(site)}
     if site.anatomy.tokens == "units" and site.module.use_mask_unit_attn:
         extras["unit"] = site.module.q_stride * site.module.window_size
+    if not site.anatomy.over_tokens:
+        extras["over_channels"] = True
     if fused_biases(site.module):
         from atlas.methods.anti_oversmoothing.timm_classes import JOINED, become
 
@@ -190,7 +189,10 @@ def require_outputs(sites: list[Site]) -> None:
 
 
 def replace_outputs(sites: list[Site], make: Callable[[float, Tensor], RewrittenOutput]) -> None:
-    """Replace the dropout at the end of every one of some attentions or, on an exception, of none. See :func:`rewrite_output`."""
+    """Replace the dropout at the end of every one of some attentions or, on an exception, of none. See :func:`rewrite_output`.
+
+    ``make`` is called with the rate of the dropout and the weight (dim, inputs) of the layer before it.
+    """
     require_outputs(sites)
     with ExitStack() as undo:
         for site in sites:

@@ -12,6 +12,12 @@ into groups (padding, shifted windows), J averages within a group. Of the two ma
 formula, at once, since both mix the same V. Talking heads mix maps after the softmax, whose rows then do not sum to 1: there the
 mixing layer, (1 + ω)(W a + b) − ω / n for the maps a of n tokens, gives Â itself.
 
+Cross-covariance attention (XCiT) maps a head's channels on its channels, and its rows sum to 1 as well: the same formula, with J
+and the mean over the head's channels, amplifies what sets channels apart. That is AttnScale's algebra, not its reason: such a map
+mixes the channels of every token alike, so it filters no frequency over tokens, and the paper's theory says nothing of it. V is
+linear in the weights and the mean over channels too, so the weights of the values are rewritten, W + ω (W − mean W), not the
+values.
+
 FeatScale (Sec. 3.2). SA′ = SA + s ⊙ DC[SA] + t ⊙ HC[SA] = (1 + t) ⊙ SA + (s − t) ⊙ mean SA, after the output projection and its
 dropout, before LayerScale, drop-path and the residual sum: the last module of the attention is swapped. In Swin the mean is over
 the feature map, once its windows are put together again; in blocks whose attention and feed-forward end in one layer, over what
@@ -60,12 +66,15 @@ class ScaledQKV(RewrittenQKV):
         omega: nn.Parameter
 
     def high(self, values: Tensor) -> Tensor:
-        """What is left of the values without their mean over the tokens that attend to each other."""
+        """What is left of the values (…, tokens, width) without their mean over the tokens that attend to each other."""
         return values - token_mean(values, self.seen, self.axes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (…, tokens, dim) to (…, tokens, queries + keys + values), each heads · its width; V is V + ω (V − mean V)."""
         width = self.omega.numel() * self.value_dim
+        if self.over_channels:
+            bias = None if self.bias is None else self._contrasted(self.bias, width)
+            return functional.linear(x, self._contrasted(self.weight, width), bias)
         omega = self.omega.repeat_interleave(self.value_dim)
         if self.unit:
             return self._project_units(x.unflatten(1, (self.unit, -1)), omega, width).flatten(1, 2)
@@ -77,6 +86,13 @@ class ScaledQKV(RewrittenQKV):
             return projected
         others, values = projected.split((self.out_features - width, width), -1)  # together: one gradient for both
         return torch.cat((others, torch.addcmul(values, self.high(values), omega)), -1)
+
+    def _contrasted(self, weights: Tensor, width: int) -> Tensor:
+        """Weights (out, dim) or biases (out,) that make V + ω (V − mean V), with means over the channels of a head."""
+        others, values = weights.split((len(weights) - width, width))
+        by_head = values.unflatten(0, (-1, self.value_dim))  # (heads, channels, …)
+        omega = self.omega.view(-1, *(1,) * weights.ndim).to(weights.dtype)
+        return torch.cat((others, torch.addcmul(by_head, by_head - by_head.mean(1, keepdim=True), omega).flatten(0, 1)))
 
     def _project_units(self, x: Tensor, omega: Tensor, width: int) -> Tensor:
         """The same for mask units, (batch, unit, units, dim), as (1 + ω) W x + b − ω W mean x.
@@ -97,7 +113,7 @@ class ScaledHeads(RewrittenLinear):
         omega: nn.Parameter
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Mix; the same shape."""
+        """Mix the maps of the heads with scaled weights: (batch, queries, tokens, heads) to the same shape."""
         mean = self.omega / maps.shape[-2]
         bias = -mean if self.bias is None else (1 + self.omega) * self.bias - mean
         return functional.linear(maps, (1 + self.omega)[:, None] * self.weight, bias)
@@ -115,7 +131,7 @@ class FeatScale(RewrittenOutput):
         self.t = nn.Parameter(like.new_full((like.shape[0],), init_hc))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Re-weight (…, tokens, dim)."""
+        """Re-weight the low and high frequencies of features (…, tokens, dim), after the dropout."""
         x = functional.dropout(x, self.p, self.training)
         s, t = (self.gain * self.s).to(x.dtype), (self.gain * self.t).to(x.dtype)
         return torch.addcmul((s - t) * token_mean(x, self.seen), x, 1 + t)
@@ -233,11 +249,12 @@ def apply_attnscale(model: nn.Module, *, init: float = 0.0, blocks: Sequence[int
     nn.Module
         The same model; new parameters ``…attn.qkv.omega`` (heads,), or ``…attn.v_proj.omega`` where values have a projection of
         their own, ``…attn.proj_w.omega`` in talking heads, ``….in_proj.omega`` in parallel blocks. Heads share ω as values.
+        In XCiT, whose maps are of channels, it sharpens contrasts between a head's channels, not between tokens.
 
     Raises
     ------
     TypeError
-        Names the blocks whose attention has no maps over tokens, or is of an unknown kind; wrapped and parametrised layers
+        Names the blocks whose attention is of an unknown kind; wrapped and parametrised layers
         (adapters, ``torch.nn.utils.parametrize``) are refused, hooks on a linear layer (``torch.nn.utils.prune``) are not.
     ValueError
         AttnScale is already there, several blocks share a layer, ``init`` is not finite, or ``blocks`` is empty or out of range.

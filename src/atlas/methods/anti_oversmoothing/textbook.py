@@ -90,7 +90,10 @@ def _attend_by(site: Site, omega: Tensor, undo: ExitStack) -> None:
 
 
 def scaled_features(features: Tensor, s: Tensor, t: Tensor, axes: tuple[int, ...], mask: Tensor | None = None) -> Tensor:
-    """SA + s ⊙ DC[SA] + t ⊙ HC[SA], with means over axes; under a mask of padding, over the tokens that it leaves."""
+    """SA + s ⊙ DC[SA] + t ⊙ HC[SA] for features (…, dim) with means over axes, s and t (dim,).
+
+    Under a mask of padding, (batch, …, queries, tokens), the means are over the tokens that it leaves.
+    """
     if mask is None:
         mean = features.mean(axes, keepdim=True)
     else:

@@ -37,11 +37,11 @@ class JoinedBias:
 
 
 class JoinedEvaAttention(JoinedBias, EvaAttention):
-    """EVA's attention."""
+    """EVA's attention, whose joint bias is added by the module ``qkv``."""
 
 
 class JoinedBeitAttention(JoinedBias, BeitAttention):
-    """BEiT's attention."""
+    """BEiT's attention, whose joint bias is added by the module ``qkv``."""
 
 
 class JoinedSwinV2Attention(JoinedBias, SwinV2Attention):
@@ -56,14 +56,14 @@ class ScaledMap:
 
 
 class ScaledSwinBlock(ScaledMap, SwinTransformerBlock):
-    """The block of Swin."""
+    """A block of Swin that re-weights the output of its attention."""
 
     def _attn(self, x: Tensor) -> Tensor:
         return self.featscale(super()._attn(x))
 
 
 class ScaledSwinV2Block(ScaledMap, SwinTransformerV2Block):
-    """The block of Swin v2."""
+    """A block of Swin v2 that re-weights the output of its attention."""
 
     def _attn(self, x: Tensor) -> Tensor:
         return self.featscale(super()._attn(x))

@@ -67,7 +67,7 @@ class RandomTopologies(Ingredient):
         return build(topology, **self.shape, **shapes_of(run, classes), generator=generator(run.seed, "init", index))  # type: ignore[arg-type]
 
     def backbone(self, run: Run, classes: int) -> HierarchicalViT:
-        """Build the first network."""
+        """Build the first network of the run's sample, at its initialisation."""
         return self.build(classes, 0)
 
 

@@ -48,7 +48,7 @@ def _smoothed(axes: Axes, table: pd.DataFrame, column: str, label: str, color: s
     alt="Three panels over trials: length, condition number, and the probability of the largest merge kernels.",
 )
 def search(data: FigureData) -> Figure | None:
-    """Trajectory of both searches."""
+    """Draw how both searches went: the measures of their candidates by step, and what reinforcement learning preferred."""
     import matplotlib.pyplot as plt
 
     tables = {name: data.frames(name) for name in SEARCHES}
@@ -161,7 +161,7 @@ def ranking(data: FigureData) -> Figure | None:
     alt="Scatter plot on logarithmic axes: points lie along a line of slope one.",
 )
 def law(data: FigureData) -> Figure | None:
-    """Length against the merge product."""
+    """Draw the length distortion of networks against the product of their merges."""
     import matplotlib.pyplot as plt
     import numpy as np
     from matplotlib.ticker import LogLocator

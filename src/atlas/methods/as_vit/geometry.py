@@ -18,8 +18,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import jvp
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from atlas.nn.examples import as_tensor, require_tensors
+from atlas.nn.kinds import require_callable, require_kind, require_sequence, require_whole
 
 Curve = Callable[[Tensor], Tensor]
 MIN_POINTS = 3
@@ -89,6 +95,9 @@ def great_circle(
     ValueError
         Fewer than 3 points, fewer than 2 dimensions, or an unknown scale.
     """
+    require_sequence("a shape (channels, height, width)", shape=shape)
+    require_whole(n=n)
+    require_kind(torch.Generator, "a torch.Generator", generator=generator)
     _check_points(n)
     size = math.prod(shape)
     if size < 2:
@@ -112,6 +121,7 @@ def points_on(basis: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
 @contextmanager
 def without_norm(model: nn.Module) -> Iterator[nn.Module]:
     """Replace every LayerNorm inside ``model`` by the identity while the block runs, then put the same objects back."""
+    require_kind(nn.Module, "an nn.Module", model=model)
     norms = [
         (parent, name, module)
         for parent in model.modules()
@@ -142,8 +152,10 @@ def require_independent_points(model: nn.Module) -> None:
 
 def speeds(fn: Curve, x: Tensor, dx: Tensor) -> Tensor:
     """Return |d f(x(θ)) / dθ| at each point, (n,)."""
-    with torch.no_grad(), _differentiable_attention():
-        velocity: Tensor = jvp(fn, (x,), (dx,))[1]
+    with torch.no_grad(), _differentiable_attention(), _ConstantWeights(), forward_ad.dual_level():
+        velocity = forward_ad.unpack_dual(fn(forward_ad.make_dual(x, dx))).tangent
+    if velocity is None:  # a function that does not depend on its inputs
+        return x.new_zeros(len(x))
     return velocity.flatten(1).norm(dim=1)
 
 
@@ -169,6 +181,8 @@ def length_distortion(
     ValueError
         Fewer than 3 points, an unknown reduction, or ``fn`` has a BatchNorm in training mode.
     """
+    require_callable("a module or function of images", fn=fn)
+    require_kind(Circle, "a Circle, as great_circle makes it,", circle=circle)
     _check_points(len(circle.theta))
     if reduction not in ("sum", "mean", "length"):
         raise ValueError(f"reduction {reduction!r} is none of 'sum', 'mean', 'length'")
@@ -202,6 +216,9 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
     Tensor
         (n,) curvatures, ≥ 0: 1/radius for a circle; rounding below zero under the root is cut off.
     """
+    require_callable("a module or function of images", fn=fn)
+    basis, theta = as_tensor(basis, "basis"), as_tensor(theta, "theta")
+    require_tensors(basis=basis, theta=theta)
     _check_points(len(theta))
     plane = basis if len(basis) == 2 else basis.movedim(-1, 0)
     if len(plane) != 2:
@@ -220,6 +237,30 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
     v, a = both[0], both[1]
     vv, aa, va = (v * v).sum(1), (a * a).sum(1), (v * a).sum(1)
     return (vv * aa - va.square()).clamp_min(0).sqrt() / vv.pow(1.5)
+
+
+class _ConstantWeights(TorchFunctionMode):
+    """While the block runs, linear layers and convolutions of dual numbers take the tangent of their input alone.
+
+    Forward mode as torch has it also multiplies the tangent of the weights, which is zero here.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in (functional.linear, functional.conv2d) or len(args) < 2:
+            return function(*args, **(kwargs or {}))
+        value, tangent = forward_ad.unpack_dual(args[0])
+        if tangent is None or any(map(_moves, (*args[1:], *(kwargs or {}).values()))):
+            return function(*args, **(kwargs or {}))
+        options = {name: option for name, option in (kwargs or {}).items() if name != "bias"}
+        moved = function(tangent, args[1], None, *args[3:], **options)
+        return forward_ad.make_dual(function(value, *args[1:], **(kwargs or {})), moved)
+
+
+def _moves(given: Any) -> bool:
+    """Whether an argument is a dual number."""
+    return isinstance(given, Tensor) and forward_ad.unpack_dual(given).tangent is not None
 
 
 def _differentiable_attention() -> AbstractContextManager[Any]:

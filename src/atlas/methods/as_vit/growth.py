@@ -14,10 +14,12 @@ import torch
 
 from atlas.methods.as_vit.layout import MAX_WIDTH, SINGLE_BLOCKS, Counts, count
 from atlas.methods.as_vit.measures import Measures
-from atlas.methods.as_vit.search import best_of
+from atlas.methods.as_vit.search import best_of, require_measures
 from atlas.methods.as_vit.settings import GrowthSettings
-from atlas.methods.as_vit.topology import FIRST_STAGE_HEADS, STAGES, Quadruple, Topology, quadruple
+from atlas.methods.as_vit.topology import FIRST_STAGE_HEADS, STAGES, Quadruple, Topology, quadruple, require_topology
 from atlas.nn.bars import Bar
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_callable, require_kind, require_sequence, require_whole
 
 Policy = Literal["rank", "random", "max-width"]
 DEFAULTS = GrowthSettings()
@@ -98,6 +100,9 @@ class GrowthPlan:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_topology(self.topology)
+        require_whole(width0=self.width0, width_scale=self.width_scale)
+        require_numbers(limit=self.limit, target=self.target, **{f"ratios[{i}]": q for i, q in enumerate(self.ratios)})
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"ratios {list(self.ratios)} must be positive")
         if self.width0 < 1 or self.width_scale < 1:
@@ -161,6 +166,10 @@ class Growth:
             raise ValueError(f"policy {policy!r} is none of 'rank', 'random', 'max-width'")
         if policy == "rank" and score is None:
             raise ValueError("policy 'rank' needs a score")
+        if score is not None:
+            require_callable("a function of topology, depths and width, such as a Scorer,", score=score)
+        if generator is not None:
+            require_kind(torch.Generator, "a torch.Generator", generator=generator)
         self.plan, self.score, self.policy, self.evaluate = plan, score, policy, evaluate
         self.generator = generator or torch.Generator().manual_seed(0)
         self.depths: Quadruple = SINGLE_BLOCKS
@@ -169,7 +178,9 @@ class Growth:
     def measures_of(self, candidate: Candidate) -> Measures:
         """Measure one candidate at its small width."""
         assert self.score is not None
-        return self.score(self.plan.topology, candidate.depths, candidate.width)
+        measures = self.score(self.plan.topology, candidate.depths, candidate.width)
+        require_measures(measures)
+        return measures
 
     def step(self) -> GrowthStep | None:
         """Take one step; ``None`` when the target is reached or no candidate is left."""
@@ -208,12 +219,12 @@ class Growth:
         return {"depths": list(self.depths), "width": self.width, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore depths, width and random numbers from :meth:`state_dict`."""
         self.depths, self.width = quadruple("depths", state["depths"]), state["width"]
         self.generator.set_state(state["generator"])
 
     def __iter__(self) -> Iterator[GrowthStep]:
-        """Yield steps to the end."""
+        """Take and yield growth steps until the limit is reached."""
         while (taken := self.step()) is not None:
             yield taken
 
@@ -261,6 +272,7 @@ def grow(
     ValueError
         Ratios that are not positive, a limit below the start's size, or policy ``rank`` without a score.
     """
+    require_sequence("a sequence of ratios", ratios=ratios)
     plan = GrowthPlan(topology, width0, width_scale, tuple(ratios), limit, target, options)
     members: list[GrowthStep] = []
     with Bar("grow", target, progress) as bar:
@@ -309,6 +321,8 @@ def width_for(topology: Topology, params: int, *, depths: Sequence[int], **optio
     ValueError
         The smallest such width is above the budget by more than half, or the widest that ``max_width`` allows below by as much.
     """
+    require_topology(topology)
+    require_numbers(params=params)
     unit, widest = 4, options.get("max_width", MAX_WIDTH)
     while unit % (topology.heads // FIRST_STAGE_HEADS):
         unit += 4

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.as_vit.geometry import require_independent_points
+from atlas.nn.examples import as_tensor, in_type_of, require_tensors
+from atlas.nn.kinds import require_kind
 
 MIN_IMAGES = 2
 EQUAL_DISTANCE = 1e-10
@@ -91,6 +93,8 @@ def ntk_gram(
     ValueError
         Fewer than 2 images, an unknown ``params``, a BatchNorm in training mode, or nothing that receives a gradient.
     """
+    require_kind(nn.Module, "an nn.Module", model=model)
+    x = in_type_of(model, x, "x")
     if len(x) < MIN_IMAGES:
         raise ValueError(f"a kernel needs at least {MIN_IMAGES} images, not {len(x)}")
     if params not in ("weights", "all"):
@@ -210,6 +214,10 @@ def condition_number(gram: Tensor, *, computed_in: torch.dtype | None = None) ->
         At least 1; ``inf`` where the matrix is not finite, where two images have the same gradients (with a warning), or where it
         is singular to rounding: its smallest eigenvalue is at most n · ε · the largest, ε the precision of ``computed_in``.
     """
+    gram = as_tensor(gram, "gram")
+    require_tensors(gram=gram)
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"gram must be a square matrix (n, n), not {tuple(gram.shape)}")
     matrix = gram.double()
     if not bool(matrix.isfinite().all()):
         return math.inf

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from atlas.methods.as_vit.settings import ModelSettings, PositionEmbedding, SpaceSettings
-from atlas.methods.as_vit.topology import STAGES, Quadruple, Topology, quadruple
+from atlas.methods.as_vit.topology import STAGES, Quadruple, Topology, quadruple, require_topology
+from atlas.nn.kinds import require_whole
 
 DEFAULTS = SpaceSettings()
 MAX_WIDTH, SEARCH_WIDTH, STRIDE = DEFAULTS.max_width, DEFAULTS.width, DEFAULTS.stride
@@ -45,7 +46,7 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, grid²."""
+        """Number of tokens of the stage, grid²."""
         return self.grid**2
 
     @property
@@ -93,10 +94,14 @@ def layout(
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
         A grid is odd or not divisible by its split (without ``ceil``), the stride does not divide the image, the
         stem's kernel is smaller than its stride (without ``ceil``), or a stage has fewer channels than heads.
     """
+    require_topology(topology)
+    require_whole(width=width, img_size=img_size, stride=stride, max_width=max_width)
     depths = quadruple("depths", depths)
     if min(width, img_size, stride, max_width) < 1:
         raise ValueError(f"width {width}, img_size {img_size}, stride {stride} and max_width {max_width} must be positive")
@@ -147,6 +152,7 @@ def count(
     MACs follow the published counter: normalisations, softmax and activations are free, and the mean over tokens counts twice.
     The arguments are those of :func:`~atlas.methods.as_vit.network.build`; ``drop_path`` costs nothing.
     """
+    require_whole(in_chans=in_chans, num_classes=num_classes)
     shapes = {"width": width, "depths": depths, "img_size": img_size, "stride": stride, "max_width": max_width, "ceil": ceil}
     stages = layout(topology, **shapes)  # type: ignore[arg-type]
     first, last = stages[0], stages[-1]

@@ -23,11 +23,12 @@ from atlas.methods.as_vit.kernel import MIN_IMAGES, condition_number, default_fe
 from atlas.methods.as_vit.layout import SEARCH_WIDTH, SINGLE_BLOCKS, STRIDE, layout
 from atlas.methods.as_vit.network import INIT_STD, build
 from atlas.methods.as_vit.settings import Average, MeasureSettings
+from atlas.methods.as_vit.topology import Topology, require_topology
+from atlas.nn.examples import as_tensor, require_tensors
+from atlas.nn.kinds import require_callable, require_kind, require_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from atlas.methods.as_vit.topology import Topology
 
 DEFAULTS = MeasureSettings()
 
@@ -59,8 +60,8 @@ class MeasureSpec:
     ----------
     repeats, points : int
         Draws of the weights, and points of the circle.
-    images : Tensor
-        (n, channels, height, width), n ≥ 2: the batch of the kernel, the same in all repeats. Must be given.
+    images : Tensor or array
+        (n, channels, height, width), floating-point, n ≥ 2: the batch of the kernel, the same in all repeats. Must be given.
     redraw : {"all", "linear"}
         What a further repeat draws anew: everything, or, as the authors do, all but the stem's convolution.
     average : {"mean", "median"}
@@ -78,10 +79,15 @@ class MeasureSpec:
     scale: Literal["unit", "sqrt_dim"] = "unit"
 
     def __post_init__(self) -> None:
+        require_whole(repeats=self.repeats, points=self.points, circle_seed=self.circle_seed)
+        object.__setattr__(self, "images", as_tensor(self.images, "images"))
+        require_tensors(images=self.images)
         if self.repeats < 1:
             raise ValueError(f"repeats {self.repeats} must be at least 1")
         if len(self.images) < MIN_IMAGES:
             raise ValueError(f"the kernel needs at least {MIN_IMAGES} images, not {len(self.images)}")
+        if self.images.ndim != 4:
+            raise ValueError(f"images must be (n, channels, height, width), not {tuple(self.images.shape)}")
 
     @cached_property
     def circles(self) -> list[Circle]:
@@ -107,7 +113,17 @@ def measure(make_model: Callable[[], nn.Module], spec: MeasureSpec, generator: t
         Repeats, circles and images.
     generator : torch.Generator
         Source of the seeds of the repeats.
+
+    Raises
+    ------
+    TypeError
+        An argument is of another type, a network in the place of what makes one above all; says what would be right.
     """
+    require_callable("a function that makes a network", make_model=make_model)
+    if isinstance(make_model, nn.Module):
+        raise TypeError(f"make_model is a {type(make_model).__name__}; a function that makes it anew is needed")
+    require_kind(MeasureSpec, "a MeasureSpec", spec=spec)
+    require_kind(torch.Generator, "a torch.Generator", generator=generator)
     seeds = torch.randint(2**62, (spec.repeats,), generator=generator).tolist()
     per_repeat = []
     stem: dict[str, Tensor] = {}
@@ -115,6 +131,7 @@ def measure(make_model: Callable[[], nn.Module], spec: MeasureSpec, generator: t
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = make_model()
+        require_kind(nn.Module, "an nn.Module", **{"what make_model returns": model})
         if spec.redraw == "linear":
             stem = stem or _convolutions(model)
             model.load_state_dict(stem, strict=False)
@@ -167,8 +184,13 @@ class Scorer:
     options: Mapping[str, Any] = field(default_factory=dict)
     known: dict[str, Measures] = field(default_factory=dict, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        require_kind(MeasureSpec, "a MeasureSpec", spec=self.spec)
+        require_whole(seed=self.seed, width=self.width)
+
     def __call__(self, topology: Topology, depths: Sequence[int] = SINGLE_BLOCKS, width: int | None = None) -> Measures:
-        """Measure one candidate."""
+        """Measure one candidate, a topology at some depths and width; a known one is not measured again."""
+        require_topology(topology)
         width = self.width if width is None else width
         name = topology.format(depths, width)
         if name not in self.known:

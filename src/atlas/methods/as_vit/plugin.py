@@ -71,7 +71,7 @@ def image_macs(design: Design, stride: int) -> int:
 
 
 def tokens_and_cost(design: Design, stride: int) -> dict[str, float]:
-    """What the curves show of a tokenisation."""
+    """Return the number of tokens and the multiply-accumulates of an image at a stride, for the curves."""
     return {"tokens": (design.img_size // stride) ** 2, "image_macs": image_macs(design, stride)}
 
 
@@ -239,7 +239,7 @@ class Body(Backbone):
     """A network of the space, its four stages under a feature pyramid."""
 
     def design(self, run: Run) -> Design:
-        """Which network it is."""
+        """Return the architecture of the network to build."""
         raise NotImplementedError
 
     def reference(self, run: Run) -> int:
@@ -263,7 +263,7 @@ class DetectorBody(Body):
         return detector_design(run, text, stride=self.settings.stride)
 
     def reference(self, run: Run) -> int:
-        """The settings' pixels."""
+        """Pixels at which attention's windows have the side that they keep, from the settings."""
         return self.settings.reference
 
     def pyramid(self, run: Run) -> nn.Module:

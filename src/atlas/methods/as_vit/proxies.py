@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from atlas.methods.as_vit.geometry import Circle, extrinsic_curvature, without_norm
 from atlas.methods.as_vit.kernel import default_feature
+from atlas.nn.examples import as_tensor, in_type_of, require_labels
+from atlas.nn.kinds import require_kind, require_sequence
 
 
 def synflow(model: nn.Module, shape: Sequence[int]) -> float:
@@ -24,6 +26,8 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
     parameters replaced by their absolute values, LayerNorms off, an input of ones of ``shape`` (channels, height, width),
     float64. Works on a copy; ``-inf`` where nothing flows.
     """
+    require_kind(nn.Module, "an nn.Module", model=model)
+    require_sequence("a shape (channels, height, width)", shape=shape)
     twin = copy.deepcopy(model).double().eval()
     parameters = list(twin.parameters())
     with torch.no_grad():
@@ -41,9 +45,13 @@ def grad_norm(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
     ``images``: (n, channels, height, width); ``labels``: (n,).
     """
+    require_kind(nn.Module, "an nn.Module", model=model)
+    images, labels = in_type_of(model, images, "images"), as_tensor(labels, "labels")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.enable_grad():
-        loss = functional.cross_entropy(model(images), labels)
+        logits = model(images)
+        require_labels(labels, len(images), logits.shape[-1], "labels")
+        loss = functional.cross_entropy(logits, labels)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return math.sqrt(sum(float(g.double().square().sum()) for g in gradients if g is not None))
 

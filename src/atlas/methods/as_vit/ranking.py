@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.methods.as_vit.settings import RankingSettings
+from atlas.nn.kinds import require_kind
 
 DRAWS = RankingSettings().draws
 
@@ -38,7 +39,10 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
 
 def _signs(values: Sequence[float]) -> np.ndarray:
     """Sign of every pairwise difference, (n, n)."""
-    array = np.asarray(values, dtype=float)
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise TypeError(f"a rank correlation needs a sequence of numbers, not {values!r}") from None
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"a rank correlation needs at least 2 values, not {array.size}")
     larger = array[:, None] > array[None, :]
@@ -87,6 +91,9 @@ def correlate(
     gaps : dict
         τ-b of the reference minus that of each other measure, by name, from paired resamples.
     """
+    require_kind(Mapping, "a mapping of names to values", measures=measures)
+    if reference not in measures:
+        raise ValueError(f"reference {reference!r} is none of the measures {', '.join(measures)}")
     drawn = bootstrap_taus(measures, accuracy, seed, draws)
     exact = {name: kendall_tau(values, accuracy) for name, values in measures.items()}
     taus = {name: Correlation(exact[name], *_interval(drawn[name])) for name in measures}

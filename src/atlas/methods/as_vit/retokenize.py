@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from atlas.methods.as_vit.layout import count
 from atlas.methods.as_vit.network import HierarchicalViT, dilation_for
 from atlas.methods.as_vit.settings import RetokenizeSettings, require_order
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_kind, require_sequence
 
 OFFICIAL_PHASES = RetokenizeSettings().phases
 
@@ -34,6 +36,10 @@ class ProgressiveTokenizer:
     """
 
     def __init__(self, model: HierarchicalViT, phases: Sequence[tuple[float, int]] = OFFICIAL_PHASES) -> None:
+        require_kind(HierarchicalViT, "a HierarchicalViT, as build makes it,", model=model)
+        require_sequence("a sequence of pairs (progress, stride)", phases=phases)
+        for index, phase in enumerate(phases):
+            require_sequence("a pair (progress, stride)", **{f"phases[{index}]": phase})
         self.model = model
         self.phases = [(float(begin), int(stride)) for begin, stride in phases]
         self._check()
@@ -63,6 +69,7 @@ class ProgressiveTokenizer:
         ValueError
             The progress is outside [0, 1].
         """
+        require_numbers(progress=progress)
         if not 0 <= progress <= 1:
             raise ValueError(f"progress {progress} is not in [0, 1]")
         stride = self.stride(progress)

@@ -15,6 +15,8 @@ from atlas.methods.as_vit.measures import Measures
 from atlas.methods.as_vit.settings import SearchSettings
 from atlas.methods.as_vit.topology import SearchSpace, Topology
 from atlas.nn.bars import track
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_callable, require_kind, require_whole
 
 Score = Callable[[Topology], Measures]
 DEFAULTS = SearchSettings()
@@ -69,6 +71,8 @@ class RewardTracker:
     def __init__(
         self, window: int = DEFAULTS.window, momentum: float = DEFAULTS.momentum, relative: bool = DEFAULTS.relative
     ) -> None:
+        require_whole(window=window)
+        require_numbers(momentum=momentum)
         if window < 2 or not 0 <= momentum < 1:
             raise ValueError(f"window {window} must be at least 2 and momentum {momentum} in [0, 1)")
         self.window, self.momentum, self.relative = window, momentum, relative
@@ -109,7 +113,7 @@ class RewardTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore recent measures, averages and reference from :meth:`state_dict`."""
         self.recent = deque((tuple(pair) for pair in state["recent"]), maxlen=self.window)
         self.numerator, self.denominator = state["average"]
         self.reference = None if state["reference"] is None else tuple(state["reference"])
@@ -139,6 +143,8 @@ class Reinforce:
         generator: torch.Generator,
         tracker: RewardTracker | None = None,
     ) -> None:
+        _require_search(space, score, generator)
+        require_numbers(lr=lr)
         self.space, self.score, self.generator = space, score, generator
         self.logits = {
             name: (LOGIT_NOISE * torch.randn(len(choices), generator=generator)).requires_grad_()
@@ -148,7 +154,7 @@ class Reinforce:
         self.tracker = tracker or RewardTracker()
 
     def log_probability(self, indices: Sequence[int]) -> Tensor:
-        """Log-probability of one choice per group, summed over groups; differentiable by the logits."""
+        """Log-probability of one choice per group, summed over groups: a scalar, differentiable by the logits."""
         chosen = [logits.log_softmax(0)[index] for logits, index in zip(self.logits.values(), indices, strict=True)]
         return torch.stack(chosen).sum()
 
@@ -164,6 +170,7 @@ class Reinforce:
             indices = [int(torch.multinomial(p, 1, generator=self.generator)) for p in probabilities]
         topology = self.space.topology(indices)
         measures = self.score(topology)
+        require_measures(measures)
         reward, baseline = self.tracker(measures)
         self.optimizer.zero_grad()
         (-self.log_probability(indices) * (reward - baseline)).backward()
@@ -188,7 +195,7 @@ class Reinforce:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore policy, optimiser, random numbers and rewards from :meth:`state_dict`."""
         with torch.no_grad():
             for name, logits in self.logits.items():
                 logits.copy_(state["logits"][name])
@@ -227,6 +234,9 @@ def reinforce(
     SearchResult
         The most probable topology, the logits, and every trial.
     """
+    require_whole(steps=steps)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
     searcher = Reinforce(space, score, lr=lr, generator=generator, tracker=RewardTracker(window, momentum, relative))
     history = [searcher.step() for _ in track(range(steps), "search", steps, progress)]
     return SearchResult(searcher.best(), {name: logits.detach() for name, logits in searcher.logits.items()}, history)
@@ -242,13 +252,16 @@ class RandomSearch:
     """
 
     def __init__(self, space: SearchSpace, score: Score, *, generator: torch.Generator) -> None:
+        _require_search(space, score, generator)
         self.space, self.score, self.generator = space, score, generator
         self.trials: list[Trial] = []
 
     def step(self) -> Trial:
         """Sample a topology and measure it."""
         topology = self.space.sample(self.generator)
-        self.trials.append(Trial(topology, self.score(topology)))
+        measures = self.score(topology)
+        require_measures(measures)
+        self.trials.append(Trial(topology, measures))
         return self.trials[-1]
 
     def best(self) -> Topology:
@@ -261,7 +274,7 @@ class RandomSearch:
         return {"generator": self.generator.get_state(), "trials": trials}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore random numbers and trials from :meth:`state_dict`."""
         self.generator.set_state(state["generator"])
         self.trials = [Trial(Topology.parse(text)[0], Measures(length, ntk)) for text, length, ntk in state["trials"]]
 
@@ -278,9 +291,27 @@ def random_search(
 
     Arguments are those of :func:`reinforce`.
     """
+    require_whole(steps=steps)
     searcher = RandomSearch(space, score, generator=generator)
     history = [searcher.step() for _ in track(range(steps), "search at random", steps, progress)]
     return SearchResult(searcher.best(), {}, history)
+
+
+def _require_search(space: object, score: object, generator: object) -> None:
+    require_kind(SearchSpace, "a SearchSpace, such as SearchSpace.official(),", space=space)
+    require_callable("a function of a topology, such as a Scorer,", score=score)
+    require_kind(torch.Generator, "a torch.Generator", generator=generator)
+
+
+def require_measures(measures: object) -> None:
+    """Refuse what a score returns and is no :class:`~atlas.methods.as_vit.measures.Measures`.
+
+    Raises
+    ------
+    TypeError
+        It is of another type.
+    """
+    require_kind(Measures, "Measures(length, ntk)", **{"what the score returns": measures})
 
 
 def dense_ranks(values: Sequence[float], *, descending: bool = False) -> list[int]:

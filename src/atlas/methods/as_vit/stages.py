@@ -45,7 +45,10 @@ REINFORCE, RANDOM_SEARCH, CHECK, GROWTH = "reinforce", "random-search", "check",
 
 
 def first_images(run: Run, data: ImageData, number: int) -> tuple[Tensor, Tensor]:
-    """Training images that every measure of a run sees, without augmentation, and their labels."""
+    """Training images (number, channels, height, width) that every measure of a run sees, and their labels (number,).
+
+    They are drawn by the run's seed, without augmentation.
+    """
     order = torch.randperm(data.size("train"), generator=generator(run.seed, "measured-images"))
     return data.chosen("train", order[:number].tolist())
 
@@ -186,7 +189,7 @@ class Family:
         return {"growth": self.growth.state_dict(), "members": self.members}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore the growth and the networks that it has passed from :meth:`state_dict`."""
         self.growth.load_state_dict(state["growth"])
         self.members = list(state["members"])
 

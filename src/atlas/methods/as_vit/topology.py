@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from atlas.nn.kinds import require_kind, require_sequence
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,9 +47,12 @@ def quadruple(name: str, values: Sequence[int]) -> Quadruple:
 
     Raises
     ------
+    TypeError
+        It is no sequence.
     ValueError
         There are not four, or one is not a positive whole number.
     """
+    require_sequence(f"a sequence of {STAGES} whole numbers", **{name: values})
     four = tuple(values)
     if len(four) != STAGES:
         raise ValueError(f"{name} {list(four)} has {len(four)} values; a topology has {STAGES} stages")
@@ -125,6 +130,7 @@ class Topology:
         >>> Topology.parse("8,2,3|4,1,2|4,1,4|4,1,6|32")[0].kernels
         (8, 4, 4, 4)
         """
+        require_kind(str, "a string such as 8,2,3|4,1,2|4,1,4|4,1,6|32", text=text)
         groups = [_numbers(group, text) for group in text.split("|")]
         if len(groups) != STAGES + 1:
             raise ValueError(f"{text!r} has {len(groups)} groups between '|'; expected {STAGES} stages and the heads")
@@ -172,12 +178,14 @@ class SearchSpace:
     """
 
     def __init__(self, groups: Mapping[str, Sequence[int]]) -> None:
+        require_kind(Mapping, "a mapping of names to choices", groups=groups)
         known = {*OFFICIAL_GROUPS, "S4"}
         if missing := sorted(set(OFFICIAL_GROUPS) - set(groups)):
             raise ValueError(f"the search space lacks the groups {', '.join(missing)}")
         if unknown := sorted(set(groups) - known):
             raise ValueError(f"the search space has unknown groups {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         for name, choices in groups.items():
+            require_sequence("a sequence of positive whole numbers", **{f"group {name}": choices})
             if not choices or not all(isinstance(choice, int) and choice > 0 for choice in choices):
                 raise ValueError(f"group {name} {list(choices)} must hold positive whole numbers")
         self.groups: dict[str, tuple[int, ...]] = {name: tuple(choices) for name, choices in groups.items()}
@@ -189,7 +197,7 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """Number of topologies."""
+        """Number of topologies in the space, the product of its choices."""
         return math.prod(len(choices) for choices in self.groups.values())
 
     def topology(self, indices: Sequence[int]) -> Topology:
@@ -204,7 +212,7 @@ class SearchSpace:
         )
 
     def sample(self, generator: torch.Generator) -> Topology:
-        """Draw a topology uniformly."""
+        """Draw a topology, every one with the same probability."""
         import torch
 
         sizes = [len(choices) for choices in self.groups.values()]
@@ -215,3 +223,14 @@ class SearchSpace:
         merges = {"K2", "K3", "K4"}
         groups = self.groups.items()
         return self.topology([len(choices) - 1 if name in merges else (len(choices) - 1) // 2 for name, choices in groups])
+
+
+def require_topology(topology: object) -> None:
+    """Refuse what is no topology, text above all.
+
+    Raises
+    ------
+    TypeError
+        It is of another type; says how text becomes one.
+    """
+    require_kind(Topology, "a Topology, such as Topology.parse(text)[0],", topology=topology)

@@ -172,8 +172,8 @@ class PatchMixup:
     def _check(self, images: Tensor) -> None:
         """Refuse (batch, channels, height, width) images that cannot be mixed patch by patch with their mirror."""
         if not images.is_floating_point() or images.ndim != 4:
-            found = f"{images.dtype} of shape {tuple(images.shape)}"
-            raise TypeError(f"images must be floating-point (batch, channels, height, width), not {found}")
+            given = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise TypeError(f"images must be floating-point (batch, channels, height, width), not {given}")
         count, _, height, width = images.shape
         rows, columns = self.patch_size
         if count % 2:

@@ -65,7 +65,7 @@ class DiverseTraining(Ingredient):
         return Batch(images, batch.labels, target)
 
     def base_loss(self, logits: Tensor, batch: Batch, training: Training) -> Tensor | None:
-        """The class token's loss, and the patch tokens' where the mixing term is on."""
+        """The class token's loss, and the patch tokens' where the mixing term is on: a scalar for logits (batch, classes)."""
         if self.trainer is None:
             return None
         with training.autocast():
@@ -78,7 +78,7 @@ class DiverseTraining(Ingredient):
             raise self._failure(error, training) from None
 
     def loss_terms(self, batch: Batch, logits: Tensor, training: Training) -> Mapping[str, Tensor]:
-        """The regularisers, each times its coefficient, by the coefficient's name."""
+        """The regularisers, scalars, each times its coefficient, by the coefficient's name."""
         if self.trainer is None or self.outputs is None:
             return {}
         self.trainer.generator = generator(self.run.seed, "diverse-probes", training.step)

@@ -29,7 +29,7 @@ class ReAttention(nn.Module):
 
     @property
     def p(self) -> float:
-        """Rate of the dropout."""
+        """Rate of the dropout of attention maps, in [0, 1]."""
         return float(self.drop.p)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from atlas.methods.diverse_vit.closed_forms import head_cosine, power_condition
 from atlas.nn.examples import require_tensors
 from atlas.nn.vit import at_least_float32
 
@@ -188,7 +189,12 @@ def attn_cosine(A: Tensor, *, valid: Tensor | None = None) -> Tensor:
     """
     if valid is not None:
         A = A * (valid[:, None, :, None] & valid[:, None, None, :]).to(A)
-    return _unit(A.flatten(-2)).mean(1).square().sum(-1).mean()
+    return head_cosine(at_least_float32(A.flatten(-2)), EPSILON, _mean_cosine)
+
+
+def _mean_cosine(maps: Tensor) -> Tensor:
+    """Mean cosine between flattened maps (batch, heads, n): the squared length of the mean unit map, averaged over the batch."""
+    return _unit(maps).mean(1).square().sum(-1).mean()
 
 
 def _rayleigh(weight: Tensor, shift: Tensor, vector: Tensor, eps: float) -> Tensor:
@@ -266,9 +272,16 @@ def cond_orth(
         probes = torch.rand((2, *shape), generator=generator, device=device, dtype=weight.dtype)
     if len(probes) != 2 or any(probe.shape != shape for probe in probes):
         raise ValueError(f"probes must be two tensors of shape {tuple(shape)}, not {[tuple(probe.shape) for probe in probes]}")
+    if steps == 1 and eps == 0:
+        return power_condition(weight, torch.stack([probe.to(weight) for probe in probes]), _powered)
+    return _powered(weight, probes, steps, eps)
+
+
+def _powered(weight: Tensor, probes: tuple[Tensor, Tensor] | Tensor, steps: int = 1, eps: float = 0.0) -> Tensor:
+    """The surrogate of :func:`cond_orth` step by step."""
     rescale = eps == 0
     first, second = (probe.to(weight) for probe in probes)
-    zero = weight.new_zeros(shape[:-1])
+    zero = weight.new_zeros(weight.shape[:-2])
     largest = _rayleigh(weight, zero, _power(weight, zero, first, steps, rescale), eps)
     # the Rayleigh quotient of W Wᵀ − λ_max I is λ_min − λ_max
     return _rayleigh(weight, largest, _power(weight, largest, second, steps, rescale), eps).square()

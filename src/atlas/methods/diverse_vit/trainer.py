@@ -168,7 +168,7 @@ class DiversityTrainer:
     __call__ = forward
 
     def outputs(self, logits: Tensor) -> DiversityOutputs:
-        """Collect what the last forward pass left, for callers that ran the model themselves.
+        """Collect what the last forward pass left beside its logits (batch, classes), for callers that ran the model themselves.
 
         Under autocast, call it there too: the head on all tokens then has the precision of the model.
 
@@ -215,7 +215,7 @@ class DiversityTrainer:
         target: MixTarget | Tensor,
         base_criterion: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total loss, and its terms unweighted and detached, ``base`` among them.
+        """Return the total loss, a scalar, and its terms unweighted and detached, ``base`` among them.
 
         Parameters
         ----------
@@ -245,7 +245,7 @@ class DiversityTrainer:
         target: MixTarget | Tensor,
         base_criterion: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> Tensor:
-        """L_base: the loss of the model's own logits and, with ``mix_weight``, of every patch token. See :meth:`loss`."""
+        """L_base, a scalar: the loss of the model's logits and, with ``mix_weight``, of every patch token. See :meth:`loss`."""
         with torch.autocast(out.logits.device.type, enabled=False):
             base = self._base_loss(out, target, base_criterion)
         if not base.isfinite():
@@ -271,7 +271,7 @@ class DiversityTrainer:
         return (own + weight * target.patch_loss(patches)) / (1 + weight * patches.shape[1])
 
     def terms(self, out: DiversityOutputs) -> dict[str, Tensor]:
-        """The regularisers with a coefficient, unweighted, by the coefficient's name."""
+        """The regularisers with a coefficient, unweighted scalars, by the coefficient's name."""
         config, prefix, valid = self.config, self.block_prefix, out.valid
         terms: dict[str, Tensor] = {}
         if config.emb_cos:
@@ -290,7 +290,7 @@ class DiversityTrainer:
         return [weight for site in self.attentions.values() for weight in site.weights()]
 
     def weight_term(self) -> Tensor:
-        """Σ over all blocks and W_q, W_k, W_v of the condition term: a sum, so twice as strong at twice the depth."""
+        """Σ over all blocks and W_q, W_k, W_v of the condition term, a scalar: a sum, so twice as strong at twice the depth."""
         config = self.config
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for weight in self.weights:

@@ -20,7 +20,7 @@ from .optimizer import AmalgamatedOptimizer as AmalgamatedOptimizer
 from .optimizer import WarmStart as WarmStart
 from .optimizer import load as load
 from .scale import L2OScale as L2OScale
-from .schedule import Progress as Progress
+from .schedule import CurriculumProgress as CurriculumProgress
 from .settings import ChoiceConfig as ChoiceConfig
 from .settings import Curriculum as Curriculum
 from .settings import TrainerConfig as TrainerConfig

@@ -49,12 +49,12 @@ class ChoicePolicy(Policy):
         self.head = keras_linear(hidden[-1], len(pool))
 
     def describe(self) -> str:
-        """Its members, and the widths of its cells."""
+        """Describe the policy by its members and the widths of its cells."""
         members = ", ".join(member.describe() for member in self._members())
         return f"ChoicePolicy([{members}], hidden={list(self.cells.hidden)})"
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """The members' states, cells at zero, and what the network is told of the coordinates."""
+        """Members' states, cells at zero, and what the network is told of coordinates of ``theta`` (instances, parameters)."""
         ranks = (layout or Layout.of([theta.shape[1:]])).ranks()
         one_hot = torch.stack([(ranks == rank).to(theta.dtype) for rank in range(1, RANKS + 1)]).to(theta.device)
         return {
@@ -80,7 +80,7 @@ class ChoicePolicy(Policy):
         return weights, updates, {**state, "members": members, "cells": cells, "step": state["step"] + 1}
 
     def observe(self, g: Tensor, state: State) -> State:
-        """The members advance; cells and time stay."""
+        """The members advance with the gradients ``g`` (instances, parameters); cells and time stay."""
         members = [member.observe(g, before) for member, before in zip(self._members(), state["members"], strict=True)]
         return {**state, "members": members}
 

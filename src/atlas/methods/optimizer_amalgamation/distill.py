@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from atlas.l2o import Optimizee, Policy, TunedLR, tune
+from atlas.l2o.optimizees import require_problem
+from atlas.l2o.policies import require_policy
 from atlas.l2o.settings import Tuning
 from atlas.methods.optimizer_amalgamation.choice import ChoicePolicy
 from atlas.methods.optimizer_amalgamation.noise import Perturbation
@@ -19,6 +21,8 @@ from atlas.methods.optimizer_amalgamation.student import Student
 from atlas.methods.optimizer_amalgamation.teachers import check_pool
 from atlas.methods.optimizer_amalgamation.trainer import Trainer
 from atlas.nn.bars import Bar
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_callable, require_kind, require_sequence, require_whole
 
 MEMORY_LIMIT_GIB = 64.0
 FUNCTION_EPOCH = 100
@@ -109,6 +113,8 @@ def amalgamate(
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
         A pool of fewer than two, or with trainable parameters; an unknown method; fewer than one replicate.
     MemoryError
@@ -116,6 +122,17 @@ def amalgamate(
     """
     if method not in METHODS:
         raise ValueError(f"there is no method {method}; choose from {', '.join(METHODS)}")
+    require_problem(problem=problem)
+    require_kind(Curriculum, "a Curriculum, such as Curriculum.paper(),", schedule=schedule)
+    require_kind(torch.Generator, "a torch.Generator", gen=gen)
+    require_whole(replicates=replicates)
+    require_numbers(memory_limit_gib=memory_limit_gib)
+    if student is not None:
+        require_policy(student=student)
+    if noise is not None:
+        require_kind(get_args(Perturbation), "a RandomWeightNoise or AdversarialWeightNoise", noise=noise)
+    if choice is not None:
+        require_kind((ChoicePolicy, ChoiceConfig), "a ChoicePolicy or ChoiceConfig", choice=choice)
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, not {replicates}")
     check_pool(pool, 2)
@@ -150,6 +167,11 @@ def train_choice(
     ValueError
         A pool of fewer than two, or with trainable parameters.
     """
+    require_problem(problem=problem)
+    if cfg is not None:
+        require_kind(ChoiceConfig, "a ChoiceConfig", cfg=cfg)
+    if gen is not None:
+        require_kind(torch.Generator, "a torch.Generator", gen=gen)
     cfg = cfg or ChoiceConfig()
     (seed,) = draw_seeds(gen or torch.Generator().manual_seed(0), 1)
     start = seeded(lambda: ChoicePolicy(pool, cfg.hidden), seed)
@@ -223,6 +245,10 @@ def tune_lr(
     ValueError
         The grid is empty, or holds a step size that is not positive; ``epochs`` or ``seeds`` is less than 1.
     """
+    require_callable("a class of teachers, or a function of step sizes,", policy_factory=policy_factory)
+    require_problem(problem=problem)
+    require_sequence("a sequence of step sizes", grid=grid)
+    require_whole(epochs=epochs, seeds=seeds)
     if min(epochs, seeds) < 1:
         raise ValueError("epochs and seeds must be at least 1")
     data = getattr(problem, "data", None)

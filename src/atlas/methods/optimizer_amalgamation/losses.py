@@ -80,7 +80,7 @@ class Lesson:
         self.total = torch.zeros(self.thetas.shape[1:-1], dtype=self.thetas.dtype, device=self.thetas.device)
 
     def __call__(self, index: int, q: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Let every teacher make its update i, and compare; returns the weighted loss and its derivative."""
+        """Let every teacher make its update i, and compare: the weighted loss (…,) and its derivative (…, P) for ``q`` (…, P)."""
         self._advance(batch)
         with torch.set_grad_enabled(q.requires_grad):
             difference = q - (self.thetas if self.scale is None else self.thetas / self.scale)

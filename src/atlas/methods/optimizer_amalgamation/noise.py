@@ -47,7 +47,7 @@ class RandomWeightNoise:
         return self.eps * (weight.detach().square().mean(axes, keepdim=True) + VARIANCE_FLOOR).sqrt()
 
     def draw(self, numbers: Mapping[str, Tensor], gens: Sequence[torch.Generator]) -> Numbers:
-        """Perturbed weights of stacked replicates, each from a generator of its own."""
+        """Perturbed weights (R, …) of stacked replicates, each from a generator of its own."""
         if self.eps == 0:
             return dict(numbers)
         return {
@@ -97,7 +97,10 @@ class AdversarialWeightNoise:
         return gradient * (factor if self.mode == "normalize" else factor.clamp(max=1.0))
 
     def find(self, numbers: Mapping[str, Tensor], gradient: Callable[[Numbers], Numbers]) -> Numbers:
-        """The adversarial weights; ``gradient`` returns that of the meta-loss at given weights."""
+        """Return the shift ψ (R, …) that leads from weights (R, …), by name, to the adversarial ones.
+
+        ``gradient`` returns that of the meta-loss at given weights.
+        """
         shift = {name: torch.zeros_like(weight) for name, weight in numbers.items()}
         if self.eps == 0:
             return shift

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from atlas.l2o import Layout, LearnedOptimizer, Policy, load_policy
-from atlas.l2o.policies import counter, positive
+from atlas.l2o.policies import counter, positive, require_policy
 from atlas.l2o.saving import POLICIES
 from atlas.l2o.state import State
 from atlas.methods.optimizer_amalgamation.settings import Curriculum
 from atlas.methods.optimizer_amalgamation.student import Student
+from atlas.nn.kinds import require_kind, require_whole
 
 PUBLISHED = Curriculum.paper()
 WARMUP_STEPS, WARMUP_LR = PUBLISHED.warmup * PUBLISHED.unroll, PUBLISHED.warmup_lr
@@ -31,13 +32,15 @@ class WarmStart(Policy):
 
     def __init__(self, policy: Policy, steps: int, lr: float) -> None:
         super().__init__()
+        require_policy(student=policy)
+        require_whole(warmup_steps=steps)
         if steps < 0:
             raise ValueError(f"warmup_steps must not be negative, not {steps}")
         self.policy, self.steps, self.rate = policy, steps, float(positive("warmup_lr", lr))
         self.lr = policy.lr
 
     def describe(self) -> str:
-        """The policy's; the warm-up may be another."""
+        """Describe the policy that follows the warm-up; the warm-up itself may be another one."""
         return self.policy.describe()
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
@@ -90,5 +93,6 @@ def load(
     ValueError
         The file holds no policy of a kind that is known here.
     """
+    require_kind((str, Path), "a path", path=path)
     student = load_policy(path, {**POLICIES, "Student": Student})
     return partial(AmalgamatedOptimizer, student=student, warmup_steps=warmup_steps, warmup_lr=warmup_lr)

@@ -145,10 +145,10 @@ class CurriculumTrained(Competitor):
         return [derive_seed(self.run.seed, purpose, replicate) for replicate in range(self.settings.replicates)]
 
     def leave(self, arena: Arena, policies: Sequence[Policy]) -> None:
-        """Leave further files; none by default."""
+        """Leave further files beside the trained replicates; by default there are none."""
 
     def policies(self) -> Sequence[Policy]:
-        """The trained replicates, frozen."""
+        """Return the trained replicates, frozen, one for each seed."""
         return [policy.requires_grad_(False) for policy in restore_policies(self.run, self.starts())]
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
@@ -210,10 +210,10 @@ class TrainedStudent(CurriculumTrained):
 
 
 class TrainedChoice(CurriculumTrained):
-    """A choice policy over the tuned pool."""
+    """A choice policy over the pool of teachers whose step sizes were tuned."""
 
     def starts(self) -> list[Policy]:
-        """A fresh choice policy."""
+        """Return a new choice policy for every seed, over the settings' pool of teachers."""
         if self.settings.pool_lr == "official":
             pool = make_pool(self.settings.pool, pool_lr="official")
         else:

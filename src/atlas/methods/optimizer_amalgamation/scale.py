@@ -94,7 +94,7 @@ class L2OScale(Policy):
         return {"hidden": list(self.hidden), "lr": self.lr}
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """Zeros, a log rate of log 1e-3, and which coordinate belongs to which tensor."""
+        """Zeros, a log rate of log 1e-3, and which coordinate of ``theta`` (instances, parameters) belongs to which tensor."""
         index = (layout or Layout.of([theta.shape[1:]])).tensor_index().to(theta.device)
         belongs = nn.functional.one_hot(index).to(theta.dtype)
         own, tensor, network = self.hidden
@@ -111,7 +111,7 @@ class L2OScale(Policy):
         }
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """Move every coordinate, then the memories of tensors and of the network."""
+        """Move every coordinate, (instances, parameters), then the memories of tensors and of the network."""
         belongs = state["belongs"]
         shares = belongs / belongs.sum(0)
         gradients, squares = self._averages(g, state)

@@ -22,7 +22,7 @@ Action = Literal["repeat", "continue", "advance", "finish"]
 
 
 @dataclass
-class Progress:
+class CurriculumProgress:
     """Where one replicate is in its curriculum. Numbers of policies are named, not held: the trainer keeps them.
 
     Attributes
@@ -104,6 +104,6 @@ class Progress:
         return {name: getattr(self, name) for name in names}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+        """Go on from where a replicate was, as :meth:`state` told it."""
         for name, value in saved.items():
             setattr(self, name, value)

@@ -19,7 +19,7 @@ PerStage = Annotated[tuple[Natural, ...], MinLen(1)]
 
 
 class Curriculum(Settings):
-    """Stages of meta-training; the defaults are the published curriculum of students. See :class:`.schedule.Progress`.
+    """Stages of meta-training; the defaults are the published curriculum of students. See :class:`.schedule.CurriculumProgress`.
 
     Of each stage: ``depth`` and ``validation_depth`` are the windows per draw of optimizees, in training and in validation;
     ``imitation`` is the weight α of the imitation loss; ``resets`` are the draws per period.
@@ -102,7 +102,7 @@ class Curriculum(Settings):
         return self.least_periods * self.stages if self.validation_resets else 0
 
     def validation_windows_at_least(self) -> int:
-        """Windows of all validations."""
+        """Least number of windows that all validations of a meta-training unroll."""
         return self.least_periods * self.validation_resets * sum(self.validation_depth)
 
     def _windows(self, periods: int) -> int:

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from atlas.l2o import Analytic, Policy
-from atlas.l2o.policies import positive
+from atlas.l2o.policies import positive, require_policy
 from atlas.l2o.state import State
 from atlas.methods.optimizer_amalgamation.settings import ChoiceSettings, PoolName, PoolStepSizes
+from atlas.nn.kinds import require_kind, require_sequence
 
 DEFAULT = ChoiceSettings()
 BETAS = (0.9, 0.999)
@@ -28,13 +29,13 @@ POOLS: dict[str, tuple[str, ...]] = {"small": SMALL, "large": LARGE}
 
 
 def first_moment(g: Tensor, state: State, beta: float = BETAS[0]) -> Tensor:
-    """Let the mean of gradients take ``g`` in, m ← β₁ m + (1−β₁) g, and return it."""
+    """Let the mean of gradients take ``g`` in, m ← β₁ m + (1−β₁) g, and return it, (instances, parameters)."""
     state["m"] = beta * state["m"] + (1 - beta) * g
     return state["m"]
 
 
 def second_moment(g: Tensor, state: State, beta: float = BETAS[1]) -> Tensor:
-    """Let the mean of squared gradients take ``g`` in, v ← β₂ v + (1−β₂) g², and return it."""
+    """Let the mean of squared gradients take ``g`` in, v ← β₂ v + (1−β₂) g², and return it, (instances, parameters)."""
     state["v"] = beta * state["v"] + (1 - beta) * g.square()
     return state["v"]
 
@@ -88,13 +89,13 @@ class PowerSignEma(Analytic):
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def agreement(self, g: Tensor, state: State) -> Tensor:
-        """tanh(g/r) tanh(m/r), a smooth product of signs."""
+        """tanh(g/r) tanh(m/r), a smooth product of signs, (instances, parameters)."""
         mean = first_moment(g, state)
         root = (second_moment(g, state) + EPS).sqrt()
         return (g / root).tanh() * (mean / root).tanh()
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient, larger where it agrees with its mean."""
+        """The gradient, larger where it agrees with its mean, (instances, parameters)."""
         return self.agreement(g, state).exp() * g
 
 
@@ -102,7 +103,7 @@ class AddSignEma(PowerSignEma):
     """η (1 + tanh(g/r) tanh(m/r)) g with r = √(v + ε)."""
 
     def direction(self, g: Tensor, state: State) -> Tensor:
-        """The gradient, doubled where it agrees with its mean."""
+        """The gradient, doubled where it agrees with its mean, (instances, parameters)."""
         return (1 + self.agreement(g, state)) * g
 
 
@@ -137,7 +138,7 @@ OFFICIAL_CHOICE_EPS = 1e-7
 
 
 def teacher(name: str, lr: float | Tensor | None = None) -> Analytic:
-    """Return a teacher by name, with the preset step size if none is given.
+    """Return a teacher by name, with the preset step size if none is given; ``lr`` of (instances, 1) is one for each instance.
 
     Raises
     ------
@@ -167,7 +168,7 @@ def make_pool(
     Raises
     ------
     ValueError
-        There is no such pool or choice of step sizes.
+        There is no such pool or choice of step sizes, or ``lrs`` names no teacher.
     """
     if name not in POOLS:
         raise ValueError(f"there is no pool {name}; choose from {', '.join(POOLS)}")
@@ -175,6 +176,11 @@ def make_pool(
         raise ValueError(f"there is no pool_lr {pool_lr}; choose from tuned, official")
     if pool_lr == "official":
         return [_official(member) for member in POOLS[name]]
+    if lrs is not None:
+        require_kind(Mapping, "a mapping of teachers to step sizes", lrs=lrs)
+        for member in lrs:
+            if member not in TEACHERS:
+                raise ValueError(f"there is no teacher {member}; choose from {', '.join(TEACHERS)}")
     chosen = {**PRESETS, **(lrs or {})}
     return [teacher(member, chosen[member]) for member in POOLS[name]]
 
@@ -190,9 +196,13 @@ def check_pool(pool: Sequence[Policy], least: int) -> None:
 
     Raises
     ------
+    TypeError
+        It is no sequence, or a member no policy: a name of one above all.
     ValueError
         Fewer members, or one with parameters that would be trained.
     """
+    require_sequence("a sequence of policies, such as make_pool('small'),", pool=pool)
+    require_policy(**{f"pool[{index}]": member for index, member in enumerate(pool)})
     if len(pool) < least:
         raise ValueError(f"the pool needs at least {least} member{'s' if least > 1 else ''}, not {len(pool)}")
     for member in pool:

@@ -13,7 +13,7 @@ from atlas.l2o import Batch, Optimizee, Policy, Replicas, State, Window, map_sta
 from atlas.methods.optimizer_amalgamation.descent import StackedAdam
 from atlas.methods.optimizer_amalgamation.losses import Lesson
 from atlas.methods.optimizer_amalgamation.noise import AdversarialWeightNoise, Perturbation, RandomWeightNoise
-from atlas.methods.optimizer_amalgamation.schedule import Progress
+from atlas.methods.optimizer_amalgamation.schedule import CurriculumProgress
 from atlas.methods.optimizer_amalgamation.settings import Amalgamation, Curriculum, TrainerConfig
 from atlas.nn.work import VALIDATION, work
 
@@ -25,7 +25,7 @@ class _Replicate:
     """What belongs to one replicate besides its numbers."""
 
     gen: torch.Generator
-    progress: Progress
+    progress: CurriculumProgress
     reset: int = 0
     window: int = 0
     carried: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +67,9 @@ class Trainer:
         self.replicas = Replicas(policies)
         self.trainable = {name: value for name, value in self.replicas.parameters.items() if value.requires_grad}
         self.meta_optimizer = StackedAdam(self.trainable, cfg.lr, cfg.clip)
-        self.replicates = [_Replicate(torch.Generator().manual_seed(seed), Progress(curriculum, cfg.longest)) for seed in seeds]
+        self.replicates = [
+            _Replicate(torch.Generator().manual_seed(seed), CurriculumProgress(curriculum, cfg.longest)) for seed in seeds
+        ]
         self.windows = 0
         self.history: list[dict[str, float]] = []
         for index, replicate in enumerate(self.replicates):

@@ -22,7 +22,7 @@ class DepthImageRendering(Reconstruction):
         self.view = view_of(scene.reference, 0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The reference's colours and depth: all that it renders from.
+        """The reference's colours (height, width, 3) and depth (height, width): all that it renders from.
 
         Raises
         ------

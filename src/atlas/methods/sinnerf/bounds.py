@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from atlas.methods.sinnerf.cameras import Camera
+from atlas.methods.sinnerf.cameras import Camera, numbers
 
 PARALLEL = 1e-9
 
@@ -109,7 +109,7 @@ def as_bounds(bounds: Bounds | ArrayLike | None) -> Bounds | None:
     """
     if bounds is None or (hasattr(bounds, "normalise") and hasattr(bounds, "clip")):
         return bounds  # type: ignore[return-value]
-    corners = np.asarray(bounds, dtype=np.float64)
+    corners = numbers(bounds, "bounds")
     if corners.shape != (2, 3):
         raise ValueError(f"bounds must be (2, 3), the lower and the upper corner, not {corners.shape}")
     low, high = (tuple(map(float, corner)) for corner in corners)

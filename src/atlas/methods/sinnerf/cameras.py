@@ -16,6 +16,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from atlas.nn.kinds import require_kind, require_whole
+
 Array = NDArray[Any]
 
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -23,6 +25,20 @@ FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 ROTATION_TOLERANCE = 1e-4
 ROUNDING = 1e-5
 """How far colours may leave [0, 1] by rounding in resizing."""
+
+
+def numbers(values: Any, name: str) -> Array:
+    """An array, tensor or nested list as an array of doubles.
+
+    Raises
+    ------
+    TypeError
+        It holds no numbers; a file's name above all.
+    """
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a {type(values).__name__}; an array of numbers is needed") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +56,8 @@ class Camera:
 
     Raises
     ------
+    TypeError
+        Intrinsics or pose are no arrays of numbers, or a size is no whole number.
     ValueError
         A focal length is not positive, the pose holds no rotation, or a shape or size is wrong.
     """
@@ -50,8 +68,8 @@ class Camera:
     width: int
 
     def __post_init__(self) -> None:
-        intrinsics = np.array(self.K, dtype=np.float64)
-        pose = np.array(self.c2w, dtype=np.float64)
+        require_whole(height=self.height, width=self.width)
+        intrinsics, pose = np.array(numbers(self.K, "K")), np.array(numbers(self.c2w, "c2w"))
         if pose.shape == (3, 4):
             pose = np.vstack([pose, [0.0, 0.0, 0.0, 1.0]])
         if intrinsics.shape != (3, 3) or pose.shape != (4, 4):
@@ -150,6 +168,8 @@ class RGBDView:
 
     Raises
     ------
+    TypeError
+        Colours or depth are no arrays of numbers, or the camera is no :class:`Camera`.
     ValueError
         The colours are integers, not finite or outside [0, 1]; the depth is in the millimetres of a sensor, or negative where it
         is known at all; or shapes do not fit together.
@@ -161,6 +181,13 @@ class RGBDView:
     valid: Array = field(init=False)
 
     def __post_init__(self) -> None:
+        require_kind(Camera, "a Camera", camera=self.camera)
+        for name in ("rgb", "depth"):
+            given = getattr(self, name)
+            if isinstance(given, Tensor):
+                object.__setattr__(self, name, given.detach().cpu().numpy())
+            elif given is not None:
+                numbers(given, name)
         rgb = np.ma.asanyarray(self.rgb)
         size = (self.camera.height, self.camera.width)
         if rgb.shape != (*size, 3):
@@ -215,14 +242,14 @@ def depth_from_disparity(disp: ArrayLike, *, focal_px: float, baseline: float, d
     """
     if not (focal_px > 0 and baseline > 0):
         raise ValueError(f"focal_px and baseline must be positive, not {focal_px} and {baseline}")
-    total = np.asarray(disp, dtype=np.float64) + doffs
+    total = numbers(disp, "disp") + doffs
     known = np.isfinite(total) & (total > 0)
     return np.where(known, focal_px * baseline / np.where(known, total, 1.0), 0.0)
 
 
 def disparity_from_depth(depth: ArrayLike, *, focal_px: float, baseline: float, doffs: float = 0.0) -> Array:
     """The inverse of :func:`depth_from_disparity`; +inf where the depth is unknown."""
-    depth = np.asarray(depth, dtype=np.float64)
+    depth = numbers(depth, "depth")
     known = np.isfinite(depth) & (depth > 0)
     return np.where(known, focal_px * baseline / np.where(known, depth, 1.0) - doffs, np.inf)
 
@@ -230,4 +257,5 @@ def disparity_from_depth(depth: ArrayLike, *, focal_px: float, baseline: float, 
 def depth_along_axis(ray_length: ArrayLike, camera: Camera) -> Array:
     """Turn lengths along the rays of every pixel, as some renderers write, into z-depth: divide by ‖d‖."""
     rows, cols = np.mgrid[: camera.height, : camera.width]
-    return np.asarray(ray_length, dtype=np.float64) / np.linalg.norm(camera.directions(rows, cols), axis=-1)
+    require_kind(Camera, "a Camera", camera=camera)
+    return numbers(ray_length, "ray_length") / np.linalg.norm(camera.directions(rows, cols), axis=-1)

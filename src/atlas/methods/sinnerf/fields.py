@@ -87,7 +87,7 @@ class NeRFNetwork(nn.Module):
         return self.sigma(self.trunk(x)).squeeze(-1)
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Colours, and densities before the ReLU of the renderer."""
+        """Colours (…, 3), and densities (…) before the ReLU of the renderer, at points and in directions (…, 3)."""
         h = self.trunk(x)
         sigma = self.sigma(h).squeeze(-1)
         if self.view_frequencies is None:
@@ -136,7 +136,7 @@ class VectorMatrixField(nn.Module):
         return (planes * lines).squeeze(-1)
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Colours and densities; colours do not depend on the direction."""
+        """Colours (…, 3) and densities (…) at points (…, 3); colours do not depend on the direction."""
         shape = x.shape[:-1]
         parts = self.components(x.reshape(-1, 3))
         sigma = functional.softplus(self.gain * parts[:, : self.split].sum((0, 1)) + self.bias)
@@ -153,7 +153,7 @@ class GridField(nn.Module):
         self.grid = nn.Parameter(0.01 * torch.randn(1, 4, resolution, resolution, resolution))
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Colours and densities; colours do not depend on the direction."""
+        """Colours (…, 3) and densities (…) at points (…, 3); colours do not depend on the direction."""
         shape = x.shape[:-1]
         where = x.reshape(1, -1, 1, 1, 3)
         values = functional.grid_sample(self.grid, where, align_corners=True, padding_mode="border").reshape(4, -1)
@@ -194,7 +194,7 @@ class HashField(nn.Module):
         return torch.cat(features, dim=-1)
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Colours and densities; colours do not depend on the direction."""
+        """Colours (…, 3) and densities (…) at points (…, 3); colours do not depend on the direction."""
         shape = x.shape[:-1]
         values = self.network(self.encode(x.reshape(-1, 3)))
         rgb, sigma = torch.sigmoid(values[:, :3]), functional.softplus(10 * values[:, 3] - 1)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from atlas.methods.sinnerf.cameras import Camera
 from atlas.methods.sinnerf.losses import masked_mean, masked_smooth_l1, ray_termination, smoothness
-from atlas.methods.sinnerf.rendering import Composite, Level
+from atlas.methods.sinnerf.rendering import Composite, RenderedLevel
 from atlas.methods.sinnerf.settings import LossWeights, Shape
 from atlas.methods.sinnerf.supervision import Reference
 
 
 @dataclass
-class Group:
+class RayGroup:
     """Rays of one kind within a step's batch, and what is known about them.
 
     Attributes
@@ -28,7 +28,7 @@ class Group:
         Rows and columns, where the rays are a patch, row by row.
     camera : Camera, optional
         Where an unseen patch is looked at from.
-    levels : list of Level
+    levels : list of RenderedLevel
         What the rays saw, once they are rendered.
     """
 
@@ -38,17 +38,17 @@ class Group:
     valid: Tensor | None = None
     size: tuple[int, int] | None = None
     camera: Camera | None = None
-    levels: list[Level] = field(default_factory=list)
+    levels: list[RenderedLevel] = field(default_factory=list)
 
     def image(self, seen: Composite) -> Tensor:
         """The rendered colours (p·q, 3) of a patch as an image, (1, 3, p, q)."""
         assert self.size is not None
         return seen.rgb.T.reshape(1, 3, *self.size)
 
-    def split_off(self, levels: list[Level], first: int) -> None:
+    def split_off(self, levels: list[RenderedLevel], first: int) -> None:
         """Take this group's rays out of the batch's levels."""
         part = slice(first, first + len(self.rays))
-        self.levels = [Level(Composite(*(values[part] for values in level.seen)), level.t[part]) for level in levels]
+        self.levels = [RenderedLevel(Composite(*(values[part] for values in level.seen)), level.t[part]) for level in levels]
 
 
 class Terms:
@@ -65,7 +65,7 @@ class Terms:
         self.values: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add to the term of that name, unless its weight is 0."""
+        """Add a scalar to the term of that name, unless its weight is 0."""
         if getattr(self.weights, name):
             self.values[name] = self.values[name] + value if name in self.values else value
 
@@ -79,14 +79,14 @@ class Terms:
         return total
 
 
-def photometric(terms: Terms, group: Group) -> None:
+def photometric(terms: Terms, group: RayGroup) -> None:
     """Mean squared error of the colours, at every level."""
     assert group.rgb is not None
     for level in group.levels:
         terms.add("rgb", torch.mean((level.seen.rgb - group.rgb) ** 2))
 
 
-def reference_depth(terms: Terms, group: Group, shape: Shape, white_background: bool) -> None:
+def reference_depth(terms: Terms, group: RayGroup, shape: Shape, white_background: bool) -> None:
     """Depth of random reference rays or of the reference patch, and emptiness where a white scene has no depth."""
     assert group.depth is not None
     assert group.valid is not None
@@ -110,7 +110,7 @@ def reference_depth(terms: Terms, group: Group, shape: Shape, white_background: 
             )
 
 
-def warped_rays(terms: Terms, group: Group, shape: Shape) -> None:
+def warped_rays(terms: Terms, group: RayGroup, shape: Shape) -> None:
     """Depth, and on demand colour, of rays of the pool."""
     assert group.depth is not None
     assert group.rgb is not None
@@ -119,7 +119,7 @@ def warped_rays(terms: Terms, group: Group, shape: Shape) -> None:
         terms.add("rgb_warp", torch.mean((level.seen.rgb - group.rgb) ** 2))
 
 
-def unseen_geometry(terms: Terms, group: Group, reference: Reference, shape: Shape) -> None:
+def unseen_geometry(terms: Terms, group: RayGroup, reference: Reference, shape: Shape) -> None:
     """Depth of the unseen patch, where the reference warps to; and its consistency with the reference."""
     for level in group.levels:
         if group.depth is not None and group.valid is not None:
@@ -132,7 +132,9 @@ def unseen_geometry(terms: Terms, group: Group, reference: Reference, shape: Sha
 
 
 def in_front_of_reference(depth: Tensor, rays: Tensor, reference: Reference) -> Tensor:
-    """How far the points at some depths stand in front of the reference's surfaces, in scene units; mean over those in its frame.
+    """How far points at depths (n,) of rays (n, 8) stand in front of the reference's surfaces, in scene units.
+
+    A scalar: the mean over the points that lie in the reference's frame.
 
     A point that lies behind a surface is hidden from the reference and contradicts nothing.
     """
@@ -150,7 +152,7 @@ def in_front_of_reference(depth: Tensor, rays: Tensor, reference: Reference) -> 
     return masked_mean(torch.relu(reference.depth[flat] - distance), known)
 
 
-def smooth_patches(terms: Terms, groups: list[Group], shape: Shape, near: float) -> None:
+def smooth_patches(terms: Terms, groups: list[RayGroup], shape: Shape, near: float) -> None:
     """Edge-aware smoothness of both patches at every level; the guide is the finest rendering, which it does not move."""
     if not terms.weights.smooth:
         return

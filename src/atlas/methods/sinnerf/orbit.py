@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas.methods.sinnerf.cameras import Array, Camera
 from atlas.methods.sinnerf.poses import OrbitGaussian, PosePrior, TranslationGaussian
+from atlas.nn.kinds import require_kind, require_sequence, require_whole, told
 
 ENDINGS = (".gif", ".webp", ".png", ".mp4")
 
@@ -21,6 +22,8 @@ def orbit_cameras(
 
     ``tilt`` times as much they swing up and down, a quarter of a turn later.
     """
+    require_kind(Camera, "a Camera", camera=camera)
+    require_whole(frames=frames)
     orbit = OrbitGaussian((degrees, degrees), (center[0], center[1], center[2]), axes="turntable")
     phases = [2 * math.pi * frame / frames for frame in range(frames)]
     swing = math.radians(degrees)
@@ -29,6 +32,8 @@ def orbit_cameras(
 
 def sway_cameras(camera: Camera, *, frames: int = 48, radius: tuple[float, float] = (0.1, 0.05)) -> list[Camera]:
     """Cameras on an ellipse in the image plane (right, up; scene units), for forward-facing scenes."""
+    require_kind(Camera, "a Camera", camera=camera)
+    require_whole(frames=frames)
     cameras = []
     for frame in range(frames):
         phase = 2 * math.pi * frame / frames
@@ -69,14 +74,20 @@ def save_animation(path: Path | str, images: Iterable[Array], *, frames_per_seco
     if ending not in ENDINGS:
         raise ValueError(f"{path}: the ending of an animation is one of {', '.join(ENDINGS)}")
     write = _film_writer(path) if ending == ".mp4" else None  # what is missing is said before anything is rendered
+    require_sequence("a sequence of images (height, width, 3)", images=images)
     frames = [Image.fromarray(as_bytes(image)) for image in images]
     if not frames:
         raise ValueError("an animation needs an image")
     if write is not None:
-        write(path, [np.asarray(frame) for frame in frames], fps=frames_per_second, macro_block_size=2)
+        write(path, [evened(np.asarray(frame)) for frame in frames], fps=frames_per_second, macro_block_size=2)
         return
     pause = round(1000 / frames_per_second)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+
+
+def evened(image: Array) -> Array:
+    """An image with an even number of rows and columns, as films need: the last of an odd number stands twice."""
+    return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
 
 
 def _film_writer(path: Path | str) -> Callable[..., object]:
@@ -102,4 +113,6 @@ def save_image(path: Path | str, image: Array) -> None:
 
 def as_bytes(image: Array) -> Array:
     """An image in [0, 1] as bytes; what lies outside is clipped."""
+    if np.shape(image)[2:] != (3,) or not np.issubdtype(np.asarray(image).dtype, np.floating):
+        raise TypeError(f"an image must be floating-point numbers (height, width, 3) in [0, 1], not {told(image)}")
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def camera_of(views: Views, index: int) -> Camera:
-    """The camera of the view of that number."""
+    """Return the camera of the view with an index."""
     height, width = views.rgb.shape[1:3]
     return Camera(views.intrinsics[index], views.poses[index], height, width)
 
@@ -185,11 +185,11 @@ class FieldReconstruction(Reconstruction):
         return self.fitting.step(index)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The field's parameters by name, all that rendering needs."""
+        """The field's parameters by name, of any shapes (…): all that rendering needs."""
         return dict(self.model.field.state_dict())
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take up the parameters of a trained field."""
+        """Take up the parameters of a trained field, by name, of any shapes (…)."""
         self.model.field.load_state_dict(tensors)
 
     def render(self, intrinsics: Array, pose: Array, height: int, width: int) -> Rendering:
@@ -291,7 +291,7 @@ class AllViews(FieldReconstruction):
         return {"field": self.model.field, "optimizer": self.optimizer}
 
     def step(self, index: int) -> Mapping[str, torch.Tensor]:
-        """One step on random rays of random views; the learning rate falls to a tenth."""
+        """One step on random rays of random views; the learning rate falls to a tenth. Returns scalar losses by name."""
         count = self.protocol.rays.reference + self.protocol.rays.warped
         generator = derive(self.run.seed, "all-views", index)
         view = torch.randint(len(self.views), (count,), generator=generator)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from atlas.methods.sinnerf.cameras import Array, Camera
+from atlas.nn.kinds import require_kind, require_sequence
 
 START_SPREAD = 0.3
 """Share of the final spread with which a widening prior starts."""
@@ -107,6 +108,7 @@ class OrbitGaussian:
     widening: bool = True
 
     def __post_init__(self) -> None:
+        require_kind((int, float, tuple, list), "a number, or a tuple of one per axis,", degrees=self.degrees)
         if len(self.spreads) != (3 if self.axes == "world" else 2) or min(self.spreads) < 0:
             raise ValueError(f"degrees {self.degrees} do not fit the axes {self.axes}")
 
@@ -163,6 +165,7 @@ class PoseList:
     poses: Sequence[Any]
 
     def __post_init__(self) -> None:
+        require_sequence("a sequence of poses (4, 4) or cameras", poses=self.poses)
         if not len(self.poses):
             raise ValueError("a list of poses needs a pose")
 

@@ -29,7 +29,7 @@ class Composite(NamedTuple):
     opacity: Tensor
 
 
-class Level(NamedTuple):
+class RenderedLevel(NamedTuple):
     """One level of a rendering: what its rays see, and where they were sampled, ``t`` (n, samples)."""
 
     seen: Composite
@@ -181,7 +181,7 @@ def render_levels(
     generator: torch.Generator | None = None,
     *,
     propose_only: bool = False,
-) -> list[Level]:
+) -> list[RenderedLevel]:
     """Render rays with every level: [fine], or [coarse, fine].
 
     Parameters
@@ -200,12 +200,12 @@ def render_levels(
     coarse, fine = (field.coarse, field.fine) if isinstance(field, CoarseFine) else (field, field)
     first = _shade(coarse, rays, t, sampler, generator, colours=not (propose_only and sampler.fine))
     if not sampler.fine:
-        return [Level(first, t)]
+        return [RenderedLevel(first, t)]
     middle = 0.5 * (t[:, 1:] + t[:, :-1])
     with torch.no_grad():
         further = sample_pdf(middle, first.weights[:, 1:-1], sampler.fine, generator=generator, deterministic=generator is None)
         union = torch.cat([t, further], dim=-1).sort(dim=-1).values
-    return [Level(first, t), Level(_shade(fine, rays, union, sampler, generator), union)]
+    return [RenderedLevel(first, t), RenderedLevel(_shade(fine, rays, union, sampler, generator), union)]
 
 
 def render_rays(field: Field | nn.Module, rays: Tensor, sampler: Sampler, generator: torch.Generator | None = None) -> Composite:

@@ -20,8 +20,10 @@ from atlas.methods.sinnerf.encoders import SemanticEncoder
 from atlas.methods.sinnerf.orbit import save_animation
 from atlas.methods.sinnerf.poses import PosePrior
 from atlas.methods.sinnerf.rendering import CoarseFine, render_rays
-from atlas.methods.sinnerf.settings import Options, Sampler, Stage
+from atlas.methods.sinnerf.settings import LossWeights, Options, Sampler, Stage
 from atlas.nn.bars import track
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_callable, require_kind, require_sequence, require_whole
 
 
 class RenderResult(NamedTuple):
@@ -35,6 +37,20 @@ class RenderResult(NamedTuple):
     def surface_depth(self) -> Array:
         """The depth over the opacity: where the surface is that is seen at all."""
         return self.depth / np.maximum(self.opacity, 1e-6)
+
+
+def _checked_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    if isinstance(stages, Stage):
+        raise TypeError("stages is one Stage; a sequence of them is needed: [stage]")
+    require_sequence("a sequence of Stage(steps, stride, lr, weights)", stages=stages)
+    checked = []
+    for index, stage in enumerate(stages):
+        require_sequence("a Stage(steps, stride, lr, weights)", **{f"stages[{index}]": stage})
+        checked.append(Stage(*stage))
+        require_whole(steps=checked[-1].steps, stride=checked[-1].stride)
+        require_numbers(lr=checked[-1].lr)
+        require_kind(LossWeights, "LossWeights(…)", weights=checked[-1].weights)
+    return tuple(checked)
 
 
 class SceneModel:
@@ -66,6 +82,8 @@ class SceneModel:
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
         ``near`` is not positive or not below ``far``; there is no stage; a stage has no step or no positive learning rate; or a
         term needs an encoder and there is none.
@@ -86,9 +104,19 @@ class SceneModel:
         sampler: Sampler | None = None,
         options: Options | None = None,
     ) -> None:
+        require_kind(nn.Module, "a radiance field, such as make_field('vm'),", field=field)
+        require_numbers(near=near, far=far)
+        require_whole(seed=seed)
+        require_callable("a prior of poses, such as OrbitGaussian(10),", pose_prior=getattr(pose_prior, "sample", pose_prior))
+        if options is not None:
+            require_kind(Options, "Options(…)", options=options)
+        if sampler is not None:
+            require_kind(Sampler, "Sampler(…)", sampler=sampler)
+        if encoder is not None:
+            require_callable("a SemanticEncoder", encoder=encoder)
         if not 0 < near < far < np.inf:
             raise ValueError(f"near and far must satisfy 0 < near < far, not {near} and {far}")
-        stages = tuple(Stage(*stage) for stage in stages)
+        stages = _checked_stages(stages)
         if not stages:
             raise ValueError("a schedule needs a stage")
         for stage in stages:
@@ -136,8 +164,8 @@ class SceneModel:
         own = self._facts()
         odd = next((name for name in own if facts is None or facts.get(name) != own[name]), None)
         if odd is not None:
-            found = "no scene" if facts is None else f"a scene with {odd} {facts.get(odd)}"
-            raise ValueError(f"{path} holds {found}; this one has {odd} {own[odd]}")
+            contents = "no scene" if facts is None else f"a scene with {odd} {facts.get(odd)}"
+            raise ValueError(f"{path} holds {contents}; this one has {odd} {own[odd]}")
         shapes = {name: tuple(tensor.shape) for name, tensor in self.field.state_dict().items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
             raise ValueError(f"{path} holds another field: make this one with the same make_field")
@@ -146,13 +174,13 @@ class SceneModel:
     def _facts(self) -> dict[str, Any]:
         """What makes a field's numbers a scene, as plain values."""
         bounds = self.bounds
-        told: list[Any] | None = None
+        region: list[Any] | None = None
         if isinstance(bounds, Box):
-            told = [bounds.low, bounds.high]
+            region = [bounds.low, bounds.high]
         elif isinstance(bounds, Frustum):
             camera = bounds.camera
-            told = [camera.K, camera.c2w, camera.height, camera.width, bounds.near, bounds.far, bounds.pad]
-        facts = {"near": self.near, "far": self.far, "white_background": self.white_background, "bounds": told}
+            region = [camera.K, camera.c2w, camera.height, camera.width, bounds.near, bounds.far, bounds.pad]
+        facts = {"near": self.near, "far": self.far, "white_background": self.white_background, "bounds": region}
         return json.loads(json.dumps(facts, default=lambda value: np.asarray(value).tolist()))  # type: ignore[no-any-return]
 
     def film(self, path: Path | str, cameras: Sequence[Camera], *, progress: bool | None = None) -> None:
@@ -169,6 +197,8 @@ class SceneModel:
         ValueError
             ``chunk`` is less than 1.
         """
+        require_kind(Camera, "a Camera", camera=camera)
+        require_whole(chunk=chunk)
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {chunk}")
         parts = []

@@ -154,7 +154,7 @@ def make_encoder(run: Run) -> dict[str, Any]:
 
 
 def encoder_amounts(run: Run) -> Amounts:
-    """Steps of the distillation, if there is one."""
+    """Return how much the encoder's self-distillation trains, in steps."""
     return {TRAIN: Amount(run.settings_model("encoder").steps, 1, 1)}
 
 

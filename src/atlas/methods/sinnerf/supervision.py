@@ -35,7 +35,7 @@ class Reference:
         self.coloured = (self.rgb < 1).any(-1).nonzero().flatten().cpu()
 
     def draw(self, budget: Budget, generator: torch.Generator) -> Tensor:
-        """Flat indices (reference_rays) of random pixels, with replacement."""
+        """Flat indices (reference_rays,) of random pixels, with replacement."""
         count = budget.reference_rays
         wanted = round(budget.foreground * count) if len(self.coloured) else 0
         anywhere = torch.randint(self.height * self.width, (count - wanted,), generator=generator)

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from atlas.methods.sinnerf.encoders import FrozenEncoder, freeze
 from atlas.methods.sinnerf.settings import Distillation
+from atlas.nn.examples import as_tensor, require_tensors
+from atlas.nn.kinds import require_sequence
 
 SIZE, PATCH = 32, 8
 
@@ -67,7 +69,7 @@ class SelfDistiller(nn.Module):
 
     Parameters
     ----------
-    images : list of Tensor
+    images : list of Tensor or array
         Photographs (3, h, w) in [0, 1], each at least 96 pixels in height and width.
     settings : Distillation, optional
         How it learns.
@@ -78,7 +80,9 @@ class SelfDistiller(nn.Module):
     def __init__(self, images: list[Tensor], settings: Distillation | None = None) -> None:
         super().__init__()
         self.settings = settings or Distillation()
-        self.images = images
+        require_sequence("a list of photographs (3, h, w)", images=images)
+        self.images = [as_tensor(image, f"images[{index}]") for index, image in enumerate(images)]
+        require_tensors(**{f"images[{index}]": image for index, image in enumerate(self.images)})
         self.student = TinyViT()
         self.head = nn.Linear(self.student.width, self.settings.prototypes, bias=False)
         self.teacher = copy.deepcopy(self.student)

@@ -15,13 +15,14 @@ from atlas.methods.sinnerf.bounds import Box
 from atlas.methods.sinnerf.cameras import Camera, RGBDView, pixel_rays
 from atlas.methods.sinnerf.discriminator import PatchDiscriminator, diff_augment, hinge_discriminator, hinge_generator
 from atlas.methods.sinnerf.losses import cosine_distance
-from atlas.methods.sinnerf.objective import Group, Terms
+from atlas.methods.sinnerf.objective import RayGroup, Terms
 from atlas.methods.sinnerf.poses import strided_patch
 from atlas.methods.sinnerf.rendering import render_levels
 from atlas.methods.sinnerf.scene_model import SceneModel
 from atlas.methods.sinnerf.settings import LossWeights, Stage
 from atlas.methods.sinnerf.supervision import Reference, Warped, WarpPool, derive, warp_reference
 from atlas.nn.apart import apart
+from atlas.nn.kinds import require_kind
 from atlas.nn.work import ENCODING
 
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0}
@@ -62,6 +63,7 @@ class Fitting:
     """
 
     def __init__(self, model: SceneModel, view: RGBDView) -> None:
+        require_kind(RGBDView, "an RGBDView(rgb, depth, camera)", view=view)
         self.model, self.options, self.seed = model, model.options, model.seed
         self.device = model.device
         self.reference = Reference(view, model.near, model.far, self.device)
@@ -166,7 +168,7 @@ class Fitting:
         return stage.lr * 0.5**halvings
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One step: the field first, then the discriminator. Returns the unweighted terms, the total and the learning rate.
+        """One step: the field first, then the discriminator. Returns the unweighted terms and the total as scalars.
 
         Raises
         ------
@@ -192,13 +194,13 @@ class Fitting:
             values["discriminator"] = self._criticise(index, groups["unseen"], rows, cols, rate)
         return {"loss": total.detach(), **values}
 
-    def _groups(self, index: int, stage: Stage) -> tuple[dict[str, Group], Tensor, Tensor]:
+    def _groups(self, index: int, stage: Stage) -> tuple[dict[str, RayGroup], Tensor, Tensor]:
         """The rays of a step by kind, and the rows and columns of its patches."""
         reference, budget, weights = self.reference, self.options.budget, stage.weights
         groups = {"random": self._reference_group(reference.draw(budget, derive(self.seed, "pixels", index)))}
         if self.pool is not None and budget.warped_rays and (weights.depth or weights.rgb_warp):
             rays, depth, rgb = self.pool.draw(budget.warped_rays, derive(self.seed, "warped", index))
-            groups["warped"] = Group(rays, rgb, depth)
+            groups["warped"] = RayGroup(rays, rgb, depth)
         rows = cols = torch.zeros(0, dtype=torch.int64)
         if self._needs_patch(weights):
             size = budget.patch_size(reference.height, reference.width, stage.stride)
@@ -211,10 +213,10 @@ class Fitting:
             groups["whole"] = self._whole_group(index, budget.patch_size(reference.height, reference.width, stage.stride))
         return groups, rows, cols
 
-    def _reference_group(self, flat: Tensor, size: tuple[int, int] | None = None) -> Group:
+    def _reference_group(self, flat: Tensor, size: tuple[int, int] | None = None) -> RayGroup:
         """Pixels of the reference by their flat indices (n): single ones, or a patch of ``size`` = (p, q)."""
         reference = self.reference
-        return Group(reference.rays[flat], reference.rgb[flat], reference.depth[flat], reference.valid[flat], size)
+        return RayGroup(reference.rays[flat], reference.rgb[flat], reference.depth[flat], reference.valid[flat], size)
 
     def _unseen_camera(self, index: int) -> Camera:
         """The reference's camera at the unseen pose of a step."""
@@ -223,7 +225,7 @@ class Fitting:
         )
         return self.reference.camera.moved(sampled.c2w)
 
-    def _unseen_group(self, index: int, rows: Tensor, cols: Tensor) -> Group:
+    def _unseen_group(self, index: int, rows: Tensor, cols: Tensor) -> RayGroup:
         """The patch of an unseen pose at the reference patch's place, with the depth that is warped there."""
         warped: Warped | None = None
         if self.options.budget.unseen == "pool" and self.pool is not None:
@@ -238,18 +240,18 @@ class Fitting:
         rays = pixel_rays(camera, row.numpy(), col.numpy(), self.model.near, self.model.far).to(self.device)
         size = (len(rows), len(cols))
         if warped is None:
-            return Group(rays, size=size, camera=camera)
+            return RayGroup(rays, size=size, camera=camera)
         flat = self.reference.flat(rows, cols)
-        return Group(rays, warped.rgb[flat], warped.depth[flat], warped.valid[flat], size, camera)
+        return RayGroup(rays, warped.rgb[flat], warped.depth[flat], warped.valid[flat], size, camera)
 
-    def _whole_group(self, index: int, size: tuple[int, int]) -> Group:
+    def _whole_group(self, index: int, size: tuple[int, int]) -> RayGroup:
         """A whole unseen view at low resolution, for DietNeRF's term."""
         camera = self._unseen_camera(index).resized(*size)
         rows, cols = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
         rays = pixel_rays(camera, rows.numpy(), cols.numpy(), self.model.near, self.model.far)
-        return Group(rays.to(self.device), size=size, camera=camera)
+        return RayGroup(rays.to(self.device), size=size, camera=camera)
 
-    def _render(self, index: int, groups: Mapping[str, Group]) -> None:
+    def _render(self, index: int, groups: Mapping[str, RayGroup]) -> None:
         """Render all rays of the step in one batch."""
         rays = self.model.clip(torch.cat([group.rays for group in groups.values()]))
         generator = derive(self.seed, "jitter", index)
@@ -259,7 +261,7 @@ class Fitting:
             group.split_off(levels, first)
             first += len(group.rays)
 
-    def _terms(self, index: int, stage: Stage, groups: Mapping[str, Group]) -> Terms:
+    def _terms(self, index: int, stage: Stage, groups: Mapping[str, RayGroup]) -> Terms:
         """All terms of a step, of what its rays saw."""
         terms, shape, model = Terms(stage.weights), self.options.shape, self.model
         for name in ("random", "patch"):
@@ -313,7 +315,7 @@ class Fitting:
         with torch.no_grad():
             return self._encode(functional.interpolate(image, size=size, mode="area"))
 
-    def _criticise(self, index: int, unseen: Group, rows: Tensor, cols: Tensor, rate: float) -> Tensor:
+    def _criticise(self, index: int, unseen: RayGroup, rows: Tensor, cols: Tensor, rate: float) -> Tensor:
         """One step of the discriminator, on an independent real patch and the patch that was just rendered."""
         assert self.discriminator is not None
         reference, stage = self.reference, self.model.stages[self.stage]

@@ -48,37 +48,45 @@ def forward_warp(rgb: ArrayLike, depth: ArrayLike, src: Camera, dst: Camera, *, 
     rgb, depth = np.asarray(rgb), np.asarray(depth, dtype=np.float64)
     if depth.shape != (src.height, src.width) or rgb.shape[:2] != depth.shape:
         raise ValueError(f"rgb {rgb.shape} and depth {depth.shape} do not fit a camera of {src.height} × {src.width}")
-    flat = np.flatnonzero(np.isfinite(depth) & (depth > 0))
-    target, distance, flat = _landing(flat, depth.reshape(-1)[flat], src, dst)
-    order = np.argsort(-distance, kind="stable")  # the last write wins, so the nearest is written last
-    seen = np.full(dst.height * dst.width, -1, dtype=np.int64)
-    seen[target[order]] = order
-    valid = seen >= 0
-    out_depth = np.zeros(len(seen))
-    out_depth[valid] = distance[seen[valid]]
-    out_rgb = np.zeros((len(seen), *rgb.shape[2:]), dtype=rgb.dtype)
-    out_rgb[valid] = rgb.reshape(-1, *rgb.shape[2:])[flat[seen[valid]]]
+    target, distance, flat = _landing(depth, src, dst)
+    nearest = np.full(dst.height * dst.width, np.inf)
+    np.minimum.at(nearest, target, distance)
+    wins = distance == nearest[target]  # of equally near ones the last, whose write wins
+    source = np.zeros(len(nearest), dtype=np.int64)
+    source[target[wins]] = flat[wins]
+    valid = nearest < np.inf
+    empty = np.flatnonzero(~valid)
+    out_rgb = rgb.reshape(-1, *rgb.shape[2:]).take(source, axis=0)
+    out_rgb[empty], nearest[empty] = 0, 0
     size = (dst.height, dst.width)
-    result = WarpResult(out_rgb.reshape(*size, *rgb.shape[2:]), out_depth.reshape(size), valid.reshape(size))
+    result = WarpResult(out_rgb.reshape(*size, *rgb.shape[2:]), nearest.reshape(size), valid.reshape(size))
     return without_cracks(result) if crack_filter else result
 
 
-def _landing(flat: Array, depth: Array, src: Camera, dst: Camera) -> tuple[Array, Array, Array]:
-    """Target pixel and z-depth in ``dst`` of source pixels that land in frame and in front, and which of them those are."""
-    rows, cols = np.divmod(flat, src.width)
-    local = np.stack([cols, rows, np.ones_like(cols)], axis=-1) @ np.linalg.inv(src.K).T * depth[:, None]
-    local[:, 2] = depth
+def _landing(depth: Array, src: Camera, dst: Camera) -> tuple[Array, Array, Array]:
+    """Target pixel and z-depth in ``dst`` of source pixels that land in frame and in front, and which of them those are.
+
+    With intrinsics K and the relative pose (R, t), pixel (c, r) of depth z lands at z·P·(c, r, 1) + K′t with P = K′ R K⁻¹, in
+    homogeneous coordinates: an affine function of column and row, times the depth.
+    """
+    known = np.where(np.isfinite(depth) & (depth > 0), depth, np.nan)  # what is not a number lands nowhere
+    inverse = np.linalg.inv(src.K)
+    inverse[2] = 0, 0, 1
+    shift = np.zeros(3)
     if not np.array_equal(src.c2w, dst.c2w):  # the same pose moves nothing, exactly
         relative = dst.w2c @ np.linalg.inv(src.w2c)
-        local = local @ relative[:3, :3].T + relative[:3, 3]
-    distance = local[:, 2]
-    front = distance > 0
-    local, distance, flat = local[front], distance[front], flat[front]
-    image = local @ dst.K.T
-    u, v = np.rint(image[:, 0] / distance), np.rint(image[:, 1] / distance)
-    inside = (u >= 0) & (u < dst.width) & (v >= 0) & (v < dst.height)
-    target = (v[inside] * dst.width + u[inside]).astype(np.int64)
-    return target, distance[inside], flat[inside]
+        inverse, shift = relative[:3, :3] @ inverse, relative[:3, 3]
+    cols, rows = np.arange(src.width), np.arange(src.height)[:, None]
+    x, y, distance = (
+        known * ((across * cols + constant) + down * rows) + moved
+        for (across, down, constant), moved in zip(dst.K @ inverse, dst.K @ shift, strict=True)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u, v = np.rint(x / distance), np.rint(y / distance)
+    inside = (distance > 0) & (u >= 0) & (u < dst.width) & (v >= 0) & (v < dst.height)
+    flat = np.flatnonzero(inside)
+    target = (v * dst.width + u).take(flat).astype(np.int64)
+    return target, distance.take(flat), flat
 
 
 def without_cracks(warped: WarpResult) -> WarpResult:

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atlas.methods.sparse_robust.masks import Masks
+from atlas.methods.sparse_robust.masks import Masks, prunable
 from atlas.methods.sparse_robust.scores import magnitude_ticket
 from atlas.methods.sparse_robust.settings import EarlyBirdSettings
+from atlas.methods.sparse_robust.static import OTHER_MODEL, not_stepped
 from atlas.nn.bars import track
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_callable, require_kind, require_whole
 
 DEFAULT = EarlyBirdSettings()
 CHANNEL_THRESHOLD = 0.1
@@ -58,6 +61,8 @@ class EarlyBird:
         queue: int = DEFAULT.queue,
         kind: Literal["unstructured", "channel"] = "unstructured",
     ) -> None:
+        require_numbers(sparsity=sparsity, threshold=threshold)
+        require_whole(queue=queue)
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity must be in [0, 1), not {sparsity}")
         if not threshold >= 0:
@@ -80,6 +85,7 @@ class EarlyBird:
         ValueError
             The model has nothing of the watched kind.
         """
+        require_kind(nn.Module, "an nn.Module", model=model)
         watched = self._watched(model)
         self._shapes = {name: tuple(weight.shape) for name, weight in watched.items()}
         magnitudes = torch.cat([weight.detach().abs().flatten() for weight in watched.values()])
@@ -110,7 +116,7 @@ class EarlyBird:
         return {name: part.view(shape).clone() for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the queue and the distances."""
+        """Return the last masks, their distances and their shapes, as a state to save."""
         return {"masks": list(self._masks), "distances": list(self.distances), "shapes": dict(self._shapes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -165,12 +171,22 @@ def robust_bird(
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
-        As :class:`EarlyBird`; or ``max_epochs`` is below 1.
+        As :class:`EarlyBird`; ``max_epochs`` is below 1; or the optimiser that was made is another model's.
     """
+    require_kind(nn.Module, "an nn.Module", model=model)
+    require_callable("a function that makes an optimizer of a model", make_optimizer=make_optimizer)
+    require_callable("a function of model and optimizer", train_epoch=train_epoch)
+    require_whole(max_epochs=max_epochs)
     if max_epochs < 1:
         raise ValueError(f"max_epochs must be at least 1, not {max_epochs}")
     bird, optimizer = EarlyBird(sparsity, threshold, queue), make_optimizer(model)
+    require_kind(torch.optim.Optimizer, "a torch.optim.Optimizer", **{"what make_optimizer returns": optimizer})
+    names = prunable(model)
+    if len(not_stepped(model, optimizer, names)) == len(names):
+        raise ValueError(OTHER_MODEL)
     for _ in track(range(max_epochs), "settle masks", max_epochs, progress):
         train_epoch(model, optimizer)
         if bird.update(model):

@@ -7,7 +7,7 @@ while the validation loss does not fall.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.sparse_robust.masks import SCHEMES, Masks, random_masks, require_density
+from atlas.methods.sparse_robust.masks import SCHEMES, Masks, check_masks, prunable, random_masks, require_density
 from atlas.methods.sparse_robust.selecting import above_kth, count, largest
 from atlas.methods.sparse_robust.settings import AdaptiveSettings, DynamicSettings, Growth, Scheme
-from atlas.methods.sparse_robust.static import SparseTraining
+from atlas.methods.sparse_robust.static import OTHER_MODEL, SparseTraining, not_stepped
+from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_kind, require_whole
 
 DEFAULT, ADAPTIVE = DynamicSettings(), AdaptiveSettings()
 
@@ -126,9 +128,11 @@ class FlyingBird(SparseTraining):
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
         A density outside (0, 1], a rate outside [0, 1], ``total_steps`` or a constant ``interval`` below 1, an unknown scheme
-        or growth.
+        or growth; or the optimiser does not step a weight that is masked. Nothing has changed then.
     """
 
     def __init__(
@@ -147,7 +151,18 @@ class FlyingBird(SparseTraining):
         generator: torch.Generator | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
+        require_kind(nn.Module, "an nn.Module", model=model)
         require_density(density)
+        require_numbers(rate=rate, rate_end=rate_end)
+        require_whole(total_steps=total_steps)
+        if not callable(interval):
+            require_whole(interval=interval)
+        if steps_per_epoch is not None:
+            require_whole(steps_per_epoch=steps_per_epoch)
+        if adaptive is not None:
+            require_kind(FlyingBirdPlus, "a FlyingBirdPlus", adaptive=adaptive)
+        if generator is not None:
+            require_kind(torch.Generator, "a torch.Generator", generator=generator)
         for name, value in (("rate", rate), ("rate_end", rate_end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {value}")
@@ -157,6 +172,7 @@ class FlyingBird(SparseTraining):
             raise ValueError(f"growth must be gradient or random, not {growth!r}")
         if isinstance(init, str) and init not in SCHEMES:
             raise ValueError(f"init must be one of {', '.join(SCHEMES)}, or masks, not {init!r}")
+        self._require_stepped(model, optimizer, prunable(model) if isinstance(init, str) else check_masks(model, init))
         masks = random_masks(model, density, init, generator) if isinstance(init, str) else init
         super().__init__(model, optimizer, masks)
         self.total_steps, self.interval, self.rate, self.rate_end = total_steps, interval, rate, rate_end
@@ -164,6 +180,17 @@ class FlyingBird(SparseTraining):
         self.steps = 0
         self.gaps: list[float] = []
         self.losses: list[float] = []
+
+    @staticmethod
+    def _require_stepped(model: nn.Module, optimizer: torch.optim.Optimizer, names: Collection[str]) -> None:
+        """Refuse an optimiser that would leave a weight as it grows: none that is masked may be missing from it."""
+        missing = not_stepped(model, optimizer, names)
+        if len(missing) == len(names):
+            raise ValueError(OTHER_MODEL)
+        if missing:
+            raise ValueError(
+                f"the optimizer does not step {missing[0]}, which would be pruned and grown; add it, or give masks without it"
+            )
 
     def step(self, scaler: Any = None) -> TopologyUpdate | None:
         """Take the optimiser's step, mask again, and update the topology when it is due.
@@ -199,6 +226,7 @@ class FlyingBird(SparseTraining):
         val_loss : float
             Cross-entropy under attack on the validation split, in nats.
         """
+        require_numbers(train_ra=train_ra, val_ra=val_ra, val_loss=val_loss)
         self.gaps.append(float(train_ra) - float(val_ra))
         self.losses.append(float(val_loss))
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.sparse_robust.settings import Scheme, SparseSettings
+from atlas.nn.examples import as_tensor, require_numbers
+from atlas.nn.kinds import require_kind
 
 Masks = dict[str, Tensor]
 """Parameter name to a bool tensor of the parameter's shape, on its device: where a weight exists."""
@@ -38,6 +40,7 @@ def prunable(model: nn.Module, exclude: Collection[str] = ()) -> dict[str, nn.Pa
     ValueError
         Nothing is left.
     """
+    require_kind(nn.Module, "an nn.Module", model=model)
     known = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_modules()}
     for name in exclude:
         if name not in known:
@@ -54,7 +57,8 @@ def prunable(model: nn.Module, exclude: Collection[str] = ()) -> dict[str, nn.Pa
 
 
 def require_density(density: float) -> None:
-    """Raise a ``ValueError`` for a density outside (0, 1]."""
+    """Raise a ``ValueError`` for a density outside (0, 1], and a ``TypeError`` for what is no number."""
+    require_numbers(density=density)
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], not {density}")
 
@@ -80,6 +84,7 @@ def layer_densities(
     ValueError
         The density is outside (0, 1], the scheme does not exist, or there is no layer.
     """
+    require_kind(Mapping, "a mapping of names to shapes", shapes=shapes)
     require_density(density)
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}")
@@ -141,6 +146,9 @@ def random_masks(
     ValueError
         As :func:`layer_densities`; or the model has nothing to prune.
     """
+    require_density(density)
+    if generator is not None:
+        require_kind(torch.Generator, "a torch.Generator", generator=generator)
     weights = prunable(model)
     densities = layer_densities({name: tuple(weight.shape) for name, weight in weights.items()}, density, scheme, power)
     masks = {}
@@ -158,11 +166,15 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
 
     Raises
     ------
+    TypeError
+        The masks are no mapping, or one is no tensor or array.
     KeyError
         A mask is named after no parameter of the model.
     ValueError
         A mask has another shape than its parameter; or there is no mask.
     """
+    require_kind(nn.Module, "an nn.Module", model=model)
+    require_kind(Mapping, "a mapping of names of parameters to masks", masks=masks)
     if not masks:
         raise ValueError("there are no masks")
     parameters = dict(model.named_parameters())
@@ -170,6 +182,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
     for name, mask in masks.items():
         if name not in parameters:
             raise KeyError(f"there is a mask for {name}, which is no parameter of the model")
+        mask = as_tensor(mask, f"the mask of {name}")
         if mask.shape != parameters[name].shape:
             raise ValueError(f"the mask of {name} has the shape {tuple(mask.shape)}, not {tuple(parameters[name].shape)}")
         checked[name] = mask.detach().to(device=parameters[name].device, dtype=torch.bool).clone()
@@ -177,6 +190,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
 
 
 def density_of(masks: Mapping[str, Tensor]) -> float:
-    """Share of the masked tensors' entries that exist."""
+    """Share of the entries of masked tensors, of any shapes (…), that exist, in [0, 1]."""
+    require_kind(Mapping, "a mapping of names of parameters to masks", masks=masks)
     total = sum(mask.numel() for mask in masks.values())
     return float(sum(int(mask.count_nonzero()) for mask in masks.values())) / total

@@ -37,7 +37,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> None:
-        """Add the model as it is now.
+        """Add the model as it is now; masks are by parameter name and of the parameters' shapes.
 
         Raises
         ------
@@ -59,7 +59,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def apply_to(self, model: nn.Module, batches: Iterable[Tensor] = ()) -> nn.Module:
-        """Give the model the average, masked, and statistics of batch normalisation estimated anew.
+        """Give the model the average, masked, and statistics of batch normalisation estimated anew from inputs (batch, …).
 
         Parameters
         ----------

@@ -8,9 +8,9 @@ NeurIPS 2020.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from torch.nn import functional
 
 from atlas.methods.sparse_robust.masks import Masks, check_masks, prunable, require_density
 from atlas.methods.sparse_robust.settings import Criterion, Scope, ScoreSettings
+from atlas.nn.examples import as_loader, as_tensor, in_type_of, is_pair
+from atlas.nn.kinds import require_whole
 
 DEFAULT = ScoreSettings()
 CRITERIA = get_args(Criterion)
-Batches = Iterable[tuple[Tensor, Tensor]]
 GRASP_TEMPERATURE = 200.0
 
 
@@ -29,7 +30,7 @@ def score_masks(
     model: nn.Module,
     density: float,
     criterion: Criterion,
-    data: Batches | tuple[Tensor, Tensor] | None = None,
+    data: Any = None,
     scope: Scope = DEFAULT.scope,
     rounds: int = DEFAULT.rounds,
 ) -> Masks:
@@ -40,7 +41,7 @@ def score_masks(
 
     Parameters
     ----------
-    data : iterable of (x, y), or one such batch
+    data : pair, Dataset, DataLoader or iterable of (x, y)
         Clean batches for SNIP and GraSP; SynFlow takes the shape of an input from it, and magnitude needs none.
     scope : {"global", "layer"}
         One threshold for all weights, or one per layer.
@@ -54,6 +55,7 @@ def score_masks(
         The density is outside (0, 1], the criterion or scope does not exist, or it needs data and has none.
     """
     require_density(density)
+    require_whole(rounds=rounds)
     if scope not in ("global", "layer"):
         raise ValueError(f"scope must be global or layer, not {scope!r}")
     if criterion != "synflow":
@@ -70,10 +72,12 @@ def score_masks(
 def saliency(
     model: nn.Module,
     criterion: Criterion,
-    data: Batches | tuple[Tensor, Tensor] | None = None,
+    data: Any = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the score of every prunable weight, by parameter name; the model is left as it was, frozen weights included.
+    """Return the score of every prunable weight, by parameter name and of its shape.
+
+    The model is left as it was, frozen weights included.
 
     Parameters
     ----------
@@ -90,7 +94,7 @@ def saliency(
     weights = prunable(model)
     if criterion == "magnitude":
         return {name: weight.detach().abs() for name, weight in weights.items()}
-    batches = _batches(data, criterion)
+    batches = _batches(model, data, criterion)
     if criterion == "synflow":
         with torch.inference_mode(False), torch.enable_grad():
             return _synflow(model, next(iter(batches))[0], masks)
@@ -98,12 +102,19 @@ def saliency(
         return _snip(model, weights, batches) if criterion == "snip" else _grasp(model, weights, batches)
 
 
-def _batches(data: Batches | tuple[Tensor, Tensor] | None, criterion: str) -> list[tuple[Tensor, Tensor]]:
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        return [(data[0], data[1])]  # type: ignore[list-item]
-    batches: list[tuple[Tensor, Tensor]] = [] if data is None else list(data)  # type: ignore[arg-type]
-    if not batches:
+def _batches(model: nn.Module, data: Any, criterion: str) -> list[tuple[Tensor, Tensor]]:
+    """A pair of arrays as one batch, a dataset in batches of its order, and what holds batches as it is; in tensors."""
+    found = [] if data is None else [data] if is_pair(data) else list(as_loader(data, shuffle=False))
+    if not found:
         raise ValueError(f"{criterion} needs data: batches of (x, y)")
+    batches = []
+    for batch in found:
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise TypeError(f"data must be made of batches (x, y), not of a {type(batch).__name__}")
+        inputs, labels = in_type_of(model, batch[0], "data's inputs"), as_tensor(batch[1], "data's labels")
+        if criterion != "synflow" and labels.is_floating_point() and labels.ndim == 1:  # SynFlow reads none
+            raise TypeError(f"data's labels are {labels.dtype}; class numbers ({len(labels)},) are needed")
+        batches.append((inputs, labels))
     return batches
 
 

@@ -17,7 +17,7 @@ SAMPLE = 4096  # about so many values tell where a value of a given rank lies
 
 
 def count(mask: Tensor) -> int:
-    """How many of the booleans are true; NumPy counts them ten times as fast as PyTorch does on a CPU."""
+    """How many booleans of (…) are true; NumPy counts them ten times as fast as PyTorch does on a CPU."""
     return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())
 
 

@@ -5,13 +5,30 @@ Weights are stored masked, and gradients stay dense: dynamic methods read them t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atlas.methods.sparse_robust.masks import Masks, check_masks, density_of
+from atlas.nn.kinds import require_kind
+
+OTHER_MODEL = "the optimizer steps no weight that is masked: is it another model's? make it of model.parameters()"
+
+
+def not_stepped(model: nn.Module, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> list[str]:
+    """Return those of the model's parameters, by name, that an optimizer does not step.
+
+    Raises
+    ------
+    TypeError
+        It is no optimizer.
+    """
+    require_kind(torch.optim.Optimizer, "a torch.optim.Optimizer", optimizer=optimizer)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = dict(model.named_parameters())
+    return [name for name in names if id(parameters[name]) not in held]
 
 
 class SparseTraining:
@@ -22,19 +39,25 @@ class SparseTraining:
     model : nn.Module
         Its weights are masked at once, in place.
     optimizer : torch.optim.Optimizer
-        Any; every tensor of its state that has a masked parameter's shape is masked too.
+        Any that steps parameters of the model; every tensor of its state that has a masked parameter's shape is masked too.
     masks : mapping
         Parameter name to a bool tensor of its shape.
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     KeyError, ValueError
-        A mask's name or shape does not fit the model; names the key.
+        A mask's name or shape does not fit the model, with its name; or the optimiser steps none of the masked weights, as one
+        of another model's parameters does. Nothing has changed then.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor]) -> None:
+        checked = check_masks(model, masks)
+        if not set(checked) - set(not_stepped(model, optimizer, checked)):
+            raise ValueError(OTHER_MODEL)
         self.model, self.optimizer = model, optimizer
-        self.masks: Masks = check_masks(model, masks)
+        self.masks: Masks = checked
         parameters = dict(model.named_parameters())
         self.weights = {name: parameters[name] for name in self.masks}
         self.apply()

@@ -33,7 +33,7 @@ def takes_width(factory: Any) -> bool:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return True  # nothing is known of it
-    return "norm" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return "norm" in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def check_factory(factory: Any) -> WidthFactory:

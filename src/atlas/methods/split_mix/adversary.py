@@ -64,7 +64,7 @@ class PGD:
         generator: torch.Generator | None = None,
         delta0: Tensor | None = None,
     ) -> Tensor:
-        """Return adversarial inputs, detached; gradients are taken with respect to the input alone.
+        """Return adversarial inputs (batch, …), detached; gradients are taken with respect to the input alone.
 
         The loss is plain cross-entropy, summed. Which mode and which norm of a network is attacked is the caller's choice.
 

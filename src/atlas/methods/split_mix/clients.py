@@ -12,10 +12,11 @@ import torch
 
 from atlas.methods.split_mix.adapting import CONTRACT
 from atlas.methods.split_mix.adversary import PGD
-from atlas.methods.split_mix.local import Augmentation, ClientBatches, batch_sizes, seeded
+from atlas.methods.split_mix.local import Augmentation, ClientBatches, batch_sizes, client_seed
 from atlas.methods.split_mix.norms import NormSpec
 from atlas.methods.split_mix.settings import Execution, FederatedSettings, LocalSettings, LossName, Method
-from atlas.nn.examples import as_tensor, gathered
+from atlas.nn.examples import as_tensor, gathered, require_numbers
+from atlas.nn.kinds import require_kind, require_sequence
 
 METHODS = get_args(Method)
 BATCH_NORM = NormSpec()
@@ -38,7 +39,7 @@ class Client:
     Raises
     ------
     TypeError
-        Inputs or labels are none of these.
+        Inputs or labels are none of these, or the budget is no number.
     """
 
     inputs: Any
@@ -47,6 +48,9 @@ class Client:
 
     def __post_init__(self) -> None:
         """Make tensors of what is given."""
+        require_numbers(**{"a client's budget": self.budget})
+        if np.ndim(self.budget):
+            raise TypeError(f"a client's budget must be a number, not {np.shape(self.budget)} of them")
         if self.labels is None:
             inputs, labels = gathered(self.inputs, "a client's data")
         else:
@@ -88,7 +92,7 @@ class Batches:
             [client.inputs for client in members],
             [client.labels for client in members],
             self.batch_size,
-            [seeded(self.seed, self.round, client) for client in group],
+            [client_seed(self.seed, self.round, client) for client in group],
             owners,
             self.drop_last,
             self.augment,
@@ -167,11 +171,19 @@ class Rules:
             raise TypeError(f"the network is a {type(self.factory).__name__}: {CONTRACT}")
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        require_numbers(lr=self.lr, atom=self.atom, width=self.width, seed=self.seed)
+        require_sequence("a sequence of widths", widths=self.widths)
+        require_numbers(**{f"widths[{index}]": width for index, width in enumerate(self.widths)})
+        require_kind(NormSpec, "a NormSpec", norm=self.norm)
+        if self.adversary is not None:
+            require_kind(PGD, "a PGD", adversary=self.adversary)
         for name in ("rounds", "epochs", "batch_size", "clients_per_round", "stack_limit"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, Integral):
                 raise ValueError(f"{name} must be a whole number, not {value}")
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if isinstance(self.schedule, str) and self.schedule not in ("constant", "cosine"):
+        named = isinstance(self.schedule, str) and self.schedule in ("constant", "cosine")
+        listed = isinstance(self.schedule, Sequence) and all(isinstance(milestone, Integral) for milestone in self.schedule)
+        if not (named or listed):
             raise ValueError(f"schedule must be constant, cosine or a list of rounds, not {self.schedule!r}")

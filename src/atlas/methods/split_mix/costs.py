@@ -16,6 +16,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd
 from atlas.methods.split_mix.grouped import GroupedConv2d, GroupedNorm
 from atlas.methods.split_mix.norms import BatchNorm
 from atlas.nn.counts import forward_macs, parameter_count
+from atlas.nn.kinds import require_kind, require_sequence
 
 CONVOLUTIONS = (_ConvNd, GroupedConv2d)
 NORMS = (_BatchNorm, BatchNorm, GroupedNorm)
@@ -64,6 +65,8 @@ def complexity(model: nn.Module, input_shape: Sequence[int], *, style: Literal["
     """
     if style not in ("mac", "thop"):
         raise ValueError(f"style must be mac or thop, not {style!r}")
+    require_kind(nn.Module, "an nn.Module", model=model)
+    require_sequence("the shape of one input", input_shape=input_shape)
     batch = 2  # batch statistics need two
     extras: list[int] = []
 

@@ -19,6 +19,7 @@ from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.servers import PrefixServer, SplitMixServer
 from atlas.methods.split_mix.widths import base_count
 from atlas.nn.bars import Bar
+from atlas.nn.kinds import require_sequence
 
 DECAY = 0.1
 
@@ -52,6 +53,7 @@ class FedTrainer(Rules):
             minibatch, inputs that are not finite, outside the box of the attack or unlike those of other clients, labels that the
             network does not have, or a budget that holds no network. Or the network cannot train on such inputs.
         """
+        require_sequence("a list of clients", clients=clients)
         met = list(clients)
         if not met:
             raise ValueError("a federation needs clients")

@@ -53,7 +53,7 @@ class GroupedLinear(nn.Module):
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().expand(groups, -1).clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """One batched product per call; a layer whose input all share is one ordinary product."""
+        """Map (batch, inputs·in) to (batch, groups·out) by one batched product; where all share the input, by an ordinary one."""
         weight = self.weight.reshape(self.inputs, -1, self.weight.shape[-1])
         bias = None if self.bias is None else self.bias.reshape(self.inputs, 1, -1)
         if self.inputs == 1:

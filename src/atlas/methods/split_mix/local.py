@@ -421,7 +421,7 @@ def train_stack(stack: ParamStack, data: ClientBatches, options: LocalOptions, e
     return train_passes(stack, [Pass(runner)], data, options)
 
 
-def seeded(seed: int, *path: int) -> int:
+def client_seed(seed: int, *path: int) -> int:
     """Return a 63-bit seed for one client in one round."""
     import numpy as np
 

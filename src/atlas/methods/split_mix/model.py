@@ -16,6 +16,7 @@ from atlas.methods.split_mix.norms import NormSpec, dual_norms, set_robustness
 from atlas.methods.split_mix.settings import FederatedSettings
 from atlas.methods.split_mix.stacks import ParamStack, require_batch_statistics
 from atlas.methods.split_mix.widths import Role, Slicer, base_count, checked_width, layer_roles, rescale_as_slice
+from atlas.nn.examples import require_numbers
 
 DEFAULT = FederatedSettings()
 
@@ -79,6 +80,7 @@ class SplitMix(nn.Module):
         rescale_layer: bool = False,
     ) -> None:
         super().__init__()
+        require_numbers(atom=atom, max_width=max_width)
         if not 0 < atom <= 1:
             raise ValueError(f"atom must be in (0, 1], not {atom}")
         if not atom - TOLERANCE <= max_width <= 1:
@@ -222,6 +224,7 @@ class PrefixModel(nn.Module):
 
     def customize(self, width: float, *, lam: float | None = None) -> nn.Module:
         """Return the prefix of a width as a module to deploy, in evaluation mode and without gradients."""
+        require_numbers(width=width)
         if not 0 < width <= self.width + TOLERANCE:
             raise ValueError(f"width must be in (0, {self.width:g}], not {width}")
         made = self.factory(width, norm=self.norm)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.nn.attacks import mode_of
+from atlas.nn.examples import in_type_of
+from atlas.nn.kinds import require_sequence
 
 Mode = Literal["clean", "noise", "mix"]
 KNOWN_STATISTICS = ("running_mean", "running_var")
@@ -88,12 +90,12 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels) if spec.tracked else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``; with the batch's statistics in training, or where none are tracked."""
+        """Normalise ``x`` (batch, channels, …); with the batch's statistics in training, or where none are tracked."""
         flat = [None if buffer is None else buffer.flatten() for buffer in (self.running_mean, self.running_var)]
         return self.normalise(x, flat[0], flat[1], self.weight.flatten(), self.bias.flatten())
 
     def normalise(self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalise with the given tensors; running statistics are updated in place in training."""
+        """Normalise ``x`` (batch, channels, …) with tensors (channels,); running ones are updated in place in training."""
         by_batch = self.training or mean is None
         if by_batch and x.shape[0] < 2:
             raise ValueError("batch statistics need at least 2 images, and this batch has 1: change the batch size")
@@ -287,7 +289,7 @@ def norm_mode(model: nn.Module, mode: Literal["clean", "noise"], training: bool)
 
 @torch.no_grad()
 def post_statistics(model: nn.Module, batches: Iterable[Tensor], passes: int = 20) -> nn.Module:
-    """Give norms without buffers the statistics of data that is at hand (``post`` of the appendix's ablation), in place.
+    """Give norms without buffers the statistics of data (batch, …) at hand (``post`` of the appendix's ablation), in place.
 
     Means and unbiased variances of all batches of all passes are averaged with equal weights.
 
@@ -295,10 +297,12 @@ def post_statistics(model: nn.Module, batches: Iterable[Tensor], passes: int = 2
     ----------
     model : nn.Module
         Its :class:`BatchNorm` layers get running statistics; it is returned in evaluation mode.
-    batches : iterable of Tensor
-        Inputs, for example a client's training images; iterated ``passes`` times.
+    batches : iterable of Tensor or array
+        Inputs, for example a client's training images; iterated ``passes`` times. Of a loader's pairs the inputs are taken.
     """
-    held = list(batches)
+    require_sequence("an iterable of batches", batches=batches)
+    given = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
+    held = [in_type_of(model, batch, "a batch") for batch in given]
     if not held or passes < 1:
         raise ValueError(f"statistics need batches and passes, not {len(held)} and {passes}")
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]

@@ -158,11 +158,11 @@ class TrainedFederation(Federation):
         self.trainer.load_state_dict(state)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Global weights by name, and norms that stay on clients."""
+        """Global weights by name, of any shapes (…), and norms that stay on clients."""
         return self.trainer.server.tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over weights that :meth:`tensors` returned."""
+        """Take over weights that :meth:`tensors` returned, of any shapes (…)."""
         self.trainer.server.load_tensors(tensors)
 
     def deploy(self, width: float, lam: float | None = None, client: int | None = None) -> nn.Module:

@@ -88,7 +88,7 @@ class SplitMixServer:
         return {**self.stack.tensors, **{LOCAL + name: tensor for name, tensor in self.local.items()}}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`tensors` returned."""
+        """Take over what :meth:`tensors` returned: global weights (G, …) and the norms that stay on clients."""
         self.stack = self.stack.replaced({name: tensors[name].clone() for name in self.stack.tensors})
         self.local = {name: tensors[LOCAL + name].clone() for name in self.local}
 
@@ -208,7 +208,7 @@ class PrefixServer:
         return {**self.state, **{LOCAL + name: tensor for name, tensor in self.local.items()}}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`tensors` returned."""
+        """Take over what :meth:`tensors` returned: global weights of any shapes (…) and the norms that stay on clients."""
         self.state = {name: tensors[name].clone() for name in self.state}
         self.local = {name: tensors[LOCAL + name].clone() for name in self.local}
 

@@ -40,7 +40,7 @@ class LocalSettings(TradeOffSettings):
 
 
 class AtomSettings(Settings):
-    """``atom`` is the width of a base network."""
+    """Settings of methods with base networks; ``atom`` is the width of one, as a share of the whole network's."""
 
     atom: Share = 0.125
 

@@ -70,7 +70,7 @@ class ParamStack:
         return norm_names(self.template)
 
     def gather(self, index: Sequence[int] | Tensor) -> ParamStack:
-        """Copy the networks of an index, in its order; an index may come more than once."""
+        """Copy the networks of an index (n,), in its order, to a stack of (n, …); an index may come more than once."""
         where = torch.as_tensor(index, device=next(iter(self.tensors.values())).device)
         return self.replaced({name: tensor[where] for name, tensor in self.tensors.items()})
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atlas.methods.split_mix.networks import TOLERANCE, WidthFactory
 from atlas.methods.split_mix.norms import NormSpec
+from atlas.nn.examples import require_numbers
 
 
 def base_count(width: float, atom: float) -> int:
@@ -33,6 +34,7 @@ def checked_width(width: float, atom: float, max_width: float) -> int:
     UserWarning
         The width is not a multiple of the atom; it is rounded down.
     """
+    require_numbers(width=width)
     if not width <= max_width + TOLERANCE:
         raise ValueError(f"width {width:g} is above the widest, {max_width:g}")
     count = base_count(width, atom)
@@ -125,5 +127,5 @@ class Slicer:
         return tuple(slice(0, math.ceil(width * size - TOLERANCE * size) if grows else size) for size, grows in sizes)
 
     def prefix(self, tensors: Mapping[str, Tensor], width: float) -> dict[str, Tensor]:
-        """Views of the prefixes of all tensors."""
+        """Views of the prefixes of all tensors, which have any shapes (…), for one width."""
         return {name: tensor[self.slices(name, width)] for name, tensor in tensors.items()}

@@ -24,7 +24,7 @@ class CosineMomentum(Policy):
         self.lr, self.steps = self.inner.lr, steps
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
-        """That of the heavy ball, which counts the steps."""
+        """The state of the heavy ball, which counts the steps, for ``theta`` (instances, parameters)."""
         return self.inner.init_state(theta, layout)
 
     def step(self, g: Tensor, state: State) -> tuple[Tensor, State]:

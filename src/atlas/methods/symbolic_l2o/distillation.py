@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from atlas.l2o import History, MetaConfig, Optimizee, Policy, meta_train
+from atlas.l2o.policies import require_policy
 from atlas.methods.symbolic_l2o.expressions import Expression
 from atlas.methods.symbolic_l2o.interpretability import mapping_complexity, r_squared, temporal_perception_field
 from atlas.methods.symbolic_l2o.policy import SymbolicPolicy
@@ -18,6 +19,7 @@ from atlas.methods.symbolic_l2o.regression import ParetoEntry, get_backend, pare
 from atlas.methods.symbolic_l2o.rules import Rule
 from atlas.methods.symbolic_l2o.settings import ALPHA, EquationSettings, RecordSettings, RuleSettings, SRConfig
 from atlas.nn.bars import track
+from atlas.nn.kinds import require_kind, require_whole
 
 RECORD, EQUATION, RULE = RecordSettings(), EquationSettings(), RuleSettings()
 
@@ -82,7 +84,7 @@ class Distillation:
         }
 
 
-def select(front: Sequence[ParetoEntry], r2_test: Sequence[float]) -> int:
+def simplest_of_best(front: Sequence[ParetoEntry], r2_test: Sequence[float]) -> int:
     """Index of the simplest expression within 0.02 of the best R² of a front.
 
     Raises
@@ -116,6 +118,8 @@ def distill_records(
     progress : bool, optional
         Whether to draw a bar; by default on a terminal.
     """
+    require_kind(Records, "Records, as record(…) or Records.load(path) makes them,", records=records)
+    require_whole(searches=searches)
     train, test = records.split()
     settings, engine = cfg or SRConfig(), get_backend(backend)
     candidates: list[Expression] = []
@@ -125,7 +129,7 @@ def distill_records(
     front = pareto_front(candidates, train.X, train.y, train.names)
     env = dict(zip(test.names, test.X.T, strict=True))
     scores = [r_squared(entry.expression.numpy(env), test.y) for entry in front]
-    index = select(front, scores)
+    index = simplest_of_best(front, scores)
     chosen = front[index].expression
     return Distillation(
         front=front,
@@ -184,6 +188,7 @@ def distill(
         The engine's software is not installed.
     """
     get_backend(backend)
+    require_policy(policy=policy)
     names = features_of(policy, features)
     records = record(policy, problems, features=names, lags=lags, runs=runs, steps=steps, seed=seed, progress=progress)
     return distill_records(records, names, lags, backend=backend, cfg=cfg, seed=seed, searches=searches, progress=progress)
@@ -221,6 +226,7 @@ def meta_tune(
     ValueError
         The rule has nothing to train.
     """
+    require_kind(Rule, "a Rule, such as ExpressionRule(expression) or TanhTemplate(…),", rule=rule)
     if not any(parameter.requires_grad and parameter.numel() for parameter in rule.parameters()):
         raise ValueError("the rule has no constants to tune")
     return meta_train(SymbolicPolicy(rule, lr, betas, clamp), problem, cfg, gen)

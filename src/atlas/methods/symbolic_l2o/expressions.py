@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from atlas.nn.kinds import require_kind
+
 if TYPE_CHECKING:
     import numpy as np
     import sympy
@@ -303,6 +305,7 @@ def parse(text: str) -> Expression:
     ValueError
         The text is not such an expression: says what was found where, and what is known.
     """
+    require_kind(str, "text such as -0.1 * g_0", expression=text)
     if len(text) > MAX_TEXT:
         raise ValueError(f"an expression of {len(text):,} characters; at most {MAX_TEXT:,} are read")
     names: dict[str, str] = {}

@@ -64,7 +64,7 @@ def sensitivities(fn: Expression | Callable[[Tensor], Tensor], X: Any, features:
 def temporal_perception_field(
     fn: Expression | Callable[[Tensor], Tensor], X: Any, features: Sequence[str], lags: int
 ) -> dict[str, float]:
-    """Mean lag that f is sensitive to, of each feature: Σ_τ τ S_{k,τ} / Σ_τ S_{k,τ}.
+    """Mean lag that f is sensitive to, of each feature, over rows X (n, lags · features): Σ_τ τ S_{k,τ} / Σ_τ S_{k,τ}.
 
     0 for gradient descent, β/(1−β) for momentum; NaN for a feature that is not used. See :func:`sensitivities` for the
     parameters and errors.

@@ -8,6 +8,7 @@ operation of the same passes acts on all tensors at once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
@@ -25,6 +26,7 @@ from atlas.methods.symbolic_l2o.foreach import advance_all
 from atlas.methods.symbolic_l2o.program import Program, as_tensors
 from atlas.methods.symbolic_l2o.rules import Rule
 from atlas.methods.symbolic_l2o.settings import ALPHA, RuleSettings
+from atlas.nn.kinds import require_whole, told
 
 if TYPE_CHECKING:
     import sympy
@@ -39,8 +41,10 @@ def read_rule(rule: Expression | Rule | str | Path | sympy.Expr) -> Expression:
 
     Raises
     ------
+    TypeError
+        It is none of these.
     ValueError
-        It is none of these, or the text is not an expression.
+        The text is not an expression.
     """
     if isinstance(rule, Expression):
         return rule
@@ -50,6 +54,8 @@ def read_rule(rule: Expression | Rule | str | Path | sympy.Expr) -> Expression:
         return load_expression(rule)
     if isinstance(rule, str):
         return parse(rule)
+    if not hasattr(rule, "free_symbols"):
+        raise TypeError(f"rule is a {told(rule)}; an expression is needed: text, a Rule, a file that holds one, or sympy's")
     from atlas.methods.symbolic_l2o.sympy_bridge import from_sympy
 
     return from_sympy(rule)
@@ -127,7 +133,9 @@ class SymbolicOptimizer(DropIn):
         took between a third and an eightieth of the compiled step's time (docs/performance.md); block by block is faster on a
         CPU, whose caches hold a block.
     compiled : bool
-        Compile the step of a tensor, instead.
+        Compile the step of a tensor by ``torch.compile``, instead: on a CPU −m took two fifths of the time that blocks take
+        (docs/performance.md), once a C++ compiler had made the kernel, which is kept on the disk. Where none can be compiled, it
+        warns and steps block by block. Rounded otherwise than blocks.
     weight_decay : float
         Decoupled, as AdamW's: parameters shrink by lr · weight_decay before the update.
     patience : int
@@ -135,6 +143,8 @@ class SymbolicOptimizer(DropIn):
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
         An unknown feature, variable or operator (the valid ones are listed), ``lags`` < 1, ``lr`` or ``clamp`` not positive,
         ``eps`` negative, a β outside [0, 1), a group's option that is not known, no file of that name. From
@@ -150,6 +160,7 @@ class SymbolicOptimizer(DropIn):
 
     options: ClassVar[Mapping[str, Callable[[str, Any], object]]] = {**DropIn.options, "betas": decays}
     _kernel: Callable[..., None] | None = None
+    _rooms: dict[tuple[str, torch.dtype, torch.device], Tensor] | None = None
 
     def __init__(
         self,
@@ -176,6 +187,7 @@ class SymbolicOptimizer(DropIn):
         lr = told.get("lr", ALPHA) if lr is None else lr
         features = tuple(told.get("features", DEFAULT.features)) if features is None else features
         lags = told.get("lags", DEFAULT.lags) if lags is None else lags
+        require_whole(lags=lags)
         if lags < 1:
             raise ValueError(f"lags must be at least 1, not {lags}")
         if clamp is not None:
@@ -208,15 +220,40 @@ class SymbolicOptimizer(DropIn):
         flat, copied = _flat(real)
         gradient = as_real(parameter.grad).reshape(-1)
         scalars = self.program.scalars(store["step"], lr, betas)
-        if self.compiled:
-            if self._kernel is None:
-                self._kernel = torch.compile(self.program.advance, dynamic=True)
-            self._kernel(flat, gradient.to(flat.dtype), store["moments"], store["history"], as_tensors(scalars, flat))
-        else:
+        if not (self.compiled and self._fused(flat, gradient.to(flat.dtype), store, scalars)):
             for theta, g, moments, history in _blocks(flat, gradient, store["moments"], store["history"]):
                 self.program.advance(theta, g, moments, history, scalars)
         if copied:
             real.copy_(flat.view_as(real))
+
+    def _fused(self, flat: Tensor, gradient: Tensor, store: dict[str, Any], scalars: dict[str, Any]) -> bool:
+        """One step on a whole parameter by the compiled kernel; false where none can be compiled, and nothing has changed."""
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to load
+
+        if self._kernel is None:
+            self._kernel = torch.compile(self.program.fused, dynamic=True, fullgraph=True)
+        history, slots = store["history"], scalars["slots"]
+        kept = {feature: self._room(feature, flat) for feature in history}
+        past = self.program.past(history, slots)
+        try:
+            self._kernel(flat, gradient, store["moments"], past, kept, as_tensors(scalars, flat))
+        except TorchDynamoException as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"the step of {self.expression} is not compiled, but taken block by block: {reason}", stacklevel=2)
+            self.compiled = False
+            return False
+        for feature, memory in history.items():
+            memory[slots[feature]] = kept[feature]
+        return True
+
+    def _room(self, feature: str, like: Tensor) -> Tensor:
+        """Memory for a feature of one parameter, which the next parameter uses again."""
+        key = (feature, like.dtype, like.device)
+        self._rooms = {} if self._rooms is None else self._rooms
+        if key not in self._rooms or self._rooms[key].numel() < like.numel():
+            largest = max(as_real(parameter).numel() for group in self.param_groups for parameter in group["params"])
+            self._rooms[key] = like.new_empty(largest)
+        return self._rooms[key][: like.numel()]
 
     def _fresh(self, group: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
         return {parameter: self.program.init(as_real(parameter.to("meta"))) for parameter in group["params"]}
@@ -226,7 +263,7 @@ class SymbolicOptimizer(DropIn):
         return str(self.expression)
 
     def latex(self) -> str:
-        """The equation as LaTeX."""
+        """Return the update equation in LaTeX, without dollar signs."""
         return self.expression.latex()
 
     def __repr__(self) -> str:
@@ -244,11 +281,12 @@ def _flat(parameter: Tensor) -> tuple[Tensor, bool]:
 
 def _blocks(flat: Tensor, gradient: Tensor, moments: dict[str, Tensor], history: dict[str, Tensor]) -> Iterator[Piece]:
     """Corresponding pieces of a parameter, its gradient and its state."""
-    for start in range(0, len(flat), BLOCK):
-        part = slice(start, start + BLOCK)
+    cut = {name: value.split(BLOCK) for name, value in moments.items()}
+    past = {name: value.split(BLOCK, 1) for name, value in history.items()}
+    for index, (theta, g) in enumerate(zip(flat.split(BLOCK), gradient.split(BLOCK), strict=True)):
         yield (
-            flat[part],
-            gradient[part].to(flat.dtype),
-            {name: value[part] for name, value in moments.items()},
-            {name: value[:, part] for name, value in history.items()},
+            theta,
+            g.to(flat.dtype),
+            {name: parts[index] for name, parts in cut.items()},
+            {name: parts[index] for name, parts in past.items()},
         )

@@ -159,11 +159,11 @@ class Regression(Competitor):
 
 
 class Symbolic(Competitor):
-    """The selected equation, run as it is."""
+    """The selected equation as an optimizer, run as the search left it."""
 
     @property
     def rule(self) -> dict[str, Any]:
-        """What the search left in ``rule.json``."""
+        """Return the equation that the search left in ``rule.json``."""
         content: dict[str, Any] = json.loads((self.run.needed("equation").checkpoint / RULE).read_text())
         return content
 
@@ -233,7 +233,7 @@ class Template(Competitor):
         return SymbolicPolicy(TanhTemplate(inputs_of(teacher), lags), float(teacher.lr), clamp=self.settings.clamp)
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
-        """Fidelity to the network, and complexity."""
+        """Return the fidelity of the template to the network, R² on test data, and its mapping complexity."""
         summary = training_summary(self.run)
         return {name: float(summary[name]) for name in ("r2_test", "mapping_complexity")}
 

@@ -72,7 +72,7 @@ class SymbolicPolicy(Policy):
         return self.lr * raw, state
 
     def observe(self, g: Tensor, state: State) -> State:
-        """Moments advance and the features join the history."""
+        """Moments advance with gradients (instances, parameters), and the features join the history."""
         z, features = self.inputs.step(g, state["features"])
         newest = z.transpose(-1, -2).unsqueeze(-3)
         history = torch.cat([newest, state["history"][..., :-1, :, :]], dim=-3)

@@ -47,7 +47,7 @@ class Program:
         return Program, self.settings
 
     def init(self, parameter: Tensor) -> dict[str, Any]:
-        """State of a parameter of real numbers before its first step."""
+        """State of a parameter (…) of n real numbers before its first step: moments (n,) and histories (length, n)."""
         dtype = wide(parameter)
 
         def zeros(*lead: int) -> Tensor:
@@ -82,9 +82,22 @@ class Program:
     def advance(
         self, theta: Tensor, gradient: Tensor, moments: dict[str, Tensor], history: dict[str, Tensor], scalars: dict[str, Any]
     ) -> None:
-        """One step on (part of) one parameter, in place; all tensors are vectors over the same coordinates."""
+        """One step on (part of) one parameter, in place; all tensors are vectors (n,) over the same coordinates."""
+        present = self.move(theta, gradient, moments, self.past(history, scalars["slots"]), scalars)
+        for feature, memory in history.items():
+            memory[scalars["slots"][feature]] = present[feature]
+
+    def past(self, history: dict[str, Tensor], slots: dict[str, int]) -> dict[str, Tensor]:
+        """The variables that lie some steps back; the history is a ring, whose next slot holds the oldest entry."""
+        lagged = {name: column for name, column in self.columns.items() if column[1]}
+        return {name: history[feature][(slots[feature] - lag) % self.history[feature]] for name, (feature, lag) in lagged.items()}
+
+    def move(
+        self, theta: Tensor, gradient: Tensor, moments: dict[str, Tensor], past: dict[str, Tensor], scalars: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Update moments and parameter in place, and return the present features; the history is left to the caller."""
         present = self._features(gradient, moments, scalars)
-        env = {name: self._value(*column, present, history, scalars) for name, column in self.columns.items()}
+        env = {name: past[name] if lag else present[feature] for name, (feature, lag) in self.columns.items()}
         raw, owned = self.chain.run(env), self.chain.owned
         if self.clamp is not None:
             finite = torch.nan_to_num_ if owned else torch.nan_to_num
@@ -94,17 +107,24 @@ class Program:
             theta.add_(raw * lr)
         else:
             theta.add_(raw, alpha=lr)
-        for feature, memory in history.items():
-            memory[scalars["slots"][feature]] = present[feature]
+        return present
 
-    def _value(
-        self, feature: str, lag: int, present: dict[str, Tensor], history: dict[str, Tensor], scalars: dict[str, Any]
-    ) -> Tensor:
-        """A feature some steps ago; the history is a ring, whose next slot holds the oldest entry."""
-        if lag == 0:
-            return present[feature]
-        length = self.history[feature]
-        return history[feature][(scalars["slots"][feature] - lag) % length]
+    def fused(
+        self,
+        theta: Tensor,
+        gradient: Tensor,
+        moments: dict[str, Tensor],
+        past: dict[str, Tensor],
+        kept: dict[str, Tensor],
+        scalars: dict[str, Any],
+    ) -> None:
+        """What is compiled: :meth:`move`, with the features that have a history written to ``kept``.
+
+        Reading and writing one ring in one kernel would be taken for reading what is written, and not be fused.
+        """
+        present = self.move(theta, gradient, moments, past, scalars)
+        for feature, memory in kept.items():
+            memory.copy_(present[feature])
 
     def _features(self, g: Tensor, moments: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Tensor]:
         """Update the moments in place, and return the features that are used; see :class:`atlas.l2o.Features`."""
@@ -170,7 +190,6 @@ def _power(feature: str) -> float:
 
 
 def as_tensors(scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
-    """The numbers of a step as tensors, so that a compiled step is not compiled anew for each."""
+    """The numbers of a step as scalar tensors, so that a compiled step is not compiled anew for each."""
     numbers = {name: torch.tensor(scalars[name], dtype=like.dtype) for name in ("first_bias", "second_bias", "time", "lr")}
-    slots = {feature: torch.tensor(slot, device=like.device) for feature, slot in scalars["slots"].items()}
-    return {**scalars, **{name: number.to(like.device) for name, number in numbers.items()}, "slots": slots}
+    return {"betas": scalars["betas"], **{name: number.to(like.device) for name, number in numbers.items()}}

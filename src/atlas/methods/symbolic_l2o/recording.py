@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from atlas.l2o import Features, Optimizee, Policy
+from atlas.l2o.optimizees import require_problem
+from atlas.l2o.policies import require_policy
 from atlas.methods.symbolic_l2o.rules import column_names
 from atlas.methods.symbolic_l2o.settings import RecordSettings
 from atlas.nn.bars import track
+from atlas.nn.kinds import require_whole
 
 DEFAULT = RecordSettings()
 
@@ -118,7 +121,7 @@ def features_of(policy: Policy, asked: Sequence[str] | None = None) -> tuple[str
 
 
 def pick_coordinates(problem: Optimizee, count: int, random: np.random.Generator) -> Tensor:
-    """Some coordinates of every tensor of a problem, all of a smaller one."""
+    """Indices (coordinates,) of some coordinates of every tensor of a problem, all of a smaller one."""
     index = problem.tensor_index().cpu().numpy()
     picked = []
     for tensor in np.unique(index):
@@ -202,14 +205,19 @@ def record(
 
     Raises
     ------
+    TypeError
+        An argument is of another type; says what would be right.
     ValueError
         ``runs`` < 2, ``lags`` < 1, or the runs are too short for a window.
     """
+    require_policy(policy=policy)
+    require_whole(lags=lags, runs=runs, steps=steps, coordinates=coordinates)
     if runs < 2:
         raise ValueError(f"runs must be at least 2, so that one can be held out, not {runs}")
     if lags < 1:
         raise ValueError(f"lags must be at least 1, not {lags}")
-    chosen = list(problems) if isinstance(problems, Sequence) else [problems]
+    chosen: list[Any] = list(problems) if isinstance(problems, list | tuple) else [problems]
+    require_problem(**{f"problem {index}": problem for index, problem in enumerate(chosen)})
     names = features_of(policy, features)
     random = np.random.default_rng(seed)
     parts: list[WindowsOfRun] = []

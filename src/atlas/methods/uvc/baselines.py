@@ -37,7 +37,7 @@ from atlas.methods.uvc.plugin import (
     Distilled,
     Trainer,
     accuracy_before,
-    described,
+    kept_units,
     latencies,
     scores_of,
 )
@@ -96,7 +96,7 @@ class Uniform(Distilled):
 
 
 class Blind(Distilled):
-    """Keeps blocks by their place alone."""
+    """Keeps blocks by their position alone, without looking at their weights."""
 
     settings: BlindSettings
 
@@ -138,8 +138,8 @@ class Structured(Distilled):
             return one_shot_plan(shape, scores, self.budget)
         batches, size = _some_batches(training, self.settings.batches), training.protocol.micro_batch
         if self.settings.criterion == "taylor":
-            found = taylor_scores(model, batches, _cross_entropy, shape, micro_batch=size)
-            return one_shot_plan(shape, found, self.budget)
+            importance = taylor_scores(model, batches, _cross_entropy, shape, micro_batch=size)
+            return one_shot_plan(shape, importance, self.budget)
         return saliency_plan(model, *batches[0], _cross_entropy, self.budget, micro_batch=size)
 
     def _gradually(self, training: Training, trainer: Trainer) -> CompressionPlan:
@@ -268,7 +268,7 @@ class DynamicViT(Distilled):
         write_tensors(training.run.checkpoint / EXPORTED, model.state_dict())
         trainer.train(model, self.rate(training))
         kept = [selector.count for selector in selectors_of(model)]
-        write_json(training.run.results / PLAN, {**described(plan, shape), "tokens": kept})
+        write_json(training.run.results / PLAN, {**kept_units(plan, shape), "tokens": kept})
         return model
 
     def restore(self, model: nn.Module, run: Run) -> nn.Module:
@@ -337,7 +337,7 @@ class TokenTrainer(Trainer):
         self.tokens = output
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-        """The protocol's loss, KL from the teacher's predictions, distances of tokens, and of the shares that stay."""
+        """The protocol's loss, KL from the teacher's predictions, distances of tokens, and of the shares that stay: a scalar."""
         settings, training = self.settings, self.training
         teacher: Any = self.teacher
         with torch.no_grad(), self.autocast():
@@ -379,7 +379,7 @@ class Unstructured(Distilled):
         return CompressionPlan.identity(ViTShape.from_timm(training.model))
 
     def masks(self, training: Training, sparsity: float) -> dict[str, Tensor]:
-        """Return which weights stay, as bool masks like the weights, by name."""
+        """Return which weights stay, as bool masks by name, of the weights' shapes (…)."""
         weights = prunable_weights(training.model)
         if self.settings.criterion != "taylor":
             return weight_masks({name: weight.detach().abs() for name, weight in weights.items()}, sparsity)
@@ -388,8 +388,8 @@ class Unstructured(Distilled):
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         for images, labels in batches:
             size = training.protocol.micro_batch
-            found = batch_gradients(model, images, labels, _cross_entropy, list(weights.values()), size)
-            for name, gradient in zip(weights, found, strict=True):
+            gradients = batch_gradients(model, images, labels, _cross_entropy, list(weights.values()), size)
+            for name, gradient in zip(weights, gradients, strict=True):
                 total[name] += gradient
         return weight_masks({name: (total[name] * weight.detach()).abs() for name, weight in weights.items()}, sparsity)
 

@@ -69,7 +69,7 @@ def weight_step(
     clipped: Iterable[Tensor],
     clip_norm: float | None = 1.0,
 ) -> Tensor:
-    """Backward, clip the gradients of ``clipped`` together, and one optimiser step at a learning rate; return the loss.
+    """Backward, clip the gradients of ``clipped`` together, and one optimiser step at a learning rate; return the loss, a scalar.
 
     The loss is the sum of ``losses``, one for each piece of the batch: each is back-propagated, and its activations released,
     before the next one is computed. In the search, ``clipped`` holds the gates beside the weights.
@@ -233,8 +233,8 @@ class _Stages:
         inputs, targets = first
         in_type_of(self.student, inputs, "train_loader's inputs")
         if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-            found = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(f"train_loader's inputs must be (batch, channels, height, width), not {found}")
+            given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(f"train_loader's inputs must be (batch, channels, height, width), not {given}")
         require_labels(targets, len(inputs), self.student.num_classes, "train_loader's labels")
         with torch.inference_mode():
             images = inputs[:1].to(self.device)
@@ -288,7 +288,9 @@ class _Stages:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
-    """Top-1 accuracy in [0, 1], in evaluation mode; the mode is restored.
+    """Top-1 accuracy in [0, 1] over batches of images (batch, channels, height, width) and classes (batch,).
+
+    The model is in evaluation mode meanwhile; its mode is restored.
 
     Raises
     ------

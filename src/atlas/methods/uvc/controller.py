@@ -155,7 +155,7 @@ class UVCController:
     # Gates.
 
     def parameters(self) -> list[Tensor]:
-        """The gate logits: to be clipped together with the weights, and kept out of their optimiser."""
+        """The gate logits, (L, 2), in a list: to be clipped together with the weights, and kept out of their optimiser."""
         return [self.g]
 
     def keep_weights(self) -> Tensor:
@@ -225,9 +225,7 @@ class UVCController:
             self._forget_gradient()
             return StepLog(0, 1.0, zero + 1, self.z, zero, zero, zero, zero, zero + self.shape.depth)
         dims, neurons = self._scores()
-        if self.prune:
-            dims, neurons = self._shrink(dims, neurons, weight_lr)
-        ranked = self._ranked(dims, neurons)
+        ranked = self._shrink(dims, neurons, weight_lr) if self.prune else self._ranked(dims, neurons)
         removed = ranked[0].bottom(self.s[:, 0])
         draw = self._resource_draw()
         brackets = self.resource.brackets(self.s, self.r, removed)
@@ -265,15 +263,19 @@ class UVCController:
         scored = (dims.sum(-1), neurons, dims)
         return tuple(Ranked(values, exist) for values, exist in zip(scored, self._exist, strict=True))  # type: ignore[return-value]
 
-    def _shrink(self, dims: Tensor, neurons: Tensor, weight_lr: float) -> tuple[Tensor, Tensor]:
-        """Proximal step on the weights: columns that count as removed ÷ (1 + 2ηy). Returns the scores of the shrunk weights."""
+    def _shrink(self, dims: Tensor, neurons: Tensor, weight_lr: float) -> tuple[Ranked, Ranked, Ranked]:
+        """Proximal step on the weights: columns that count as removed ÷ (1 + 2ηy). Returns the ranks of the shrunk weights.
+
+        What shrinks is lowest in its layer or head already, and shrinks by one factor there: neurons and dims keep their order.
+        """
         heads, hidden, inner = self._ranked(dims, neurons)
         by_dim = torch.where(inner.bottom(self.r), (1 / (1 + 2 * weight_lr * self.p))[..., None], 1)
         by_head = torch.where(heads.bottom(self.s[:, 0]), 1 / (1 + 2 * weight_lr * self.y[:, :1]), 1)
         factor = by_dim * by_head[..., None]
         by_neuron = torch.where(hidden.bottom(self.s[:, 1]), 1 / (1 + 2 * weight_lr * self.y[:, 1:]), 1)
         multiply_columns(self._weights, self.shape, factor, by_neuron)
-        return dims * factor.square(), neurons * by_neuron.square()
+        dims, neurons = dims * factor.square(), neurons * by_neuron.square()
+        return Ranked(dims.sum(-1), self._exist[0]), hidden.shrunk(neurons), inner.shrunk(dims)
 
     def _resource_draw(self) -> Tensor:
         """A fresh draw of the gates for R: soft where the forward pass rounds."""

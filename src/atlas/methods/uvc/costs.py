@@ -76,7 +76,7 @@ class ResourceFunction:
         return self.attend * heads + self.values * values + self.mlp * neurons
 
     def value(self, brackets: Tensor, keep: Tensor | None) -> Tensor:
-        """R from the cost of the blocks and their keep weights."""
+        """R, a scalar, from the costs (L,) of the blocks and their keep weights (L,)."""
         return self.embed + (brackets if keep is None else keep * brackets).sum()
 
     def slopes(self, r: Tensor, removed: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ unstructured, they are single weights of the linear and convolutional layers, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fit_blocks, fit_to_budget
 from atlas.methods.uvc.scores import Ranked, UnitScores, stacked
 from atlas.methods.uvc.settings import BlindSettings
+from atlas.nn.examples import as_loader, as_tensor, in_type_of, is_pair
 
 DEFAULT_ORDER = BlindSettings().order
 
@@ -113,7 +114,7 @@ def half_scores(shape: ViTShape, heads: Tensor, neurons: Tensor, fraction: float
 
 
 def in_pieces(images: Tensor, targets: Tensor, size: int | None) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Parts of a batch of at most ``size`` images, each after its share of the batch; ``None`` for the whole."""
+    """Parts of images (batch, …) and targets (batch, …), at most ``size`` each, after their share; ``None`` for the whole."""
     size = size or len(images)
     for some, their in zip(images.split(size), targets.split(size), strict=True):
         yield len(some) / len(images), some, their
@@ -127,18 +128,21 @@ def batch_gradients(
     weights: Sequence[Tensor],
     micro_batch: int | None = None,
 ) -> list[Tensor]:
-    """Gradients of the mean loss of a batch, ``micro_batch`` images at a time: the same numbers to rounding, in less memory."""
+    """Gradients, of the weights' shapes (…), of the mean loss of images (batch, …) and targets (batch, …).
+
+    ``micro_batch`` images are in memory at a time: the same numbers to rounding, in less memory.
+    """
     total = [torch.zeros_like(weight) for weight in weights]
     for share, some, their in in_pieces(images, targets, micro_batch):
-        found = torch.autograd.grad(share * loss(class_logits(model(some)), their), weights)
-        for own, gradient in zip(total, found, strict=True):
+        gradients = torch.autograd.grad(share * loss(class_logits(model(some)), their), weights)
+        for own, gradient in zip(total, gradients, strict=True):
             own += gradient
     return total
 
 
 def taylor_scores(
     model: Any,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     loss: Callable[[Tensor, Tensor], Tensor],
     shape: ViTShape | None = None,
     *,
@@ -150,8 +154,8 @@ def taylor_scores(
     ----------
     model : nn.Module
         timm VisionTransformer, evaluated in its present mode; its gradients are cleared.
-    batches : iterable of (images, targets)
-        At least one.
+    batches : iterable of (images, targets), pair, Dataset or DataLoader
+        At least one; a pair of arrays is one batch.
     loss : callable
         ``loss(logits, targets)``, a mean over the batch; of a model in distilled training, the logits are the mean of its two
         heads.
@@ -162,7 +166,12 @@ def taylor_scores(
     weights = scored_weights(model)
     sums = [[torch.zeros(w.shape[1], device=w.device) for w in kind] for kind in weights]
     count = 0
+    if is_pair(batches):
+        batches = [batches]
+    elif not isinstance(batches, Iterator):
+        batches = as_loader(batches, shuffle=False, name="batches")
     for images, targets in batches:
+        images, targets = in_type_of(model, images, "images"), as_tensor(targets, "targets")
         flat = [w for kind in weights for w in kind]
         gradients = batch_gradients(model, images, targets, loss, flat, micro_batch)
         for total, weight, gradient in zip([t for kind in sums for t in kind], flat, gradients, strict=True):
@@ -185,6 +194,8 @@ def saliency_plan(
     micro_batch: int | None = None,
 ) -> CompressionPlan:
     """The one-shot baseline of the authors' repository (after S²ViTE): the same fraction of heads and of neurons per layer.
+
+    Images are (batch, channels, height, width), targets (batch,) or (batch, classes).
 
     Heads by mean_b |Σ ∂L/∂o · o| of their output o before the projection, neurons by the l1 norms of the gradients of their
     row of fc1 and column of fc2; the largest fraction that meets the budget, then :func:`.repair.fit_to_budget`. ``loss`` is
@@ -275,7 +286,7 @@ def head_products(outputs: Sequence[Tensor], gradients: Sequence[Tensor], shape:
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of all linear and convolutional layers but the classifier, by name: what unstructured pruning ranks."""
+    """Weights (out, …) of all linear and convolutional layers but the classifier, by name: what unstructured pruning ranks."""
     kinds = (nn.Linear, nn.Conv2d)
     return {
         f"{path}.weight": module.weight
@@ -285,7 +296,7 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weight_masks(values: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Bool masks that drop the int(sparsity · n) smallest values of all tensors together; among equals, the earlier ones.
+    """Bool masks that drop the int(sparsity · n) smallest values of all tensors (…) together; among equals, the earlier ones.
 
     Parameters
     ----------

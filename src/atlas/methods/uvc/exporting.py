@@ -125,7 +125,7 @@ class CompactRotary(nn.Module):
 
 
 class CompactEvaAttention(CompactRotary, EvaAttention):
-    """EVA's attention."""
+    """EVA's attention with the heads and widths that a compression plan leaves."""
 
 
 class CompactAttentionRope(CompactRotary, AttentionRope):

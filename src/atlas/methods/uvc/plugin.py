@@ -30,7 +30,7 @@ from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import uniform_widths
 from atlas.methods.uvc.scores import UnitScores, unit_scores
-from atlas.methods.uvc.settings import BudgetSettings, DistillSettings, StageSettings, UVCSettings, ValueLayout
+from atlas.methods.uvc.settings import BudgetSettings, CompressorSettings, DistillSettings, UVCSettings, ValueLayout
 from atlas.nn.counts import forward_flops
 from atlas.nn.precision import mixed_precision
 from atlas.nn.timing import interleaved_seconds, median_ratio
@@ -61,7 +61,7 @@ class Distilled(Ingredient):
     """Base of all rows: trains on from the dense model of the recipe, with that model as the teacher."""
 
     dense_role = "dense"
-    settings: StageSettings
+    settings: CompressorSettings
 
     @property
     def budget(self) -> float:
@@ -102,7 +102,7 @@ class Distilled(Ingredient):
         write_text(folder / PLAN, plan.to_json())
         write_tensors(folder / EXPORTED, small.state_dict())
         self.finetune(training, trainer, small)
-        write_json(training.run.results / PLAN, described(plan, ViTShape.from_timm(training.model)))
+        write_json(training.run.results / PLAN, kept_units(plan, ViTShape.from_timm(training.model)))
         return small
 
     def restore(self, model: nn.Module, run: Run) -> nn.Module:
@@ -202,7 +202,7 @@ class Searched(Distilled):
 class Trainer:
     """Distillation from the dense model, in resumable phases."""
 
-    def __init__(self, training: Training, settings: StageSettings) -> None:
+    def __init__(self, training: Training, settings: CompressorSettings) -> None:
         self.training, self.settings = training, settings
         self.teacher: nn.Module = copy.deepcopy(training.model).eval().requires_grad_(False)
         self.taught = not isinstance(settings, DistillSettings) or settings.alpha > 0
@@ -214,7 +214,7 @@ class Trainer:
         return forward_flops(model, self.training.data.example(1))
 
     def logs(self, step: int, total: int) -> bool:
-        """Whether the curves get a row at this step."""
+        """Return whether the curves get a row at a step, counted from 0."""
         return (step + 1) % self.training.protocol.log_every == 0 or step + 1 == total
 
     def fit(
@@ -233,9 +233,9 @@ class Trainer:
     ) -> float:
         """Train a model for some epochs; return the seconds that it took, over all processes that worked on it.
 
-        ``first_epoch`` numbers the first one, for the order of the data; ``parts`` is further state, ``clipped`` are tensors
-        whose gradients are clipped with the weights', ``before`` and ``after`` act around each step. A batch goes through the
-        model in the pieces of the protocol's ``micro_batch``; ``again`` acts before each of them but the first.
+        ``first_epoch`` numbers the first one, for the order of the data; ``parts`` is further state, ``clipped`` are tensors of
+        any shapes (…) whose gradients are clipped with the weights', ``before`` and ``after`` act around each step. A batch goes
+        through the model in the pieces of the protocol's ``micro_batch``; ``again`` acts before each of them but the first.
         """
         training, settings = self.training, self.settings
         data, per_epoch = training.data, training.data.steps_per_epoch
@@ -269,7 +269,7 @@ class Trainer:
     def losses(
         self, passing: Passing, batch: Batch, again: Callable[[], None] | None, others: Sequence[Tensor]
     ) -> Iterator[Tensor]:
-        """The loss of a batch in shares, one for each piece that goes through the model.
+        """The scalar loss of a batch in shares, one for each piece that goes through the model.
 
         The gradients of ``others``, which are no weights of the model, are averaged over ranks after the last of them.
         """
@@ -282,7 +282,7 @@ class Trainer:
                 tensor.grad = self.training.ranks.mean(tensor.grad)
 
     def loss(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-        """(1 − α) · the protocol's loss + α · distillation; at α = 0 the teacher is not asked."""
+        """(1 − α) · the protocol's loss + α · distillation, a scalar; at α = 0 the teacher is not asked."""
         settings = self.settings
         assert isinstance(settings, DistillSettings)
         if not self.taught:
@@ -301,7 +301,7 @@ class Trainer:
         return mixed_precision(self.training.device, self.training.protocol.precision, scaled=False)
 
 
-def described(plan: CompressionPlan, shape: ViTShape) -> dict[str, Any]:
+def kept_units(plan: CompressionPlan, shape: ViTShape) -> dict[str, Any]:
     """Return how many heads, dims and neurons every block of a plan keeps, and of how many, as plain values for figures."""
     heads, dims = plan.heads.sum(-1), plan.dims.sum((1, 2))
     total = torch.tensor(shape.per_block("heads")) * torch.tensor(shape.per_block("head_dim"))
@@ -338,7 +338,7 @@ def scores_of(training: Training) -> tuple[ViTShape, UnitScores]:
 
 
 def amounts(run: Run) -> Amounts:
-    """Epochs before and after the export."""
-    (settings,) = (own for own in map(run.settings_model, run.recipe) if isinstance(own, StageSettings))
+    """Return how much is trained in the epochs before the export, and in those after it."""
+    (settings,) = (own for own in map(run.settings_model, run.recipe) if isinstance(own, CompressorSettings))
     before, after = settings.stages
     return {SEARCH_PHASE: training_amount(run, before), TRAIN: training_amount(run, after)}

@@ -179,6 +179,6 @@ def _values_of(attention: Any, inner: int) -> list[Tensor]:
     """Weights (inner, dim) and biases (inner,) that make the values, as views; ``inner`` is the width of all heads."""
     joint = getattr(attention, "qkv", None)
     layer = attention.v_proj if joint is None else joint
-    found = [part.data[-inner:] for part in (layer.weight, layer.bias) if part is not None]
+    views = [part.data[-inner:] for part in (layer.weight, layer.bias) if part is not None]
     own = getattr(attention, "v_bias", None)
-    return [*found, own.data] if own is not None else found
+    return [*views, own.data] if own is not None else views

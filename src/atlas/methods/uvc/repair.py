@@ -97,7 +97,7 @@ def fill_blocks(
 
 
 def fit_blocks(plan: CompressionPlan, shape: ViTShape, preferences: Tensor, budget: float) -> CompressionPlan:
-    """Keep whole blocks in descending order of preference, as many as fit; for plans that only skip.
+    """Keep whole blocks in descending order of preference (L,), as many as fit; for plans that only skip.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def fit_blocks(plan: CompressionPlan, shape: ViTShape, preferences: Tensor, budg
 
 
 def uniform_widths(plan: CompressionPlan, shape: ViTShape, scores: UnitScores | tuple[Tensor, ...]) -> CompressionPlan:
-    """Give all kept heads of a block the same number of dims, the same total rounded down: the best-scored of each head.
+    """Give all kept heads of a block the same number of dims, the same total rounded down: the best by the scores (L, H, d).
 
     A model exported from such a plan needs no padding.
     """

@@ -50,18 +50,18 @@ def save_compressed(
         raise TypeError(f"plan is a {type(plan).__name__}; a CompressionPlan is needed, as in result.plan")
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     network: Any = model
-    found = architecture or (getattr(model, "pretrained_cfg", None) and network.pretrained_cfg.get("architecture"))
+    model_name = architecture or (getattr(model, "pretrained_cfg", None) and network.pretrained_cfg.get("architecture"))
     described: dict[str, str] = {"format": FORMAT, "plan": plan.to_json()}
-    if found:
+    if model_name:
         height, width = network.patch_embed.img_size
-        told = {
+        model_options = {
             "num_classes": network.num_classes,
             "in_chans": network.patch_embed.proj.weight.shape[1],
             "img_size": height if height == width else [height, width],
             **options,
         }
-        _compare(_cut(_timm(found, told), plan), tensors, f"timm's {found} with {told}")
-        described |= {"architecture": found, "options": json.dumps(told)}
+        _compare(_cut(_timm(model_name, model_options), plan), tensors, f"timm's {model_name} with {model_options}")
+        described |= {"architecture": model_name, "options": json.dumps(model_options)}
     save_file(tensors, path, described)
 
 

@@ -20,7 +20,7 @@ PLANS = {"uvc": "blocks, heads and neurons", "ragged": "dims and neurons", "skip
 """Plans whose latency is measured, and what they remove."""
 
 
-class StageSettings(Settings):
+class CompressorSettings(Settings):
     """How a row trains: ``epochs`` of AdamW, with a linear warm-up and half a cosine down to ``min_learning_rate``.
 
     The learning rate is 5e-5 · batch / 512 at the default batch of 1,024, as in the released log.
@@ -39,7 +39,7 @@ class StageSettings(Settings):
         return 0, self.epochs
 
 
-class DistillSettings(StageSettings):
+class DistillSettings(CompressorSettings):
     """What the rows of this paper share: training from the dense model, which is also the teacher.
 
     ``epochs`` are those of the second stage; rows that decide without a search add the epochs that a search would take.
@@ -152,7 +152,7 @@ class S2ViTESettings(BudgetSettings):
         return before, max(1, self.epochs - before)
 
 
-class DynamicViTSettings(StageSettings):
+class DynamicViTSettings(CompressorSettings):
     """DynamicViT: predictors drop tokens, picture by picture, in front of some blocks (``places``, by default at the quarters).
 
     Of the patches, the share ``keep_ratio`` stays at the first place, its square at the second, and so on; a ``budget`` of

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.errors import InfeasibleBudgetError, UnsupportedArchitectureError
-from atlas.nn.draws import Uniform
+from atlas.nn.draws import UniformDraws
 
 EPSILON = 1e-6
 """Of the masked softmax, as in the authors' code: a row whose kept entries all underflow becomes uniform instead of 0/0."""
@@ -85,7 +85,7 @@ class TokenSelector(nn.Module):
         self.predict = nn.Sequential(
             nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
         )
-        self.noise = Uniform()
+        self.noise = UniformDraws()
 
     def forward(self, patches: Tensor, kept: Tensor) -> Tensor:
         """Log-probabilities (batch, n, 2) of keeping and of dropping, from (batch, n, dim) and who is still there, (batch, n)."""
@@ -191,13 +191,13 @@ def select_tokens(
     model = copy.deepcopy(model)
     blocks = list(model.blocks)
     dim, like = int(model.embed_dim), model.cls_token
-    for index, place in enumerate(places):
+    for index, position in enumerate(places):
         selector = TokenSelector(dim, keep_ratio ** (index + 1), int(model.patch_embed.num_patches))
         for layer in selector.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
                 nn.init.zeros_(layer.bias)
-        blocks[place].selector = selector.to(like.device, like.dtype)
+        blocks[position].selector = selector.to(like.device, like.dtype)
     for block in blocks[places[0] :]:
         block.attn.__class__ = SelectiveAttention
     model.blocks = SelectiveBlocks(blocks, int(model.num_prefix_tokens)).train(model.training)

@@ -9,14 +9,29 @@ from torch import Tensor
 
 from atlas.methods.uvc.architecture import ViTShape
 
+FEW = 16
+"""Below one column in so many, reaching for single columns is faster than a pass over all."""
+LARGE = 1 << 19
+"""Entries of a weight for which that is so: a pass over fewer costs less than finding the columns."""
+
 
 def multiply_columns(weights: tuple[list[Tensor], list[Tensor]], shape: ViTShape, dims: Tensor, neurons: Tensor) -> None:
     """Multiply columns of ``attn.proj`` by (L, H, d) and columns of ``mlp.fc2`` by (L, M), in place."""
     sizes = zip(*(shape.per_block(name) for name in ("heads", "head_dim", "mlp_dim")), strict=True)
     for layer, (heads, width, size) in enumerate(sizes):
         proj, fc2 = weights[0][layer], weights[1][layer]
-        proj.mul_(dims[layer, :heads, :width].reshape(-1).to(proj.dtype))
-        fc2.mul_(neurons[layer, :size].to(fc2.dtype))
+        _multiply(proj, dims[layer, :heads, :width].reshape(-1))
+        _multiply(fc2, neurons[layer, :size])
+
+
+def _multiply(weight: Tensor, factors: Tensor) -> None:
+    """Multiply columns in place; of a large weight on the CPU only those whose factor is not 1, where they are few."""
+    if weight.device.type == "cpu" and weight.numel() >= LARGE:
+        chosen = (factors != 1).nonzero()[:, 0]
+        if len(chosen) * FEW <= len(factors):
+            weight[:, chosen] *= factors[chosen].to(weight.dtype)
+            return
+    weight.mul_(factors.to(weight.dtype))
 
 
 def boxed_step(count: Tensor, gradient: Tensor, top: Tensor, rate: float, unit: Tensor | float) -> None:

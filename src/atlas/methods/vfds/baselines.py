@@ -94,7 +94,7 @@ class Masked(SweepLearner):
         yield from super().phases(bench)
 
     def restore(self, bench: Bench, state: Mapping[str, Tensor]) -> None:
-        """Find the mask among the weights, and load all of them."""
+        """Find the mask among the weights (models, …), and load all of them."""
         self.policy = FixedMask(state["mask"][0].bool())
         super().restore(bench, state)
 

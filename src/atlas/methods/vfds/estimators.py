@@ -71,19 +71,19 @@ def relaxed_bernoulli(logits: Tensor, u: Tensor, tau: float) -> Tensor:
 
 
 def bernoulli_hard(logits: Tensor, u: Tensor) -> Tensor:
-    """1[u > σ(−α)], the limit of the concrete gate: 0 or 1 in the logits' type, without a gradient."""
+    """1[u > σ(−α)] of logits and noise (…), the limit of the concrete gate: 0 or 1 in the logits' type, without a gradient."""
     return (logits + logistic_noise(u) > 0).to(logits.dtype)
 
 
 def bernoulli_st(logits: Tensor, u: Tensor) -> Tensor:
-    """1[σ(α) > u] forward, the gradient of σ(α) backward (straight-through)."""
+    """1[σ(α) > u] of logits and noise (…) forward, the gradient of σ(α) backward (straight-through)."""
     probability = torch.sigmoid(logits)
     hard = (probability > u).to(logits.dtype)
     return hard + (probability - probability.detach())
 
 
 def st_concrete(logits: Tensor, u: Tensor, tau: float) -> Tensor:
-    """The hard gate of :func:`bernoulli_hard` forward, the gradient of :func:`relaxed_bernoulli` backward."""
+    """The hard gate of :func:`bernoulli_hard` forward, the gradient of :func:`relaxed_bernoulli` backward, (…)."""
     soft = relaxed_bernoulli(logits, u, tau)
     return bernoulli_hard(logits, u) + (soft - soft.detach())
 
@@ -97,13 +97,13 @@ def arm_pair(logits1: Tensor, logits2: Tensor, u: Tensor) -> tuple[Tensor, Tenso
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
-    """Entropy of Bern(σ(α)) in nats, elementwise, exact for logits of any size."""
+    """Entropy of Bern(σ(α)) in nats of logits (…), elementwise, exact for logits of any size."""
     probability = torch.sigmoid(logits)
     return functional.softplus(logits) - probability * logits
 
 
 def bernoulli_kl(logits: Tensor, penalty: Tensor) -> Tensor:
-    """KL(Bern(σ(α)) ‖ Bern(σ(−penalty))) in nats: −H + penalty · σ(α) + log(1 + e^{−penalty}).
+    """KL(Bern(σ(α)) ‖ Bern(σ(−penalty))) in nats, elementwise (…): −H + penalty · σ(α) + log(1 + e^{−penalty}).
 
     With penalty = λ c the linear term is the acquisition cost: the objective of the official code is this divergence without the
     entropy and without the constant.
@@ -112,7 +112,7 @@ def bernoulli_kl(logits: Tensor, penalty: Tensor) -> Tensor:
 
 
 def uniform_noise(*shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Uniform noise in [1e−6, 1 − 1e−6], drawn where the generator lives and moved to where ``like`` is."""
+    """Uniform noise of a shape in [1e−6, 1 − 1e−6], drawn where the generator lives and moved to where ``like`` is."""
     device = like.device if generator is None else generator.device
     drawn = torch.rand(*shape, generator=generator, device=device, dtype=like.dtype)
     return drawn.clamp_(1e-6, 1 - 1e-6).to(like.device)

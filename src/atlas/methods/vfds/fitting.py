@@ -59,7 +59,10 @@ def training_loss(
 def rollout_loss(
     template: SelectiveGRU, rollout: Rollout, y: Tensor, *, lam: float | Tensor, cost: Tensor, **options: Any
 ) -> Loss:
-    """The loss of what a model, or several like ``template``, did with sequences; not for ARM, which needs two of them."""
+    """The loss of what a model, or several like ``template``, did with sequences; not for ARM, which needs two of them.
+
+    Labels ``y`` are (B, T), or (B, T, C) of several labels; ``cost`` is (G,), ``lam`` a number or (M,).
+    """
     if template.policy not in ("dynamic", "static"):
         lam = 0.0  # nothing to learn about cost: the gates are given, or (attention) the paper's code asks nothing for them
     return selection_loss(rollout, y, cost=cost, lam=lam, **options)

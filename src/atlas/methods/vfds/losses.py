@@ -43,7 +43,7 @@ class Loss(NamedTuple):
 
 
 def check_lambda(lam: float | Tensor) -> None:
-    """Refuse a negative λ, or one that is not a number.
+    """Refuse a negative λ, or one that is not a number; several of them are (M,).
 
     Raises
     ------
@@ -160,6 +160,7 @@ def selection_loss(
     check_lambda(lam)
     if not 0 <= entropy_weight < math.inf:
         raise ValueError(f"entropy_weight must be finite and not negative, not {entropy_weight}")
+    y, cost = as_tensor(y, "y"), as_tensor(cost, "cost")
     weight = torch.as_tensor(lam, dtype=rollout.logits.dtype, device=rollout.logits.device)
     task = step_task_loss(rollout.logits, y, rollout.valid, ignore_index).sum((-2, -1))
     cost = cost.to(rollout.logits)
@@ -258,6 +259,7 @@ def arm_loss(
         raise ValueError(f"arm_loss trains dynamic and static policies, not {template.policy}")
     if unbiased is None:
         unbiased = template.relaxation == "arm-unbiased"
+    x, y = as_tensor(x, "x"), as_tensor(y, "y")
     template.check_input(x, "sample", lengths)
     cost = (template.groups.cost if cost is None else cost).to(x)
     shape = template.noise_shape(x)

@@ -300,7 +300,9 @@ class SelectiveGRU(nn.Module):
         return Rollout(scores, opened, logits, hidden, lengths)
 
     def check_input(self, x: Tensor, gates: str, lengths: Tensor | None) -> None:
-        """Refuse what :meth:`forward` cannot run on, but for gaps, which may lie where nothing is read.
+        """Refuse sequences (batch, steps, features) that :meth:`forward` cannot run on.
+
+        Gaps are no reason, as they may lie where nothing is read.
 
         Raises
         ------

@@ -108,7 +108,7 @@ class SweepLearner(Learner):
         return self.trained.state_dict()
 
     def restore(self, bench: Bench, state: Mapping[str, Tensor]) -> None:
-        """Make the models and load the weights."""
+        """Make the models and load their weights, (M, …) by name."""
         count = len(next(iter(state.values())))
         self.start(bench, count).load_state_dict(dict(state))
 

@@ -333,7 +333,7 @@ def _total(gradient: Tensor) -> Tensor:
 
 
 def library_rollout(inputs: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """As :func:`ungated_rollout` for one model, by torch's own GRU, which is cuDNN's on a GPU.
+    """As :func:`ungated_rollout` for one model, (T, B, D) to (T, B, H), by torch's own GRU, which is cuDNN's on a GPU.
 
     cuDNN keeps what a backward pass needs only if it is told that it trains, dropout or not.
     """

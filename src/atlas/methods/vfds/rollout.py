@@ -78,14 +78,17 @@ def spread(gates: Tensor, gating: Gating) -> Tensor:
 
 
 def admit(x: Tensor, gates: Tensor, hard: bool) -> Tensor:
-    """Gated values; what a hard gate keeps out may be NaN."""
+    """Gated values, ``x`` and ``gates`` being (…, D); what a hard gate keeps out may be NaN."""
     return torch.where(gates > 0, x, 0) if hard else gates * x
 
 
 def plain_rollout(
     x: Tensor, offset: Tensor, selector: tuple[Tensor, Tensor], layers: Sequence[Layer], gating: Gating
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as :func:`.recurrence.gated_rollout` of one model, step by step under autograd; differentiable twice."""
+    """The same as :func:`.recurrence.gated_rollout` of one model, step by step under autograd; differentiable twice.
+
+    Inputs are (T, B, D), the offset (T, B, G); returns hidden states (T, B, H), gates and logits (T, B, G).
+    """
     batch, features = x.shape[1], layers[0].weight_hh.shape[-1]
     states = [x.new_zeros(batch, features) for _ in layers]
     hidden, gates, logits = [], [], []

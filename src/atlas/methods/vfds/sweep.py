@@ -54,7 +54,7 @@ class Sweep(nn.Module):
 
     @property
     def stacked(self) -> dict[str, Tensor]:
-        """Parameters and buffers by the models' own names, with a leading M."""
+        """Parameters and buffers (M, …) of all models, by the models' own names."""
         return {name: getattr(self, _key(name)) for name in self.template.state_dict()}
 
     @property

@@ -77,11 +77,11 @@ class RobustData:
         return int(batches) if self.protocol.drop_last else math.ceil(batches)
 
     def size(self, split: str) -> int:
-        """Number of images of a split."""
+        """Return the number of images of a split."""
         return len(self.splits[split][0])
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Scale uint8 images to [0, 1]."""
+        """Scale whole-number images (batch, channels, height, width) to [0, 1], in the protocol's type."""
         pixels = (images.float() / self.top).to(self.dtype)
         return pixels.contiguous(memory_format=torch.channels_last) if self.protocol.channels_last else pixels
 
@@ -124,7 +124,7 @@ class RobustData:
 
 
 def split_images(arrays: dict[str, Tensor], settings: Data, seed: int, who: str) -> dict[str, Split]:
-    """Split a dataset's arrays into train, validation and test.
+    """Split a dataset's images (n, channels, height, width) and labels (n,) into train, validation and test.
 
     Raises
     ------
@@ -144,8 +144,8 @@ def split_images(arrays: dict[str, Tensor], settings: Data, seed: int, who: str)
     order = _order(labels, settings, seed)
     train_size = len(order) - settings.validation_size if settings.train_size is None else settings.train_size
     if train_size < 1 or train_size + settings.validation_size > len(order):
-        asked = f"{max(train_size, 1)} training and {settings.validation_size} validation images"
-        raise UserError(f"{who}: there are {len(order)} images for {asked}; lower data.train_size or data.validation_size")
+        sizes = f"{max(train_size, 1)} training and {settings.validation_size} validation images"
+        raise UserError(f"{who}: there are {len(order)} images for {sizes}; lower data.train_size or data.validation_size")
     train, validation = order[:train_size], order[len(order) - settings.validation_size :]
     return {"train": (images[train], labels[train]), "validation": (images[validation], labels[validation]), "test": test}
 
@@ -161,7 +161,7 @@ def _order(labels: Tensor, settings: Data, seed: int) -> Tensor:
 
 
 def noisy_labels(labels: Tensor, share: float, classes: int, seed: int) -> Tensor:
-    """Replace a share of the labels, rounded to whole labels, by uniform draws."""
+    """Replace a share of the labels (n,), rounded to whole labels, by uniform draws."""
     if not share:
         return labels
     random = generator(seed, "label-noise")

@@ -29,7 +29,7 @@ FEWEST_CLASSES = 4
 
 
 def load_network(run: Run, data: RobustData, which: str, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return the ``best`` or the ``final`` network of a run in evaluation mode, and its masks."""
+    """Return the ``best`` or the ``final`` network of a run in evaluation mode, and its masks, of the weights' shapes."""
     model = fresh_network(run, data)
     model.load_state_dict(read_tensors(run.checkpoint / BEST if which == "best" else run.weights))
     path = run.checkpoint / MASKS
@@ -109,7 +109,7 @@ def strong_accuracy(run: Run, model: nn.Module, data: RobustData, attack: PGD) -
                 for _ in (attack, margin):
                     torch.rand(images.shape, generator=random, device=random.device, dtype=images.dtype)
                 continue
-            survives = [_right(model, one(model, images, labels, generator=random), labels) for one in (attack, margin)]
+            survives = [_right(model, each(model, images, labels, generator=random), labels) for each in (attack, margin)]
             left = survives[0] & survives[1]
             if settings.autoattack and bool(left.any()):
                 left[left.clone()] = withstands_autoattack(run, model, images[left], labels[left], data.classes)

@@ -27,9 +27,9 @@ def spread(values: Mapping[str, float]) -> dict[str, float]:
         near = groups and values[row] <= values[groups[-1][0]] * (1 + SIDE_BY_SIDE)
         groups = [*groups[:-1], [*groups[-1], row]] if near else [*groups, [row]]
     return {
-        row: values[row] * (1 + SIDE_BY_SIDE) ** (place - (len(group) - 1) / 2)
+        row: values[row] * (1 + SIDE_BY_SIDE) ** (position - (len(group) - 1) / 2)
         for group in groups
-        for place, row in enumerate(group)
+        for position, row in enumerate(group)
     }
 
 
@@ -75,10 +75,10 @@ def overfitting(data: FigureData) -> Figure | None:
     panels = [("train_ra", "training batches"), ("val_ra", "validation images"), ("test_ra", "test images")]
     panels = [(column, title) for column, title in panels if column in table]
     drawing, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 4.3), squeeze=False, layout="constrained")
-    for place, (column, title) in zip(axes[0], panels, strict=True):
+    for panel, (column, title) in zip(axes[0], panels, strict=True):
         for row in dict.fromkeys(table["method"]):
-            _curve(place, data, table, str(row), column)
-        place.set(title=title, xlabel="epoch")
+            _curve(panel, data, table, str(row), column)
+        panel.set(title=title, xlabel="epoch")
     axes[0][0].set_ylabel("robust accuracy (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=LEGEND_COLUMNS)
@@ -105,15 +105,15 @@ def accuracy_cost(data: FigureData) -> Figure | None:
         return None
     drawing, axes = plt.subplots(1, 2, figsize=(9.0, 4.4), sharey=True, layout="constrained")
     costs = (("train_flops", "training FLOPs"), ("forward_flops", "FLOPs of a forward pass"))
-    for place, (cost, label) in zip(axes, costs, strict=True):
+    for panel, (cost, label) in zip(axes, costs, strict=True):
         means = table.groupby("method", sort=False)[[cost, "ra_best", "ra_final"]].mean()
         places = spread(dict(zip(map(str, means.index), means[cost].tolist(), strict=True)))
         for row, x in places.items():
             color, last, best = data.colors[row], 100 * means["ra_final"][row], 100 * means["ra_best"][row]
-            place.plot([x, x], [best, last], color=color, linewidth=1)
-            place.plot(x, best, "o", color=color, markerfacecolor="white", markersize=6)
-            place.plot(x, last, "o", color=color, markersize=6, label=data.titles[row])
-        logarithmic(place, label)
+            panel.plot([x, x], [best, last], color=color, linewidth=1)
+            panel.plot(x, best, "o", color=color, markerfacecolor="white", markersize=6)
+            panel.plot(x, last, "o", color=color, markersize=6, label=data.titles[row])
+        logarithmic(panel, label)
     axes[0].set_ylabel("robust accuracy on test images (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=LEGEND_COLUMNS)

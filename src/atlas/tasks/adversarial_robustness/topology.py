@@ -35,7 +35,7 @@ class Stepper(Protocol):
         """Return what changes from step to step."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from what :meth:`state_dict` returned."""
 
 
 class DenseStepper:
@@ -46,18 +46,18 @@ class DenseStepper:
         self.masks: dict[str, Tensor] = {}
 
     def step(self) -> None:
-        """Take the optimiser's step."""
+        """Take the optimiser's step; the topology never changes."""
         self.optimizer.step()
 
     def end_epoch(self, *, train_ra: float, val_ra: float, val_loss: float) -> None:
-        """Nothing depends on how an epoch went."""
+        """Do nothing: the dense network does not depend on how an epoch went."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing changes besides the optimiser's own state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+        """Restore nothing: there is no state besides the optimiser's own."""
 
 
 class Topology(Plugin):
@@ -96,12 +96,12 @@ class Topology(Plugin):
         """Act after an epoch, once it has been measured."""
 
     def finish(self, training: Training) -> None:
-        """Change the final network."""
+        """Change the network after its last epoch, before it is saved and measured."""
 
 
 class SmallDense(Topology):
     """A dense network with every width scaled: the honest question of whether a smaller network does as well."""
 
     def network(self, settings: Network) -> Network:
-        """Scale the widths."""
+        """Return the settings of the network with all its widths scaled."""
         return settings.model_copy(update={"scale": settings.scale * self.settings.scale})

@@ -58,19 +58,19 @@ class Ledger:
         self.flops += cost * examples
 
     def close_epoch(self, dense_flops: float, attack_steps: int | None = None) -> None:
-        """Add what was counted as an epoch."""
+        """Add what was counted since the last epoch's end to the list, as an epoch."""
         mean = self.flops / self.examples
         self.epochs.append(EpochCost(self.examples, mean, dense_flops, self.grown, attack_steps))
         self.examples = self.grown = 0
         self.flops = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return the costs and updates of the epochs so far as plain values."""
         rows = [asdict(epoch) for epoch in self.epochs]
         return {"epochs": rows, "updates": self.updates, "now": [self.examples, self.grown, self.flops]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore the costs and updates of the epochs so far from :meth:`state_dict`."""
         self.epochs = [EpochCost(**row) for row in state["epochs"]]
         self.updates = list(state["updates"])
         self.examples, self.grown, self.flops = state["now"]
@@ -96,7 +96,10 @@ class Progress:
 
     @torch.no_grad()
     def seen(self, logits: Tensor, labels: Tensor, loss: Tensor, examples: int | None = None) -> None:
-        """Count a batch: of ``examples`` images, of which several ranks have seen their share each."""
+        """Count a batch by its logits (batch, classes), labels (batch,) and scalar loss.
+
+        With several ranks, ``examples`` is the size of the whole batch, of which each has seen its share.
+        """
         if examples is None or here().size == 1:
             self.correct += (logits.argmax(1) == labels).sum()
             self.loss += loss.detach() * len(labels)
@@ -110,14 +113,14 @@ class Progress:
 
     def close_epoch(self) -> tuple[float, float]:
         """Return the epoch's accuracy in [0, 1] and mean loss, and start the next."""
-        found = float(self.correct) / self.examples, float(self.loss) / self.examples
+        measures = float(self.correct) / self.examples, float(self.loss) / self.examples
         self.correct.zero_()
         self.loss.zero_()
         self.examples = 0
-        return found
+        return measures
 
     def offer(self, ra: float, epoch: int, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        """Keep the network if it is better than every one before."""
+        """Keep the network, and its masks of the weights' shapes, if it is better than every one before."""
         if ra > self.best_ra:
             self.best_ra, self.best_epoch = ra, epoch
             self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -129,7 +132,7 @@ class Progress:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore the epoch's counts and the best network from :meth:`state_dict`."""
         self.correct.copy_(state["correct"])
         self.loss.copy_(state["loss"])
         self.examples, self.best_ra, self.best_epoch = state["examples"], state["best_ra"], state["best_epoch"]
@@ -157,13 +160,14 @@ class Training:
         self.run = run
         self.protocol: Protocol = run.protocol_model()
         self.ranks: Ranks = here()
-        self._call: Any = None
         self.topology: Topology = run.build()[0]
         self.device = pick_device(run.resources.device)
         self.data = RobustData(run, self.protocol, self.device)
         self.model: nn.Module = fresh_network(run, self.data).to(self.device)
         if self.protocol.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # before the first attack, which comes before the first pass: it too must see the statistics of the whole batch
+        self._call: Any = self.ranks.parallel(self.model)
         self.dense_macs = flops(self.model, self.data.shape).dense_per_layer
         self.sizes = {name: weight.numel() for name, weight in self.model.named_parameters()}
         self.ledger = Ledger()
@@ -186,13 +190,17 @@ class Training:
         )
 
     def call(self, images: Tensor) -> Tensor:
-        """Run the network on this rank's images, so that a backward pass leaves the gradients of the whole batch."""
-        if self._call is None:
-            self._call = self.ranks.parallel(self.model)
+        """Run the network on this rank's images (batch, channels, height, width), and return logits (batch, classes).
+
+        A backward pass then leaves the gradients of the whole batch.
+        """
         return self._call(images)  # type: ignore[no-any-return]
 
     def loss(self, logits: Tensor, labels: Tensor, total: int) -> Tensor:
-        """Mean cross-entropy over a batch of ``total`` images; of several ranks each has a part, and their mean is the whole."""
+        """Mean cross-entropy, a scalar, of logits (batch, classes) and labels (batch,) over a batch of ``total`` images.
+
+        Of several ranks each has a part, and their mean is the whole.
+        """
         if self.ranks.size == 1:
             return functional.cross_entropy(at_least_float32(logits), labels)
         return summed_cross_entropy(at_least_float32(logits), labels) * (self.ranks.size / total)
@@ -206,7 +214,7 @@ class Training:
         return mixed_precision(self.device, self.protocol.precision, scaled=False)
 
     def forward_flops(self, masks: Mapping[str, Tensor]) -> float:
-        """Floating-point operations of a forward pass of one image, with the weights that exist."""
+        """Floating-point operations of a forward pass of one image, with the weights that exist by masks of their shapes."""
         total = 0.0
         for name, macs in self.dense_macs.items():
             share = float(masks[name].count_nonzero()) / self.sizes[name] if name in masks else 1.0
@@ -325,13 +333,15 @@ def fresh_network(run: Run, data: RobustData) -> nn.Module:
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
-    """Share of the maskable weights that exist; 1 without masks."""
+    """Share of the maskable weights that exist by masks of their shapes (…), in [0, 1]; 1 without masks."""
     total = sum(mask.numel() for mask in masks.values())
     return sum(int(mask.count_nonzero()) for mask in masks.values()) / total if total else 1.0
 
 
 def measure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], attack: PGD, random: torch.Generator) -> dict[str, float]:
     """Return clean (``sa``) and robust (``ra``) accuracy in [0, 1], and the mean cross-entropy under attack (``loss``).
+
+    Batches are images (batch, channels, height, width) in [0, 1] and classes (batch,).
 
     The network is in evaluation mode meanwhile. Several ranks each measure their rows of every batch, and all get the whole.
     """

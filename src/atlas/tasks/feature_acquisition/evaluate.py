@@ -17,7 +17,7 @@ from atlas.harness.files import read_tensors, write_text
 from atlas.nn.selection import activity_profile, context_drift, drift_null, recovery_f1, steady_context
 from atlas.tasks.feature_acquisition.learner import Bench, Learner, Mode, Prediction
 from atlas.tasks.feature_acquisition.scores import predicted, score
-from atlas.tasks.feature_acquisition.streams import Layout, Sequences
+from atlas.tasks.feature_acquisition.streams import GateLayout, Sequences
 from atlas.tasks.feature_acquisition.training import decide, make_bench
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def evaluate(run: Run) -> dict[str, float]:
     }
 
 
-def selection_metrics(gates: Tensor, decided: Tensor, split: Sequences, layout: Layout) -> dict[str, float]:
+def selection_metrics(gates: Tensor, decided: Tensor, split: Sequences, layout: GateLayout) -> dict[str, float]:
     """How much selection depends on the context, and whether it finds what is informative.
 
     Parameters
@@ -116,8 +116,8 @@ def selection_metrics(gates: Tensor, decided: Tensor, split: Sequences, layout: 
     return {"context_drift": drift, "drift_margin": drift - limit, "recovery_f1": recovery}
 
 
-def labels_of(split: Sequences, layout: Layout) -> tuple[Tensor, int]:
-    """What selection may depend on: the context where the stream has one, else the label; and the number of values."""
+def labels_of(split: Sequences, layout: GateLayout) -> tuple[Tensor, int]:
+    """What selection may depend on, (N, T): the context where the stream has one, else the label; and the number of values."""
     if split.context is None:
         return split.y.cpu(), len(layout.classes)
     return split.context.cpu(), int(split.context.max()) + 1
@@ -143,8 +143,8 @@ def _write_front(run: Run, evaluation: Evaluation) -> None:
     write_csv(run.results / "front.csv", ["knob", "mode", "headline", *names], rows)
 
 
-def write_profile(folder: Path, gates: Tensor, split: Sequences, layout: Layout) -> None:
-    """``profile.csv``: mean gate per label (or context) after the first step, of gates that are ever opened there."""
+def write_profile(folder: Path, gates: Tensor, split: Sequences, layout: GateLayout) -> None:
+    """``profile.csv``: mean of gates (N, T, G) per label (or context) after the first step, if they are ever opened there."""
     label, count = labels_of(split, layout)
     profile = activity_profile(gates, label, count)
     names = layout.classes if split.context is None else [f"context {index}" for index in range(count)]
@@ -157,8 +157,11 @@ def write_profile(folder: Path, gates: Tensor, split: Sequences, layout: Layout)
     write_csv(folder / "profile.csv", ["label", "gate", "mean"], rows)
 
 
-def write_session(folder: Path, logits: Tensor, gates: Tensor, split: Sequences, layout: Layout) -> None:
-    """``session.csv``: the first test sequence, step by step: label, prediction, context, opened gates."""
+def write_session(folder: Path, logits: Tensor, gates: Tensor, split: Sequences, layout: GateLayout) -> None:
+    """``session.csv``: the first test sequence, step by step: label, prediction, context, opened gates.
+
+    Logits are (N, T, C), gates (N, T, G).
+    """
     guess, y = predicted(logits[0], layout.several), split.y[0].cpu()
     rows = []
     for step in range(len(y)):
@@ -168,7 +171,7 @@ def write_session(folder: Path, logits: Tensor, gates: Tensor, split: Sequences,
     write_csv(folder / "session.csv", ["step", "label", "prediction", "context", "gates"], rows)
 
 
-def _named(value: Tensor, layout: Layout) -> str:
+def _named(value: Tensor, layout: GateLayout) -> str:
     if layout.several:
         return " | ".join(layout.classes[index] for index in (value == 1).nonzero().flatten().tolist())
     return layout.classes[int(value)] if int(value) >= 0 else ""

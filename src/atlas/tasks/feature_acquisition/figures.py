@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
     alt="Scatter plot of accuracy against the share of features acquired, one colour and mark per method, lines over λ.",
 )
 def front(data: FigureData) -> Figure | None:
-    """Every operating point of every row."""
+    """Draw accuracy against cost of every operating point of every row."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
@@ -67,7 +67,7 @@ def front(data: FigureData) -> Figure | None:
     alt="Two line plots over steps, one line per method: task loss, and share of the cost acquired.",
 )
 def training(data: FigureData) -> Figure | None:
-    """Task loss and cost over steps."""
+    """Draw the task loss and the cost over steps."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")

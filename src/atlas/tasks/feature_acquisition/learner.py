@@ -90,7 +90,7 @@ class JointPhase(Protocol_):
     module: nn.Module
 
     def losses(self, batches: Sequence[tuple[Tensor, Tensor]], step: int) -> list[Losses]:
-        """Losses of every phase on its own batch."""
+        """Losses of every phase on its own batch of sequences (B, T, D) and labels (B, T)."""
         ...
 
 
@@ -133,11 +133,11 @@ class Learner(Plugin):
         raise NotImplementedError
 
     def state(self) -> Mapping[str, Tensor]:
-        """Everything that :meth:`restore` needs."""
+        """Everything that :meth:`restore` needs: tensors of any shapes (…), by name."""
         raise NotImplementedError
 
     def restore(self, bench: Bench, state: Mapping[str, Tensor]) -> None:
-        """Become the trained learner again."""
+        """Become the trained learner again from what :meth:`state` returned, tensors of any shapes (…)."""
         raise NotImplementedError
 
     def parameters(self) -> int:
@@ -149,5 +149,5 @@ class Learner(Plugin):
         raise NotImplementedError
 
     def extra(self, evaluation: Evaluation) -> dict[str, float]:
-        """Values of the method's ``extra_metrics``."""
+        """Return values of the method's ``extra_metrics``, by name."""
         return {}

@@ -52,14 +52,14 @@ class StackedOptimizer:
                     own[index] = whole[begin:end]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients of all models of the stack."""
         for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clip each model's gradient and update."""
-        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.parameters]
+        """Clip each model's gradient by its own norm, and take one step with all models."""
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.parameters]
         if self.clip_norm is not None:
             self._clip(gradients)
         self.count += 1
@@ -84,11 +84,11 @@ class StackedOptimizer:
             gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and the number of steps."""
+        """Return the moments of all models and the number of steps, as a state to save."""
         return {"first": self.first, "second": self.second, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore moments and step count, in place, from :meth:`state_dict`."""
         for own, saved in ((self.first, state["first"]), (self.second, state["second"])):
             for tensor, value in zip(own, saved, strict=True):
                 tensor.copy_(value)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from atlas.nn.selection import fractions
 from atlas.tasks.feature_acquisition.learner import Prediction
-from atlas.tasks.feature_acquisition.streams import Layout, Sequences
+from atlas.tasks.feature_acquisition.streams import GateLayout, Sequences
 
 
 def task_loss(logits: Tensor, y: Tensor) -> float:
@@ -19,7 +19,7 @@ def task_loss(logits: Tensor, y: Tensor) -> float:
     return float(functional.binary_cross_entropy_with_logits(logits[known].double(), y[known].double()))
 
 
-def objective(made: Prediction, point: int, split: Sequences, layout: Layout, weight: float) -> float:
+def objective(made: Prediction, point: int, split: Sequences, layout: GateLayout, weight: float) -> float:
     """Task loss plus weighted cost fraction: what modes and moments are compared by, on validation data."""
     cost = fractions(made.gates[point], layout.cost).steady
     return task_loss(made.logits[point], split.y.cpu()) + weight * cost
@@ -30,7 +30,7 @@ def predicted(logits: Tensor, several: bool) -> Tensor:
     return (logits > 0).long() if several else logits.argmax(-1)
 
 
-def score(made: Prediction, point: int, split: Sequences, layout: Layout) -> dict[str, float]:
+def score(made: Prediction, point: int, split: Sequences, layout: GateLayout) -> dict[str, float]:
     """Accuracy, F1, IoU and cost of one operating point.
 
     With several labels accuracy is that of single labels (one less the Hamming error), F1 the mean over sequences, IoU global.

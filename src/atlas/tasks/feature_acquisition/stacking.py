@@ -15,7 +15,7 @@ from atlas.errors import AtlasError
 from atlas.harness.lockstep import Lockstep, Randomness
 from atlas.tasks.feature_acquisition.learner import Learner, Losses, Phase
 from atlas.tasks.feature_acquisition.optimizers import StackedOptimizer
-from atlas.tasks.feature_acquisition.training import Fitting, finish, fit_phase, make_bench
+from atlas.tasks.feature_acquisition.training import PhaseFitting, finish, fit_phase, make_bench
 
 if TYPE_CHECKING:
     from atlas.harness.run import Run
@@ -83,7 +83,7 @@ def _fit(seeds: Sequence[_Seed], phases: Sequence[Phase]) -> None:
     fittings = []
     for seed, phase in zip(seeds, phases, strict=True):
         with seed.randomness():
-            fittings.append(Fitting(seed.bench, phase, seed.learner))
+            fittings.append(PhaseFitting(seed.bench, phase, seed.learner))
     groups: dict[int, list[int]] = {}
     for index, fitting in enumerate(fittings):
         groups.setdefault(fitting.loop.start, []).append(index)
@@ -97,7 +97,7 @@ def _fit(seeds: Sequence[_Seed], phases: Sequence[Phase]) -> None:
             _fit_joint(chosen, own, joint)
 
 
-def _fit_joint(seeds: Sequence[_Seed], fittings: Sequence[Fitting], joint: JointPhase) -> None:
+def _fit_joint(seeds: Sequence[_Seed], fittings: Sequence[PhaseFitting], joint: JointPhase) -> None:
     """Run the loops of several seeds to their end, as one."""
     joined = Joined(fittings, joint)
     lockstep = Lockstep([fitting.loop for fitting in fittings], [seed.randomness for seed in seeds])
@@ -116,7 +116,7 @@ def _fit_joint(seeds: Sequence[_Seed], fittings: Sequence[Fitting], joint: Joint
 class Joined:
     """The same phase of several seeds, restored to the same step, while it trains as one."""
 
-    def __init__(self, fittings: Sequence[Fitting], joint: JointPhase) -> None:
+    def __init__(self, fittings: Sequence[PhaseFitting], joint: JointPhase) -> None:
         self.fittings, self.joint = fittings, joint
         self.protocol = fittings[0].bench.protocol
         self.optimizer = StackedOptimizer(joint.module, self.protocol)
@@ -125,7 +125,7 @@ class Joined:
     def take_step(self, step: int, alive: Sequence[int]) -> list[Losses]:
         """Take a step of all seeds, of which some still count; return the losses of each."""
         size = self.protocol.batch_size
-        batches = [one.bench.streams.batch(size, step, one.phase.name) for one in self.fittings]
+        batches = [fitting.bench.streams.batch(size, step, fitting.phase.name) for fitting in self.fittings]
         losses = self.joint.losses(batches, step)
         self.optimizer.zero_grad()
         torch.cat([losses[index].total for index in alive]).sum().backward()

@@ -53,12 +53,12 @@ class Sequences:
         return len(self.x)
 
     def to(self, device: torch.device) -> Sequences:
-        """The same on a device."""
+        """Return the same sequences on a device."""
         return Sequences(self.x.to(device), self.y.to(device), None if self.context is None else self.context.to(device))
 
 
 @dataclass(frozen=True)
-class Layout:
+class GateLayout:
     """What features and gates are.
 
     Attributes
@@ -90,7 +90,7 @@ class Layout:
 
     @property
     def features(self) -> int:
-        """Number D of features."""
+        """Number D of features of a step."""
         return len(self.groups)
 
 
@@ -100,7 +100,7 @@ class Streams:
     Training batches are functions of (seed, phase, step), so that a run goes on anywhere.
     """
 
-    def __init__(self, layout: Layout, splits: dict[str, Sequences], train: Sequences | Recordings, seed: int) -> None:
+    def __init__(self, layout: GateLayout, splits: dict[str, Sequences], train: Sequences | Recordings, seed: int) -> None:
         self.layout, self.splits, self.train, self.seed = layout, splits, train, seed
 
     def batch(self, size: int, step: int, phase: str = "train") -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class Streams:
         return self.train.x[chosen], self.train.y[chosen]
 
     def to(self, device: torch.device) -> Streams:
-        """The same on a device."""
+        """Return the same stream, all splits of it, on a device."""
         splits = {name: split.to(device) for name, split in self.splits.items()}
         return Streams(self.layout, splits, self.train.to(device), self.seed)
 
@@ -172,7 +172,7 @@ def synthetic_sequences(stream: Stream, count: int, steps: int, seed: int) -> Se
     return Sequences(torch.from_numpy(x), torch.from_numpy(2 * context + bit), torch.from_numpy(context))
 
 
-def synthetic_layout(stream: Stream) -> Layout:
+def synthetic_layout(stream: Stream) -> GateLayout:
     """Beacons, two features per block, and noise; the truth of a context is the beacons and its block."""
     states = stream.contexts
     bits = states.bit_length() - 1
@@ -185,7 +185,7 @@ def synthetic_layout(stream: Stream) -> Layout:
         truth[block, bits + 2 * block : bits + 2 * block + 2] = True
     index = torch.arange(len(names))
     classes = [f"context {context}, bit {bit}" for context in range(states) for bit in range(2)]
-    return Layout(index, torch.ones(len(names)), names, index, classes, truth=truth, sensor_names=names)
+    return GateLayout(index, torch.ones(len(names)), names, index, classes, truth=truth, sensor_names=names)
 
 
 def synthetic(stream: Stream, seed: int) -> Streams:
@@ -225,14 +225,14 @@ class _Banks:
             except ValueError as error:
                 raise UserError(f"{BANK}: {error}") from None
         labels = arrays["train_labels"].numpy()
-        validation = np.concatenate([np.flatnonzero(labels == one)[-held:] for one in np.unique(labels)])
+        validation = np.concatenate([np.flatnonzero(labels == kind)[-held:] for kind in np.unique(labels)])
         train = np.setdiff1d(np.arange(len(labels)), validation)
         bank = arrays["train_bank"].numpy()
         mean, std = bank[train].mean((0, 1)), bank[train].std((0, 1)) + 1e-6
         chosen = {"train": bank[train], "validation": bank[validation], "test": arrays["test_bank"].numpy()}
         named = {"train": labels[train], "validation": labels[validation], "test": arrays["test_labels"].numpy()}
         chosen["long"], named["long"] = chosen["test"], named["test"]
-        return cls({name: (one - mean) / std for name, one in chosen.items()}, named)
+        return cls({name: (series - mean) / std for name, series in chosen.items()}, named)
 
 
 def session(
@@ -264,8 +264,8 @@ def _sessions(
     from atlas.datasets.activity import WINDOW
 
     drawn = [session(draw, labels, bank.shape[1], steps, WINDOW) for _ in range(count)]
-    series = np.stack([one for one, _ in drawn])
-    offsets = np.stack([one for _, one in drawn])
+    series = np.stack([index for index, _ in drawn])
+    offsets = np.stack([index for _, index in drawn])
     return bank[series, offsets], labels[series]
 
 
@@ -284,7 +284,10 @@ def _draw(seed: int, kind: str, split: str) -> np.random.Generator:
 
 
 def sessions(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
-    """Sessions of one wrist-worn device: 6 channels of 8 statistics; a gate per feature or per channel."""
+    """Sessions of one wrist-worn device: 6 channels of 8 statistics; a gate per feature or per channel.
+
+    ``arrays`` holds banks of windows (series, offsets, features) and labels (series,).
+    """
     banks, splits = _Banks.split(arrays, stream.held_series), {}
     for name, (count, steps) in _counts(stream).items():
         x, y = _sessions(_draw(seed, "sessions", name), banks.features[name], banks.labels[name], count, steps)
@@ -293,7 +296,7 @@ def sessions(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
     channel_cost = torch.tensor([stream.gyro_cost if name.startswith("gyro") else 1.0 for name in CHANNELS])
     names = [f"{name} {statistic}" for name in CHANNELS for statistic in STATISTICS]
     grouped = stream.gates == "group"
-    layout = Layout(
+    layout = GateLayout(
         groups=channel if grouped else torch.arange(len(names)),
         cost=channel_cost if grouped else torch.ones(len(names)),
         names=list(CHANNELS) if grouped else names,
@@ -305,9 +308,16 @@ def sessions(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
 
 
 def handover(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
-    """Three devices of which one is worn: it shows the session, the others show unrelated sessions; two beacons say which."""
+    """Three devices of which one is worn: it shows the session, the others show unrelated sessions; two beacons say which.
+
+    ``arrays`` holds banks of windows (series, offsets, features) and labels (series,).
+    """
     banks, splits = _Banks.split(arrays, stream.held_series), {}
-    kept = [channel * len(STATISTICS) + STATISTICS.index(one) for channel in range(len(CHANNELS)) for one in HANDOVER_STATISTICS]
+    kept = [
+        channel * len(STATISTICS) + STATISTICS.index(statistic)
+        for channel in range(len(CHANNELS))
+        for statistic in HANDOVER_STATISTICS
+    ]
     for name, (count, steps) in _counts(stream).items():
         draw = _draw(seed, "handover", name)
         bank = banks.features[name][..., kept]
@@ -320,10 +330,12 @@ def handover(arrays: dict[str, Tensor], stream: Stream, seed: int) -> Streams:
         x = np.concatenate([*devices, beacons], -1).astype(np.float32)
         splits[name] = Sequences(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(worn))
     device_names = [f"device {device}" for device in range(DEVICES)]
-    names = [f"{device} {channel} {one}" for device in device_names for channel in CHANNELS for one in HANDOVER_STATISTICS]
+    names = [
+        f"{device} {channel} {statistic}" for device in device_names for channel in CHANNELS for statistic in HANDOVER_STATISTICS
+    ]
     names += ["beacon cos", "beacon sin"]
     sensors = torch.cat([torch.arange(DEVICES).repeat_interleave(len(kept)), torch.tensor([DEVICES, DEVICES])])
-    layout = Layout(
+    layout = GateLayout(
         groups=torch.arange(len(names)),
         cost=torch.ones(len(names)),
         names=names,
@@ -359,12 +371,15 @@ class Recordings:
         return torch.stack([x for x, _ in cut]), torch.stack([y for _, y in cut])
 
     def to(self, device: torch.device) -> Recordings:
-        """The same on a device."""
+        """Return the same recordings on a device."""
         return Recordings([(x.to(device), y.to(device)) for x, y in self.recordings], self.steps)
 
 
 def consecutive(recordings: list[tuple[Tensor, Tensor]], steps: int) -> Sequences:
-    """Non-overlapping segments; a recording's last one reaches back, with the labels that were counted already left out."""
+    """Cut recordings, (length, D) with labels (length,), into segments (N, T, D) of ``steps`` that do not overlap.
+
+    A recording's last one reaches back, with the labels that were counted already left out.
+    """
     xs, ys = [], []
     for x, y in recordings:
         if len(x) < steps:
@@ -394,16 +409,16 @@ def recorded(folder: Path, stream: Stream, seed: int) -> Streams:
     description = json.loads((folder / DESCRIPTION).read_text())
     layout = _recorded_layout(description, stream)
     arrays = read_tensors(folder / RECORDINGS)
-    arrays |= {name: torch.where(one.isfinite(), one, torch.nan) for name, one in arrays.items() if name.startswith("x")}
+    arrays |= {name: torch.where(array.isfinite(), array, torch.nan) for name, array in arrays.items() if name.startswith("x")}
     mean, std = _statistics([arrays[f"x{index}"] for index in description["splits"]["train"]])
 
     def recordings(split: str) -> list[tuple[Tensor, Tensor]]:
-        found = []
+        pairs = []
         for index in description["splits"][split]:
             x = ((arrays[f"x{index}"] - mean) / std).nan_to_num(0.0)
             y = _labels(arrays[f"y{index}"], len(x), layout, f"recording {description['names'][index]}")
-            found.append((x if stream.clip is None else x.clamp(-stream.clip, stream.clip), y))
-        return found
+            pairs.append((x if stream.clip is None else x.clamp(-stream.clip, stream.clip), y))
+        return pairs
 
     splits = {name: consecutive(recordings(name), stream.steps) for name in ("validation", "test")}
     longest = max(len(x) for x, _ in recordings("test"))
@@ -419,7 +434,7 @@ def recorded(folder: Path, stream: Stream, seed: int) -> Streams:
     return Streams(layout, splits, train, seed)
 
 
-def _labels(y: Tensor, steps: int, layout: Layout, where: str) -> Tensor:
+def _labels(y: Tensor, steps: int, layout: GateLayout, where: str) -> Tensor:
     """Labels of one recording as int64, (steps,) or (steps, labels)."""
     wanted = (steps, len(layout.classes)) if layout.several else (steps,)
     if y.shape != wanted:
@@ -440,14 +455,14 @@ def _statistics(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(mean).float(), torch.where(std > 1e-8, std, 1.0).float()
 
 
-def _recorded_layout(description: dict[str, object], stream: Stream) -> Layout:
+def _recorded_layout(description: dict[str, object], stream: Stream) -> GateLayout:
     names = list(description["features"])  # type: ignore[call-overload]
     index = torch.arange(len(names))
     sensors = torch.as_tensor(description.get("sensors", index))
     grouped = stream.gates == "group"
     if grouped and "groups" not in description:
         raise UserError("stream.gates = group: this dataset has no groups of features; use feature")
-    return Layout(
+    return GateLayout(
         groups=torch.as_tensor(description["groups"]) if grouped else index,
         cost=torch.as_tensor(description["cost"], dtype=torch.float32) if grouped else torch.ones(len(names)),
         names=list(description["group_names"]) if grouped else names,  # type: ignore[call-overload]

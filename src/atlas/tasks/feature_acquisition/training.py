@@ -34,7 +34,7 @@ def decide(learner: Learner, bench: Bench, split: str, mode: Mode) -> Prediction
     x, size = bench.streams.splits[split].x, bench.protocol.evaluation_batch_size
     random = generator(bench.run.seed, "decide", split, mode)
     parts = [learner.predict(x[first : first + size], mode, random) for first in range(0, len(x), size)]
-    return Prediction(*(torch.cat([part.cpu() for part in one], 1) for one in zip(*parts, strict=True)))
+    return Prediction(*(torch.cat([part.cpu() for part in pieces], 1) for pieces in zip(*parts, strict=True)))
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -68,20 +68,20 @@ def finish(bench: Bench, learner: Learner) -> dict[str, Any]:
 def choose_modes(learner: Learner, bench: Bench) -> tuple[list[Mode], list[dict[str, float]]]:
     """The mode with the lowest validation objective for every operating point, and the scores that it has there."""
     split = bench.streams.splits["validation"]
-    found = {mode: decide(learner, bench, "validation", mode) for mode in learner.modes}
+    predictions = {mode: decide(learner, bench, "validation", mode) for mode in learner.modes}
     chosen: list[Mode] = []
     best: list[dict[str, float]] = []
     for point, weight in enumerate(learner.weights):
-        values = {mode: objective(made, point, split, bench.streams.layout, weight) for mode, made in found.items()}
-        mode = min(learner.modes, key=lambda one: values[one])
+        values = {mode: objective(made, point, split, bench.streams.layout, weight) for mode, made in predictions.items()}
+        mode = min(learner.modes, key=lambda candidate: values[candidate])
         chosen.append(mode)
-        best.append(score(found[mode], point, split, bench.streams.layout))
+        best.append(score(predictions[mode], point, split, bench.streams.layout))
     return chosen, best
 
 
 def fit_phase(bench: Bench, phase: Phase, learner: Learner) -> None:
     """Run one loop to its end, from wherever an earlier process stopped."""
-    fitting = Fitting(bench, phase, learner)
+    fitting = PhaseFitting(bench, phase, learner)
     for step in fitting.loop:
         x, y = bench.streams.batch(bench.protocol.batch_size, step, phase.name)
         losses = phase.loss(x, y, step)
@@ -92,7 +92,7 @@ def fit_phase(bench: Bench, phase: Phase, learner: Learner) -> None:
     fitting.end()
 
 
-class Fitting:
+class PhaseFitting:
     """One phase of a run while it trains: its optimiser and its loop, restored to wherever an earlier process stopped."""
 
     def __init__(self, bench: Bench, phase: Phase, learner: Learner) -> None:

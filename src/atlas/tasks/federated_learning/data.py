@@ -32,7 +32,7 @@ FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True)
-class Examples:
+class LabelledImages:
     """Images (n, channels, height, width), bytes or floats in [0, 1], and labels (n,)."""
 
     images: Tensor
@@ -41,16 +41,19 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: np.ndarray | slice) -> Examples:
+    def __getitem__(self, index: np.ndarray | slice) -> LabelledImages:
         where = torch.as_tensor(index) if isinstance(index, np.ndarray) else index
-        return Examples(self.images[where], self.labels[where])
+        return LabelledImages(self.images[where], self.labels[where])
 
-    def to(self, device: torch.device) -> Examples:
-        """On a device."""
-        return Examples(self.images.to(device), self.labels.to(device))
+    def to(self, device: torch.device) -> LabelledImages:
+        """Return the same images and labels on a device."""
+        return LabelledImages(self.images.to(device), self.labels.to(device))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield float images and labels in order; a last batch of one joins the one before it."""
+        """Yield float images (batch, channels, height, width) and labels (batch,) in order.
+
+        A last batch of one joins the one before it.
+        """
         starts = list(range(0, len(self), size))
         if len(starts) > 1 and len(self) - starts[-1] == 1:
             starts.pop()
@@ -60,13 +63,13 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Member:
+class FederationMember:
     """One client: its domain, the widest network it can train, and its data."""
 
     domain: str
     budget: float
-    train: Examples
-    validation: Examples
+    train: LabelledImages
+    validation: LabelledImages
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,20 @@ class TestSet:
     __test__ = False
 
     members: tuple[int, ...]
-    examples: Examples
+    examples: LabelledImages
 
 
 @dataclass(frozen=True)
 class FederatedData:
     """All clients of a federation, in order; see :class:`~atlas.tasks.federated_learning.protocol.Data`."""
 
-    members: tuple[Member, ...]
+    members: tuple[FederationMember, ...]
     tests: tuple[TestSet, ...]
     classes: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
+        """Shape of one image, (channels, height, width)."""
         return tuple(self.members[0].train.images.shape[1:])
 
 
@@ -102,23 +105,23 @@ def load_data(run: Run, protocol: Protocol, device: torch.device) -> FederatedDa
         The protocol asks for what the dataset cannot give.
     """
     facts = get_dataset(run.data).facts
-    asked = with_fewest(protocol.data, facts) if protocol.data.fewest else protocol.data
+    settings = with_fewest(protocol.data, facts) if protocol.data.fewest else protocol.data
     if "domains" in facts:
-        if asked.partition != "feature" or asked.domains:
+        if settings.partition != "feature" or settings.domains:
             raise UserError(f"{run.data} has domains of its own: data.partition must be feature, and data.domains empty")
-        shares = _own_domains(run, asked)
+        shares = _own_domains(run, settings)
     else:
-        shares = _single(run, asked, facts)
+        shares = _single(run, settings, facts)
     capacity = member_budgets(protocol, len(shares.train), shares.domains)
     members = []
     for index, share in enumerate(shares.train):
         train, validation = _held_out(share, protocol.data.validation_fraction, index, run.data)
-        members.append(Member(shares.domains[index], float(capacity[index]), train.to(device), validation.to(device)))
+        members.append(FederationMember(shares.domains[index], float(capacity[index]), train.to(device), validation.to(device)))
     for test in shares.tests:
         if len(test.examples) < FEWEST_IMAGES:
-            found = f"{len(test.examples)} test image{'' if len(test.examples) == 1 else 's'}"
+            size = f"{len(test.examples)} test image{'' if len(test.examples) == 1 else 's'}"
             need = f"batch statistics need at least {FEWEST_IMAGES}"
-            raise UserError(f"{run.data}: client {test.members[0]} has {found}, too few: {need}")
+            raise UserError(f"{run.data}: client {test.members[0]} has {size}, too few: {need}")
     tests = tuple(TestSet(test.members, test.examples.to(device)) for test in shares.tests)
     return FederatedData(tuple(members), tests, int(str(facts["classes"])))
 
@@ -136,7 +139,7 @@ def with_fewest(data: Data, facts: Mapping[str, object]) -> Data:
 @dataclass(frozen=True)
 class _Shares:
     domains: list[str]
-    train: list[Examples]
+    train: list[LabelledImages]
     tests: list[TestSet]
 
 
@@ -145,18 +148,18 @@ def member_budgets(protocol: Protocol, clients: int, domains: Sequence[str]) -> 
     ascending = budgets(protocol.budgets, clients)
     if protocol.budget_order == "by-domain":
         return ascending
-    rank = {name: place for place, name in enumerate(dict.fromkeys(domains))}
+    rank = {name: order for order, name in enumerate(dict.fromkeys(domains))}
     seen: dict[str, int] = {}
-    place = []
+    order = []
     for client, domain in enumerate(domains):
-        place.append((seen.get(domain, 0), rank[domain], client))
+        order.append((seen.get(domain, 0), rank[domain], client))
         seen[domain] = seen.get(domain, 0) + 1
     spread = np.empty(clients)
-    spread[[client for _, _, client in sorted(place)]] = ascending
+    spread[[client for _, _, client in sorted(order)]] = ascending
     return spread
 
 
-def _held_out(share: Examples, fraction: float, index: int, dataset: str) -> tuple[Examples, Examples]:
+def _held_out(share: LabelledImages, fraction: float, index: int, dataset: str) -> tuple[LabelledImages, LabelledImages]:
     """The first part to train on, the rest to validate."""
     held = int(fraction * len(share))
     if min(held, len(share) - held) < FEWEST_IMAGES:
@@ -177,10 +180,10 @@ def _own_domains(run: Run, data: Data) -> _Shares:
     shares = _Shares([], [], [])
     for domain, arrays in read.items():
         train, test = (_examples(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
-        for place, part in enumerate(np.array_split(np.arange(len(test)), each)):
+        for index, part in enumerate(np.array_split(np.arange(len(test)), each)):
             shares.tests.append(TestSet((len(shares.train),), test[part]))
             shares.domains.append(domain)
-            shares.train.append(train[place * size : (place + 1) * size])
+            shares.train.append(train[index * size : (index + 1) * size])
     return shares
 
 
@@ -188,14 +191,14 @@ def _single(run: Run, data: Data, facts: Mapping[str, object]) -> _Shares:
     """Clients of one dataset, by domains made of it, by classes, or evenly."""
     top = int(str(facts["top"]))
     tensors = read_tensors(run.data_folder / IMAGES)
-    train = Examples(tensors["train_images"], tensors["train_labels"])
+    train = LabelledImages(tensors["train_images"], tensors["train_labels"])
     if "test_labels" in tensors:
-        test = Examples(tensors["test_images"], tensors["test_labels"])
+        test = LabelledImages(tensors["test_images"], tensors["test_labels"])
     else:
         kept, held = stratified_split(train.labels.numpy(), data.test_fraction, split_seed(data.test_split, run.seed))
         train, test = train[kept], train[held]
     if top != BYTE:
-        train, test = (Examples(part.images.float() / top, part.labels) for part in (train, test))
+        train, test = (LabelledImages(part.images.float() / top, part.labels) for part in (train, test))
     if data.train_fraction < 1:
         train = train[stratified_split(train.labels.numpy(), data.train_fraction)[1]]
     train = train[torch.randperm(len(train), generator=generator(run.seed, "clients")).numpy()]
@@ -203,32 +206,32 @@ def _single(run: Run, data: Data, facts: Mapping[str, object]) -> _Shares:
     return build(train, test, data, run.seed)
 
 
-def _by_domain(train: Examples, test: Examples, data: Data, seed: int) -> _Shares:
+def _by_domain(train: LabelledImages, test: LabelledImages, data: Data, seed: int) -> _Shares:
     names = data.domains or ("identity",)
     size, each = len(train) // data.clients, data.clients // len(names)
     shares = _Shares([], [], [])
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         first = len(shares.train)
         own = _changed(train[first * size : (first + each) * size], name, generator(seed, "domain", name))
         shares.domains.extend([name] * each)
         shares.train.extend(own[client * size : (client + 1) * size] for client in range(each))
         # test images do not depend on the run's seed
-        shown = _changed(test, name, generator(SPLIT_SEED, "test-domain", place))
+        shown = _changed(test, name, generator(SPLIT_SEED, "test-domain", index))
         shares.tests.append(TestSet(tuple(range(first, first + each)), shown))
     return shares
 
 
-def _changed(examples: Examples, name: str, random: torch.Generator) -> Examples:
+def _changed(examples: LabelledImages, name: str, random: torch.Generator) -> LabelledImages:
     """Images of a domain; bytes stay bytes."""
     if name == "identity":
         return examples
     if examples.images.dtype == torch.uint8:
         changed = CHANGES[name](examples.images.float() / BYTE, random)
-        return Examples((changed * BYTE).round().to(torch.uint8), examples.labels)
-    return Examples(CHANGES[name](examples.images, random), examples.labels)
+        return LabelledImages((changed * BYTE).round().to(torch.uint8), examples.labels)
+    return LabelledImages(CHANGES[name](examples.images, random), examples.labels)
 
 
-def _by_class(train: Examples, test: Examples, data: Data, seed: int) -> _Shares:
+def _by_class(train: LabelledImages, test: LabelledImages, data: Data, seed: int) -> _Shares:
     classes = int(train.labels.max()) + 1
     try:
         owners = assign_classes(classes, data.clients, data.classes_per_client, seed=derive_seed(seed, "classes"))
@@ -246,7 +249,7 @@ def _by_class(train: Examples, test: Examples, data: Data, seed: int) -> _Shares
     )
 
 
-def _evenly(train: Examples, test: Examples, data: Data, seed: int) -> _Shares:
+def _evenly(train: LabelledImages, test: LabelledImages, data: Data, seed: int) -> _Shares:
     try:
         sizes = partition_uniform(len(train), data.clients, min_per_share=data.min_per_share, seed=derive_seed(seed, "sizes"))
     except ValueError as error:
@@ -256,5 +259,5 @@ def _evenly(train: Examples, test: Examples, data: Data, seed: int) -> _Shares:
     return _Shares(["all"] * data.clients, parts, [TestSet(tuple(range(data.clients)), test)])
 
 
-def _examples(images: np.ndarray, labels: np.ndarray) -> Examples:
-    return Examples(torch.from_numpy(images), torch.from_numpy(labels))
+def _examples(images: np.ndarray, labels: np.ndarray) -> LabelledImages:
+    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels))

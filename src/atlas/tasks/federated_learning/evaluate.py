@@ -26,7 +26,7 @@ MIDDLE = 0.5
 
 
 def metric_name(kind: str, width: float) -> str:
-    """``accuracy_w0125`` for a width of 0.125."""
+    """Return the name of the metric of a width: ``accuracy_w0125`` for a width of 0.125."""
     return f"{kind}_w{round(1000 * width):04d}"
 
 
@@ -49,8 +49,8 @@ def outcomes(method: Federation, data: FederatedData, protocol: Protocol, seed: 
         robust = attack is not None and (len(method.widths) == 1 or width in attack.widths)
         for kind in ("none", "pgd") if robust else ("none",):
             strength = pgd(attack, attack.test_steps) if kind == "pgd" and attack is not None else None
-            found = _by_client(method, data, protocol, width, lam, strength, seed)
-            for client, (count, right) in sorted(found.items()):
+            by_client = _by_client(method, data, protocol, width, lam, strength, seed)
+            for client, (count, right) in sorted(by_client.items()):
                 member = data.members[client]
                 who = {"client": client, "domain": member.domain, "budget": member.budget}
                 what = {"width": width, "lam": "" if lam is None else lam, "attack": kind}
@@ -68,14 +68,14 @@ def _by_client(
     seed: int,
 ) -> dict[int, tuple[int, int]]:
     """Client to its number of test images and how many of them are right; images that clients share are run once."""
-    found: dict[int, tuple[int, int]] = {}
+    counts: dict[int, tuple[int, int]] = {}
     shared = None if method.personal else method.deploy(width, lam)
     for test in data.tests:
         for group in [(client,) for client in test.members] if shared is None else [test.members]:
             model = method.deploy(width, lam, group[0]) if shared is None else shared
             right = correct(model, test.examples, protocol.test_batch_size, attack, seed)
-            found |= dict.fromkeys(group, (len(test.examples), right))
-    return found
+            counts |= dict.fromkeys(group, (len(test.examples), right))
+    return counts
 
 
 def accuracy_of(rows: list[dict[str, Any]], width: float, lam: float | None = None, attack: str = "none") -> list[float]:
@@ -86,7 +86,7 @@ def accuracy_of(rows: list[dict[str, Any]], width: float, lam: float | None = No
 
 
 def mean(values: list[float]) -> float:
-    """Mean over clients."""
+    """Return the mean of a number over clients, each with the same weight."""
     return sum(values) / len(values)
 
 

@@ -67,7 +67,7 @@ class Federation(Plugin, ABC):
 
     @abstractmethod
     def start(self, data: FederatedData, protocol: Protocol, device: torch.device, seed: int) -> None:
-        """Meet the clients and make the initial model."""
+        """Take over the clients' data and the protocol, and make the initial model."""
 
     @abstractmethod
     def round(self) -> dict[str, float]:
@@ -79,15 +79,15 @@ class Federation(Plugin, ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from what :meth:`state_dict` returned."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept of the model at the end."""
+        """What is kept of the model at the end: tensors of any shapes (…), by name."""
 
     @abstractmethod
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what was kept."""
+        """Become the trained model again from what :meth:`tensors` returned, tensors of any shapes (…)."""
 
     @abstractmethod
     def deploy(self, width: float, lam: float | None = None, client: int | None = None) -> nn.Module:
@@ -99,4 +99,4 @@ class Federation(Plugin, ABC):
 
     @abstractmethod
     def costs(self, client: int) -> ClientCosts:
-        """What a round costs a client."""
+        """Return what one round of training costs a client in work and traffic."""

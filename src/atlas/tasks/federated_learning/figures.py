@@ -88,17 +88,17 @@ def _macs_by_width(table: pd.DataFrame, metrics: pd.DataFrame) -> dict[tuple[str
     own = metrics.groupby("method")["forward_macs"].first().to_dict()
     widest = table.groupby("method")["width"].agg(["max", "nunique"])
     alone = {float(widest.loc[row, "max"]): own[row] for row in widest.index if widest.loc[row, "nunique"] == 1 and row in own}
-    found = {}
+    macs = {}
     for row, width in table[["method", "width"]].drop_duplicates().itertuples(index=False):
         if row not in own:
             continue
         if width == widest.loc[row, "max"]:
-            found[row, width] = own[row]
+            macs[row, width] = own[row]
         elif str(row).startswith("split-mix"):
-            found[row, width] = own[row] * width / widest.loc[row, "max"]
+            macs[row, width] = own[row] * width / widest.loc[row, "max"]
         elif width in alone:
-            found[row, width] = alone[width]
-    return found
+            macs[row, width] = alone[width]
+    return macs
 
 
 @figure(
@@ -112,7 +112,7 @@ def _macs_by_width(table: pd.DataFrame, metrics: pd.DataFrame) -> dict[tuple[str
     alt="Line plot of validation accuracy over rounds, one line per method.",
 )
 def rounds(data: FigureData) -> Figure | None:
-    """Validation accuracy over rounds."""
+    """Draw the validation accuracy over rounds."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")
@@ -139,7 +139,7 @@ def rounds(data: FigureData) -> Figure | None:
     alt="Grouped bar chart: accuracy for clients of each budget, one bar per method, error bars over seeds.",
 )
 def by_budget(data: FigureData) -> Figure | None:
-    """Accuracy of the widest model per budget."""
+    """Draw the accuracy of every method's widest model for the clients of each budget."""
     import matplotlib.pyplot as plt
 
     table = data.frames("evaluation.csv")
@@ -151,10 +151,10 @@ def by_budget(data: FigureData) -> Figure | None:
     rows, budgets = list(dict.fromkeys(scored["method"])), sorted(scored["budget"].unique())
     drawing, axes = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
     width = 0.8 / len(rows)
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         per_seed = scored[scored["method"].eq(row)].groupby(["budget", "seed"])["accuracy"].mean().unstack()
         means = per_seed.mean(axis=1)
-        at = [index + (place - (len(rows) - 1) / 2) * width for index in range(len(budgets))]
+        at = [index + (number - (len(rows) - 1) / 2) * width for index in range(len(budgets))]
         error = [means - per_seed.min(axis=1), per_seed.max(axis=1) - means]
         axes.bar(at, means, width, color=data.colors[row], label=data.titles[row], yerr=error, error_kw={"linewidth": 0.8})
     axes.set(xlabel="budget of the client", ylabel="accuracy of the widest model", ylim=(0, 1))

@@ -12,7 +12,7 @@ from atlas.harness.resume import training
 from atlas.harness.seeds import generator, pick_device
 from atlas.nn.attacks import PGD
 from atlas.nn.work import VALIDATION, work
-from atlas.tasks.federated_learning.data import Examples, FederatedData, load_data
+from atlas.tasks.federated_learning.data import FederatedData, LabelledImages, load_data
 from atlas.tasks.federated_learning.federation import Federation
 from atlas.tasks.federated_learning.protocol import Attack, Protocol
 
@@ -31,17 +31,17 @@ def pgd(attack: Attack, steps: int) -> PGD:
 
 
 @torch.no_grad()
-def correct(model: nn.Module, examples: Examples, size: int, attack: PGD | None = None, seed: int = 0) -> int:
+def correct(model: nn.Module, examples: LabelledImages, size: int, attack: PGD | None = None, seed: int = 0) -> int:
     """Number of examples that a model gets right, attacked first where there is an attack.
 
     The attack sees the very model that is tested; its random starts follow from ``seed`` and the place of the batch.
     """
-    found = 0
-    for place, (images, labels) in enumerate(examples.batches(size)):
+    right = 0
+    for index, (images, labels) in enumerate(examples.batches(size)):
         if attack is not None:
-            images = attack(model, images, labels, generator=generator(seed, "test attack", place))
-        found += int((model(images).argmax(1) == labels).sum())
-    return found
+            images = attack(model, images, labels, generator=generator(seed, "test attack", index))
+        right += int((model(images).argmax(1) == labels).sum())
+    return right
 
 
 class Best:
@@ -53,17 +53,17 @@ class Best:
         self.tensors: dict[str, Tensor] = {}
 
     def offer(self, score: float, index: int, tensors: dict[str, Tensor]) -> None:
-        """Keep these weights if they are better, or if the last round is to be kept."""
+        """Keep these weights (…) if they are better, or if the last round is to be kept."""
         if score > self.score or not self.select:
             self.score, self.round = score, index
             self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Score, round and weights."""
+        """Return the score, round and weights of the kept model, as a state to save."""
         return {"score": self.score, "round": self.round, "tensors": self.tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them over."""
+        """Restore the kept model from what :meth:`state_dict` returned."""
         self.score, self.round, self.tensors = state["score"], state["round"], state["tensors"]
 
 
@@ -79,10 +79,10 @@ def validation(method: Federation, data: FederatedData, protocol: Protocol, seed
             total += correct(model, part, protocol.test_batch_size, attack, seed) / len(part)
         return total / len(data.members)
 
-    found = {"validation_accuracy": mean("clean", None)}
+    scores = {"validation_accuracy": mean("clean", None)}
     if method.robust_weight and protocol.attack is not None:
-        found["validation_robust"] = mean("noise", pgd(protocol.attack, protocol.attack.train_steps))
-    return found
+        scores["validation_robust"] = mean("noise", pgd(protocol.attack, protocol.attack.train_steps))
+    return scores
 
 
 def train(run: Run) -> dict[str, float]:
@@ -106,10 +106,10 @@ def train(run: Run) -> dict[str, float]:
         last = index + 1 == loop.total
         if last or (index + 1) % protocol.validate_every == 0:
             with work(VALIDATION):
-                found = validation(method, data, protocol, run.seed)
-            values |= found
+                scores = validation(method, data, protocol, run.seed)
+            values |= scores
             weight = method.robust_weight
-            score = (1 - weight) * found["validation_accuracy"] + weight * found.get("validation_robust", 0.0)
+            score = (1 - weight) * scores["validation_accuracy"] + weight * scores.get("validation_robust", 0.0)
             if last or protocol.select_best:
                 best.offer(score, index + 1, method.tensors())
         loop.log(**values)

@@ -52,7 +52,7 @@ class Cait(Backbone):
     settings: CaitSettings
 
     def build(self, run: Run, options: dict[str, Any], sizes: Any) -> nn.Module:
-        """CaiT of the protocol's sizes."""
+        """Build a CaiT of the sizes that the protocol gives."""
         from timm.models.cait import Cait as TimmCait
 
         return TimmCait(

@@ -52,15 +52,15 @@ class ImageData(Protocol):
         ...
 
     def size(self, split: str) -> int:
-        """Number of images of a split."""
+        """Return the number of images of a split."""
         ...
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images of a split by their index, without augmentation, and their labels."""
+        """Images (n, channels, height, width) of a split by their n indices, without augmentation, and their labels (n,)."""
         ...
 
     def example(self, count: int) -> Tensor:
-        """The first ``count`` test images."""
+        """The first ``count`` test images, (count, channels, height, width)."""
         ...
 
 
@@ -114,9 +114,9 @@ class MemoryImages:
     def _check(self, run: Run, images: Tensor) -> None:
         backbone, factor = self.protocol.backbone, self.protocol.data.upsample
         wanted = backbone.in_chans, backbone.img_size, backbone.img_size
-        found = images.shape[1], *(factor * side for side in images.shape[2:])
-        if wanted != found:
-            raise UserError(f"{run.cell}: {run.data} has images of {found}, the protocol's backbone takes {wanted}")
+        shape = images.shape[1], *(factor * side for side in images.shape[2:])
+        if wanted != shape:
+            raise UserError(f"{run.cell}: {run.data} has images of {shape}, the protocol's backbone takes {wanted}")
         size = self.protocol.data.train_size
         if size is not None and len(images) < size:
             raise UserError(f"{run.cell}: data.train_size {size} exceeds the {len(images)} images that are not held out")
@@ -129,11 +129,14 @@ class MemoryImages:
         return len(self.splits["train"][0]) * self.protocol.data.repeats // self.protocol.batch_size
 
     def size(self, split: str) -> int:
-        """Number of images of a split."""
+        """Return the number of images of a split."""
         return len(self.splits[split][0])
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Enlarge uint8 pixels as asked, and scale them to zero mean and unit variance over the training split, per channel."""
+        """Enlarge uint8 images (n, channels, height, width) as asked, and normalise them per channel.
+
+        They then have zero mean and unit variance over the training split.
+        """
         return ((self._enlarged(images).float() / self.top - self.mean) / self.std).to(self.dtype)
 
     def _enlarged(self, images: Tensor) -> Tensor:
@@ -143,7 +146,7 @@ class MemoryImages:
         return torch.nn.functional.interpolate(images.float(), scale_factor=factor, mode="bilinear", align_corners=False)
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images of a split by their index, without augmentation, and their labels."""
+        """Images (n, channels, height, width) of a split by their n indices, without augmentation, and their labels (n,)."""
         images, labels = self.splits[split]
         index = torch.as_tensor(indices, device=self.device)
         return self.normalised(images[index]), labels[index]
@@ -188,7 +191,7 @@ class MemoryImages:
         return (torch.stack(changed).to(self.device) - self.mean) / self.std
 
     def batches(self, split: str) -> Batches:
-        """Batches of a split in its own order."""
+        """Yield batches of this rank's part of a split, in its own order: images (batch, …) and labels (batch,)."""
         images, labels = self.splits[split]
         part = here().slice(len(images))
         images, labels = images[part], labels[part]
@@ -197,5 +200,5 @@ class MemoryImages:
             yield self.normalised(images[first : first + size]), labels[first : first + size]
 
     def example(self, count: int) -> Tensor:
-        """The first ``count`` test images."""
+        """The first ``count`` test images, (count, channels, height, width)."""
         return self.normalised(self.splits["test"][0][:count])

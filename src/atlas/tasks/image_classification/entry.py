@@ -38,7 +38,7 @@ def training_amount(run: Run, epochs: int) -> Amount:
 
 
 def training_amounts(run: Run) -> Amounts:
-    """Steps of the protocol's epochs."""
+    """Return the steps of the protocol's epochs, and the images in each."""
     return {TRAIN: training_amount(run, run.protocol_model().epochs)}
 
 

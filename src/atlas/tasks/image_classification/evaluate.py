@@ -67,7 +67,7 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Top-1 accuracy in [0, 1]."""
+    """Top-1 accuracy in [0, 1] over batches of images (batch, channels, height, width) and classes (batch,)."""
     logits, labels = predict(model, batches)
     return float((logits.argmax(1) == labels).double().mean())
 
@@ -86,7 +86,10 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIB
 
 @torch.no_grad()
 def throughput_ratio(model: nn.Module, baseline: nn.Module, images: Tensor, rounds: int = TIMING_ROUNDS) -> float:
-    """Images per second of ``model`` relative to ``baseline``: median of ratios of interleaved forward passes."""
+    """Images per second of ``model`` relative to ``baseline`` on images (batch, channels, height, width).
+
+    It is the median of the ratios of interleaved forward passes.
+    """
     model.eval()
     baseline.eval()
 

@@ -42,8 +42,8 @@ def depth(data: FigureData) -> Figure | None:
     import matplotlib.pyplot as plt
 
     drawing, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7), layout="constrained")
-    found = [_over_depth(left, data, "token_cosine"), _over_depth(right, data, "hf_energy_fraction")]
-    if not all(found):
+    curves = [_over_depth(left, data, "token_cosine"), _over_depth(right, data, "hf_energy_fraction")]
+    if not all(curves):
         plt.close(drawing)
         return None
     left.set(xlabel="layer", ylabel="patch similarity")
@@ -109,7 +109,7 @@ def redundancy(data: FigureData) -> Figure | None:
     alt="Line plot of training loss against steps, one line per method.",
 )
 def training(data: FigureData) -> Figure | None:
-    """Training loss over steps, per method."""
+    """Draw the training loss over steps, per method."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")

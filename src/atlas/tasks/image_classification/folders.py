@@ -67,7 +67,10 @@ def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]], level: float, hi
 
 
 def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[Any], Tensor]:
-    """Timm's training transform; with ``tensors``, for float images in [0, 1] that keep their size and scale."""
+    """Timm's training transform of a picture to a tensor (3, side, side).
+
+    With ``tensors``, it is for float images in [0, 1] that keep their size and scale.
+    """
     from timm.data import create_transform
 
     settings, backbone = protocol.data, protocol.backbone
@@ -101,7 +104,7 @@ def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[A
 
 
 def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:
-    """Resize the shorter side to 256/224 of the input size, crop the centre, normalise."""
+    """Resize the shorter side to 256/224 of the input size, crop the centre, normalise: a picture to (3, side, side)."""
     from timm.data import create_transform
 
     transform = create_transform(protocol.backbone.img_size, is_training=False, interpolation="bicubic", crop_pct=224 / 256)
@@ -151,7 +154,7 @@ class FolderImages:
         return self.size("train") // self.protocol.batch_size
 
     def size(self, split: str) -> int:
-        """Number of images of a split."""
+        """Return the number of images of a split."""
         return len(self.samples[split][1])
 
     def train_batches(self, epoch: int, first: int = 0, *, whole: bool = False) -> Batches:
@@ -162,7 +165,7 @@ class FolderImages:
         repeated = order.repeat_interleave(repeats)[: self.steps_per_epoch * size]
         keys = [(epoch, position, index) for position, index in enumerate(repeated.tolist())]
         own = range(size) if share is None else share.places.tolist()
-        chosen = [keys[begin + place] for begin in range(first * size, len(keys), size) for place in own]
+        chosen = [keys[begin + offset] for begin in range(first * size, len(keys), size) for offset in own]
         if self._loader is None or self._loader.batch_size != len(own):
             dataset = _Transformed(*self.samples["train"], train_transform(self.protocol), self.seed)
             self._loader = self._loader_of(dataset, self._keys, len(own), persistent=True)
@@ -196,11 +199,11 @@ class FolderImages:
             yield images.to(self.device, self.dtype, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images of a split by their index, without augmentation, and their labels."""
+        """Images (n, 3, side, side) of a split by their n indices, without augmentation, and their labels (n,)."""
         dataset = _Transformed(*self.samples[split], test_transform(self.protocol), self.seed)
         images, labels = zip(*(dataset[index] for index in indices), strict=True)
         return torch.stack(images).to(self.device, self.dtype), torch.tensor(labels, device=self.device)
 
     def example(self, count: int) -> Tensor:
-        """The first ``count`` test images."""
+        """The first ``count`` test images, (count, 3, side, side)."""
         return self.chosen("test", range(min(count, self.size("test"))))[0]

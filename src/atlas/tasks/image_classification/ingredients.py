@@ -90,18 +90,18 @@ class Ingredient(Plugin):
         return None
 
     def base_loss(self, logits: Tensor, batch: Batch, training: Training) -> Tensor | None:
-        """Loss to use instead of cross-entropy, or ``None``."""
+        """Scalar loss to use instead of cross-entropy of logits (batch, classes), or ``None``."""
         return None
 
     def loss_terms(self, batch: Batch, logits: Tensor, training: Training) -> Mapping[str, Tensor]:
-        """Terms to add to the loss, already weighted, by the name under which the curves show them."""
+        """Terms to add to the loss, scalars with their weights in them, by the name under which the curves show them."""
         return {}
 
     def after_step(self, training: Training, step: int) -> None:
-        """Act after the optimiser's step."""
+        """Act after the optimiser's step; by default there is nothing to do."""
 
     def watched(self, training: Training) -> Mapping[str, float]:
-        """Further values for the curves."""
+        """Return further values for the curves, by name."""
         return {}
 
     def after(self, training: Training) -> nn.Module:
@@ -113,7 +113,7 @@ class Ingredient(Plugin):
         return model
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
-        """Return the method's extra metrics."""
+        """Return the values of the method's extra metrics, by name."""
         return {}
 
 
@@ -131,7 +131,7 @@ class Ingredients:
         return next((own for item in self.items if (own := item.backbone(run, classes)) is not None), None)
 
     def rewrite(self, model: nn.Module, run: Run) -> nn.Module:
-        """Apply every rewrite in turn."""
+        """Rewrite a model by every ingredient in turn, and return what came of it."""
         for item in self.items:
             model = item.rewrite(model, run)
         return model

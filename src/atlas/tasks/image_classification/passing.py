@@ -72,7 +72,7 @@ class Passing:
             self._noise = Noise(model)
 
     def __call__(self, images: Tensor) -> Any:
-        """Run the model."""
+        """Run the model on this rank's images (batch, channels, height, width); returns what the model does."""
         return self.call(images)
 
     def passes(self, batch: Batch) -> Iterator[tuple[float, Batch]]:

@@ -50,13 +50,13 @@ class RandomCrop:
 
 
 class Resize:
-    """Resizes the shorter side."""
+    """Resizes pictures so that the shorter side has a given number of pixels."""
 
     def __init__(self, side: int) -> None:
         self.side = side
 
     def __call__(self, picture: Any) -> Any:
-        """Return the resized picture."""
+        """Return the picture with its shorter side at the given number of pixels."""
         short = min(picture.size)
         width, height = (int(self.side * length / short) for length in picture.size)
         return resize(picture, (height, width))
@@ -72,7 +72,7 @@ class Normalize:
         self.mean, self.std = (torch.as_tensor(value).view(-1, 1, 1) for value in (step.mean, step.std))
 
     def __call__(self, picture: Any) -> Tensor:
-        """Return the values."""
+        """Return the pixels as floats (channels, height, width), less the mean and over the deviation of each channel."""
         pixels = _pixels(picture)
         values = torch.empty(pixels.shape).copy_(pixels)
         return values.div_(255).sub_(self.mean).div_(self.std)

@@ -129,7 +129,7 @@ class Together:
         return bench.data.train_batches(epoch, begin)
 
     def take_step(self, step: int, batches: list[tuple[Tensor, Tensor]]) -> None:
-        """Take one step of every run."""
+        """Take one step of every run: ``batches`` holds images (batch, channels, height, width) and classes (batch,) of each."""
         first = self.benches[0]
         for bench, (images, _) in zip(self.benches, batches, strict=True):
             bench.begin_step(step, len(images))

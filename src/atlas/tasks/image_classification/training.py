@@ -125,7 +125,7 @@ class Training:
         )
 
     def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total loss, and its parts by name."""
+        """Return the total loss of logits (batch, classes), a scalar, and its parts by name."""
         base = self.base_loss(logits, batch)
         terms = {"loss": base}
         total = base
@@ -136,7 +136,7 @@ class Training:
         return total, terms
 
     def base_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy with label smoothing, or what an ingredient puts in its place."""
+        """Cross-entropy of logits (batch, classes) with label smoothing, or what an ingredient puts in its place: a scalar."""
         for ingredient in self.ingredients:
             own = ingredient.base_loss(logits, batch, self)
             if own is not None:
@@ -177,7 +177,7 @@ class Training:
         self.spent.train_flops += self.step_flops() * images * self.ranks.size
 
     def end_step(self, loop: TrainingLoop, terms: Mapping[str, Tensor]) -> None:
-        """Do what follows the optimiser's step."""
+        """Do what follows the optimiser's step; ``terms`` are the scalar parts of its loss, for the curves."""
         for ingredient in self.ingredients:
             ingredient.after_step(self, self.step)
         if (self.step + 1) % self.protocol.log_every == 0 or self.step + 1 == self.total_steps:
@@ -190,7 +190,7 @@ class Training:
             ingredient.on_epoch(self, self.epoch)
 
     def take_step(self, optimizer: torch.optim.Optimizer, scaler: Any, batch: Batch) -> dict[str, Tensor]:
-        """Take the optimiser's step of ``self.step`` on a batch, as the protocol says; return the loss by its parts.
+        """Take the optimiser's step of ``self.step`` on a batch, as the protocol says; return the loss by its scalar parts.
 
         Of several ranks, each returns the loss of its share of the batch: their mean is that of all.
         """

@@ -126,7 +126,10 @@ def load_arena(run: Run) -> Arena:
 
 
 def divide(protocol: Protocol, arrays: dict[str, Tensor]) -> tuple[dict[str, Split], dict[str, Split]]:
-    """Divide a dataset into the splits of the meta-training side and of the judged side; stratified, the same for all seeds."""
+    """Divide images (n, …) and labels (n,) into the splits of the meta-training side and of the judged side.
+
+    The division is stratified, and the same for all seeds.
+    """
     settings = protocol.data
     whole = (arrays["train_images"], arrays["train_labels"])
     if settings.limit:

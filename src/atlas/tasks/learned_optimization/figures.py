@@ -91,7 +91,7 @@ def _is_learned(data: FigureData, row: str) -> bool:
     alt="A table of optimizers by problems, coloured by rank within each problem.",
 )
 def best_validation(data: FigureData) -> Figure | None:
-    """Best log validation loss, rows by problems."""
+    """Draw the best log validation loss of every row on every problem."""
     import matplotlib.pyplot as plt
 
     table = data.frames("evaluations.csv")

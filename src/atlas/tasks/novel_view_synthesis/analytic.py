@@ -38,8 +38,8 @@ def make_solids(seed: int) -> Solids:
     spheres, boxes = [], [(np.array([-1.3, -1.3, -0.75]), np.array([1.3, 1.3, -0.6]))]
     kinds = random.permutation(["sphere"] * 3 + ["box"] * 2)
     start = random.uniform(0, 2 * np.pi)
-    for place, kind in enumerate(kinds):
-        angle = start + 2 * np.pi * place / len(kinds) + random.uniform(-0.2, 0.2)
+    for index, kind in enumerate(kinds):
+        angle = start + 2 * np.pi * index / len(kinds) + random.uniform(-0.2, 0.2)
         ring, size = random.uniform(0.35, 0.95), random.uniform(0.2, 0.4)
         center = np.array([ring * np.cos(angle), ring * np.sin(angle), -0.6 + size])
         if kind == "sphere":

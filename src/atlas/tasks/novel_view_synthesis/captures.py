@@ -153,8 +153,8 @@ def blender_scene(folder: Path, settings: SceneSettings) -> Scene:
     views, numbers = blender_views(folder, "train", settings)
     if settings.reference not in numbers:
         raise UserError(f"{folder.name} has no training view {settings.reference}; it has {_listed(numbers)}")
-    place = numbers.index(settings.reference)
-    reference = views.pick([place])
+    position = numbers.index(settings.reference)
+    reference = views.pick([position])
     if settings.test_split == "train":
         others, names = views, numbers
     else:
@@ -270,9 +270,7 @@ def _dtu_sources(path: Path, view: int) -> list[int]:
     """The views that MVSNet matches with a view, best first."""
     try:
         lines = path.read_text().split("\n")
-        pairs = {
-            int(lines[place]): [int(word) for word in lines[place + 1].split()[1::2]] for place in range(1, len(lines) - 1, 2)
-        }
+        pairs = {int(lines[line]): [int(word) for word in lines[line + 1].split()[1::2]] for line in range(1, len(lines) - 1, 2)}
     except (OSError, ValueError):
         raise DatasetLayoutError(
             f"{path} is missing, or does not alternate views and their sources as MVSNet writes them"
@@ -296,10 +294,10 @@ def dtu_scene(folder: Path, settings: SceneSettings) -> Scene:
     height, width = settings.height, settings.width
     order = [settings.reference, *_dtu_sources(folder / "Cameras/pair.txt", settings.reference)]
     cameras = [_dtu_camera(folder / f"Cameras/train/{view:08d}_cam.txt", height, width) for view in order]
-    place = folder / f"Rectified/{settings.name}_train"
-    if not place.is_dir():
-        raise UserError(f"{place} does not exist; which scan of {folder} is meant?")
-    files = [place / f"rect_{view + 1:03d}_3_r5000.png" for view in order]
+    folder_of_scan = folder / f"Rectified/{settings.name}_train"
+    if not folder_of_scan.is_dir():
+        raise UserError(f"{folder_of_scan} does not exist; which scan of {folder} is meant?")
+    files = [folder_of_scan / f"rect_{view + 1:03d}_3_r5000.png" for view in order]
     for file in files:
         header = read_header(file)
         if not same_shape(*DTU_SIZE, header):

@@ -39,13 +39,13 @@ def _pictures(data: FigureData) -> tuple[list[str], dict[str, dict[str, Any]]]:
     if len(distance):
         degrees = distance.groupby("view")["degrees"].first()
         names.sort(key=lambda name: (degrees.get(int(name.removeprefix("view")), 0.0), name))
-    found = {}
+    pictures_of = {}
     for row, folder in {SCENE: truth, **folders}.items():
         pictures = {path.stem: _image(path) for path in folder.glob("*.png")}
         if row == SCENE or all(name in pictures for name in names):
-            found[row] = pictures
+            pictures_of[row] = pictures
     order = [run.method for run in data.runs]
-    return names, {row: found[row] for row in dict.fromkeys([SCENE, *order]) if row in found}
+    return names, {row: pictures_of[row] for row in dict.fromkeys([SCENE, *order]) if row in pictures_of}
 
 
 def _show(axes: Axes, image: Any, **options: Any) -> None:
@@ -131,7 +131,7 @@ def _frames(path: Path) -> Any:
     alt="Moving pictures side by side: the reference stands still, the rows' fields are seen from cameras that move around it.",
 )
 def flight(data: FigureData) -> Film | None:
-    """Films of the first seed, side by side."""
+    """Show films of the first seed of every row, side by side."""
     import numpy as np
     from PIL import Image
 
@@ -189,7 +189,7 @@ TERMS = (("rgb", "error of the colours"), ("depth", "depth term"))
     alt="Two line plots over training steps, one line per method: colour error and depth term.",
 )
 def training(data: FigureData) -> Figure | None:
-    """Colour and depth terms over steps."""
+    """Draw the colour and depth terms of the loss over steps."""
     import matplotlib.pyplot as plt
 
     table = data.frames("history.csv")

@@ -60,7 +60,7 @@ def lpips(image: Array, truth: Array) -> float:
         return math.nan
     import torch
 
-    pair = [torch.from_numpy(np.clip(one, 0, 1).astype(np.float32)).permute(2, 0, 1)[None] for one in (image, truth)]
+    pair = [torch.from_numpy(np.clip(picture, 0, 1).astype(np.float32)).permute(2, 0, 1)[None] for picture in (image, truth)]
     return float(learned_perceptual_image_patch_similarity(pair[0], pair[1], net_type="alex", normalize=True))
 
 

@@ -46,11 +46,11 @@ class Reconstruction(Plugin):
         raise NotImplementedError
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What rendering needs, for the run's weights."""
+        """What rendering needs, for the run's weights: tensors of any shapes (…), by name."""
         raise NotImplementedError
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take up what :meth:`tensors` returned."""
+        """Take up what :meth:`tensors` returned, tensors of any shapes (…)."""
         raise NotImplementedError
 
     def render(self, intrinsics: Array, pose: Array, height: int, width: int) -> Rendering:

@@ -42,7 +42,7 @@ class Views:
         return len(self.poses)
 
     def pick(self, chosen: Array | list[int]) -> Views:
-        """Some of the views."""
+        """Return some of the views, by their indices."""
         chosen = np.asarray(chosen, dtype=np.int64)
         depth = None if self.depth is None else self.depth[chosen]
         return Views(self.rgb[chosen], self.intrinsics[chosen], self.poses[chosen], depth)

@@ -106,7 +106,7 @@ def save_film(run: Run, images: Sequence[np.ndarray]) -> None:
     frames = [(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8) for image in images]
     height, width = frames[0].shape[:2]
     sheet = Image.fromarray(np.concatenate(frames, axis=1)).quantize(FLIGHT_COLOURS, dither=Image.Dither.NONE)
-    first, *rest = [sheet.crop((place * width, 0, (place + 1) * width, height)) for place in range(len(frames))]
+    first, *rest = [sheet.crop((index * width, 0, (index + 1) * width, height)) for index in range(len(frames))]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=FLIGHT_PAUSE, loop=0)
     write_bytes(run.results / FLIGHT, buffer.getvalue())
@@ -130,7 +130,7 @@ def shown_views(scene: Scene, count: int) -> list[int]:
     """Test views whose renderings are kept: spread from the nearest to the farthest, the farthest always."""
     order = np.argsort(scene.distance(), kind="stable")
     places = np.linspace(len(order) - 1, 0, min(count, len(order))).round().astype(int)
-    return sorted(int(order[place]) for place in places)
+    return sorted(int(order[position]) for position in places)
 
 
 def surface(seen: Rendering) -> np.ndarray:

@@ -16,7 +16,7 @@ RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Backbone(Plugin):
-    """A row of the task."""
+    """Base of the plug-ins of object detection: a row gives the body and the pyramid that the detector stands on."""
 
     def pyramid(self, run: Run) -> nn.Module:
         """Return what the detector stands on, at its initialisation.
@@ -57,7 +57,7 @@ class ResNet50(Backbone):
     """torchvision's ResNet-50 with a feature pyramid, as in its published Mask R-CNN."""
 
     def pyramid(self, run: Run) -> nn.Module:
-        """Torchvision's own."""
+        """Torchvision's own body and pyramid of ResNet-50, with random weights."""
         from torchvision.models import resnet50
         from torchvision.models.detection.backbone_utils import BackboneWithFPN
 

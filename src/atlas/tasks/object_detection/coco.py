@@ -34,7 +34,7 @@ def index(content: dict[str, Any]) -> Any:
 
 
 def read(path: str) -> Any:
-    """Read a file of annotations."""
+    """Read a file of annotations in the format of COCO, silently."""
     with contextlib.redirect_stdout(io.StringIO()):
         return pycocotools("coco").COCO(path)
 

@@ -42,6 +42,7 @@ class Pictures(Dataset[tuple[Tensor, Target]]):
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Target]:
+        """Return the picture (channels, height, width) at a position and its objects; see :meth:`picture`."""
         return self.picture(place)
 
 
@@ -57,7 +58,10 @@ class Scenes(Pictures):
         self._truth: Any = None
 
     def picture(self, place: int) -> tuple[Tensor, Target]:
-        """A scene and its digits."""
+        """A scene (channels, height, width) in [0, 1] and its n digits.
+
+        Of the digits there are boxes (n, 4), labels (n,) and masks (n, height, width).
+        """
         there = self.labels[place] >= 0
         kinds = 1 + torch.arange(int(there.sum()), dtype=torch.uint8)
         masks = (self.instances[place] == kinds.view(-1, 1, 1)).to(torch.uint8)
@@ -115,7 +119,10 @@ class CocoPictures(Pictures):
         return [one for one in found if min(one["bbox"][2:]) >= 1]
 
     def picture(self, place: int) -> tuple[Tensor, Target]:
-        """A photograph and its objects."""
+        """A photograph (3, height, width) in [0, 1] and its n objects.
+
+        Of the objects there are boxes (n, 4) in pixels, labels (n,) and masks (n, height, width).
+        """
         from PIL import Image
         from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -146,6 +153,7 @@ class Augmented(Dataset[tuple[Tensor, Target]]):
         self.transform = v2.Compose([*steps, v2.SanitizeBoundingBoxes()]) if steps else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
+        """Return a picture (channels, height, width), augmented as its epoch has it, and its objects."""
         from torchvision import tv_tensors
 
         epoch, place = key
@@ -190,7 +198,10 @@ def steps_per_epoch(pictures: int, protocol: Protocol) -> int:
 
 
 def batches(run: Run, pictures: Pictures, first: int) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Batches of training from a step on, as if the steps before had been taken; without end."""
+    """Batches of training, lists of pictures (channels, height, width) and of targets, from a step on.
+
+    They are as if the steps before had been taken.
+    """
     protocol = run.protocol_model()
     per_epoch = steps_per_epoch(len(pictures), protocol)
     dataset = Augmented(pictures, protocol.data, protocol.image_size, run.seed)
@@ -209,6 +220,6 @@ def batches(run: Run, pictures: Pictures, first: int) -> Iterator[tuple[list[Ten
 
 
 def lists(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    """Pictures and targets apart; pictures have sizes of their own."""
+    """Pictures (channels, height, width) and targets apart; pictures have sizes of their own."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)

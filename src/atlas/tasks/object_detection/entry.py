@@ -25,7 +25,7 @@ METRICS = (
 
 
 def training_amounts(run: Run) -> Amounts:
-    """Steps, and pictures in each."""
+    """Steps of a training, pictures in each, and how many go through the model at a time."""
     from atlas.datasets import get_dataset
 
     protocol: Protocol = run.protocol_model()

@@ -72,5 +72,5 @@ class Protocol(Settings):
 
     @property
     def in_chans(self) -> int:
-        """Channels of a picture."""
+        """Number of colour channels of a picture."""
         return len(self.mean)

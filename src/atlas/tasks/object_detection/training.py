@@ -116,7 +116,10 @@ def take_step(
     protocol: Protocol,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """One update on a batch, in parts of ``micro_batch`` pictures; returns the mean of every loss."""
+    """One update on a batch, in parts of ``micro_batch`` pictures; returns the mean of every loss, scalars by name.
+
+    Pictures are (channels, height, width) each.
+    """
     optimizer.zero_grad(set_to_none=True)
     size, total = protocol.micro_batch or len(images), len(images)
     seen: dict[str, Tensor] = {}
