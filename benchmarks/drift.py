@@ -6,8 +6,9 @@ after some hundred steps, and the end says as much about rounding as another see
 units of its standard deviation over seeds: far below 1, bits do not matter to a verdict; near 1, a row has no more digits than
 its seeds show, and only the same kernels give the same numbers.
 
-Every optimizer of PyTorch that a training makes has its parameters multiplied by 1 + 1e-7 · N(0, 1) as it takes them over;
-nothing else changes. Rows that train by other means (counts, formulas, searches without gradients) show no drift.
+Every optimizer that a training makes, PyTorch's or one of ours for models side by side, has its parameters multiplied by
+1 + 1e-7 · N(0, 1) as it takes them over; nothing else changes. The column `weights` counts them. Rows that have none (counts,
+formulas, optimizers made by hand) have no drift to show.
 
     python -m benchmarks.drift FOLDER [ROW…]       in FOLDER the study's data, checkpoints and results lie; see --help
 """
@@ -22,38 +23,77 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from atlas.harness.kernels import hold_kernels
 
-FIELDS = ("task", "dataset", "method", "metric", "value", "perturbed", "sd", "drift")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FIELDS = ("task", "dataset", "method", "metric", "value", "perturbed", "sd", "drift", "weights")
+
+
+@dataclass
+class Noise:
+    """Multiplies weights by 1 + ``size`` · N(0, 1), and counts them."""
+
+    seed: int
+    size: float = 1e-7
+    weights: int = 0
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def on(self, tensors: Iterable[Tensor]) -> None:
+        """Change floating-point tensors of any shape in place."""
+        import torch
+
+        with torch.no_grad():
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    draw = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
+                    tensor.mul_((1 + self.size * draw).to(tensor.dtype))
+                    self.weights += tensor.numel()
 
 
 @contextmanager
-def perturbed(seed: int, size: float = 1e-7) -> Iterator[None]:
+def perturbed(seed: int) -> Iterator[Noise]:
     """While it lasts, parameters change by a rounding part as an optimizer takes them over."""
     import torch
 
-    original = torch.optim.Optimizer.add_param_group
-    noise = torch.Generator().manual_seed(seed)
+    from atlas.methods.optimizer_amalgamation.descent import StackedAdam
+    from atlas.tasks.feature_acquisition.optimizers import StackedOptimizer
 
-    def add(self: torch.optim.Optimizer, group: dict[str, object]) -> None:
-        original(self, group)
-        with torch.no_grad():
-            for parameter in self.param_groups[-1]["params"]:
-                if parameter.is_floating_point():
-                    draw = torch.randn(parameter.shape, generator=noise, dtype=torch.float64)
-                    parameter.mul_((1 + size * draw).to(parameter.dtype))
+    noise = Noise(seed)
+    add = torch.optim.Optimizer.add_param_group
+    stacked, replicates = StackedOptimizer.__init__, StackedAdam.__init__
 
-    torch.optim.Optimizer.add_param_group = add  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.optim.Optimizer.add_param_group = original  # type: ignore[method-assign]
+    def add_param_group(self: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+        add(self, group)
+        noise.on(self.param_groups[-1]["params"])
+
+    def of_models(self: StackedOptimizer, *arguments: Any, **options: Any) -> None:
+        stacked(self, *arguments, **options)
+        noise.on(self.parameters)
+
+    def of_replicates(self: StackedAdam, *arguments: Any, **options: Any) -> None:
+        replicates(self, *arguments, **options)
+        noise.on(self.parameters.values())
+
+    with (
+        patch.object(torch.optim.Optimizer, "add_param_group", add_param_group),
+        patch.object(StackedOptimizer, "__init__", of_models),
+        patch.object(StackedAdam, "__init__", of_replicates),
+    ):
+        yield noise
 
 
 def drifts(folder: Path, tier: str, patterns: list[str]) -> Iterator[dict[str, object]]:
@@ -83,7 +123,7 @@ def drifts(folder: Path, tier: str, patterns: list[str]) -> Iterator[dict[str, o
             other = again(run)
             for needed, copy in zip(_all_needs(run), _all_needs(other), strict=True):
                 shutil.copytree(needed.checkpoint, copy.checkpoint, dirs_exist_ok=True)
-            with perturbed(run.seed):
+            with perturbed(run.seed) as noise:
                 train_run(other)
             moved = evaluate_run(other)["metrics"].get(metric.name)
             sd = statistics.stdev(values) if len(values) > 1 else math.nan
@@ -96,8 +136,13 @@ def drifts(folder: Path, tier: str, patterns: list[str]) -> Iterator[dict[str, o
                 "value": value,
                 "perturbed": moved,
                 "sd": sd,
-                "drift": abs(moved - value) / sd if sd > 0 else (0.0 if moved == value else math.inf),
+                "drift": _drift(abs(moved - value), sd) if noise.weights else "",
+                "weights": noise.weights,
             }
+
+
+def _drift(moved: float, sd: float) -> float:
+    return moved / sd if sd > 0 else (math.inf if moved else 0.0)
 
 
 def _all_needs(run) -> list:  # type: ignore[no-untyped-def,type-arg]
