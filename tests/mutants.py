@@ -86,17 +86,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--processes", type=int, default=2, help="faults tried at a time")
     options = parser.parse_args()
-    for root in ROOTS:
+    atlas, executor = ROOTS
+    asked = set(options.groups)
+    roots = [*([atlas] if asked != {"executor"} else []), *([executor] if not asked or "executor" in asked else [])]
+    for root in roots:
         if not outcomes([root]):
             mutmut(root, options.processes, ["*.x_key_of__mutmut_1", "*.x_mean_and_sd__mutmut_1"])
-    codes = outcomes()
+    codes = outcomes(roots)
     chosen = draw(list(codes), options.groups, options.sample, options.seed)
     drawn = {name for names in chosen.values() for name in names}
-    for root in ROOTS:
+    for root in roots:
         untried = [name for name, code in outcomes([root]).items() if code is None and name in drawn]
         if untried:
             mutmut(root, options.processes, untried)
-    codes = outcomes()
+    codes = outcomes(roots)
     counts = {group: sum(group_of(name) == group for name in codes) for group in chosen}
     print(table(chosen, codes, counts))
     survivors = [name for names in chosen.values() for name in names if codes[name] not in {*KILLED, None}]
