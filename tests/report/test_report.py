@@ -144,6 +144,8 @@ def test_the_values_of_every_seed_can_be_read_and_downloaded(study: Study) -> No
     mine = [line for line in lines if line["id"] == "aos.acc-d12" and line["method"] == "attnscale"]
     assert [line["seed"] for line in mine] == ["0", "1", "2"]
     assert [float(line["effect"]) for line in mine] == pytest.approx([0.02, 0.021, 0.022])
+    effects = [float(line["method_value"]) - float(line["baseline_value"]) for line in mine]
+    assert effects == pytest.approx([float(line["effect"]) for line in mine])
     row = page[page.index('<tr id="claim-aos.acc-d12">') :]
     row = row[: row.index("every seed")]
     assert row.count('<circle class="seed"') == 6  # three seeds of two parts

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from atlas.harness.registry import Metric
+from atlas.report.inline import is_wide
 from atlas.report.latex import escape as latex
 from atlas.report.markdown import escape as markdown
 from atlas.report.markdown import fenced, grid
@@ -66,3 +67,14 @@ def test_markdown_stays_text() -> None:
 
 def test_latex_is_escaped() -> None:
     assert latex("50 % & #1_x {y} ω ≤ 10⁻¹⁶ <b>") == (r"50 \% \& \#1\_x \{y\} $\omega$ $\leq$ 10$^{-16}$ $<$b$>$")
+
+
+def test_effects_of_large_counts_keep_their_prefix() -> None:
+    metric = Metric("macs", "MACs", "si", "min")
+    assert effect_text(metric, "difference", 1234000.0) == "+1.234\N{NO-BREAK SPACE}M"
+    assert effect_text(metric, "difference", -1234000.0) == "−1.234\N{NO-BREAK SPACE}M"
+
+
+def test_a_figure_is_wide_by_its_width() -> None:
+    assert is_wide('<svg viewBox="0 0 1200 200">')
+    assert not is_wide('<svg viewBox="0 0 200 1200">')

@@ -578,3 +578,11 @@ def test_measure_spec_refuses_bad_arguments() -> None:
 def test_a_plane_needs_two_vectors() -> None:
     with pytest.raises(ValueError, match=r"a basis of shape \(3, 4\) does not hold two vectors"):
         extrinsic_curvature(lambda points: points.flatten(1), torch.ones(3, 4), torch.linspace(0, 6, 5))
+
+
+def test_a_closed_circle_counts_its_first_point_once() -> None:
+    fn, drawn = linear(torch.randn(7, SIZE, generator=generator(5), dtype=DOUBLE)), circle()
+    assert drawn.closed
+    every = speeds(fn, drawn.x, drawn.dx)
+    assert length_distortion(fn, drawn, "length") == pytest.approx(2 * math.pi * float(every[:-1].mean()), rel=1e-12)
+    assert float(every[:-1].mean()) != pytest.approx(float(every.mean()), rel=1e-6)

@@ -23,6 +23,7 @@ from atlas.methods.uvc import (
     sample_gates,
     unit_scores,
 )
+from atlas.methods.uvc.gates import gate_slope
 from atlas.methods.uvc.presets import PRESETS
 from atlas.methods.uvc.scores import Ranked, column_scores
 
@@ -519,3 +520,16 @@ def test_frozen_weights_and_nan_are_refused() -> None:
         controller(vit(), pace=0.0)
     with pytest.raises(ValueError, match="preset must be one of"):
         controller(vit(), preset="paper")
+
+
+@pytest.mark.parametrize(("gate", "kind"), [("softl0", "softl0"), ("gumbel_soft", "gumbel_soft"), ("gumbel_hard", "gumbel_soft")])
+def test_gates_are_moved_by_the_slope_of_their_own_kind(monkeypatch: pytest.MonkeyPatch, gate: Any, kind: str) -> None:
+    asked: list[str] = []
+
+    def slope(logits: Tensor, draw: Tensor, kind: str, **options: Any) -> Tensor:
+        asked.append(kind)
+        return gate_slope(logits, draw, kind, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("atlas.methods.uvc.controller.gate_slope", slope)
+    controller(vit(), gate=gate).step(1e-3)
+    assert set(asked) == {kind}
