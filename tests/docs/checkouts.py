@@ -105,8 +105,9 @@ class Checkout:
             parse = "import sys; from dvc.cli.parser import get_main_parser as p; p().parse_args(sys.argv[1:])"
             return self._failure([sys.executable, "-c", parse, *words[1:]])
         if words[:2] == ["python", "-m"]:
-            found = (self.folder / words[2].replace(".", "/") / "__main__.py").is_file()
-            return "" if found else f"there is no package {words[2]} to run"
+            module = self.folder / words[2].replace(".", "/")
+            found = (module / "__main__.py").is_file() or module.with_suffix(".py").is_file()
+            return "" if found else f"there is no package or module {words[2]} to run"
         if program == "python":
             missing = next((word for word in words[1:2] if not (self.folder / word).is_file()), None)
             return f"there is no file {missing}" if missing else ""

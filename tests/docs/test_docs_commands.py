@@ -99,7 +99,7 @@ def test_wrong_commands_are_found(clone: Checkout) -> None:
         "make dmeo": "dmeo",
         "dvc repor": "repor",
         "python benchmarks/nothing.py": "benchmarks/nothing.py",
-        "python -m nothing": "no package nothing",
+        "python -m nothing": "no package or module nothing",
         "frobnicate": "frobnicate",
         "snakemake --config tier=lab results/lab/claims.csv": "Invalid config definition",
         "snakemake -- results/demo/tables/image-classification/digitz.md": "is no file of the study",
