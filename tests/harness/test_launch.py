@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +22,7 @@ from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness import launch
 from atlas.harness.execute import train_run
 from atlas.harness.files import read_tensors
-from atlas.harness.launch import plain, restored
+from atlas.harness.launch import _outcome, plain, restored
 from atlas.harness.resume import stop_requests
 from atlas.harness.run import Resources, Run
 from atlas.harness.study import Study
@@ -248,3 +250,20 @@ def test_a_dead_or_silent_rank_ends_the_others_with_one_error(workspace: Path) -
     line = only_error(code, error)
     assert "no answer for 0.3 minutes (resources.hang_minutes) from rank 1 on node" in line
     assert not any(psutil.pid_exists(pid) for pid in ranks.values())
+
+
+@pytest.mark.parametrize(
+    ("ended", "message"),
+    [
+        ([1], "row: no answer for 0.3 minutes (resources.hang_minutes) from rank 1 on node a, log: rank1.log"),
+        ([], "row: a rank died of SIGKILL: rank 1 on node a, log: rank1.log"),
+    ],
+)
+def test_a_rank_that_was_ended_for_its_silence_did_not_die_of_itself(tmp_path: Path, ended: list[int], message: str) -> None:
+    states: dict[int, dict[str, Any]] = {0: {"status": "lost", "silent": ended, "ended": ended}, 1: {"status": "running"}}
+    for rank, state in states.items():
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps({**state, "node": "a"}))
+    run: Any = SimpleNamespace(cell="row", root=tmp_path, resources=SimpleNamespace(hang_minutes=0.3))
+    with pytest.raises(AtlasError) as raised:
+        _outcome(run, tmp_path, {0: 1, 1: -signal.SIGKILL}, SimpleNamespace(signal=None))  # type: ignore[arg-type]
+    assert str(raised.value) == message

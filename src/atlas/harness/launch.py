@@ -290,10 +290,11 @@ def _outcome(run: Run, folder: Path, deaths: Mapping[int, int], stop: StopReques
     # where one died of something else, the others may have been told to stop by the launcher, because of it
     if stop.signal is not None or (asked and asked == set(signals)):
         raise Interrupted(f"{run.cell}: its ranks were stopped between two loops; start it again to go on from its last state")
+    ended = sorted({rank for state in states.values() for rank in state.get("ended", ())})
     silent = sorted({rank for state in states.values() for rank in state.get("silent", ())} - signals.keys())
-    if silent and not signals:
+    if ended or (silent and not signals):
         waited = run.resources.hang_minutes
-        who = "; ".join(_who(run, folder, rank, states) for rank in silent)
+        who = "; ".join(_who(run, folder, rank, states) for rank in ended or silent)
         raise AtlasError(f"{run.cell}: no answer for {waited:g} minutes (resources.hang_minutes) from {who}")
     died = min(signals.keys() - asked, default=min(signals, default=min(deaths, default=0)))
     how = f"died of {signals[died]}" if died in signals else f"ended with exit status {deaths.get(died, 'unknown')}"

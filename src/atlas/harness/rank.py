@@ -109,12 +109,14 @@ def _report(error: Exception, word: Word) -> bool:
     time.sleep(GRACE_SECONDS)
     size = int(os.environ["WORLD_SIZE"])
     states = ranks_of(word.folder)
-    silent = [rank for rank in range(size) if states.get(rank, {}).get("status", "running") == "running"]
-    word.leave(status="lost", silent=silent, message=message)
-    for rank in silent:
-        if states.get(rank, {}).get("node") == node_name():  # it may be stopped, and would stay for ever
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(states[rank]["pid"], signal.SIGKILL)
+    running = [rank for rank in range(size) if states.get(rank, {}).get("status", "running") == "running"]
+    silent = [rank for rank in running if rank not in states or not _is_dead(states[rank], word)]
+    # it may be stopped, and would stay for ever; that it then dies of SIGKILL is our doing
+    ended = [rank for rank in silent if states.get(rank, {}).get("node") == node_name()]
+    word.leave(status="lost", silent=silent, ended=ended, message=message)
+    for rank in ended:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(states[rank]["pid"], signal.SIGKILL)
     return True
 
 
