@@ -132,8 +132,8 @@ def weights(run: Run) -> Iterator[tuple[str, torch.Tensor, slice]]:
 def require_the_same(one: Run, two: Run) -> None:
     """Losses relatively, weights absolutely: they are of the order of 1.
 
-    Rounding grows with the steps: losses are the same to 1e-12 after some 20 of them, weights to 2e-12 in the worst row seen, and
-    to 2e-11 after twice as many, as with repeated augmentation.
+    Rounding grows with the steps: what is the same to 1e-12 after some 20 of them has been so to 2e-11 after twice as many, as
+    with repeated augmentation, and weights of the rows for compression to 2e-11 where their losses agree to 1e-12.
 
     The biases of keys cannot agree so well. They add the same to all of a query's logits, which softmax does not see, so that
     their gradient is 0: what is computed is rounding, and Adam divides it by its own size. No output depends on them.
@@ -146,7 +146,8 @@ def require_the_same(one: Run, two: Run) -> None:
             same = value if isinstance(value, str) else pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE)
             assert other[name] == same, (one.cell, name)
     twins = {name: value for name, value, _ in weights(two)}
-    tolerance = (5 if getattr(one.protocol_model().data, "repeats", 1) == 1 else 100) * TOLERANCE
+    repeats = getattr(one.protocol_model().data, "repeats", 1)
+    tolerance = TOLERANCE if repeats == 1 and one.dataset != "digits-compressed" else 100 * TOLERANCE
     for name, value, keys in weights(one):
         difference = (twins[name].double() - value.double()).abs()
         assert float(difference.max()) < 100 * TOLERANCE, (one.cell, name, float(difference.max()))
