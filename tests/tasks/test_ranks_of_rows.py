@@ -133,7 +133,7 @@ def require_the_same(one: Run, two: Run) -> None:
     """Losses relatively, weights absolutely: they are of the order of 1.
 
     Rounding grows with the steps: what is the same to 1e-12 after some 20 of them has been so to 2e-11 after twice as many, as
-    with repeated augmentation, and weights of the rows for compression to 2e-11 where their losses agree to 1e-12.
+    with repeated augmentation, and weights of the rows for compression to 2e-10 where their losses agree to 1e-12.
 
     The biases of keys cannot agree so well. They add the same to all of a query's logits, which softmax does not see, so that
     their gradient is 0: what is computed is rounding, and Adam divides it by its own size. No output depends on them.
@@ -147,10 +147,11 @@ def require_the_same(one: Run, two: Run) -> None:
             assert other[name] == same, (one.cell, name)
     twins = {name: value for name, value, _ in weights(two)}
     repeats = getattr(one.protocol_model().data, "repeats", 1)
-    tolerance = TOLERANCE if repeats == 1 and one.dataset != "digits-compressed" else 100 * TOLERANCE
+    widest = (1000 if one.dataset == "digits-compressed" else 100) * TOLERANCE
+    tolerance = TOLERANCE if repeats == 1 and one.dataset != "digits-compressed" else widest
     for name, value, keys in weights(one):
         difference = (twins[name].double() - value.double()).abs()
-        assert float(difference.max()) < 100 * TOLERANCE, (one.cell, name, float(difference.max()))
+        assert float(difference.max()) < widest, (one.cell, name, float(difference.max()))
         if keys != slice(0):  # counters of batches are scalars
             difference[keys] = 0
         assert float(difference.max()) < tolerance, (one.cell, name, float(difference.max()))
