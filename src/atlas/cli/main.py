@@ -242,14 +242,24 @@ def table(
 def claims(
     tier: Tier = "demo",
     every: Annotated[bool, typer.Option("--all", help="All tiers side by side, to results/claims.md.")] = False,
+    other_kernels: Annotated[
+        str,
+        typer.Option(
+            metavar="RESULTS",
+            help="Results of this study under other kernels, a folder or git revision: keep their verdicts in "
+            "results/<tier>/kernels.csv, and call fragile what differs.",
+        ),
+    ] = "",
 ) -> None:
     """Judge every claim on the runs that are evaluated, and print the verdicts."""
-    from atlas.report import print_claims, write_all_claims, write_claims
+    from atlas.report import note_kernels, print_claims, write_all_claims, write_claims
 
     if every:
         print(write_all_claims())
         return
     study = _study(tier)
+    if other_kernels:
+        note_kernels(study, other_kernels)
     write_claims(study)
     print_claims(study)
 

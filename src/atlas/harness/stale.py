@@ -19,6 +19,7 @@ from atlas.harness.study import Study
 
 TABLE_ENDINGS = ("csv", "md", "tex", "json")
 SUMMARY = "summary.json"
+KERNELS = "kernels.csv"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,10 +150,12 @@ def table_gap(study: Study, task: str, dataset: str) -> str | None:
 
 
 def summary_digest(study: Study) -> str:
-    """SHA-256 over every run's metrics and every claim: what the verdicts and the page are made of."""
+    """SHA-256 over every run's metrics, every claim and verdicts under other kernels: what verdicts and page are made of."""
     from atlas.harness.claims import claims_text
 
-    return hashlib.sha256((metrics_digest(list(study.runs)) + claims_text()).encode()).hexdigest()
+    kernels = study.results / KERNELS
+    others = kernels.read_text() if kernels.is_file() else ""
+    return hashlib.sha256((metrics_digest(list(study.runs)) + claims_text() + others).encode()).hexdigest()
 
 
 def page_gap(study: Study) -> str | None:

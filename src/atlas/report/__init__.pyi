@@ -1,6 +1,7 @@
 from .comparison import compare as compare
 from .coverage import write_coverage as write_coverage
 from .figures import write_figures as write_figures
+from .kernels import note_kernels as note_kernels
 from .page import write_report as write_report
 from .series import write_series as write_series
 from .tables import write_table as write_table

@@ -23,6 +23,7 @@ from typing import Any
 
 from atlas.harness.claims import Claim, Comparison, load_claims
 from atlas.harness.registry import Metric, load
+from atlas.harness.stale import KERNELS
 from atlas.harness.study import Study
 from atlas.report.collect import Row, Table, collect
 from atlas.report.costs import Costs, costs
@@ -32,7 +33,6 @@ from atlas.report.power import MOST, replicates
 from atlas.report.statistics import CONFIDENCE, FEW, Effects, Interval, effects, interval
 
 VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
-KERNELS = "kernels.csv"
 DECISIVE = ("contradicted", "not run", "inconclusive", "supported")
 SIGNS = {"higher": "≥", "lower": "≤", "equal": "="}
 
