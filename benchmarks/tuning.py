@@ -113,7 +113,9 @@ PLANS = {
         for name in ("split-mix", "heterofl", "sheterofl", "fedavg-w0125", "fedavg-w1")
     },
     **{
-        name: Plan(f"federated-learning/digits-robust/{name}", protocols=RATES, score=robust_validation)
+        name: Plan(
+            f"federated-learning/digits-robust/{name}", protocols=(*RATES, *grid(learning_rate=(1.0,))), score=robust_validation
+        )
         for name in ("fedavg-at-lam05", "fedavg-oat", "fedavg-dat", "split-mix-dat")
     },
     **{
