@@ -81,6 +81,7 @@ def grid(**choices: Iterable[Any]) -> tuple[Settings, ...]:
 
 META = {"windows": 100, "unroll": 20, "depth": 5, "instances": 2}
 RATES = grid(learning_rate=(0.01, 0.03, 0.1, 0.3))
+WIDER_RATES = (*RATES, *grid(learning_rate=(1.0,)))
 HELD_OUT = ({"data": {"validation_fraction": 0.2}},)
 COMPRESSIONS = {
     "digits-compressed/uvc-b52": tuple(
@@ -113,10 +114,12 @@ PLANS = {
         for name in ("split-mix", "heterofl", "sheterofl", "fedavg-w0125", "fedavg-w1")
     },
     **{
-        name: Plan(
-            f"federated-learning/digits-robust/{name}", protocols=(*RATES, *grid(learning_rate=(1.0,))), score=robust_validation
+        name: Plan(f"federated-learning/digits-robust/{name}", protocols=WIDER_RATES, score=score)
+        for name, score in (
+            ("fedavg-at-lam0", last_validation),  # trained without an attack, and validated without one
+            *((name, robust_validation) for name in ("fedavg-at-lam05", "fedavg-at-lam1")),
+            *((name, robust_validation) for name in ("fedavg-oat", "fedavg-dat", "split-mix-dat")),
         )
-        for name in ("fedavg-at-lam05", "fedavg-oat", "fedavg-dat", "split-mix-dat")
     },
     **{
         row.split("/")[1]: Plan(f"image-classification/{row}", settings, HELD_OUT, held_out_error)
