@@ -3,7 +3,7 @@
 Theory: AVX2 multiplies 8 floats at once where AVX-512 multiplies 16, and MKL's compatible branch 4; a training whose time is in
 large matrix products can cost up to four times as much, one whose time is in small operations and in Python nothing.
 
-    python -m benchmarks.kernels DATA [PAIRS]     DATA: the folder with the acquired data
+    python -m benchmarks.kernels DATA [PAIRS [ROW…]]     DATA: the folder with the acquired data
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ ROWS = (
     "feature-acquisition/synth/vfds",
     "learned-optimization/digits/rp-small",
     "novel-view-synthesis/analytic/nerf1",
+    "novel-view-synthesis/analytic/sinnerf-geom",
+    "novel-view-synthesis/motorcycle/dsnerf",
 )
 
 
@@ -64,7 +66,7 @@ def main() -> None:
         shutil.copytree(ROOT / "config", folder / "config")
         (folder / "data").symlink_to(data)
         study, measured = Study.read("demo", folder), []
-        for row in ROWS:
+        for row in sys.argv[3:] or ROWS:
             for needed in needs(study.find(f"{row}/seed10")):
                 cpu_seconds(folder, needed, "portable")
             modes = ("native", "portable")
