@@ -157,6 +157,7 @@ def test_a_job_that_failed_is_told_with_its_log_and_what_to_do(following: Follow
         "slurmstepd: error: Job 7 exceeded memory limit (300 > 200), being killed",
         "slurmstepd: error: Step hit by Out Of Memory",
     ],
+    ids=["kill", "limit", "hit"],
 )
 def test_a_job_that_was_ended_for_its_memory_is_told_so(following: Following, line: str) -> None:
     submitted(following, Job())
@@ -515,7 +516,7 @@ def test_starts_are_counted_anew_for_a_new_job(following: Following) -> None:
     assert following.folder.starts(folder.name) == 0
 
 
-@pytest.mark.parametrize("name", ["", "its own", "another's"])
+@pytest.mark.parametrize("name", ["", "its own", "another's"], ids=["local", "own", "another"])
 def test_a_job_of_an_earlier_session_that_changed_is_cancelled(following: Following, cluster: Cluster, name: str) -> None:
     job = Job(n="1")
     submitted(following, job, Job("sum"))

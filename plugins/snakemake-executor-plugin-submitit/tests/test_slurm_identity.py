@@ -90,6 +90,7 @@ def test_names_are_what_a_person_recognises() -> None:
         (Job("train", n="a/b c.d+e-f_g"), True, "my-study.train.a-b-c-d+e-f_g.ab12"),
         (Job("train", n="x" * 50), True, f"my-study.train.{'x' * 40}.ab12"),
     ],
+    ids=["alone", "array", "group", "characters", "long"],
 )
 def test_names_in_the_queue_hold_what_slurm_takes(job: Any, alone: bool, name: str) -> None:
     assert queue_name(Path("/home/me/my study"), job, "ab12", alone) == name

@@ -73,9 +73,8 @@ def test_a_job_that_ends_well_leaves_word_of_it(tmp_path: Path, monkeypatch: pyt
     assert returned == result(run)
     assert before <= returned.pop("time") <= time.time()
     host = socket.gethostname()
-    assert returned == {
-        **{"ticket": "t.0", "status": "success", "cause": "", "scheduler_id": str(os.getpid()), "host": host},
-    }
+    who = {"ticket": "t.0", "scheduler_id": str(os.getpid()), "host": host}
+    assert returned == {**who, "status": "success", "cause": ""}
     assert (tmp_path / "where").read_text() == ",this\n", "in its folder, and without the profile of the Snakemake that submits"
     assert (run.folder.job("key") / "starts").read_text() == f"t.0 {os.getpid()} {host}\n"
     assert not (run.folder.job("key") / "lease").exists()
@@ -199,6 +198,7 @@ def test_a_lease_names_the_start_and_the_process(tmp_path: Path, monkeypatch: py
         ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7"}, "9"),
         ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "7"}, "9"),
     ],
+    ids=["outside", "single", "array", "no task", "no array"],
 )
 def test_a_job_knows_its_number(monkeypatch: pytest.MonkeyPatch, ids: dict[str, str], expected: str) -> None:
     for name, value in ids.items():
@@ -258,7 +258,7 @@ CATCHES = (
 )
 
 
-@pytest.mark.parametrize("shells", ["{}; exit $?", "bash -c '{}; exit $?'; exit $?"])
+@pytest.mark.parametrize("shells", ["{}; exit $?", "bash -c '{}; exit $?'; exit $?"], ids=["one", "two"])
 def test_programs_are_found_below_shells(child: Callable[[str], Any], shells: str) -> None:
     process = child(shells.format(CATCHES if "bash" not in shells else CATCHES.replace("'", "'\\''")))
     (program,) = _rule_programs()

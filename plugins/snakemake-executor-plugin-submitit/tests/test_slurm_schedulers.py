@@ -140,13 +140,14 @@ def test_the_users_own_options_win(slurm: Slurm) -> None:
     [
         ("echo 'sbatch: error: invalid partition specified: nowhere' >&2; exit 1", RefusedError, "invalid partition specified"),
         (
-            "echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller' >&2; exit 1",
+            "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1",
             BusyError,
             "Unable",
         ),
         ("echo 'Socket timed out on send/recv operation' >&2; exit 1", BusyError, "Socket timed out"),
         ("echo 'what is this'", BusyError, "Could not make sense of sbatch output"),
     ],
+    ids=["refused", "no controller", "timed out", "nonsense"],
 )
 def test_a_refusal_is_told_from_a_scheduler_that_is_not_there(
     slurm: Slurm, install: Install, tmp_path: Path, script: str, kind: type[Exception], message: str
@@ -295,10 +296,9 @@ def test_processes_of_this_machine_have_time_limits_too(
 
     monkeypatch.setattr(schedulers.submitit, "LocalExecutor", Executor)
     assert Local(120).submit(Submission("a", Request((), (), minutes, 1, 0), tmp_path), [run_of(tmp_path)]) == ["5"]
-    assert told == {
-        **{"folder": tmp_path, "timeout_min": limit, "signal_delay_s": signalled, "stderr_to_stdout": True},
-        **{"tasks_per_node": 1, "masked": True},
-    }
+    assert told.pop("masked"), "Ctrl-C does not reach what is being started"
+    times = {"timeout_min": limit, "signal_delay_s": signalled}
+    assert told == {"folder": tmp_path, "stderr_to_stdout": True, "tasks_per_node": 1, **times}
 
 
 def test_debugged_jobs_run_one_after_the_other_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
