@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -276,6 +277,15 @@ def test_several_programs_of_a_job_are_found_and_snakemake_is_none(child: Callab
     child("bash ./snakemake & sleep 32 & wait")
     wait_until(lambda: len(_descendants()) == 5, 10, "three programs")
     assert sorted(program.cmdline()[-1] for program in _rule_programs()) == ["30", "31", "32"]
+
+
+def test_a_program_that_ends_while_it_is_looked_at_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, gone, parent = Mock(), Mock(), Mock()
+    there.cmdline.return_value, there.children.return_value = ["python"], []
+    gone.cmdline.side_effect = psutil.NoSuchProcess(1)
+    parent.children.return_value = [there, gone, there]
+    monkeypatch.setattr(module.psutil, "Process", lambda: parent)
+    assert _rule_programs() == [there, there]
 
 
 def test_a_shell_that_runs_nothing_else_is_the_program(child: Callable[[str], Any]) -> None:
