@@ -49,8 +49,10 @@ IN_PROCESSES = {
     "atlas.harness.launch": (RANKS,),
     "atlas.harness.rehearsal": ("tests/harness/test_rehearsal.py",),
     "atlas.harness.startup": ("tests/harness/test_startup.py",),
+    "atlas.harness.registry": ("tests/harness/test_registry.py::test_the_command_line_says_it",),
+    "atlas.harness.lockstep": ("tests/tasks/test_stacking.py",),
 }
-"""The fewest tests that start the real thing in processes of its own, by module or package; a module's own come first."""
+"""The fewest tests that mutmut does not pair with a module and that try it, most of them in processes of its own."""
 PROCESSES_FILE = Path("mutants", "processes.json")
 """Where the outcomes of these tests are kept in a root: the exit code by fault."""
 
@@ -154,7 +156,7 @@ def try_in_processes(root: Path, processes: int, names: list[str]) -> None:
         code, output = tried(root, tests, "")
         if code:
             sys.exit(f"{' '.join(tests)} fails without a fault:\n{output}")
-        limit = 60 + 3 * (time.monotonic() - began)
+        limit = 20 + 3 * (time.monotonic() - began)
         of_these = [name for name in names if tests_of(name) == tests]
         with ThreadPoolExecutor(processes) as pool:
             outcome = pool.map(functools.partial(tried, root, tests, limit=limit), of_these)
