@@ -118,7 +118,7 @@ def mutmut(root: Path, processes: int, names: list[str]) -> None:
         sys.exit(ended.returncode)
 
 
-def tests_of(name: str) -> tuple[str, ...]:
+def own_tests(name: str) -> tuple[str, ...]:
     """Tests that start the code of a fault in processes of its own; those of the longest name that fits."""
     module = name.rpartition(".")[0]
     fitting = [place for place in IN_PROCESSES if f"{module}.".startswith(f"{place}.")]
@@ -151,13 +151,13 @@ def end_processes(fault: dict[str, str]) -> None:
 
 def try_in_processes(root: Path, processes: int, names: list[str]) -> None:
     """Try faults with the tests that start processes, and write down how each ended."""
-    for tests in sorted({tests_of(name) for name in names} - {()}):
+    for tests in sorted({own_tests(name) for name in names} - {()}):
         began = time.monotonic()
         code, output = tried(root, tests, "")
         if code:
             sys.exit(f"{' '.join(tests)} fails without a fault:\n{output}")
         limit = 20 + 3 * (time.monotonic() - began)
-        of_these = [name for name in names if tests_of(name) == tests]
+        of_these = [name for name in names if own_tests(name) == tests]
         with ThreadPoolExecutor(processes) as pool:
             outcome = pool.map(functools.partial(tried, root, tests, limit=limit), of_these)
             for name, (code, _) in zip(of_these, outcome, strict=True):
