@@ -121,6 +121,12 @@ def test_only_what_can_be_stacked_is_and_only_where_the_study_says_so(tmp_path: 
         ),
         ("seeds: [3, 4]", "seeds: 3", r"seeds must be a list of whole numbers"),
         ("seeds: [3, 4]", "seeds: [3, 3]", r"names a seed twice"),
+        ("seeds: [3, 4]", "seeds: []", r"seeds must be a list of whole numbers from 0"),
+        (
+            "attnscale+featscale: {featscale: {gain: 2}}",
+            "uvc: {}\n        deit: false",
+            r"methods\.uvc needs the row deit, which digits does not have; add it there$",
+        ),
         ("data: digits, ", "dta: digits, ", r"again\.dta is not known here; did you mean data\?"),
         ("gpus: 1", "gpu: 1", r"resources\.gpu is not a setting of resources; did you mean gpus\?"),
         ("attnscale+featscale", "attnscale+head-gain", r"attnscale and head-gain cannot stand in one recipe"),

@@ -91,7 +91,16 @@ def test_a_slower_machine_takes_longer(study: Study) -> None:
     assert forecast.pace == pytest.approx(pace)
     assert forecast.left(300) == pytest.approx(100 * pace)
     forecast.begin(("train", "b"), 300)
-    assert forecast.left(310) == pytest.approx((100 * pace + 100 * pace - 10) / 2, rel=0.2)
+    assert forecast.left(310) == pytest.approx((100 * pace + 100 * pace - 10) / 2)
+    forecast.workers = 3
+    assert forecast.left(310) == pytest.approx(100 * pace - 10), "what runs ends last"
+
+
+def test_a_part_of_the_study_takes_its_share() -> None:
+    forecast = Forecast({("train", name): 100.0 for name in "abc"}, share=1 / 3)
+    assert forecast.left(0) == pytest.approx(100)
+    forecast.begin(("train", "a"), 0)
+    assert forecast.left(40) == pytest.approx(60), "no other job will come"
 
 
 def test_fewer_jobs_than_the_study_has(watched: Any) -> None:
@@ -140,8 +149,12 @@ def test_a_display_for_terminals_keeps_lines_and_clocks_apart(study: Study, monk
     watch.before(logger)
     begin(logger, 1, "quick")
     say(logger, "job_finished", job_id=1)
+    begin(logger, 2, "slow")
+    watch.display.bars.refresh()
     watch.display.stop()
     assert f"training {ROW}/quick" in stream.getvalue()
+    clocks = [line for line in stream.getvalue().splitlines() if "0:00:0" in line]
+    assert any(f"{ROW}/slow" in line and "of about" in line for line in clocks)
     assert f"done {ROW}/quick" in stream.getvalue()
 
 

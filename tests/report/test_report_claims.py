@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,8 @@ from atlas.harness.claims import Claim, check_claims, load_claims, load_reported
 from atlas.harness.registry import Paper, load
 from atlas.harness.study import Study
 from atlas.report import evidence, verdicts
-from atlas.report.told import claim_row, told_line
+from atlas.report.intervals import interval_picture
+from atlas.report.told import _markdown_rows, claim_row, told_line, values_csv
 
 TASK = "image-classification"
 CLAIM = {"id": "x.y", "statement": "s", "task": TASK, "metric": "top1", "method": "attnscale", "baseline": "deit"}
@@ -199,6 +204,48 @@ def test_the_tightest_part_is_named_and_decides(study: Study) -> None:
     assert one.tightest is one.parts[1]
     assert claim_row(one)["tightest"] == "top-1: AttnScale − DeiT ≥ 0 points"
     assert claim_row(one)["parts"].count("supported") == 2
+
+
+def test_the_tightest_part_is_marked_in_the_table_and_the_claim_is_named_once(study: Study) -> None:
+    first, second = _markdown_rows(judged(study, margin=-0.5, also=[{"margin": 0.0}]))
+    assert (first[0], second[0]) == ("x.y", "")
+    assert first[1:3] == ["s", "top-1: AttnScale − DeiT ≥ −50 points on digits"]
+    assert second[1:3] == ["", "top-1: AttnScale − DeiT ≥ 0 points on digits (tightest)"]
+    assert (second[4], second[5], second[6]) == ("supported", "", "")
+
+
+def test_values_of_every_seed_stand_in_full_precision(study: Study) -> None:
+    one = judged(study, also=[{"baseline": None, "compare": "value", "margin": 0.9}])
+    header, *lines = csv.reader(io.StringIO(values_csv([one])))
+    assert header == ["id", "part", "metric", "method", "baseline", "seed", "method_value", "baseline_value", "effect"]
+    top1 = {
+        (run.row.rpartition("/")[2], str(run.seed)): json.loads(run.metrics.read_text())["metrics"]["top1"]
+        for run in study.runs
+        if run.row in (f"{TASK}/digits/attnscale", f"{TASK}/digits/deit")
+    }
+    seeds = sorted({seed for _, seed in top1})
+    pairs = [(seed, top1["attnscale", seed], top1["deit", seed]) for seed in seeds]
+    assert lines == [
+        *(
+            ["x.y", "1", "top1", "attnscale", "deit", seed, repr(ours), repr(theirs), repr(ours - theirs)]
+            for seed, ours, theirs in pairs
+        ),
+        *(["x.y", "2", "top1", "attnscale", "", seed, repr(ours), "", repr(ours)] for seed, ours, _ in pairs),
+    ]
+
+
+def test_the_picture_of_a_part_has_its_marks_in_place(study: Study) -> None:
+    picture = interval_picture(judged(study, margin=-0.5).parts[0])
+    lines = re.findall(r'<line class="(\w+)" x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)"/>', picture)
+    places = {kind: tuple(map(float, place)) for kind, *place in lines}
+    assert len(lines) == picture.count("<line") == 3
+    margin, zero, found = (places[kind] for kind in ("margin", "zero", "range"))
+    assert (margin[0], margin[1], margin[3]) == (margin[2], 1, 27)
+    assert (zero[0], zero[1], zero[3]) == (zero[2], 3, 25)
+    assert found[1] == found[3] == 11
+    assert margin[0] < zero[0] < found[0] <= found[2] < 160
+    width = float(re.search(r'class="region" x="([\d.]+)" y="1" width="([\d.]+)" height="26"', picture)[2])  # type: ignore[index]
+    assert width == pytest.approx(160 - margin[0], abs=0.11), "from the margin to the border: more is better"
 
 
 def test_other_kernels_are_read_from_the_results(study: Study, claims_file: Callable[[Any], None]) -> None:
