@@ -7,9 +7,11 @@ the values, and what is left is 9 times n·C. Shifted windows add the means of a
 are scaled as well, C² numbers. The bound is 1.06 for every family.
 
 Models have few blocks, of the width that is usual for "small" (384 channels, or 96 in the first of several stages), and some 200
-tokens. Steps are one thread's, timed by the process's CPU time, so that other work on the machine does not count; plain and
-treated models take turns, and a ratio is that of steps that follow each other. Given are medians and their 95 % intervals, from
-order statistics. Where an interval holds the bound, four times as many pairs are taken anew.
+tokens. A step takes a batch of four images: with a single one, what is done once per step (weights scaled, operations started)
+would count more than in any training, whose batches are a hundred times as large. Steps are one thread's, timed by the
+process's CPU time, so that other work on the machine does not count; plain and treated models take turns, and a ratio is that
+of steps that follow each other. Given are medians and their 95 % intervals, from order statistics. Where an interval holds the
+bound, four times as many pairs are taken anew.
 
     python benchmarks/backbones.py [--pairs N] [--anew] [ENTRYPOINT ...]
 
@@ -42,6 +44,7 @@ from atlas.nn.families import look
 from atlas.nn.t2t import T2TViT
 
 BOUND = 1.06
+BATCH = 4
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "performance"
 T2T = "t2t_vit_14"
 METHODS = ("attnscale", "featscale")
@@ -63,10 +66,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def built(name: str) -> tuple[str, nn.Module, Tensor]:
-    """The words for an entrypoint's family, its model with few blocks, and an image of the size that it wants."""
+    """The words for an entrypoint's family, its model with few blocks, and images of the size that it wants."""
     torch.manual_seed(0)
     if name == T2T:
-        return "T2TViT", T2TViT(depth=2), torch.randn(1, 3, 224, 224)
+        return "T2TViT", T2TViT(depth=2), torch.randn(BATCH, 3, 224, 224)
     found = look(name)
     options = dict(SIZES.get(found.model, VIT))
     side = int(options.get("img_size", 14 * (found.patch or 16)))
@@ -79,7 +82,7 @@ def built(name: str) -> tuple[str, nn.Module, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = create_model(name, **options)
-    return found.family, model, torch.randn(1, int(getattr(model, "in_chans", 3) or 3), side, side)
+    return found.family, model, torch.randn(BATCH, int(getattr(model, "in_chans", 3) or 3), side, side)
 
 
 def step(model: nn.Module, images: Tensor) -> Callable[[], None]:
@@ -146,8 +149,9 @@ def page(rows: list[dict[str, str]], families: int) -> str:
         verdict += f" Measured so far: {len(rows)} of {families} families."
     return f"""# What AttnScale and FeatScale cost on each family of backbones
 
-A training step beside the plain model's: median of the ratios of interleaved pairs and its 95 % interval, one thread, CPU time,
-on {processor()}, beside other work. Written by `benchmarks/backbones.py`, which says how the models were chosen. {verdict}
+A training step on {BATCH} images beside the plain model's: median of the ratios of interleaved pairs and its 95 % interval, one
+thread, CPU time, on {processor()}, beside other work. Written by `benchmarks/backbones.py`, which says how the models were
+chosen. {verdict}
 
 | smallest entrypoint | plain step, ms | AttnScale | FeatScale | family |
 |---|---|---|---|---|
