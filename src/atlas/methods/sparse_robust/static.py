@@ -81,8 +81,10 @@ class SparseTraining:
             self._apply_to(name, weight)
 
     def _apply_to(self, name: str, weight: nn.Parameter) -> None:
+        mask = self.masks[name]
+        numbers = mask.to(weight.dtype)  # once: multiplying by booleans would convert them every time
         for value in self._masked(weight):
-            value.mul_(self.masks[name])
+            value.mul_(numbers if value.dtype == weight.dtype else mask)
 
     def _clear(self, name: str, weight: nn.Parameter, gone: Tensor) -> None:
         """Mask a weight that was masked before, where only the entries at flat indices (k,) exist no longer."""
