@@ -193,7 +193,9 @@ class PGD:
         outputs = model(adversarial)
         if first and self.loss in CLASS_LOSSES:
             _check_labels(outputs, y, self.loss)
-        loss = self.loss(_single(outputs), y).sum()
+        loss = self.loss(_single(outputs), y)
+        if loss.dim():
+            loss = loss.sum()
         if adversarial.dtype in HALVES and self.loss in MEANS:
             loss = loss * len(adversarial)  # shares of a mean may be smaller than any number of half precision
         if loss.requires_grad:
@@ -223,7 +225,7 @@ class PGD:
     def _advance(self, delta: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
         """One step of ascent, and back into ball and box; in ℓ2 the ball comes last."""
         if self.norm == "linf":
-            return self._into_box(self._into_ball(delta.add_(gradient.sign_(), alpha=self.step)), x)
+            return self._into_box(delta.add_(gradient.sign_(), alpha=self.step).clamp_(-self.eps, self.eps), x)
         direction = gradient / _lengths(gradient).clamp_(min=SMALLEST_NORM)
         return self._into_ball(self._into_box(delta.add_(direction, alpha=self.step), x))
 
@@ -248,11 +250,10 @@ def attacking(model: nn.Module, mode: Literal["keep", "train", "eval"] = "keep")
     ValueError
         A tensor of the model was made under ``torch.inference_mode``: no gradient can pass it.
     """
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_inference():
-            raise ValueError(
-                f"{name} was made under inference_mode, and no gradient can pass it: build or load the model outside"
-            )
+    if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        name = next(name for name, tensor in tensors if tensor.is_inference())
+        raise ValueError(f"{name} was made under inference_mode, and no gradient can pass it: build or load the model outside")
     with torch.inference_mode(False), torch.enable_grad(), input_gradients_only(model), mode_of(model, mode):
         yield model
 

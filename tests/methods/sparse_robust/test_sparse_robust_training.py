@@ -87,6 +87,21 @@ def test_static_masks_never_drift(make: Callable[[nn.Module], torch.optim.Optimi
     assert wrapped.layer_density["9.weight"] == int(masks["9.weight"].sum()) / masks["9.weight"].numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
+def test_memory_of_any_type_is_masked(dtype: torch.dtype) -> None:
+    """Optimisers of 8 bits keep whole numbers."""
+    model = network()
+    optimizer = sgd(model)
+    wrapped = bird(model, optimizer, growth="random")
+    for weight in wrapped.weights.values():
+        optimizer.state[weight]["own"] = torch.full_like(weight, 3, dtype=dtype)
+    wrapped.apply()
+    assert_masked(wrapped)
+    wrapped.steps = 1
+    assert wrapped._update() is not None
+    assert_masked(wrapped)
+
+
 def test_masks_must_fit_the_model() -> None:
     model = network()
     with pytest.raises(KeyError, match="nothing.weight"):

@@ -26,6 +26,7 @@ from atlas.methods.uvc import (
 from atlas.methods.uvc.gates import gate_slope
 from atlas.methods.uvc.presets import PRESETS
 from atlas.methods.uvc.scores import Ranked, column_scores
+from atlas.methods.uvc.updates import _multiply
 
 SIZE: dict[str, Any] = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 5}
 
@@ -460,6 +461,18 @@ def test_scores_are_the_squared_norms_of_columns(dtype: torch.dtype, rounding: f
     torch.testing.assert_close(column_scores([weights[0].mT])[0].double(), weights[0].double().square().sum(1), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("many", [0, 3, 300])
+@pytest.mark.parametrize("size", [(700, 800), (20, 30)])
+def test_columns_are_multiplied_in_place_whatever_their_number(size: tuple[int, int], many: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, factors = torch.randn(size, generator=draw), torch.ones(size[1])
+    chosen = torch.randperm(size[1], generator=draw)[:many]
+    factors[chosen] = torch.rand(len(chosen), generator=draw)
+    wanted = weight * factors
+    _multiply(weight, factors)
+    assert torch.equal(weight, wanted)
+
+
 def test_ranks_of_shrunk_scores_are_those_of_sorting_again() -> None:
     values = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
     exist = torch.ones_like(values, dtype=torch.bool)
@@ -470,6 +483,25 @@ def test_ranks_of_shrunk_scores_are_those_of_sorting_again() -> None:
     again, kept = Ranked(shrunk, exist), before.shrunk(shrunk)
     for name in ("sorted", "order", "sums", "total"):
         assert torch.equal(getattr(again, name), getattr(kept, name))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "negative", "missing", "not a number"])
+def test_many_scores_are_sorted_as_few_are(kind: str) -> None:
+    values = torch.rand(3, 2000, generator=torch.Generator().manual_seed(0))
+    exist = torch.ones_like(values, dtype=torch.bool)
+    if kind == "ties":
+        values = (4 * values).round()
+    elif kind == "negative":
+        values = (values - 0.5).mul(8).round()  # among them 0 and −0
+    elif kind == "missing":
+        exist[1, 700:] = False
+    elif kind == "not a number":
+        values[1, 3] = math.nan
+        values[2, 5] = -values[1, 3]
+    wanted = values.double().masked_fill(~exist, torch.inf).sort(dim=-1, stable=True)
+    found = Ranked(values, exist)
+    assert torch.equal(found.order, wanted.indices)
+    torch.testing.assert_close(found.sorted.double(), wanted.values, rtol=0, atol=0, equal_nan=True)
 
 
 # Blocks of unequal shape, and edges.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.sparse_robust.masks import SCHEMES, Masks, check_masks, prunable, random_masks, require_density
-from atlas.methods.sparse_robust.selecting import above_kth, count, largest
+from atlas.methods.sparse_robust.selecting import above_kth, count, largest, places
 from atlas.methods.sparse_robust.settings import AdaptiveSettings, DynamicSettings, Growth, Scheme
 from atlas.methods.sparse_robust.static import OTHER_MODEL, SparseTraining, not_stepped
 from atlas.nn.examples import require_numbers
@@ -273,35 +273,40 @@ class FlyingBird(SparseTraining):
         self, name: str, weight: nn.Parameter, rate: float, prune_extra: float, grow_extra: float
     ) -> tuple[int, int] | None:
         """Prune and grow one layer; return how many weights were pruned and grown, or ``None`` if it is fully dense."""
-        mask, size = self.masks[name], weight.numel()
-        existing = count(mask)
+        mask = self.masks[name]
+        flat, size = mask.reshape(-1), weight.numel()
+        there = places(flat)
+        existing = len(there)
         if existing in (0, size):
             return None
-        magnitude, active = weight.abs().flatten(), mask.flatten().bool()
+        magnitude = weight.reshape(-1).index_select(0, there).abs_()
         pruned = math.ceil(rate * existing)
-        survivors = above_kth(magnitude, size - existing + pruned, active)
-        growing = existing - count(survivors)
+        survives = above_kth(magnitude, pruned)
+        growing = existing - count(survives)
         if prune_extra:
             extra = math.ceil(rate * prune_extra * existing)
-            survivors = above_kth(magnitude, min(size, size - existing + pruned + extra), active)
-        left = count(survivors)
+            survives = above_kth(magnitude, min(existing, pruned + extra))
+        left = count(survives)
         if grow_extra:
             growing = min(int(growing * (1 + grow_extra)), size)
         growing = min(growing, size - left)
-        mask.copy_(self._grown(survivors, weight, growing).view_as(mask))
-        self._apply_to(name, weight)
+        dropped = there[places(~survives)]
+        flat.index_fill_(0, dropped, False)
+        flat.index_fill_(0, self._places_to_grow(flat, weight, growing), True)
+        if not mask.is_contiguous():
+            mask.copy_(flat.view_as(mask))
+        self._clear(name, weight, dropped[places(~flat.index_select(0, dropped))])
         return existing - left, growing
 
-    def _grown(self, survivors: Tensor, weight: nn.Parameter, number: int) -> Tensor:
-        """Add ``number`` positions to the survivors."""
+    def _places_to_grow(self, survivors: Tensor, weight: nn.Parameter, number: int) -> Tensor:
+        """Choose ``number`` indices where no weight survived, bool (n,)."""
         if self.growth == "gradient":
             assert weight.grad is not None
-            scores = weight.grad.abs().flatten()
+            scores = weight.grad.reshape(-1)
         else:
             device = weight.device if self.generator is None else self.generator.device
             scores = torch.rand(weight.numel(), generator=self.generator, device=device).to(weight.device)
-        chosen = largest(scores.masked_fill_(survivors, -1.0), number)
-        return survivors.index_fill(0, chosen, True)
+        return largest(scores, number, survivors)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, counters, curves and the generator's state."""

@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from atlas.methods.sparse_robust.selecting import count
 from atlas.methods.sparse_robust.settings import Scheme, SparseSettings
 from atlas.nn.examples import as_tensor, require_numbers
 from atlas.nn.kinds import require_kind
@@ -193,4 +194,4 @@ def density_of(masks: Mapping[str, Tensor]) -> float:
     """Share of the entries of masked tensors, of any shapes (…), that exist, in [0, 1]."""
     require_kind(Mapping, "a mapping of names of parameters to masks", masks=masks)
     total = sum(mask.numel() for mask in masks.values())
-    return float(sum(int(mask.count_nonzero()) for mask in masks.values())) / total
+    return float(sum(count(mask) for mask in masks.values())) / total

@@ -5,7 +5,7 @@ Weights are stored masked, and gradients stay dense: dynamic methods read them t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,10 +82,25 @@ class SparseTraining:
 
     def _apply_to(self, name: str, weight: nn.Parameter) -> None:
         mask = self.masks[name]
-        weight.mul_(mask)
+        numbers = mask.to(weight.dtype)  # once: multiplying by booleans would convert them every time
+        for value in self._masked(weight):
+            value.mul_(numbers if value.dtype == weight.dtype else mask)
+
+    def _clear(self, name: str, weight: nn.Parameter, gone: Tensor) -> None:
+        """Mask a weight that was masked before, where only the entries at flat indices (k,) exist no longer."""
+        for value in self._masked(weight):
+            if value.is_contiguous():
+                flat = value.view(-1)
+                flat.index_copy_(0, gone, flat.index_select(0, gone).mul_(0))  # keeps the signs of zeros, as a mask does
+            else:
+                value.mul_(self.masks[name])
+
+    def _masked(self, weight: nn.Parameter) -> Iterator[Tensor]:
+        """The weight, and what the optimiser keeps for each of its entries."""
+        yield weight
         for value in self.optimizer.state.get(weight, {}).values():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                value.mul_(mask)
+                yield value
 
     def end_epoch(self, *, train_ra: float, val_ra: float, val_loss: float) -> None:
         """Be told how the epoch went; a fixed mask has no use for it."""

@@ -18,6 +18,8 @@ from atlas.methods.uvc.architecture import ViTShape, scored_weights
 
 ROWS = 32
 """Rows of a weight, at most, whose squares are added up one after the other."""
+MANY = 4096
+"""From so many scores on they are sorted as whole numbers."""
 
 
 class UnitScores(NamedTuple):
@@ -65,9 +67,9 @@ class Ranked:
 
     def __init__(self, values: Tensor, exist: Tensor | None = None) -> None:
         keyed = values if exist is None else values.masked_fill(~exist, torch.inf)
-        self.sorted, self.order = keyed.sort(dim=-1, stable=True)
-        self.sums = self.sorted.cumsum(-1)
         self.total = values.sum(-1)
+        self.sorted, self.order = _ranked(keyed) if _as_numbers(values, self.total) else keyed.sort(dim=-1, stable=True)
+        self.sums = self.sorted.cumsum(-1)
 
     def shrunk(self, values: Tensor) -> Ranked:
         """The same order of new values: those of which the lowest were multiplied by a number in [0, 1], row by row."""
@@ -98,6 +100,29 @@ class Ranked:
     def _at(values: Tensor, index: Tensor) -> Tensor:
         index = index.expand(values.shape[:-1])
         return values.gather(-1, index[..., None])[..., 0]
+
+
+def _as_numbers(values: Tensor, total: Tensor) -> bool:
+    """Whether values can be sorted as whole numbers, and are enough to gain by it."""
+    plain = values.device.type == "cpu" and values.dtype == torch.float32 and not values.requires_grad
+    return plain and values.numel() >= MANY and bool(total.isfinite().all())
+
+
+def _ranked(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort the last axis of (…, n) values of float32 on a CPU, none of them NaN, and say where they were; stable.
+
+    A value's bits and its place make one whole number. NumPy sorts those by vectors, in less time than torch sorts pairs.
+    """
+    bits = (values + 0.0).numpy().view(np.int32)  # no −0, which is equal to 0
+    keys = _by_size(bits).astype(np.int64) << 32 | np.arange(bits.shape[-1])
+    keys.sort(axis=-1)
+    ordered = _by_size((keys >> 32).astype(np.int32)).view(np.float32)
+    return torch.from_numpy(ordered), torch.from_numpy(keys & 0xFFFFFFFF)
+
+
+def _by_size(bits: np.ndarray) -> np.ndarray:
+    """Bits of float32 to int32 in the order of their values, and back: those of negative numbers count the wrong way."""
+    return bits ^ (bits >> 31 & 0x7FFFFFFF)
 
 
 def stacked(parts: list[Tensor]) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from atlas.methods.uvc.architecture import ViTShape
 
-FEW = 16
-"""Below one column in so many, reaching for single columns is faster than a pass over all."""
+FEW = 128
+"""Below one column in so many, reaching for single columns is faster than a pass over all: a column's numbers lie far apart."""
 LARGE = 1 << 19
 """Entries of a weight for which that is so: a pass over fewer costs less than finding the columns."""
 
@@ -29,7 +29,8 @@ def _multiply(weight: Tensor, factors: Tensor) -> None:
     if weight.device.type == "cpu" and weight.numel() >= LARGE:
         chosen = (factors != 1).nonzero()[:, 0]
         if len(chosen) * FEW <= len(factors):
-            weight[:, chosen] *= factors[chosen].to(weight.dtype)
+            scaled = weight.index_select(1, chosen).mul_(factors[chosen].to(weight.dtype))
+            weight.index_copy_(1, chosen, scaled)
             return
     weight.mul_(factors.to(weight.dtype))
 
