@@ -298,17 +298,13 @@ def test_opencv_is_asked_for_in_one_line_before_training(folders: Run, monkeypat
         data(with_protocol(folders, data={"resampling": "opencv"}))
 
 
-def test_opencv_loads_nearly_the_same_pictures_whoever_loads_them(folders: Run) -> None:
-    """Crops and their order are Pillow's, and batches do not depend on where one begins, or on who loads them."""
+def test_opencv_loads_the_pictures_that_torch_resizes_whoever_loads_them(folders: Run) -> None:
+    """Without augmentation to the last bit; and batches do not depend on where one begins, or on who loads them."""
     pytest.importorskip("cv2")
-    quiet = {"rand_augment": "rand-n0", "random_erasing": 0.0}
-    one, two = (data(with_protocol(folders, data={**quiet, "resampling": name})) for name in (None, "opencv"))
+    quiet = {"rand_augment": "rand-n0"}
+    one, two = (data(with_protocol(folders, data={**quiet, "resampling": name})) for name in ("torch", "opencv"))
     batches = [[*found.train_batches(1), *found.batches("test")] for found in (one, two)]
-    for (images, labels), (others, same) in zip(*batches, strict=True):
-        assert torch.equal(labels, same)
-        steps = (images - others).abs() * 255 * min(IMAGENET_DEFAULT_STD)
-        assert float((steps > 1.01).double().mean()) < 0.01, "where a filter overshoots the range, in noise of full contrast"
-        assert float(steps.mean()) < 0.05
+    assert all(all(map(torch.equal, *pair)) for pair in zip(*batches, strict=True))
     full = [data(with_protocol(folders, data={"resampling": "opencv", "workers": workers})) for workers in (0, 1)]
     whole, again = (list(found.train_batches(1)) for found in full)
     assert all(all(map(torch.equal, *pair)) for pair in zip(whole, again, strict=True))

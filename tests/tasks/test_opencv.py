@@ -69,7 +69,7 @@ def test_what_pillow_refuses_is_refused(content: bytes) -> None:
 @pytest.mark.parametrize("index", range(15))
 def test_operations_of_randaugment(index: int) -> None:
     """With the same draws; moved pictures may differ at their edge, where OpenCV blends with the colour around."""
-    ours, theirs = (rand_augment_transform(RECIPE, HINTS) for _ in range(2))
+    ours, theirs = (rand_augment_transform(RECIPE, dict(HINTS)) for _ in range(2))
     operation, other = opencv.augmenting_arrays(ours).ops[index], theirs.ops[index]
     operation.prob = other.prob = 1.0
     for augment in (ours, theirs):
@@ -119,7 +119,7 @@ def test_colour_jitter_and_mirror() -> None:
 
 def test_operations_that_are_not_here_are_pillows() -> None:
     picture = photograph()
-    ours, theirs = (rand_augment_transform("rand-t3a-m9-p1", HINTS) for _ in range(2))
+    ours, theirs = (rand_augment_transform("rand-t3a-m9-p1", dict(HINTS)) for _ in range(2))
     opencv.augmenting_arrays(ours)
     seen = set()
     for operation, other in zip(ours.ops, theirs.ops, strict=True):
