@@ -3,11 +3,10 @@
 Theory: of an image of 500 × 375 pixels, decoding takes about a fourth of the time, cropping and resizing by Pillow a fourth,
 RandAugment (or colour jitter) another, tensors and erasing the rest. Saving and putting back the state of three generators for
 each image, which a process that only loads images need not do, takes a tenth. Where a file system answers at once, a tar gains
-nothing; it does where opening a file takes longer than reading it. Measured on an AMD EPYC, busy with other work: 167, 193 and
-187 images with RandAugment, 192, 217 and 227 without, for the three variants in their order.
+nothing; it does where opening a file takes longer than reading it. What torch and OpenCV gain stands in docs/performance.md.
 
 Variants take turns on the same images; what is printed is the median over turns of images per CPU second, and of its ratio to the
-first variant, which keeps the generators' states and reads folders.
+first variant, which keeps the generators' states and reads folders. The variant by OpenCV is left out where it is not installed.
 
     python -m benchmarks.input_pipeline
 """
@@ -19,6 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -50,7 +50,8 @@ def make_images(folder: Path, count: int) -> None:
 def loader(images: Images, data: Data, *, keep_states: bool) -> Callable[[], float]:
     """Return what loads every image once and says how many it loaded in a CPU second."""
     transform = folders.train_transform(Protocol(data=data))
-    dataset = folders._Transformed(images, np.arange(len(images)), transform, 0)
+    decode = folders.require_opencv().decode if data.resampling == "opencv" else folders.picture_of
+    dataset = folders._Transformed(images, np.arange(len(images)), transform, 0, decode)
 
     def load() -> float:
         folders.get_worker_info = lambda: None if keep_states else SimpleNamespace()  # type: ignore[attr-defined, assignment]
@@ -84,6 +85,9 @@ def main() -> None:
                 "tar": loader(file, data, keep_states=False),
                 "folders, resampling: torch": loader(tree, data.model_copy(update={"resampling": "torch"}), keep_states=False),
             }
+            if find_spec("cv2"):
+                opencv = data.model_copy(update={"resampling": "opencv"})
+                variants["folders, resampling: opencv"] = loader(tree, opencv, keep_states=False)
             turns = [[load() for load in variants.values()] for _ in range(options.turns + 1)][1:]
             for index, variant in enumerate(variants):
                 speed = median(turn[index] for turn in turns)

@@ -22,7 +22,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def on_ranks(size: int, function: str, *arguments: Any, timeout: float = 400) -> list[str]:
+def on_ranks(size: int, function: str, *arguments: Any, timeout: float = 600) -> list[str]:
     """Call ``module:function(*arguments)`` on so many ranks, plain values for arguments; return what each printed.
 
     Raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.nn.counts import parameter_count
 from atlas.settings import merge
+from atlas.tasks import image_classification
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.evaluate import expected_calibration_error, throughput_ratio
 from atlas.tasks.image_classification.folders import FolderImages
@@ -286,6 +288,27 @@ def test_resampling_by_torch_differs_by_one_of_255_at_most(folders: Run) -> None
         assert float((images - others).abs().mean()) < 0.02  # another crop would be far off
     full = data(with_protocol(folders, data={"resampling": "torch"}))
     assert [images.shape for images, _ in full.train_batches(0)] == [(4, 3, 32, 32)] * 3
+
+
+def test_opencv_is_asked_for_in_one_line_before_training(folders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.delitem(sys.modules, "atlas.tasks.image_classification.opencv", raising=False)
+    monkeypatch.delattr(image_classification, "opencv", raising=False)
+    with pytest.raises(UserError, match="resampling: opencv needs OpenCV: pip install opencv-python-headless"):
+        data(with_protocol(folders, data={"resampling": "opencv"}))
+
+
+def test_opencv_loads_the_pictures_that_torch_resizes_whoever_loads_them(folders: Run) -> None:
+    """Without augmentation to the last bit; and batches do not depend on where one begins, or on who loads them."""
+    pytest.importorskip("cv2")
+    quiet = {"rand_augment": "rand-n0"}
+    one, two = (data(with_protocol(folders, data={**quiet, "resampling": name})) for name in ("torch", "opencv"))
+    batches = [[*found.train_batches(1), *found.batches("test")] for found in (one, two)]
+    assert all(all(map(torch.equal, *pair)) for pair in zip(*batches, strict=True))
+    full = [data(with_protocol(folders, data={"resampling": "opencv", "workers": workers})) for workers in (0, 1)]
+    whole, again = (list(found.train_batches(1)) for found in full)
+    assert all(all(map(torch.equal, *pair)) for pair in zip(whole, again, strict=True))
+    assert torch.equal(next(full[0].train_batches(1, first=2))[0], whole[2][0])
 
 
 def test_normalisation_in_place_is_that_of_torchvision() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,6 +29,12 @@ from ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-12
+STEADY = 1e-5
+"""For Adam's ε, which is 1e-8 otherwise. Adam divides a gradient by its own size, once there is one: a gradient that is rounding
+and nothing else (of biases of keys, which softmax does not see; of the classifier's bias where a batch has as many images of
+every class and all answers are still alike) becomes a step of 1e-11 that another order of sums does not take, and in the next
+step, the first one for what lies before the classifier, a gradient of 1e-8 with such an error becomes a difference of 1e-10.
+With this ε the same rows agree to 1e-12 in all of their weights, so that nothing but this division tells ranks apart."""
 IMAGES = "image-classification"
 ROBUST = "adversarial-robustness"
 PREDICTIONS = "test.safetensors"
@@ -53,6 +62,7 @@ SETTINGS = {
     "prune-only": SHORT_UVC,
     "skip-only": SHORT_UVC,
     "dense-kd": {"epochs": 1},
+    "dynamic-vit-b52": {"epochs": 2, "frozen_epochs": 1},
     "uniform-mag": {"epochs": 1},
     "as-vit-search": {"steps": 2},
     "as-vit-growth": {"max_steps": 2},
@@ -71,18 +81,24 @@ def short(run: Run, root: Path, needed: Path, change: Any = None) -> Run:
     return replace(run, root=root, protocol=protocol, settings=settings, needs=needs)
 
 
-def train(cells: Sequence[str], root: str, needed: str, changes: Sequence[Any]) -> None:
-    """Train and evaluate runs in this process, which may be one of several ranks."""
+def train(cells: Sequence[str], root: str, needed: str, changes: Sequence[Any], own_epsilon: Sequence[str]) -> None:
+    """Train and evaluate runs in this process, which may be one of several ranks; some with Adam's own ε."""
     study = Study.read("demo", ROOT)
     for cell, change in zip(cells, changes, strict=True):
         run = short(study.find(cell), Path(root), Path(needed), change)
         seed_everything(run.seed)
-        summary = function_of(run, "train")(run)
+        with nullcontext() if cell in own_epsilon else steady_steps():
+            summary = function_of(run, "train")(run)
         if here().first:
             print("summary", sorted((summary or {}).items()))
         if run.task == IMAGES and run.recipe == ("deit",):
             here().barrier()  # the first rank has written the weights
             predict_test_images(run)
+
+
+def steady_steps() -> AbstractContextManager[Any]:
+    """Let AdamW divide by no rounding while the block runs."""
+    return patch.object(torch.optim.AdamW, "__init__", partialmethod(torch.optim.AdamW.__init__, eps=STEADY))
 
 
 def predict_test_images(run: Run) -> None:
@@ -129,15 +145,8 @@ def weights(run: Run) -> Iterator[tuple[str, torch.Tensor, slice]]:
             yield f"{path.name}:{name}", value, keys
 
 
-def require_the_same(one: Run, two: Run) -> None:
-    """Losses relatively, weights absolutely: they are of the order of 1.
-
-    Rounding grows with the steps: what is the same to 1e-12 after some 20 of them has been so to 2e-11 after twice as many, as
-    with repeated augmentation, and weights of the rows for compression to 2e-10 where their losses agree to 1e-12.
-
-    The biases of keys cannot agree so well. They add the same to all of a query's logits, which softmax does not see, so that
-    their gradient is 0: what is computed is rounding, and Adam divides it by its own size. No output depends on them.
-    """
+def require_the_same(one: Run, two: Run, *, own_epsilon: bool) -> None:
+    """Losses relatively, weights absolutely: they are of the order of 1; with Adam's own ε, all but the biases of keys."""
     expected, found = curves(one), curves(two)
     assert len(expected) == len(found) > 0
     for row, other in zip(expected, found, strict=True):
@@ -146,15 +155,11 @@ def require_the_same(one: Run, two: Run) -> None:
             same = value if isinstance(value, str) else pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE)
             assert other[name] == same, (one.cell, name)
     twins = {name: value for name, value, _ in weights(two)}
-    repeats = getattr(one.protocol_model().data, "repeats", 1)
-    widest = (1000 if one.dataset == "digits-compressed" else 100) * TOLERANCE
-    tolerance = TOLERANCE if repeats == 1 and one.dataset != "digits-compressed" else widest
     for name, value, keys in weights(one):
         difference = (twins[name].double() - value.double()).abs()
-        assert float(difference.max()) < widest, (one.cell, name, float(difference.max()))
-        if keys != slice(0):  # counters of batches are scalars
+        if own_epsilon and keys != slice(0):  # counters of batches are scalars
             difference[keys] = 0
-        assert float(difference.max()) < tolerance, (one.cell, name, float(difference.max()))
+        assert float(difference.max()) < TOLERANCE, (one.cell, name, float(difference.max()))
 
 
 @pytest.fixture
@@ -165,7 +170,9 @@ def compare(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch):
         (root / "data").symlink_to(data_folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
 
-    def act(cells: Sequence[str], changes: Sequence[Any] | None = None) -> tuple[list[Run], list[Run]]:
+    def act(
+        cells: Sequence[str], changes: Sequence[Any] | None = None, own_epsilon: Sequence[str] = ()
+    ) -> tuple[list[Run], list[Run]]:
         changes = changes or [None] * len(cells)
         study = Study.read("demo", ROOT)
         runs = [
@@ -176,11 +183,11 @@ def compare(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch):
         for run in runs[0]:
             prepare(run)
         torch.set_num_threads(1)
-        train(cells, str(roots[0]), str(roots[0]), changes)
+        train(cells, str(roots[0]), str(roots[0]), changes, own_epsilon)
         torch.set_num_threads(threads)
-        on_ranks(2, "test_ranks_of_rows:train", list(cells), str(roots[1]), str(roots[0]), list(changes))
+        on_ranks(2, "test_ranks_of_rows:train", list(cells), str(roots[1]), str(roots[0]), list(changes), list(own_epsilon))
         for one, two in zip(*runs, strict=True):
-            require_the_same(one, two)
+            require_the_same(one, two, own_epsilon=one.cell in own_epsilon)
         return runs[0], runs[1]
 
     return act
@@ -188,7 +195,7 @@ def compare(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_some_rows_on_two_ranks(compare) -> None:  # type: ignore[no-untyped-def]
     cells = [f"{IMAGES}/digits/deit/seed10", f"{IMAGES}/digits-mixed/diverse-vit/seed10", f"{ROBUST}/digits/flying-bird/seed10"]
-    alone, shared = compare(cells, [EVERYTHING, {"backbone": {"depth": 2}}, {"epochs": 2, "milestones": [1]}])
+    alone, shared = compare(cells, [EVERYTHING, {"backbone": {"depth": 2}}, {"epochs": 2, "milestones": [1]}], cells[1:])
     expected, found = (read_tensors(runs[0].results / PREDICTIONS) for runs in (alone, shared))
     assert len(expected["labels"]) % 2 == 1, "two ranks cannot predict as many test images each"
     assert torch.equal(found["labels"], expected["labels"])
@@ -201,10 +208,10 @@ def test_batch_statistics_of_two_ranks_are_those_of_the_whole_batch(compare) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_row_of_the_image_study_on_two_ranks(compare) -> None:  # type: ignore[no-untyped-def]
     rows = [runs[0] for (task, _, _), runs in Study.read("demo", ROOT).by_row.items() if task == IMAGES]
-    # DynamicViT's token loss is a mean over the tokens that a rank kept, and ranks keep different numbers (docs/methods/uvc.md)
-    cells = [run.cell for run in rows if run.data and shares_work(run) and run.method != "dynamic-vit-b52"]
+    cells = [run.cell for run in rows if run.data and shares_work(run)]
     assert len(cells) > 20
     compare(cells)
 

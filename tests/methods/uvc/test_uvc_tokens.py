@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.methods.uvc.test_uvc_entry import short, trained
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from atlas.harness.files import read_tensors
 from atlas.methods.uvc import InfeasibleBudgetError, UnsupportedArchitectureError, ViTShape
@@ -25,6 +26,7 @@ from atlas.methods.uvc.tokens import (
     token_loss,
 )
 from atlas.nn.counts import forward_flops, parameter_count
+from atlas.nn.ranks import Ranks
 from atlas.settings import merge
 
 SMALL = ViTShape(12, 6, 64, 384, 1536, 197, 196, 16, 3)
@@ -142,6 +144,40 @@ def test_losses_by_hand() -> None:
     wanted[0, 1] = 100  # dropped
     assert token_loss(tokens, wanted, kept).item() == pytest.approx(1)
     assert token_loss(tokens, wanted, torch.zeros(2, 4)).item() == 0
+
+
+class Counted(Ranks):
+    """Two ranks whose numbers have this mean."""
+
+    size = 2
+
+    def __init__(self, mean: float) -> None:
+        self.value = mean
+
+    def mean(self, value: Tensor) -> Tensor:
+        return torch.full_like(value, self.value)
+
+
+def test_ranks_that_keep_different_numbers_of_tokens_have_the_loss_of_the_whole_batch() -> None:
+    """Their mean is it, and so are the means of their gradients; also where none is kept."""
+    random = torch.Generator().manual_seed(0)
+    tokens, wanted = (torch.randn(4, 5, 3, dtype=torch.float64, generator=random) for _ in range(2))
+    tokens.requires_grad_()
+    for kept in (torch.tensor([[1.0] * 5, [1, 1, 0, 1, 1], [0, 0, 1, 0, 0], [0] * 5]), torch.zeros(4, 5)):
+        whole = token_loss(tokens, wanted, kept)
+        ranks = Counted(float(kept.sum()) / 2)
+        halves = [token_loss(tokens[own], wanted[own], kept[own], ranks) for own in (slice(2), slice(2, 4))]
+        assert sum(halves).item() / 2 == pytest.approx(whole.item(), rel=1e-14)
+        (expected,), (found,) = (torch.autograd.grad(loss, tokens) for loss in (whole, sum(halves) / 2))
+        assert torch.allclose(found, expected, rtol=1e-14, atol=0)
+
+
+def test_double_precision_stays_double() -> None:
+    model = select_tokens(vit(), 0.5).double().train()
+    model(images().double())
+    assert {kept.dtype for kept in model.blocks.decisions} == {torch.float64}
+    patches = torch.rand(2, 4, model.embed_dim, dtype=torch.float64)
+    assert next(selectors_of(model))(patches, torch.ones(2, 4)).dtype == torch.float64
 
 
 def test_what_reads_tokens_that_may_be_dropped_is_refused() -> None:

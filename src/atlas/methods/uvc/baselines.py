@@ -68,6 +68,7 @@ from atlas.methods.uvc.tokens import (
     selectors_of,
     token_loss,
 )
+from atlas.nn.vit import at_least_float32
 from atlas.nn.work import TRAIN
 from atlas.tasks.image_classification.ingredients import Batch, Ingredients
 from atlas.tasks.image_classification.models import build_model
@@ -346,7 +347,8 @@ class TokenTrainer(Trainer):
         with self.autocast():
             logits = model(batch.images)
         prefix, decisions = self.blocks.prefix, self.blocks.decisions
-        follows = token_loss(self.tokens.float()[:, prefix:], wanted.float()[:, prefix:], decisions[-1])
+        seen, taught = (at_least_float32(tokens)[:, prefix:] for tokens in (self.tokens, wanted))
+        follows = token_loss(seen, taught, decisions[-1], training.ranks)
         ratios = ratio_loss(decisions, [selector.keep_ratio for selector in self.selectors])
         return (
             training.base_loss(logits, batch)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.errors import InfeasibleBudgetError, UnsupportedArchitectureError
 from atlas.nn.draws import UniformDraws
+from atlas.nn.ranks import ALONE, Ranks
+from atlas.nn.vit import at_least_float32
 
 EPSILON = 1e-6
 """Of the masked softmax, as in the authors' code: a row whose kept entries all underflow becomes uniform instead of 0/0."""
@@ -42,7 +44,7 @@ def masked_softmax(logits: Tensor, decision: Tensor) -> Tensor:
         Maps like ``logits``, with rows that sum to 1, at least float32.
     """
     count = logits.shape[-1]
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    logits = at_least_float32(logits)
     own = torch.eye(count, device=logits.device, dtype=logits.dtype)
     kept = decision[:, None, None, :].to(logits.dtype)
     kept = kept + (1 - kept) * own
@@ -92,7 +94,7 @@ class TokenSelector(nn.Module):
         local, shared = self.embed(patches).chunk(2, -1)
         weights = kept[..., None].to(shared.dtype)
         mean = (shared * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(1)
-        return self.predict(torch.cat((local, mean.expand_as(local)), -1)).float().log_softmax(-1)
+        return at_least_float32(self.predict(torch.cat((local, mean.expand_as(local)), -1))).log_softmax(-1)
 
     def decide(self, patches: Tensor, kept: Tensor) -> Tensor:
         """Draw who stays of those who are there: (batch, n) of 0 and 1, with the gradient of Gumbel-softmax passed through."""
@@ -276,8 +278,19 @@ def ratio_loss(decisions: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def token_loss(tokens: Tensor, wanted: Tensor, kept: Tensor) -> Tensor:
-    """Mean squared distance of the last tokens (batch, n, dim) from the teacher's, over those kept, (batch, n) (Sec. 3.4)."""
+def token_loss(tokens: Tensor, wanted: Tensor, kept: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Mean squared distance of the last tokens from the teacher's, over those that are kept (Sec. 3.4): a scalar.
+
+    Parameters
+    ----------
+    tokens, wanted : Tensor
+        (batch, n, dim), of the model and of its teacher.
+    kept : Tensor
+        (batch, n): 1 where a token is kept, 0 where not.
+    ranks : Ranks
+        Among whom the batch is shared out. Each keeps another number of tokens, so that the mean of their own means would weigh
+        them differently: every rank divides by the mean of these numbers, and the mean of the losses is that of the whole batch.
+    """
     weights = kept.detach()[..., None].to(tokens.dtype)
-    count = weights.sum().clamp_min(1) * tokens.shape[-1]
+    count = ranks.mean(weights.sum()).clamp_min(1 / ranks.size) * tokens.shape[-1]
     return (weights * (tokens - wanted.detach()).square()).sum() / count

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from atlas.datasets.splits import stratified_split
 from atlas.datasets.tars import Images, image_files
+from atlas.errors import UserError
 from atlas.harness.seeds import derive_seed, generator
 from atlas.nn.precision import weight_type
 from atlas.nn.ranks import here
@@ -100,7 +101,7 @@ def train_transform(protocol: Protocol, *, tensors: bool = False) -> Callable[[A
     )
     for step in transform.transforms:
         keep_one_bit(step)
-    return on_tensors(transform) if settings.resampling == "torch" else transform
+    return _resampled(transform, protocol)
 
 
 def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:
@@ -108,27 +109,61 @@ def test_transform(protocol: Protocol) -> Callable[[Any], Tensor]:
     from timm.data import create_transform
 
     transform = create_transform(protocol.backbone.img_size, is_training=False, interpolation="bicubic", crop_pct=224 / 256)
-    return on_tensors(transform) if protocol.data.resampling == "torch" else transform
+    return _resampled(transform, protocol)
+
+
+def _resampled(transform: Any, protocol: Protocol) -> Callable[[Any], Tensor]:
+    """A transform of timm, computed as the protocol says."""
+    if protocol.data.resampling == "opencv":
+        return require_opencv().on_arrays(transform)  # type: ignore[no-any-return]
+    return on_tensors(transform) if protocol.data.resampling == "torch" else transform  # type: ignore[no-any-return]
+
+
+def require_opencv() -> Any:
+    """Return the module of the pipeline by OpenCV.
+
+    Raises
+    ------
+    UserError
+        OpenCV is not installed.
+    """
+    try:
+        from atlas.tasks.image_classification import opencv
+    except ImportError:
+        raise UserError("data.resampling: opencv needs OpenCV: pip install opencv-python-headless, or set it to torch") from None
+    return opencv
+
+
+def picture_of(file: IO[bytes]) -> Any:
+    """Return the picture of Pillow in a file; it is decoded when its pixels are asked for, and the file must be open then."""
+    from PIL import Image
+
+    image = Image.open(file)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy what is RGB already
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
     """Images of one split; the key of a training image is (epoch, position, index)."""
 
-    def __init__(self, images: Images, chosen: Sequence[int] | np.ndarray, transform: Callable[[Any], Tensor], seed: int) -> None:
-        self.images, self.indices, self.transform, self.seed = images, chosen, transform, seed
+    def __init__(
+        self,
+        images: Images,
+        chosen: Sequence[int] | np.ndarray,
+        transform: Callable[[Any], Tensor],
+        seed: int,
+        decode: Callable[[IO[bytes]], Any] = picture_of,
+    ) -> None:
+        self.images, self.indices, self.transform, self.seed, self.decode = images, chosen, transform, seed, decode
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: Any) -> tuple[Tensor, int]:
-        from PIL import Image
-
         epoch, position, index = key if isinstance(key, tuple) else (-1, 0, key)
         own = int(self.indices[index])
         random_draws = seeded(derive_seed(self.seed, "augment", epoch, position))
-        with self.images.open(own) as file, Image.open(file) as image, random_draws:
-            picture = image if image.mode == "RGB" else image.convert("RGB")  # which would copy what is RGB already
-            return self.transform(picture), int(self.images.labels[own])
+        with self.images.open(own) as file, random_draws:
+            return self.transform(self.decode(file)), int(self.images.labels[own])
 
 
 class FolderImages:
@@ -145,6 +180,7 @@ class FolderImages:
             "validation": (train, held),
             "test": (test, np.arange(len(test))),
         }
+        self._decode = require_opencv().decode if protocol.data.resampling == "opencv" else picture_of
         self._keys: list[Any] = []
         self._loader: DataLoader[tuple[Tensor, int]] | None = None
 
@@ -167,14 +203,14 @@ class FolderImages:
         own = range(size) if share is None else share.places.tolist()
         chosen = [keys[begin + offset] for begin in range(first * size, len(keys), size) for offset in own]
         if self._loader is None or self._loader.batch_size != len(own):
-            dataset = _Transformed(*self.samples["train"], train_transform(self.protocol), self.seed)
+            dataset = _Transformed(*self.samples["train"], train_transform(self.protocol), self.seed, self._decode)
             self._loader = self._loader_of(dataset, self._keys, len(own), persistent=True)
         self._keys[:] = chosen
         yield from self._on_device(self._loader)
 
     def batches(self, split: str) -> Batches:
         """Batches of a split in its own order."""
-        dataset = _Transformed(*self.samples[split], test_transform(self.protocol), self.seed)
+        dataset = _Transformed(*self.samples[split], test_transform(self.protocol), self.seed, self._decode)
         own = list(range(len(dataset)))[here().slice(len(dataset))]
         yield from self._on_device(self._loader_of(dataset, own, self.protocol.evaluation_batch_size))
 
@@ -200,7 +236,7 @@ class FolderImages:
 
     def chosen(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (n, 3, side, side) of a split by their n indices, without augmentation, and their labels (n,)."""
-        dataset = _Transformed(*self.samples[split], test_transform(self.protocol), self.seed)
+        dataset = _Transformed(*self.samples[split], test_transform(self.protocol), self.seed, self._decode)
         images, labels = zip(*(dataset[index] for index in indices), strict=True)
         return torch.stack(images).to(self.device, self.dtype), torch.tensor(labels, device=self.device)
 

@@ -77,7 +77,8 @@ class Data(Settings):
     (``shared``) or each draws its own (``per-seed``). ``validation_fraction`` of the training images is held out for tuning; 0
     trains on all of them. ``train_size`` trains on so many of the others, of every class as many as its share; all runs see the
     same. ``upsample`` enlarges small images bilinearly by a whole factor, before they are normalised. ``resampling`` "torch"
-    crops and resizes ImageNet's images faster than Pillow does, with some values that differ by 1 of 255.
+    crops and resizes ImageNet's images faster than Pillow does, with some values that differ by 1 of 255; "opencv" does that, and
+    decodes and augments by OpenCV, in half of Pillow's time or less (docs/performance.md says how far pixels differ).
     """
 
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.3
@@ -91,7 +92,7 @@ class Data(Settings):
     random_erasing: Fraction = 0.0
     repeats: Natural = 1
     workers: Annotated[int, Ge(0)] = 0
-    resampling: Literal["torch"] | None = Field(default=None, exclude_if=_unset)
+    resampling: Literal["torch", "opencv"] | None = Field(default=None, exclude_if=_unset)
 
 
 class Protocol(Settings):
