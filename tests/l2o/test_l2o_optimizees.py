@@ -10,12 +10,14 @@ from torch import nn
 from torch.nn import functional
 
 from atlas.l2o import (
+    L2ODM,
     Adam,
     Ensemble,
     Examples,
     LearnedOptimizer,
     analytic,
     convnet,
+    evaluation,
     mlp,
     module_optimizee,
     quadratic,
@@ -30,6 +32,7 @@ from atlas.l2o import (
 from atlas.l2o.evaluation import GRID
 from atlas.l2o.networks import ResNet
 from atlas.l2o.optimizees import Optimizee
+from atlas.methods.symbolic_l2o import SymbolicPolicy, TanhTemplate
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -131,6 +134,25 @@ def test_warm_up_is_sgd_that_the_policy_watches() -> None:
     assert torch.equal(warmed, wanted)
     assert all(bool((leaf == 0).all()) for pair in state["cells"] for leaf in pair)
     assert bool((state["features"]["v"] > 0).any())
+
+
+@pytest.mark.parametrize("name", ["rnnprop", "l2o-dm", "rule"])
+def test_blocks_of_coordinates_take_the_steps_of_all_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    rule = TanhTemplate(("mhat", "g"), 3, torch.randn(2, 3))
+    policy = {"rnnprop": rnnprop("rp-small"), "l2o-dm": L2ODM(hidden=(4,)), "rule": SymbolicPolicy(rule, 0.1)}[name]
+    problem = PROBLEMS["mlp"]
+    options = {"n": 2, "steps": 6, "warmup_steps": 2}
+    whole = rollout(policy, problem, gen=seeded(), **options)  # type: ignore[arg-type]
+    seen: list[int] = []
+    step = policy.step
+    monkeypatch.setattr(policy, "step", lambda g, state: seen.append(g.shape[-1]) or step(g, state))
+    monkeypatch.setattr(evaluation, "BLOCK", 100)
+    parts = rollout(policy, problem, gen=seeded(), **options)  # type: ignore[arg-type]
+    assert max(seen) == 100
+    assert sum(seen) == 6 * whole.theta.shape[-1]
+    torch.testing.assert_close(parts.theta, whole.theta, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.stream, whole.stream, rtol=1e-5, atol=1e-6)
 
 
 def test_rollouts_repeat_and_record() -> None:

@@ -18,6 +18,8 @@ DEFAULT = Tuning()
 GRID = DEFAULT.grid
 """{1, 2, 5} × 10ᵏ from 5e-4 to 1."""
 EXTRA_POINTS = 2
+BLOCK = 1 << 22
+"""Coordinates, at most, that are stepped at once: what a policy computes on the way is many times as large."""
 
 
 @dataclass
@@ -60,6 +62,48 @@ def warm_up(
     return theta, map_state(Tensor.detach, state)
 
 
+def advance(policy: Policy, g: Tensor, state: State) -> tuple[Tensor, State]:
+    """Step a policy without gradients, block by block where it is coordinatewise and there are many parameters.
+
+    Parameters
+    ----------
+    policy : Policy
+        What is asked.
+    g : Tensor
+        Gradients (instances, parameters).
+    state : State
+        Written over where the step is taken by blocks: it must be this trajectory's own, see :func:`own_state`.
+
+    Returns
+    -------
+    tuple
+        The update (instances, parameters), and the new state.
+    """
+    if not in_blocks(policy, g):
+        return policy.step(g, state)
+    count, update, new = g.shape[-1], torch.empty_like(g), state
+
+    def of_coordinates(leaf: Tensor) -> bool:
+        return leaf.shape[-1:] == (count,)
+
+    for begin in range(0, count, BLOCK):
+        block = slice(begin, begin + BLOCK)
+        own = map_state(lambda leaf, block=block: leaf[..., block] if of_coordinates(leaf) else leaf, state)
+        update[..., block], new = policy.step(g[..., block], own)
+        map_state(lambda leaf, old, fresh: old.copy_(fresh) if of_coordinates(leaf) else leaf, state, own, new)
+    return update, map_state(lambda leaf, fresh: leaf if of_coordinates(leaf) else fresh, state, new)
+
+
+def in_blocks(policy: Policy, theta: Tensor) -> bool:
+    """Whether parameters (instances, parameters), or their gradients, are stepped block by block."""
+    return policy.coordinatewise and theta.shape[-1] > BLOCK
+
+
+def own_state(state: State) -> State:
+    """The same numbers with memory of its own for each tensor (…): states begin with one zero under several names."""
+    return map_state(Tensor.clone, state)
+
+
 @torch.no_grad()
 def rollout(
     policy: Policy,
@@ -95,6 +139,8 @@ def rollout(
     """
     theta = problem.init(n, gen).repeat(copies, 1)
     state = policy.init_state(theta, problem.layout)
+    if in_blocks(policy, theta):
+        state = own_state(state)
     repeated = [_repeat(batch, copies) for batch in problem.stream(n, warmup_steps, gen)] if warmup_steps else []
     theta, state = warm_up(policy, problem, theta, state, repeated, warmup_lr)
     stream: list[Tensor] = []
@@ -119,7 +165,7 @@ def rollout(
         measure(0)
     for index, batch in enumerate(problem.stream(n, steps, gen), start=1):
         losses, gradient = problem.gradients(theta, _repeat(batch, copies))
-        update, state = policy.step(gradient, state)
+        update, state = advance(policy, gradient, state)
         theta = theta + update
         stream.append(losses)
         if (every and index % every == 0) or index == steps:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,13 @@ class Policy(nn.Module):
     """Base of every update rule. To write one: override :meth:`init_state` and :meth:`step`.
 
     ``lr`` is the scale of the update: doubling it doubles every update. State is explicit, so that the same object serves any
-    number of trajectories at once, and trainable numbers are ordinary parameters of the module.
+    number of trajectories at once, and trainable numbers are ordinary parameters of the module. ``coordinatewise`` says that a
+    coordinate's update depends on its own gradients and state alone, and that leaves of the state are (…, parameters) or shared
+    by all: such a policy can step large networks block by block.
     """
 
     lr: float | Tensor = 1.0
+    coordinatewise: ClassVar[bool] = False
 
     def init_state(self, theta: Tensor, layout: Layout | None = None) -> State:
         """Return the state before the first step.

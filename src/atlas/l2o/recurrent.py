@@ -122,6 +122,8 @@ class RNNprop(Policy):
         An unknown feature, ``lr`` not positive, a β outside [0, 1), no cell.
     """
 
+    coordinatewise = True
+
     def __init__(
         self,
         features: Sequence[str] = ("m", "g"),
@@ -212,6 +214,8 @@ class L2ODM(Policy):
     ValueError
         ``lr`` not positive, an unknown preprocessing, no cell.
     """
+
+    coordinatewise = True
 
     def __init__(
         self,

@@ -36,6 +36,8 @@ class SymbolicPolicy(Policy):
         ``lr`` or ``clamp`` is not positive, a β is outside [0, 1).
     """
 
+    coordinatewise = True
+
     def __init__(
         self,
         rule: Rule,
