@@ -17,8 +17,8 @@ LEVELS = (4, 8, 16, 32, 64)
 """Strides of the maps."""
 WIDER_WINDOWS = "8,8,3,5|4,4,2,2|4,4,4,5|4,4,6,2|32,180"
 """As-ViT-Large with windows at 1,024 pixels as large as at 224."""
-DRAWN = WIDER_WINDOWS
-"""The topology that the rehearsed seed draws."""
+DRAWN = "6,32,6,5|4,8,2,2|2,4,2,5|3,4,2,2|32,288"
+"""The topology that the rehearsed seed draws, as deep, at the width of as many parameters, with its windows at 1,024 pixels."""
 
 
 def residual(pixels: int) -> tuple[float, float, list[int]]:
