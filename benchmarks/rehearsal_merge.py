@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from atlas.cli.rehearse import markdown, table
@@ -48,11 +49,18 @@ def rows_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("| ") and "/" in name_of(line)]
 
 
+def counted(line: str, runs: Mapping[str, int]) -> str:
+    """A row's line, of CSV or Markdown, with as many runs as the study has of it; a rehearsal by one run's name has noted one."""
+    name = name_of(line)
+    return re.sub(rf"^((?:\| )?{re.escape(name)}(?:,| \| ))\d+(?=,| \|)", rf"\g<1>{runs[name]}", line, count=1)
+
+
 def merged(study: Study, known: list[Rehearsal], table_before: str, page_before: str) -> tuple[str, str]:
     """The table as CSV and as Markdown with what is known now."""
-    order = [runs[0].row for runs in study.by_row.values()]
+    runs = {each[0].row: len(each) for each in study.by_row.values()}
+    order = list(runs)
     head, *lines = table_before.splitlines()
-    whole = [head, *joined(lines, by_row(table(known, CARD).splitlines()[1:]), order)]
+    whole = [head, *(counted(line, runs) for line in joined(lines, by_row(table(known, CARD).splitlines()[1:]), order))]
     text = "\n".join(whole) + "\n"
 
     results, _, counts = page_before.partition(COUNTS)
@@ -66,7 +74,7 @@ def merged(study: Study, known: list[Rehearsal], table_before: str, page_before:
     stepped = sum(row["status"] == "stepped" for row in rows)
     start = [re.sub(r"^\d+ of \d+ rows", f"{stepped} of {len(order)} rows", line) for line in start]
     start = [re.sub(r"about [\d,]+ GPU hours", f"about {hours:,.0f} GPU hours", line) for line in start]
-    page = [*start, *joined(rows_of(results), new, order), "", COUNTS + below[0], *below[1:]]
+    page = [*start, *(counted(line, runs) for line in joined(rows_of(results), new, order)), "", COUNTS + below[0], *below[1:]]
     return text, "\n".join([*page, *joined(rows_of(counts), own_counts, order)]) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -83,6 +84,15 @@ def test_a_new_row_comes_in_an_older_one_is_replaced_and_the_others_stay(program
     assert [line for line in rest[0] if line not in rest[1]] == [line for line in rest[0] if "rows went through" in line]
     assert told.endswith("|\n")
     assert not told.endswith("\n\n")
+
+
+def test_a_row_that_was_rehearsed_by_one_run_counts_for_all(program: ModuleType, study: Study) -> None:
+    one = replace(rehearsal(study, "layerscale", 10, 1.0, "parameters"), seeds=1)
+    older = [replace(rehearsal(study, "deit", 3, 11.25, "parameters"), seeds=1)]
+    text, told = program.merged(study, [one], table(older, CARD), markdown(study, older, CARD))
+    assert [line.split(",")[1] for line in text.splitlines()[1:]] == ["2", "2"]
+    assert told.count("| 2 | stepped |") == 2
+    assert "about 26 GPU hours." in told
 
 
 def test_the_committed_files_are_rewritten(
