@@ -61,7 +61,8 @@ def test_the_chain_leaves_readable_artefacts(workspace: Path) -> None:
     rule = json.loads((run.needed("equation").checkpoint / "rule.json").read_text())
     assert parse(rule["expression"]).complexity >= 1
     assert rule["engine"] == "operon"
-    assert rule["lr"] == pytest.approx(0.03)
+    network = run.needed("equation").needed("teacher")
+    assert rule["lr"] == pytest.approx(network.settings["rp-small"]["scale"])
     assert content["metrics"]["mapping_complexity"] == rule["mapping_complexity"]
     assert {path.name for path in run.results.glob("*")} >= {"front.csv", "rule.json", "surface.csv", "curves.csv"}
     # the equation keeps less than the network
