@@ -24,7 +24,7 @@ feature-acquisition:
   datasets:
     synth:
       data: null
-      protocol: {stream: {kind: synthetic, steps: 10, test_sequences: 50}, hidden: 8, batch_size: 16, steps: 6000}
+      protocol: {stream: {kind: synthetic, steps: 10, test_sequences: 50}, hidden: 8, batch_size: 16, steps: 15000}
       methods: {vanilla: {}}
 """
 
@@ -108,7 +108,7 @@ def test_the_next_start_goes_on(folder: Path) -> None:
 
 def test_without_workers_every_job_is_a_process(folder: Path) -> None:
     config = folder / "config/demo.yaml"
-    config.write_text(STUDY.replace("steps: 6000", "steps: 3"))
+    config.write_text(STUDY.replace("steps: 15000", "steps: 3"))
     snakemake(folder, "--config", "warm=no")
     assert not (folder / ".atlas/worker.log").exists()
     assert (folder / "results/demo/runs" / RUN / "metrics.json").is_file()
