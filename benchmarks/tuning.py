@@ -114,13 +114,11 @@ PLANS = {
         for name in ("split-mix", "heterofl", "sheterofl", "fedavg-w0125", "fedavg-w1")
     },
     **{
-        name: Plan(f"federated-learning/digits-robust/{name}", protocols=WIDER_RATES, score=score)
-        for name, score in (
-            ("fedavg-at-lam0", last_validation),  # trained without an attack, and validated without one
-            *((name, robust_validation) for name in ("fedavg-at-lam05", "fedavg-at-lam1")),
-            *((name, robust_validation) for name in ("fedavg-oat", "fedavg-dat", "split-mix-dat")),
-        )
+        name: Plan(f"federated-learning/digits-robust/{name}", protocols=WIDER_RATES, score=robust_validation)
+        for name in ("fedavg-at-lam05", "fedavg-at-lam1", "fedavg-oat", "fedavg-dat", "split-mix-dat")
     },
+    # trained without an attack, and validated without one
+    "fedavg-at-lam0": Plan("federated-learning/digits-robust/fedavg-at-lam0", protocols=WIDER_RATES, score=last_validation),
     **{
         row.split("/")[1]: Plan(f"image-classification/{row}", settings, HELD_OUT, held_out_error)
         for row, settings in COMPRESSIONS.items()

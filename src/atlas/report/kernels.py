@@ -14,7 +14,7 @@ from atlas.report.comparison import FRAGILE, Results
 from atlas.report.verdicts import other_kernels
 
 COLUMNS = ("id", "kernel", "verdict")
-JUDGED = ("supported", "contradicted", "inconclusive")
+NOT_RUN = "not run"
 
 
 def note_kernels(study: Study, source: str) -> Path:
@@ -47,7 +47,7 @@ def note_kernels(study: Study, source: str) -> Path:
     known = other_kernels(study)
     for claim, told in other.verdicts.items():
         known.setdefault(claim, {}).pop(kernel, None)
-        if (verdict := told.removesuffix(FRAGILE)) in JUDGED:
+        if (verdict := told.removesuffix(FRAGILE)) != NOT_RUN:
             known[claim][kernel] = verdict
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
