@@ -152,3 +152,13 @@ def test_stacked_copies_of_weights_grow_with_the_copies_and_not_with_the_batch()
     kept = memory.grown({"once": 0.0}, copies=0.0)
     assert memory.grown({"once": 0.0}, copies=10.0) - kept == 10 * 2 * (5 * 6 + 4 * 3 * 2 * 2) * FLOAT
     assert memory.grown({"once": 1.0}, copies=0.0) - kept >= held
+
+
+def test_transposed_copies_of_weights_are_stacks_too() -> None:
+    layer = nn.Linear(6, 5, bias=False)
+    with LiveMemory() as memory:
+        layer(torch.ones(1, 6))
+        turned = torch.zeros(2, 6, 5)  # as batched products make the gradients of a stack
+        del turned
+    kept = memory.grown({"once": 0.0}, copies=0.0)
+    assert memory.grown({"once": 0.0}, copies=10.0) - kept == 10 * 2 * 6 * 5 * FLOAT

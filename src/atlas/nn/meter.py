@@ -21,8 +21,9 @@ class LiveMemory(TorchDispatchMode):
 
     Weights, their gradients and optimiser states do not grow with the batch, activations do. The two are told apart by shape:
     a tensor that is shaped like a parameter, or like a tensor that is still alive in the end, counts as the former. So does a
-    stack of copies of a matrix or of a kernel, which grows with the copies: of clients, replicates or weights of a loss. What was
-    made in work of one kind may grow otherwise than what was made in another: data that are read once do not grow at all.
+    stack of copies of a matrix, transposed or not, or of a kernel, which grows with the copies: of clients, replicates or weights
+    of a loss. What was made in work of one kind may grow otherwise than what was made in another: data that are read once do not
+    grow at all.
 
     Attributes
     ----------
@@ -87,11 +88,11 @@ class LiveMemory(TorchDispatchMode):
     def _is_stack(self, shape: torch.Size) -> bool:
         """Whether the shape is that of copies of a parameter: along a dimension before its own, or side by side along its first.
 
-        Of parameters with at least two dimensions; vectors are too easily mistaken. Side by side stand the kernels of a grouped
-        convolution, which has a group for each copy.
+        Of parameters with at least two dimensions; vectors are too easily mistaken. Matrices may be transposed, as batched
+        products make their gradients. Side by side stand the kernels of a grouped convolution, which has a group for each copy.
         """
         own = shape[1:]
-        if len(own) >= 2 and own in self._parameters:
+        if len(own) >= 2 and (own in self._parameters or (len(own) == 2 and own[::-1] in self._parameters)):
             return True
         return len(shape) >= 4 and any(
             len(kernel) == len(shape) and kernel[1:] == own and shape[0] % kernel[0] == 0
