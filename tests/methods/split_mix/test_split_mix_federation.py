@@ -29,6 +29,7 @@ from atlas.methods.split_mix import (
     prefix_average,
 )
 from atlas.methods.split_mix.local import batch_sizes, client_seed
+from atlas.nn.meter import LiveMemory
 
 SMALL = partial(MLP, inputs=6, hidden=(16, 8), classes=4)
 TINY_RESNET = partial(PreResNet18, stages=(8, 16), depth=1, classes=4)
@@ -102,6 +103,18 @@ def test_prefixes_of_full_width_are_fedavg() -> None:
 def test_widths_named_twice_count_once() -> None:
     people = clients()
     close(trained("sheterofl", people, widths=(0.125, 1.0, 1.0, 1.0)), trained("sheterofl", people, widths=(0.125, 1.0)))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "heterofl", "sheterofl"])
+def test_memory_of_a_round_does_not_grow_with_the_clients(method: str) -> None:
+    def bytes_of_a_round(count: int) -> int:
+        one = trainer(method, stack_limit=1, epochs=1, factory=doubled(partial(MLP, inputs=6, hidden=(256, 256), classes=4)))
+        one.start(clients(count, spec="1"))
+        with LiveMemory() as memory:
+            one.round()
+        return memory.weight_bytes + memory.activation_bytes
+
+    assert bytes_of_a_round(6) < 1.1 * bytes_of_a_round(2)
 
 
 EXECUTIONS = ["vmap", "sequential"]

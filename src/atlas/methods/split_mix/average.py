@@ -63,6 +63,43 @@ def average_stack(
     return server.replaced(averaged)
 
 
+class PrefixSum:
+    """Weighted sums of prefixes, entry by entry, to which clients add theirs one after the other; none of them is kept.
+
+    Parameters
+    ----------
+    server : mapping
+        The full network's tensors, of any shapes (…).
+    slicer : Slicer
+        Where the prefix of a width lies in each of them.
+    """
+
+    def __init__(self, server: Mapping[str, Tensor], slicer: Slicer) -> None:
+        self.server, self.slicer = server, slicer
+        self.sums = {name: torch.zeros_like(tensor) for name, tensor in server.items()}
+        self.weights = {name: torch.zeros_like(tensor) for name, tensor in server.items()}
+
+    def add(self, width: float, weight: float, tensors: Mapping[str, Tensor]) -> None:
+        """Add a prefix of some width, tensors (…) by name, with its weight.
+
+        Raises
+        ------
+        ValueError
+            The weight is negative.
+        """
+        if weight < 0:
+            raise ValueError(f"weights must not be negative: {weight}")
+        for name, tensor in tensors.items():
+            where = self.slicer.slices(name, width)
+            self.sums[name][where] += weight * tensor
+            self.weights[name][where] += weight
+
+    def mean(self) -> TensorDict:
+        """Return the mean of every entry over what covers it, tensors (…) by name; the server's where nothing does."""
+        sums, weights = self.sums, self.weights
+        return {name: torch.where(weights[name] > 0, sums[name] / weights[name], own) for name, own in self.server.items()}
+
+
 def prefix_average(
     server: Mapping[str, Tensor], uploads: Iterable[tuple[float, float, Mapping[str, Tensor]]], slicer: Slicer
 ) -> TensorDict:
@@ -85,13 +122,7 @@ def prefix_average(
     ValueError
         A weight is negative.
     """
-    sums = {name: torch.zeros_like(tensor) for name, tensor in server.items()}
-    weights = {name: torch.zeros_like(tensor) for name, tensor in server.items()}
+    total = PrefixSum(server, slicer)
     for width, weight, tensors in uploads:
-        if weight < 0:
-            raise ValueError(f"weights must not be negative: {weight}")
-        for name, tensor in tensors.items():
-            where = slicer.slices(name, width)
-            sums[name][where] += weight * tensor
-            weights[name][where] += weight
-    return {name: torch.where(weights[name] > 0, sums[name] / weights[name], tensor) for name, tensor in server.items()}
+        total.add(width, weight, tensors)
+    return total.mean()

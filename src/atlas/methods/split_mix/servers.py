@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atlas.methods.split_mix.average import average_stack, prefix_average
+from atlas.methods.split_mix.average import PrefixSum, average_stack
 from atlas.methods.split_mix.clients import Batches, Rules
 from atlas.methods.split_mix.local import LocalOptions, Pass, train_passes, train_stack
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
@@ -139,20 +139,23 @@ class PrefixServer:
 
     def round(self, participants: Sequence[int], batches: Batches, options: LocalOptions) -> float:
         """Train the prefixes of all participants, and average every entry over the clients that cover it."""
-        uploads: list[tuple[float, float, TensorDict]] = []
-        losses = []
-        for group in self._groups(participants, batches):
-            stack, passes = self._stack(group)
-            trained, loss = train_passes(stack, passes, batches.of(group, ()), options)
-            for name, tensor in self.local.items():
-                tensor[group] = trained.tensors[name]
-            with work(AVERAGING):
-                uploads += self._uploads(group, trained.tensors)
-            losses.append((loss, sum(step.runner.groups for step in passes)))
         kept = {name: tensor for name, tensor in self.state.items() if name not in self.local}
+        average = PrefixSum(kept, self.slicer)
+        losses = [self._train(group, batches, options, average) for group in self._groups(participants, batches)]
         with work(AVERAGING):
-            self.state = {**self.state, **prefix_average(kept, uploads, self.slicer)}
+            self.state = {**self.state, **average.mean()}
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+
+    def _train(self, group: list[int], batches: Batches, options: LocalOptions, average: PrefixSum) -> tuple[float, int]:
+        """Train a group side by side and add its prefixes to the average; return its mean loss, and over how many networks."""
+        stack, passes = self._stack(group)
+        trained, loss = train_passes(stack, passes, batches.of(group, ()), options)
+        for name, tensor in self.local.items():
+            tensor[group] = trained.tensors[name]
+        with work(AVERAGING):
+            for upload in self._uploads(group, trained.tensors):
+                average.add(*upload)
+        return loss, sum(step.runner.groups for step in passes)
 
     def _groups(self, participants: Sequence[int], batches: Batches) -> list[list[int]]:
         """Clients that train side by side, by ascending budget; of one budget where each trains one width only."""
