@@ -19,6 +19,9 @@ from atlas.nn.masks import Seen, seen_tokens
 
 torch.fx.wrap("seen_tokens")  # one node of a traced graph: a mask that is an input is known only when the graph runs
 
+NARROW = 192
+"""Layers with at most so many inputs are narrow: on a grid, where tokens are many, their weights are scaled instead of values."""
+
 
 class Rewritten:
     """A part of an attention that was changed in place; ``seen`` says whom its means are over, where a mask hides tokens."""
@@ -58,13 +61,15 @@ class RewrittenQKV(RewrittenLinear):
 
     ``value_dim`` is the width of a head's values: the last heads · value_dim of what is projected. ``joined`` is the
     attention whose biases the projection adds, where that would otherwise add them around it. ``axes`` are those of the
-    tokens; with ``unit``, the tokens of each mask unit are so many, and interleaved with the other units'. ``over_channels``
-    says that the maps of a head are of its channels on its channels (cross-covariance attention).
+    tokens; with ``unit``, the tokens of each mask unit are so many, and interleaved with the other units'. ``narrow`` says that a
+    pass over the weights costs less than one over the values. ``over_channels`` says that the maps of a head are of its channels
+    on its channels (cross-covariance attention).
     """
 
     joined: Any = None
     axes: tuple[int, ...] = (-2,)
     unit = 0
+    narrow = False
     over_channels = False
     if TYPE_CHECKING:
         value_dim: int
@@ -147,6 +152,8 @@ def _rewrite_layer(site: Site, layer: nn.Linear, kind: type[RewrittenQKV], init:
     extras: dict[str, Any] = {"value_dim": site.value_width // site.value_heads, "axes": token_axes(site)}
     if site.anatomy.tokens == "units" and site.module.use_mask_unit_attn:
         extras["unit"] = site.module.q_stride * site.module.window_size
+    if site.anatomy.tokens == "grid" and not _cuts_windows(site) and layer.in_features <= NARROW:
+        extras["narrow"] = True
     if not site.anatomy.over_tokens:
         extras["over_channels"] = True
     if fused_biases(site.module):
@@ -155,6 +162,15 @@ def _rewrite_layer(site: Site, layer: nn.Linear, kind: type[RewrittenQKV], init:
         undo.callback(setattr, site.module, "__class__", become(site.module, JOINED))
         extras["joined"] = site.module
     undo.callback(kind.of(layer, {kind.scales[0]: (site.value_heads, init)}, **extras).plain)
+
+
+def _cuts_windows(site: Site) -> bool:
+    """Whether the attention itself cuts a map into windows (Twins), so that the tokens come scattered in memory.
+
+    Without gradients, PyTorch multiplies such tokens by another kernel when the weights ask for none, as scaled ones do: the last
+    bits would change at 0.
+    """
+    return "size" in site.anatomy.arguments
 
 
 def rewrite_output(

@@ -4,13 +4,13 @@ AttnScale (Wang et al., ICLR 2022, Sec. 3.1). With Â = J + (1 + ω)(A − J) an
 
     Â V = A V′,   V′ = DC[V] + (1 + ω) HC[V] = V + ω (V − mean V):
 
-amplify the high frequencies of V, then attend as ever. (Where tokens are many and channels few, as in Hiera, the same by the
-weights: V′ = (1 + ω) W x + b − ω W mean x.) So the layer that makes the values also rewrites them, and every attention
-kernel, normalisation of queries and keys, rotation and position bias keeps working. The layer stays the object that it was, of
-another class and with one more parameter: hooks on it, pruning masks among them, stay in force. Where a mask splits the tokens
-into groups (padding, shifted windows), J averages within a group. Of the two maps of differential attention each is scaled by the
-formula, at once, since both mix the same V. Talking heads mix maps after the softmax, whose rows then do not sum to 1: there the
-mixing layer, (1 + ω)(W a + b) − ω / n for the maps a of n tokens, gives Â itself.
+amplify the high frequencies of V, then attend as ever. (Where tokens are many and channels few, in Hiera and in the first stages
+of SAM 2's, the same by the weights: V′ = (1 + ω) W x + b − ω W mean x.) So the layer that makes the values also rewrites them,
+and every attention kernel, normalisation of queries and keys, rotation and position bias keeps working. The layer stays the
+object that it was, of another class and with one more parameter: hooks on it, pruning masks among them, stay in force. Where a
+mask splits the tokens into groups (padding, shifted windows), J averages within a group. Of the two maps of differential
+attention each is scaled by the formula, at once, since both mix the same V. Talking heads mix maps after the softmax, whose rows
+then do not sum to 1: there the mixing layer, (1 + ω)(W a + b) − ω / n for the maps a of n tokens, gives Â itself.
 
 Cross-covariance attention (XCiT) maps a head's channels on its channels, and its rows sum to 1 as well: the same formula, with J
 and the mean over the head's channels, amplifies what sets channels apart. That is AttnScale's algebra, not its reason: such a map
@@ -77,7 +77,9 @@ class ScaledQKV(RewrittenQKV):
             return functional.linear(x, self._contrasted(self.weight, width), bias)
         omega = self.omega.repeat_interleave(self.value_dim)
         if self.unit:
-            return self._project_units(x.unflatten(1, (self.unit, -1)), omega, width).flatten(1, 2)
+            return self._project_scaled(x.unflatten(1, (self.unit, -1)), (1,), omega, width).flatten(1, 2)
+        if self.narrow:
+            return self._project_scaled(x, self.axes, omega, width)
         projected = self.project(x)
         omega = omega.to(projected.dtype)
         if not torch.is_grad_enabled() and not torch.jit.is_tracing():  # nothing will ask for the values as they were
@@ -94,15 +96,15 @@ class ScaledQKV(RewrittenQKV):
         omega = self.omega.view(-1, *(1,) * weights.ndim).to(weights.dtype)
         return torch.cat((others, torch.addcmul(by_head, by_head - by_head.mean(1, keepdim=True), omega).flatten(0, 1)))
 
-    def _project_units(self, x: Tensor, omega: Tensor, width: int) -> Tensor:
-        """The same for mask units, (batch, unit, units, dim), as (1 + ω) W x + b − ω W mean x.
+    def _project_scaled(self, x: Tensor, axes: tuple[int, ...], omega: Tensor, width: int) -> Tensor:
+        """The same for tokens (…, dim) on some axes, as (1 + ω) W x + b − ω W mean x.
 
-        Where there are mask units, tokens are many and channels few: a pass over the weights, and one over the means, cost less
-        than several over the values.
+        Where tokens are many and channels few, a pass over the weights, and one over the means, cost less than several over the
+        values. The means are added with their sign, since the gradient of a difference would be a negated copy.
         """
-        scale = functional.pad(omega, (self.out_features - width, 0))
-        shift = functional.linear(token_mean(x, axes=(1,)), scale[:, None] * self.weight)
-        return functional.linear(x, (1 + scale)[:, None] * self.weight, self.bias).sub_(shift)
+        scale = functional.pad(omega, (self.out_features - width, 0))[:, None]
+        shift = functional.linear(token_mean(x, axes=axes), -scale * self.weight)
+        return functional.linear(x, (1 + scale) * self.weight, self.bias).add_(shift)
 
 
 class ScaledHeads(RewrittenLinear):
