@@ -2,9 +2,10 @@
 
 Theory. Rewriting values is O(n·C) beside O(n·C²) of a block's layers: a mean, a difference, a sum and a copy of what qkv gives
 are 13 times n·C numbers that are read or written, their gradients some 20 times. At C = 384 that is a hundredth of the arithmetic
-of a block; where blocks are as narrow as 96 and widen before they pool (Hiera), a tenth. There the weights are scaled in place of
-the values, and what is left is 9 times n·C. Shifted windows add the means of at most four regions per window. In XCiT the weights
-are scaled as well, C² numbers. The bound is 1.06 for every family.
+of a block; where blocks are as narrow as 96 and widen before they pool (Hiera, SAM 2's Hiera), a tenth. There the weights are
+scaled in place of the values: 14 times n·C are left, and some 20 times the layer's weights, fewer where tokens are many.
+Shifted windows add the means of at most four regions per window. In XCiT the weights are scaled as well, C² numbers. The bound is
+1.06 for every family.
 
 Models have few blocks, of the width that is usual for "small" (384 channels, or 96 in the first of several stages), and some 200
 tokens. A step takes a batch of four images: with a single one, what is done once per step (weights scaled, operations started)
