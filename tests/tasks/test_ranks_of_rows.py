@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,16 +23,10 @@ from atlas.nn.ranks import here
 from atlas.settings import merge
 from atlas.tasks.image_classification.data import load_data
 from atlas.tasks.image_classification.evaluate import load_trained, predict
-from ranks import on_ranks
+from ranks import on_ranks, steady_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-12
-STEADY = 1e-5
-"""For Adam's ε, which is 1e-8 otherwise. Adam divides a gradient by its own size, once there is one: a gradient that is rounding
-and nothing else (of biases of keys, which softmax does not see; of the classifier's bias where a batch has as many images of
-every class and all answers are still alike) becomes a step of 1e-11 that another order of sums does not take, and in the next
-step, the first one for what lies before the classifier, a gradient of 1e-8 with such an error becomes a difference of 1e-10.
-With this ε the same rows agree to 1e-12 in all of their weights, so that nothing but this division tells ranks apart."""
 IMAGES = "image-classification"
 ROBUST = "adversarial-robustness"
 PREDICTIONS = "test.safetensors"
@@ -94,11 +86,6 @@ def train(cells: Sequence[str], root: str, needed: str, changes: Sequence[Any], 
         if run.task == IMAGES and run.recipe == ("deit",):
             here().barrier()  # the first rank has written the weights
             predict_test_images(run)
-
-
-def steady_steps() -> AbstractContextManager[Any]:
-    """Let AdamW divide by no rounding while the block runs."""
-    return patch.object(torch.optim.AdamW, "__init__", partialmethod(torch.optim.AdamW.__init__, eps=STEADY))
 
 
 def predict_test_images(run: Run) -> None:

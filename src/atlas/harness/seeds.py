@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from atlas.datasets.splits import SPLIT_SEED, TestSplit
@@ -31,6 +33,20 @@ def generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu"
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+@contextmanager
+def drawing(seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Let the process's own generators draw for one purpose of a run while the block runs, and go on as before after it.
+
+    They are those of the CPU and of ``device``. For libraries that take no generator.
+    """
+    import torch
+
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, *purpose))
+        yield
 
 
 def split_seed(split: TestSplit, seed: int) -> int:

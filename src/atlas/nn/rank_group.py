@@ -59,9 +59,10 @@ class Group(Ranks):
         """Return which of ``total`` examples in a row this rank works on."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
-    def parallel(self, model: nn.Module) -> DistributedDataParallel:
-        """Wrap a model: gradients are averaged over ranks while backward still runs, batch statistics are those of all ranks."""
-        synchronise_statistics(model)
+    def parallel(self, model: nn.Module, *, whole_batch: bool = True) -> DistributedDataParallel:
+        """Wrap a model: gradients are averaged over ranks while backward still runs; see :meth:`.Ranks.parallel`."""
+        if whole_batch:
+            synchronise_statistics(model)
         ids = [self._device.index] if self._device.type == "cuda" else None
         # ranks compute the same buffers; newer releases of torch have another name for not sending them at every pass
         known = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -90,6 +91,12 @@ class Group(Ranks):
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(gathered, padded, group=self._control)
         return torch.cat([each[: own[0][0]] for each, own in zip(gathered, shapes, strict=True)])
+
+    def gathered(self, values: list[Any]) -> list[Any]:
+        """All ranks' plain values, one rank's after the other's, on the first rank; none on the others."""
+        lists: list[Any] | None = [None] * self.size if self.first else None
+        dist.gather_object(values, lists, group=self._control)
+        return [value for each in lists or [] for value in each]
 
     def agree(self, stop: int, save: bool) -> Agreed:
         """What was agreed on at the step before; this step's wishes travel while the next one computes."""

@@ -92,10 +92,11 @@ class Ranks:
         """Return this rank's part of things in a row, without regard to pairs; parts differ in size by one at most."""
         return slice(0, total)
 
-    def parallel(self, model: nn.Module) -> Any:
+    def parallel(self, model: nn.Module, *, whole_batch: bool = True) -> Any:
         """Return what is called in the model's place, so that backward passes leave the mean of all ranks' gradients.
 
-        Batch normalisation in the model, in place, uses the statistics of the whole batch from then on.
+        Batch normalisation in the model, in place, uses the statistics of the whole batch from then on, unless ``whole_batch``
+        is false: then those of what a rank passes, which is right for a batch in :class:`atlas.nn.rank_units.Units`.
         """
         hearer = listener()
         if hearer is not None:
@@ -113,6 +114,10 @@ class Ranks:
     def joined(self, rows: Tensor) -> Tensor:
         """All ranks' rows (n, …), on the CPU, one rank's after the other's."""
         return rows
+
+    def gathered(self, values: list[Any]) -> list[Any]:
+        """All ranks' plain values, one rank's after the other's, on the first rank; none on the others."""
+        return values
 
     def agree(self, stop: int, save: bool) -> Agreed:
         """Tell the others what this rank was asked; return what is agreed. All ranks stop after the same step."""

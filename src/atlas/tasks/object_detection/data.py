@@ -14,7 +14,7 @@ from atlas.datasets import get_dataset
 from atlas.datasets.detection import COCO_ANNOTATIONS, COCO_IMAGES, SCENES
 from atlas.errors import UserError
 from atlas.harness.files import read_tensors
-from atlas.harness.seeds import derive_seed, generator
+from atlas.harness.seeds import drawing, generator
 from atlas.tasks.object_detection.coco import encode, index, read
 
 if TYPE_CHECKING:
@@ -162,8 +162,7 @@ class Augmented(Dataset[tuple[Tensor, Target]]):
             return image, target
         size = (image.shape[1], image.shape[2])
         boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)  # type: ignore[call-overload]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "augmentation", epoch, place))
+        with drawing(self.seed, "augmentation", epoch, place):
             whole = {**target, "boxes": boxes, "masks": tv_tensors.Mask(target["masks"])}
             changed, seen = self.transform(tv_tensors.Image(image), whole)
         return changed.as_subclass(Tensor), {name: value.as_subclass(Tensor) for name, value in seen.items()}
@@ -197,10 +196,10 @@ def steps_per_epoch(pictures: int, protocol: Protocol) -> int:
     return max(1, pictures // protocol.batch_size)
 
 
-def batches(run: Run, pictures: Pictures, first: int) -> Iterator[tuple[list[Tensor], list[Target]]]:
+def batches(run: Run, pictures: Pictures, first: int, places: slice = slice(None)) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """Batches of training, lists of pictures (channels, height, width) and of targets, from a step on.
 
-    They are as if the steps before had been taken.
+    They are as if the steps before had been taken. Of each batch only the pictures at some ``places`` are read, all by default.
     """
     protocol = run.protocol_model()
     per_epoch = steps_per_epoch(len(pictures), protocol)
@@ -209,7 +208,8 @@ def batches(run: Run, pictures: Pictures, first: int) -> Iterator[tuple[list[Ten
         order = torch.randperm(len(pictures), generator=generator(run.seed, "order", epoch)).tolist()
         start = first % per_epoch if epoch == first // per_epoch else 0
         size = protocol.batch_size
-        keys = [[(epoch, place) for place in order[step * size : (step + 1) * size]] for step in range(start, per_epoch)]
+        whole = (order[step * size : (step + 1) * size] for step in range(start, per_epoch))
+        keys = [[(epoch, place) for place in batch[places]] for batch in whole]
         yield from DataLoader(
             dataset,
             batch_sampler=keys,

@@ -54,6 +54,7 @@ task(
         train="training:train",
         evaluate="evaluate:evaluate",
         baseline="plain-transformer",
+        ranks=True,
         tested="entry:tested",
         amounts="entry:training_amounts",
         smallest={

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from atlas.harness.files import read_tensors
 from atlas.harness.seeds import pick_device
 from atlas.nn.counts import forward_flops, parameter_count
+from atlas.nn.precision import weight_type
+from atlas.nn.ranks import here
 from atlas.tasks.object_detection.coco import AP, AP50, AP75, average_precision, encode
 from atlas.tasks.object_detection.data import Pictures, load_pictures
 from atlas.tasks.object_detection.training import build_detector
@@ -22,17 +24,23 @@ MASK_THRESHOLD = 0.5
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Average precision of boxes and, where there is a branch for them, of masks; and what the network costs."""
+    """Average precision of boxes and, where there is a branch for them, of masks; and what the network costs.
+
+    Several ranks share the pictures out, and the first one measures what all have found; the others return nothing.
+    """
     protocol: Protocol = run.protocol_model()
     device = pick_device(run.resources.device)
     model = build_detector(run)
     model.load_state_dict(read_tensors(run.weights))
     pictures = load_pictures(run, "test")
     found = detect(model.to(device).eval(), pictures, device)
+    if not here().first:
+        return {}
     boxes = average_precision(pictures.truth, found, "bbox", pictures.numbers)
     masks = average_precision(pictures.truth, found, "segm", pictures.numbers) if protocol.masks else {}
     backbone: nn.Module = model.backbone  # type: ignore[assignment]
-    square = torch.zeros(1, protocol.in_chans, protocol.image_size, protocol.image_size, device=device)
+    dtype = weight_type(protocol.precision)
+    square = torch.zeros(1, protocol.in_chans, protocol.image_size, protocol.image_size, device=device, dtype=dtype)
     return {
         "box_ap": boxes[AP],
         "box_ap50": boxes[AP50],
@@ -47,12 +55,16 @@ def evaluate(run: Run) -> dict[str, float]:
 
 @torch.inference_mode()
 def detect(model: nn.Module, pictures: Pictures, device: torch.device) -> list[dict[str, Any]]:
-    """Detections of a detector in evaluation mode, in pycocotools' form: boxes, and masks where there are."""
+    """Detections of a detector in evaluation mode, in pycocotools' form: boxes, and masks where there are.
+
+    Several ranks each look at their part of the pictures; the first one gets what all have found, in the order of one process.
+    """
+    dtype = next(model.parameters()).dtype
     found: list[dict[str, Any]] = []
-    for place, number in enumerate(pictures.numbers):
+    for place in range(len(pictures))[here().slice(len(pictures))]:
         image, _ = pictures[place]
-        found += _told(number, model([image.to(device)])[0])
-    return found
+        found += _told(pictures.numbers[place], model([image.to(device, dtype)])[0])
+    return here().gathered(found)
 
 
 def _told(number: int, made: dict[str, Tensor]) -> list[dict[str, Any]]:

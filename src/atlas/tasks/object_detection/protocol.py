@@ -36,9 +36,11 @@ class Protocol(Settings):
     five levels; ``representation`` is the width of the box head and ``proposals`` how many of a picture's regions reach it in
     use, twice as many in training; what scores less than ``score_threshold`` is not told.
 
-    AdamW with ``learning_rate`` for ``batch_size`` pictures, of which ``micro_batch`` are in memory at once, a linear warm-up
-    over ``warmup_steps``, then a cosine to 0; gradients are clipped at a norm of ``clip_norm``. ``drop_path_rate`` is the
-    backbones'.
+    AdamW with ``learning_rate`` for ``batch_size`` pictures, a linear warm-up over ``warmup_steps``, then a cosine to 0;
+    gradients are clipped at a norm of ``clip_norm``. ``drop_path_rate`` is the backbones'. A batch is passed in units of
+    ``micro_batch`` pictures (all by default), whose losses and batch statistics are taken together. Several processes share the
+    units out, so numbers do not depend on how many there are. ``precision`` float64 computes everything in double precision,
+    where rounding must not matter.
     """
 
     image_size: Annotated[int, Ge(STRIDE)] = 1024
@@ -59,7 +61,7 @@ class Protocol(Settings):
     warmup_steps: Count = 500
     clip_norm: Positive = 1.0
     drop_path_rate: Annotated[float, Ge(0), Lt(1)] = 0.4
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     log_every: Natural = 50
 
     @model_validator(mode="after")

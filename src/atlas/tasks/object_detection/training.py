@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from atlas.errors import AtlasError
+from atlas.errors import AtlasError, UserError
 from atlas.harness.files import write_tensors
-from atlas.harness.resume import training
-from atlas.harness.seeds import derive_seed, pick_device
-from atlas.nn.precision import mixed_precision
+from atlas.harness.resume import TrainingLoop, training
+from atlas.harness.seeds import drawing, pick_device
+from atlas.nn.precision import mixed_precision, weight_type
+from atlas.nn.rank_units import Units
+from atlas.nn.ranks import here, mean_of
 from atlas.tasks.object_detection.data import Target, batches, classes_of, load_pictures, steps_per_epoch
 from atlas.tasks.object_detection.protocol import Protocol
 
@@ -35,8 +38,7 @@ def build_detector(run: Run) -> nn.Module:
 
     protocol: Protocol = run.protocol_model()
     row: Backbone = run.build()[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(run.seed, "init"))
+    with drawing(run.seed, "init"):
         pyramid = row.pyramid(run)
         channels = int(pyramid.out_channels)  # type: ignore[arg-type]
         options = {
@@ -56,9 +58,10 @@ def build_detector(run: Run) -> nn.Module:
             "box_predictor": FastRCNNPredictor(protocol.representation, classes_of(run) + 1),
         }
         if not protocol.masks:
-            return FasterRCNN(pyramid, **options)
+            return FasterRCNN(pyramid, **options).to(weight_type(protocol.precision))
         masks = MaskRCNNPredictor(MASK_CHANNELS, MASK_CHANNELS, classes_of(run) + 1)
-        return MaskRCNN(pyramid, mask_roi_pool=MultiScaleRoIAlign(LEVELS, POOLED_MASK, 2), mask_predictor=masks, **options)
+        pool = MultiScaleRoIAlign(LEVELS, POOLED_MASK, 2)
+        return MaskRCNN(pyramid, mask_roi_pool=pool, mask_predictor=masks, **options).to(weight_type(protocol.precision))
 
 
 def learning_rate_at(step: int, total: int, protocol: Protocol) -> float:
@@ -77,6 +80,121 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def units_of(run: Run, pictures: int) -> Units:
+    """How the batches of a run that trains on so many pictures are cut into units, and which of them are this rank's.
+
+    Raises
+    ------
+    UserError
+        There are more ranks than units.
+    """
+    protocol: Protocol = run.protocol_model()
+    total = min(protocol.batch_size, pictures)
+    units = Units(total, min(protocol.micro_batch or total, total), here())
+    ranks = units.ranks.size
+    if units.count < ranks:
+        cure = f"set micro_batch to {total // ranks} at most" if total >= ranks else f"take {total} ranks at most"
+        raise UserError(
+            f"{run.cell}: a batch of {total} pictures in units of {units.size} (micro_batch) leaves some of {ranks} ranks "
+            f"without one; {cure}"
+        )
+    return units
+
+
+class Training:
+    """A row while it trains.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The detector, on ``device``.
+    units : Units
+        How a batch is passed, and which part of it this rank passes.
+    total : int
+        Number of steps of the whole training.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.protocol: Protocol = run.protocol_model()
+        self.device = pick_device(run.resources.device)
+        self.pictures = load_pictures(run, "train")
+        self.units = units_of(run, len(self.pictures))
+        self.total = self.protocol.epochs * steps_per_epoch(len(self.pictures), self.protocol)
+        self.model = build_detector(run).to(self.device).train()
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, self.protocol.weight_decay), lr=self.protocol.learning_rate
+        )
+        # statistics of a unit are its own, as its losses are: no rank needs to know of another's before the gradients
+        self._call: Any = self.units.ranks.parallel(self.model, whole_batch=False)
+
+    def fit(self) -> None:
+        """Run the loop to its end, from wherever an earlier process stopped."""
+        loop = training(self.run, self.total, {"model": self.model, "optimizer": self.optimizer})
+        stream = None
+        for step in loop:
+            stream = stream or batches(self.run, self.pictures, step, self.units.places)
+            losses = self.take_step(step, *next(stream))
+            if (step + 1) % self.protocol.log_every == 0 or step + 1 == self.total:
+                self._log(loop, step, losses)
+
+    def take_step(self, step: int, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Take the optimiser's step on this rank's pictures of a batch, (channels, height, width) each, unit by unit.
+
+        Returns the mean of every loss, scalars by name. Of several ranks each returns that of its pictures, and their mean is
+        that of all.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, self.total, self.protocol)
+        self.optimizer.zero_grad(set_to_none=True)
+        own, begin = self.units.own, self.units.places.start
+        seen: dict[str, Tensor] = {}
+        with self.units.statistics(self.model):
+            for unit in own:
+                held = slice(unit.start - begin, unit.stop - begin)
+                with nullcontext() if unit == own[-1] else self._kept():
+                    losses = self._pass(step, unit, images[held], targets[held])
+                for name, value in losses.items():
+                    seen[name] = seen.get(name, 0) + value
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.protocol.clip_norm)
+        self.optimizer.step()
+        return seen
+
+    def _kept(self) -> AbstractContextManager[Any]:
+        """Add gradients up on this rank; they are sent with those of its last unit."""
+        return self._call.no_sync() if self.units.ranks.size > 1 else nullcontext()
+
+    def _pass(self, step: int, unit: range, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Pass a unit forth and back; returns its losses, as it weighs in the batch.
+
+        Regions to learn from, and whatever else the pass draws, follow from the unit's place in the training alone.
+        """
+        kind = weight_type(self.protocol.precision)
+        images = [image.to(self.device, kind) for image in images]
+        targets = [{name: self._moved(value) for name, value in target.items()} for target in targets]
+        with drawing(self.run.seed, "unit", step, unit.start, device=self.device):
+            with mixed_precision(self.device, self.protocol.precision, scaled=False):
+                made: dict[str, Tensor] = self._call(images, targets)
+            losses = {name: value.to(kind) for name, value in made.items()}  # in float64 that of objectness is float32
+            factor = self.units.factor(unit)
+            loss: Any = sum(losses.values())
+            (factor * loss).backward()
+        return {name: factor * value.detach() for name, value in losses.items()}
+
+    def _moved(self, value: Tensor) -> Tensor:
+        """A tensor of a target on the device; boxes in the numbers that the detector computes in."""
+        if value.is_floating_point():
+            return value.to(self.device, weight_type(self.protocol.precision))
+        return value.to(self.device)
+
+    def _log(self, loop: TrainingLoop, step: int, losses: dict[str, Tensor]) -> None:
+        values = {name: float(value) for name, value in mean_of(losses, self.units.ranks).items()}
+        loss = sum(values.values())
+        if not math.isfinite(loss):
+            raise AtlasError(f"{self.run.cell}: the loss is not finite at step {step + 1}: {values}")
+        loop.log(loss=loss, **values)
+
+
 def train(run: Run) -> None:
     """Train a run's detector and write its weights.
 
@@ -84,54 +202,9 @@ def train(run: Run) -> None:
     ------
     AtlasError
         The loss is not finite.
+    UserError
+        Its batches have not a unit for each rank.
     """
-    protocol: Protocol = run.protocol_model()
-    device = pick_device(run.resources.device)
-    pictures = load_pictures(run, "train")
-    model = build_detector(run).to(device).train()
-    total = protocol.epochs * steps_per_epoch(len(pictures), protocol)
-    optimizer = torch.optim.AdamW(parameter_groups(model, protocol.weight_decay), lr=protocol.learning_rate)
-    loop = training(run, total, {"model": model, "optimizer": optimizer})
-    stream = None
-    for step in loop:
-        stream = stream or batches(run, pictures, step)
-        images, targets = next(stream)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, total, protocol)
-        losses = take_step(model, optimizer, images, targets, protocol, device)
-        if (step + 1) % protocol.log_every == 0 or step + 1 == total:
-            values = {name: float(value) for name, value in losses.items()}
-            loss = sum(values.values())
-            if not math.isfinite(loss):
-                raise AtlasError(f"{run.cell}: the loss is not finite at step {step + 1}: {values}")
-            loop.log(loss=loss, **values)
-    write_tensors(run.weights, model.state_dict())
-
-
-def take_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: list[Tensor],
-    targets: list[Target],
-    protocol: Protocol,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """One update on a batch, in parts of ``micro_batch`` pictures; returns the mean of every loss, scalars by name.
-
-    Pictures are (channels, height, width) each.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    size, total = protocol.micro_batch or len(images), len(images)
-    seen: dict[str, Tensor] = {}
-    for first in range(0, total, size):
-        part = images[first : first + size]
-        own = [{name: value.to(device) for name, value in target.items()} for target in targets[first : first + size]]
-        with mixed_precision(device, protocol.precision, scaled=False):
-            losses = model([image.to(device) for image in part], own)
-        share = len(part) / total
-        (share * sum(losses.values())).backward()
-        for name, value in losses.items():
-            seen[name] = seen.get(name, torch.zeros((), device=device)) + share * value.detach()
-    nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
-    optimizer.step()
-    return seen
+    bench = Training(run)
+    bench.fit()
+    write_tensors(run.weights, bench.model.state_dict())
