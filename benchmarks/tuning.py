@@ -2,9 +2,10 @@
 
 Learned optimizers are judged by the loss of the last quarter of their meta-training windows, over problems of the training half
 of the data alone; federations by the validation accuracy of their clients in the last round; vision transformers by held-out
-training images. What was chosen stands in ``config/demo.yaml`` beside the row, with the number of trials, and the trials stand
-in ``results/performance/tuning.csv``. Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4,
-and LayerScale 4 rates, which were within noise.
+training images; radiance fields by views that are held out of training, around references that no study has. What was chosen
+stands in the study's file beside the row, with the number of trials, and the trials stand in ``results/performance/tuning.csv``.
+Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4, and LayerScale 4 rates, which were within
+noise.
 
     python -m benchmarks.tuning DATA [NAME…]     DATA: the folder with the acquired data
 """
@@ -33,12 +34,13 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of one row: its cell in the demo, what is tried (settings and protocol), and what is read from its training."""
+    """The trials of one row: its cell in a study, what is tried (settings and protocol), and what is read from its training."""
 
     cell: str
     settings: tuple[Settings, ...] = ({},)
     protocols: tuple[Settings, ...] = ({},)
     score: Callable[[Any], float] = lambda run: 0.0
+    study: str = "demo"
 
 
 def last_quarter(column: str) -> Callable[[Any], float]:
@@ -74,11 +76,25 @@ def held_out_error(run: Any) -> float:
     return 1 - accuracy(load_trained(run, data), data.batches("validation"))
 
 
+def held_out_views(run: Any) -> float:
+    """PSNR of a field on the views that are held out, with the sign turned."""
+    from atlas.tasks.novel_view_synthesis.training import evaluate
+
+    return -evaluate(run)["psnr"]
+
+
 def grid(**choices: Iterable[Any]) -> tuple[Settings, ...]:
     """Every combination."""
     return tuple(dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
 
 
+def schedule(first: int, second: int) -> list[Settings]:
+    """The two stages of the desk study's lego, with other numbers of steps."""
+    return [{"steps": first, "stride": 3, "lr": 0.02}, {"steps": second, "stride": 2, "lr": 0.02}]
+
+
+FREE_VIEWS = {"references": [29, 11], "test_limit": None, "test_stride": 2}
+"""Two training views of lego and all within 30° of them: none is one that the desk study learns from or is tested on."""
 META = {"windows": 100, "unroll": 20, "depth": 5, "instances": 2}
 RATES = grid(learning_rate=(0.01, 0.03, 0.1, 0.3))
 WIDER_RATES = (*RATES, *grid(learning_rate=(1.0,)))
@@ -132,6 +148,21 @@ PLANS = {
         )
         for name in ("layerscale", "attnscale", "featscale", "head-gain")
     },
+    # the weights of the terms that look at the encoder's features, at a quarter of the study's steps; DietNeRF asks for no depth
+    "dietnerf": Plan(
+        "novel-view-synthesis/lego-100/dietnerf-efficientnet-lite0",
+        grid(consistency=(0.03, 0.1, 0.3)),
+        ({"scene": {**FREE_VIEWS, "depth": "none"}, "stages": schedule(150, 250)},),
+        held_out_views,
+        "desk",
+    ),
+    "sinnerf": Plan(
+        "novel-view-synthesis/lego-100/sinnerf-efficientnet-lite0",
+        grid(vit=(3e-4, 3e-3, 3e-2)),
+        ({"scene": FREE_VIEWS, "stages": schedule(75, 125), "teacher_steps": 400},),
+        held_out_views,
+        "desk",
+    ),
 }
 
 
@@ -140,7 +171,7 @@ def base(plan: Plan, protocol: Settings, root: Path, data: Path) -> list[Any]:
     from atlas.settings import merge, validate_settings
     from atlas.study import Study
 
-    row = Study.read("demo", ROOT).find(f"{plan.cell}/seed10")
+    row = next(run for run in Study.read(plan.study, ROOT).runs if run.cell.startswith(f"{plan.cell}/seed"))
     root.mkdir()
     (root / "data").symlink_to(data.resolve())
     changed = validate_settings(row.task_entry.protocol, merge(row.protocol, protocol), "trial", row.task)

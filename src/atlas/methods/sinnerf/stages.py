@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from atlas.harness.files import write_json, write_tensors
 from atlas.harness.registry import Amount, Amounts
 from atlas.harness.resume import training
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.methods.sinnerf.encoders import Descriptor, TimmDino
+from atlas.methods.sinnerf.encoders import Descriptor, EfficientNetLite0, FrozenEncoder, TimmDino
 from atlas.methods.sinnerf.plugin import AllViews, camera_of, view_of
 from atlas.methods.sinnerf.scene_model import RenderResult
 from atlas.methods.sinnerf.tiny_dino import SelfDistiller, TinyDino, nearest_neighbour_accuracy
@@ -125,7 +126,7 @@ def _strided_rendering(teacher: AllViews, scene: Scene, stride: int) -> RenderRe
 
 
 def make_encoder(run: Run) -> dict[str, Any]:
-    """Get the frozen encoder ready: read DINO's weights, or distil the small substitute."""
+    """Get the frozen encoder ready: read the weights of DINO or of a substitute, or distil the small substitute."""
     settings = run.settings_model("encoder")
     if settings.kind == "dino":
         encoder = TimmDino(pretrained=settings.pretrained)
@@ -134,6 +135,24 @@ def make_encoder(run: Run) -> dict[str, Any]:
     if settings.kind == "descriptor":
         write_tensors(run.weights, {"dim": torch.tensor(Descriptor.dim)})
         return {"encoder_dim": Descriptor.dim}
+    if settings.kind == "efficientnet_lite0":
+        return _read_lite0(run)
+    return _distil(run)
+
+
+def _read_lite0(run: Run) -> dict[str, Any]:
+    """Read the weights that the package brings; they are judged on the photographs, as the distilled encoder is."""
+    pretrained = run.settings_model("encoder").pretrained
+    encoder = EfficientNetLite0(pretrained=pretrained)
+    write_tensors(run.weights, encoder.model.state_dict())
+    if not pretrained:
+        return {"encoder_dim": encoder.dim}
+    return _judged(run, SelfDistiller(photographs()), {"accuracy": encoder})
+
+
+def _distil(run: Run) -> dict[str, Any]:
+    """Train the small substitute on the photographs."""
+    settings = run.settings_model("encoder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(run.seed, "tiny-dino"))
         distiller = SelfDistiller(photographs())
@@ -143,12 +162,16 @@ def make_encoder(run: Run) -> dict[str, Any]:
         loss = distiller.step(generator(run.seed, "distil", index))
         if (index + 1) % 10 == 0 or index + 1 == settings.steps:
             loop.log(loss=loss)
-    encoder_now = distiller.encoder()
-    write_tensors(run.weights, encoder_now.model.state_dict())
-    accuracy = [
-        nearest_neighbour_accuracy(judged, distiller, CROPS, generator(run.seed, "crops")) for judged in (untrained, encoder_now)
-    ]
-    known = {"encoder_dim": encoder_now.dim, "accuracy": accuracy[1], "accuracy_untrained": accuracy[0]}
+    encoder = distiller.encoder()
+    write_tensors(run.weights, encoder.model.state_dict())
+    return _judged(run, distiller, {"accuracy": encoder, "accuracy_untrained": untrained})
+
+
+def _judged(run: Run, distiller: SelfDistiller, encoders: Mapping[str, FrozenEncoder]) -> dict[str, Any]:
+    """How well encoders tell the photographs apart by their crops, by the names under which ``encoder.json`` says it."""
+    known: dict[str, Any] = {"encoder_dim": next(iter(encoders.values())).dim}
+    for name, encoder in encoders.items():
+        known[name] = nearest_neighbour_accuracy(encoder, distiller, CROPS, generator(run.seed, "crops"))
     write_json(run.results / "encoder.json", known)
     return known
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.methods.sinnerf.encoders import FrozenEncoder, freeze
+from atlas.methods.sinnerf.encoders import FrozenEncoder, brought_to, freeze
 from atlas.methods.sinnerf.settings import Distillation
 from atlas.nn.examples import as_tensor, require_tensors
 from atlas.nn.kinds import require_sequence
 
 SIZE, PATCH = 32, 8
+AT_ONCE = 20
+"""Crops that are encoded at once when an encoder is judged: 224 × 224 pixels of each may be more than the memory holds."""
 
 
 class TinyViT(nn.Module):
@@ -59,9 +61,7 @@ class TinyDino(FrozenEncoder):
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (b, 64) of images (b, 3, h, w) in [0, 1], brought to 32 × 32."""
-        if image.shape[-2:] != (SIZE, SIZE):
-            image = functional.interpolate(image, size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
-        return self.model(image)
+        return self.model(brought_to(image, SIZE))
 
 
 class SelfDistiller(nn.Module):
@@ -158,7 +158,7 @@ def nearest_neighbour_accuracy(encoder: nn.Module, distiller: SelfDistiller, cou
         crops.append(_crop(distiller.images[source], drawn[:2], 0.6 + 0.4 * drawn[2], drawn[3:]))
         sources.append(source)
     with torch.no_grad():
-        features = functional.normalize(encoder(torch.stack(crops)), dim=-1)
+        features = functional.normalize(torch.cat([encoder(part) for part in torch.stack(crops).split(AT_ONCE)]), dim=-1)
     similarity = features @ features.T
     similarity.fill_diagonal_(-2)
     labels = torch.tensor(sources)
