@@ -161,7 +161,7 @@ def _lite0(pretrained: bool) -> nn.Module:
     if pretrained:
         stored = torch.load(_lite0_file(), map_location="cpu", weights_only=True)
         network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
-    network.reset_classifier(0)
+    network.reset_classifier(0)  # type: ignore[operator]
     return network
 
 
