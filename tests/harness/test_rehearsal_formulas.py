@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from atlas.harness.launch import shares_work
 from atlas.harness.rehearsal import amounts_of
 from atlas.harness.study import Study
 from atlas.nn.work import ENCODING, TRAIN
@@ -43,6 +44,15 @@ def test_every_row_that_was_rehearsed_is_in_the_table(formulas: ModuleType, foun
     committed = (ROOT / "results/paper/rehearsal-check.csv").read_text()
     assert committed == formulas.table(found)
     assert len(list(csv.DictReader(committed.splitlines()))) == len(rows)
+
+
+def test_rows_of_more_than_a_day_ask_for_a_node_of_eight() -> None:
+    study = Study.read("paper", ROOT)
+    asked = {run.cell.rpartition("/")[0]: run.resources.gpus for run in study.runs if shares_work(run)}
+    with (ROOT / "results/paper/rehearsal.csv").open() as file:
+        long = {row["run"] for row in csv.DictReader(file) if row["gpu_hours"] and float(row["gpu_hours"]) > 24}
+    assert len(long & asked.keys()) > 50
+    assert {row: asked.get(row) for row in long if asked.get(row) != 8} == {}
 
 
 def test_a_row_that_costs_more_than_its_formula_is_found(formulas: ModuleType) -> None:
