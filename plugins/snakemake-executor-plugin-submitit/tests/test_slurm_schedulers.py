@@ -301,6 +301,15 @@ def test_processes_of_this_machine_have_time_limits_too(
     assert told == {"folder": tmp_path, "stderr_to_stdout": True, "tasks_per_node": 1, **times}
 
 
+def test_debugged_jobs_share_no_id_and_so_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_adopt_orphans", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    debug, ids = Debug(), []
+    for n in range(8):
+        ids += debug.submit(submission(tmp_path, {}), [run_of(tmp_path, "true", f"t.{n}")])
+    assert len(set(ids)) == 8
+
+
 def test_debugged_jobs_run_one_after_the_other_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "_adopt_orphans", lambda: None)
     monkeypatch.chdir(tmp_path)

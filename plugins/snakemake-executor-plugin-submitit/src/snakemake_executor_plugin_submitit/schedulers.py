@@ -271,6 +271,10 @@ class Local(Scheduler):
 class Debug(Scheduler):
     """Jobs one after the other in Snakemake's own process; a debugger set into the executor stops in it."""
 
+    def __init__(self) -> None:
+        # submitit 1.5.4 names a job by its address in memory, which another one gets once nobody holds the first any more
+        self._named: list[submitit.Job[Any]] = []
+
     def submit(self, submission: Submission, runs: Sequence[JobRun]) -> list[str]:
         """Run the jobs one after the other, to their ends, before returning."""
         submission.logs.mkdir(parents=True, exist_ok=True)
@@ -278,6 +282,7 @@ class Debug(Scheduler):
         ids = []
         for run in runs:
             job = executor.submit(run)
+            self._named.append(job)
             with contextlib.suppress(SystemExit):
                 job.results()
             ids.append(job.job_id)
