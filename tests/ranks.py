@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from atlas.nn.ranks import Ranks
+
 TIMEOUT = 60.0
 STEADY = 1e-5
 """For Adam's ε, which is 1e-8 otherwise. Adam divides a gradient by its own size, once there is one: a gradient that is rounding
@@ -21,6 +23,17 @@ and nothing else (of biases of keys, which softmax does not see; of the classifi
 every class and all answers are still alike) becomes a step of 1e-11 that another order of sums does not take, and in the next
 step, the first one for what lies before the classifier, a gradient of 1e-8 with such an error becomes a difference of 1e-10.
 With this ε the same rows agree to 1e-12 in all of their weights, so that nothing but this division tells ranks apart."""
+
+
+class Among(Ranks):
+    """A place among several ranks, for what is done before anybody talks to the others."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def slice(self, total: int) -> slice:
+        """As in a group."""
+        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
 
 def free_port() -> int:

@@ -10,27 +10,16 @@ from torch import nn
 
 from atlas.nn.rank_units import Units
 from atlas.nn.ranks import ALONE, Ranks, here
-from ranks import on_ranks
+from ranks import Among, on_ranks
 
 IMAGES, UNIT, STEPS = 10, 2, 3
-
-
-class One(Ranks):
-    """One of several ranks that says nothing to the others."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-
-    def slice(self, total: int) -> slice:
-        """As in a group."""
-        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
 
 @pytest.mark.parametrize(("total", "size", "ranks"), [(8, 2, 4), (10, 2, 2), (7, 3, 3), (64, 2, 8), (5, 5, 1)])
 def test_every_example_is_passed_once_and_weighs_as_in_one_process(total: int, size: int, ranks: int) -> None:
     whole = Units(total, size).own
     assert [place for unit in whole for place in unit] == list(range(total))
-    every = [Units(total, size, One(rank, ranks)) for rank in range(ranks)]
+    every = [Units(total, size, Among(rank, ranks)) for rank in range(ranks)]
     assert [unit for units in every for unit in units.own] == whole
     for units in every:
         places = range(total)[units.places]
@@ -77,7 +66,7 @@ def test_statistics_of_two_ranks_are_those_of_units_in_a_row(monkeypatch: pytest
 def test_statistics_that_forget_nothing_are_refused() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3, momentum=None))
     said = r"0: batch normalisation without momentum has no running statistics in units"
-    with pytest.raises(ValueError, match=said), Units(4, 2, One(0, 2)).statistics(model):
+    with pytest.raises(ValueError, match=said), Units(4, 2, Among(0, 2)).statistics(model):
         pass
     with Units(4, 2).statistics(model):
         model(torch.randn(4, 3))

@@ -22,12 +22,12 @@ from atlas.harness.launch import function_of, shares_work
 from atlas.harness.run import Run
 from atlas.harness.seeds import seed_everything
 from atlas.harness.study import Study
-from atlas.nn.ranks import Ranks, here, joined
+from atlas.nn.ranks import here, joined
 from atlas.settings import merge, validate_settings
 from atlas.tasks.object_detection import evaluate
 from atlas.tasks.object_detection.data import Scenes, batches, load_pictures
 from atlas.tasks.object_detection.training import Training, units_of
-from ranks import on_ranks, steady_steps
+from ranks import Among, on_ranks, steady_steps
 
 TOLERANCE = 1e-10
 """Of losses, relatively, and of weights, which are of the order of 1."""
@@ -186,23 +186,12 @@ def test_some_units_have_no_object(roots: list[Path]) -> None:
     assert any(0 in (units[0], units[-1]) for units in objects), objects
 
 
-class Many(Ranks):
-    """A place among several ranks, for what is done before anybody talks to the others."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-
-    def slice(self, total: int) -> slice:
-        """As in a group."""
-        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
-
-
 def test_a_rank_reads_its_pictures_alone(roots: list[Path]) -> None:
     run = short(roots[0], PLAIN)
     pictures = load_pictures(run, "train")
     images, targets = next(batches(run, pictures, 2))
     for rank, places in enumerate((range(2), range(2, 6))):
-        with joined(Many(rank, 2)), patch.object(pictures, "picture", wraps=pictures.picture) as read:
+        with joined(Among(rank, 2)), patch.object(pictures, "picture", wraps=pictures.picture) as read:
             own, truth = next(batches(run, pictures, 2, units_of(run, len(pictures)).places))
         assert read.call_count == len(own) == len(places)
         for place, image, target in zip(places, own, truth, strict=True):
@@ -227,5 +216,5 @@ def test_batches_with_fewer_units_than_ranks_are_refused(
 ) -> None:
     run = short(roots[0], PLAIN, micro_batch=micro_batch)
     assert shares_work(run)
-    with joined(Many(0, ranks)), pytest.raises(UserError, match=message):
+    with joined(Among(0, ranks)), pytest.raises(UserError, match=message):
         Training(run)
