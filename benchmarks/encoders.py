@@ -4,13 +4,13 @@ Of every class 200 training and 100 test images are drawn. Classes are told by t
 features, and by logistic regression on standardised features; chance is a tenth. Crops of the nine photographs are those on which
 the stage ``encoder`` judges.
 
-    python -m benchmarks.encoders ARCHIVE [NAME…]     ARCHIVE: a tar of train/<class>/*.jpg and test/<class>/*.jpg
+    python -m benchmarks.encoders ARCHIVE [NAME…]
 """
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -73,8 +73,11 @@ def probe(encoder: SemanticEncoder, data: dict[str, tuple[Tensor, np.ndarray]]) 
 
 def main() -> None:
     """Print a line per encoder."""
-    archive, *names = sys.argv[1:]
-    data = read(archive)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", help="a tar of train/<class>/*.jpg and test/<class>/*.jpg")
+    parser.add_argument("encoders", nargs="*", metavar="NAME", help="encoders to ask, all by default")
+    options = parser.parse_args()
+    data = read(options.archive)
     torch.manual_seed(derive_seed(SEED, "tiny-dino"))
     distiller = SelfDistiller(photographs())
     untrained = TinyDino(distiller.student)
@@ -86,7 +89,7 @@ def main() -> None:
         "tiny_dino": distiller.encoder,
         "efficientnet_lite0": EfficientNetLite0,
     }
-    for name in names or encoders:
+    for name in options.encoders or encoders:
         encoder = encoders[name]()
         nearest, linear = probe(encoder, data)
         crops = nearest_neighbour_accuracy(encoder, distiller, CROPS, generator(SEED, "crops"))  # type: ignore[arg-type]

@@ -3,11 +3,12 @@
 Theory: AVX2 multiplies 8 floats at once where AVX-512 multiplies 16, and MKL's compatible branch 4; a training whose time is in
 large matrix products can cost up to four times as much, one whose time is in small operations and in Python nothing.
 
-    python -m benchmarks.kernels DATA [PAIRS [ROW…]]     DATA: the folder with the acquired data
+    python -m benchmarks.kernels DATA [ROW…] [--pairs PAIRS]
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import shutil
@@ -60,17 +61,21 @@ def line(name: str, seconds: list[list[float]]) -> str:
 
 def main() -> None:
     """Print one line per row, and one for all rows together."""
-    data, pairs = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the folder with the acquired data")
+    parser.add_argument("rows", nargs="*", metavar="ROW", default=ROWS, help="rows of the demo, some of each task by default")
+    parser.add_argument("--pairs", type=int, default=3, help="trainings under either mode")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         shutil.copytree(ROOT / "config", folder / "config")
-        (folder / "data").symlink_to(data)
+        (folder / "data").symlink_to(options.data.resolve())
         study, measured = Study.read("demo", folder), []
-        for row in sys.argv[3:] or ROWS:
+        for row in options.rows:
             for needed in needs(study.find(f"{row}/seed10")):
                 cpu_seconds(folder, needed, "portable")
             modes = ("native", "portable")
-            measured.append([[cpu_seconds(folder, f"{row}/seed10", kernels) for kernels in modes] for _ in range(pairs)])
+            measured.append([[cpu_seconds(folder, f"{row}/seed10", kernels) for kernels in modes] for _ in range(options.pairs)])
             print(line(row, measured[-1]), flush=True)
         print(line("all", [[sum(mode) for mode in zip(*pair, strict=True)] for pair in zip(*measured, strict=True)]))
 

@@ -7,16 +7,16 @@ stands in the study's file beside the row, with the number of trials, and the tr
 Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4, and LayerScale 4 rates, which were within
 noise.
 
-    python -m benchmarks.tuning DATA [NAME…]     DATA: the folder with the acquired data
+    python -m benchmarks.tuning DATA [NAME…]
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import itertools
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -248,10 +248,15 @@ def keep(name: str, results: Iterable[tuple[float, list[float], Settings]], tabl
 
 def main() -> None:
     """Tune what is named, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the folder with the acquired data")
+    parser.add_argument("plans", nargs="*", metavar="NAME", help=f"what is tuned, everything by default: {', '.join(PLANS)}")
+    options = parser.parse_args()
+    if unknown := sorted({*options.plans} - {*PLANS}):
+        parser.error(f"no plan {', '.join(unknown)}; there are {', '.join(PLANS)}")
     hold_kernels()
-    data, *names = sys.argv[1:]
-    for name in names or PLANS:
-        trials(name, Path(data))
+    for name in options.plans or PLANS:
+        trials(name, options.data)
 
 
 if __name__ == "__main__":
