@@ -151,14 +151,14 @@ PLANS = {
     # the weights of the terms that look at the encoder's features, at a quarter of the study's steps; DietNeRF asks for no depth
     "dietnerf": Plan(
         "novel-view-synthesis/lego-100/dietnerf-efficientnet-lite0",
-        grid(consistency=(0.03, 0.1, 0.3)),
+        grid(consistency=(0.003, 0.01, 0.03, 0.1, 0.3)),
         ({"scene": {**FREE_VIEWS, "depth": "none"}, "stages": schedule(150, 250)},),
         held_out_views,
         "desk",
     ),
     "sinnerf": Plan(
         "novel-view-synthesis/lego-100/sinnerf-efficientnet-lite0",
-        grid(vit=(3e-4, 3e-3, 3e-2)),
+        grid(vit=(3e-5, 1e-4, 3e-4, 3e-3, 3e-2)),
         ({"scene": FREE_VIEWS, "stages": schedule(75, 125), "teacher_steps": 400},),
         held_out_views,
         "desk",
