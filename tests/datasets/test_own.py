@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,9 @@ def test_another_process_finds_what_a_study_names(root: Path) -> None:
     assert acquire("photos", root=root / "data").count == 1
     declare_own("nothing", root)
     assert "nothing" not in all_datasets()
+    shutil.rmtree(root / "pictures")
+    with pytest.raises(UserError, match=r"^config/mine\.yaml: image-classification\.datasets\.photos\.data"):
+        declare_own("photos", root)
 
 
 def rename_a_class(root: Path) -> None:

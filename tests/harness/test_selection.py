@@ -68,6 +68,7 @@ def test_what_others_need_comes_first(demo: Study) -> None:
         ("image-classification/digits/atnscale", "did you mean image-classification/digits/attnscale?"),
         ("digits/atnscale/seed10", "did you mean digits/attnscale/seed10?"),
         ("a/b/c/d/e", "atlas list runs shows them"),
+        ("s/e/e/d10", "atlas list runs shows them"),  # seed10 is near, but has fewer parts
     ],
 )
 def test_a_pattern_that_fits_nothing(demo: Study, pattern: str, said: str) -> None:
@@ -92,3 +93,11 @@ def test_the_agenda_of_some_rows_holds_what_they_need_and_their_table(tmp_path: 
     assert list(found.training) == ["image-classification/toy/deit/seed0", "image-classification/toy/uvc/seed0"]
     assert set(found.tables) == {("image-classification", "toy")}
     assert found.page
+
+
+def test_a_whole_name_is_one_run_whatever_its_letters_mean_in_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "mine.yaml").write_text(STUDY.replace("uvc: {}", '"uvc[1]": {method: uvc}, uvc1: {method: uvc}'))
+    study = Study.read("mine", tmp_path)
+    assert [run.method for run in select(study, ["image-classification/toy/uvc[1]/seed0"])] == ["uvc[1]"]
+    assert [run.method for run in select(study, ["toy/uvc[1]/seed0"])] == ["uvc1"], "in a part of a name they are a pattern"

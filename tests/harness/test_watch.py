@@ -103,6 +103,17 @@ def test_a_part_of_the_study_takes_its_share() -> None:
     assert forecast.left(40) == pytest.approx(60), "no other job will come"
 
 
+def test_what_is_over_is_no_longer_part_of_the_share() -> None:
+    forecast = Forecast({("train", name): 100.0 for name in "abcd"}, share=3 / 4)
+    for name in "ab":
+        forecast.begin(("train", name), 0)
+        forecast.end(("train", name), 100)
+    assert forecast.left(200) == pytest.approx(100)
+    forecast.begin(("train", "c"), 200)
+    assert forecast.left(230) == pytest.approx(70)
+    assert forecast.left(400) == 0
+
+
 def test_fewer_jobs_than_the_study_has(watched: Any) -> None:
     logger, stream, *_ = watched
     say(logger, "run_info", stats={"train": 1, "tabulate": 1})
@@ -144,6 +155,7 @@ def test_a_display_for_terminals_keeps_lines_and_clocks_apart(study: Study, monk
             return True
 
     stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
     watch = Watch(agenda(study), stream=stream)
     logger = logging.Logger("snakemake", logging.INFO)
     watch.before(logger)
@@ -156,6 +168,8 @@ def test_a_display_for_terminals_keeps_lines_and_clocks_apart(study: Study, monk
     clocks = [line for line in stream.getvalue().splitlines() if "0:00:0" in line]
     assert any(f"{ROW}/slow" in line and "of about" in line for line in clocks)
     assert f"done {ROW}/quick" in stream.getvalue()
+    announced = next(line for line in stream.getvalue().splitlines() if "training" in line)
+    assert announced.endswith("log logs/quick.log"), "a line is longer than the terminal is wide, and stays one line"
 
 
 def test_durations() -> None:

@@ -357,6 +357,19 @@ def test_a_difference_by_hand(study: Study) -> None:
     assert judged(study, direction="lower", margin=0.03).verdict == "supported"
 
 
+def test_every_seed_that_a_verdict_rests_on_is_named(study: Study) -> None:
+    # of two seeds the interval is 12.7062 · sd / √2 to either side: 0.0064 or 0.0127 where three seeds have 0.0025
+    assert judged(study, margin=0.0175).fragile == "not without seed 0, 1 or 2"
+    assert judged(study, margin=0.0145).fragile == "not without seed 1 or 2"
+    assert judged(study, margin=0.0085).fragile == "not without seed 1"
+    assert judged(study, margin=0.008).fragile == ""
+
+
+def test_a_row_that_the_study_leaves_out_has_its_method_s_name(study: Study) -> None:
+    assert judged(study, method="layerscale").decisive.asked == "top-1: LayerScale − DeiT ≥ 0 points"
+    assert judged(study, method="nobody").decisive.asked == "top-1: nobody − DeiT ≥ 0 points"
+
+
 def test_a_value_and_a_ratio_by_hand(study: Study) -> None:
     value = judged(study, baseline=None, method="deit", margin=0.5)
     assert (value.verdict, claim_row(value)["baseline"]) == ("supported", "")
