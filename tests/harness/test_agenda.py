@@ -11,8 +11,9 @@ from atlas.harness.agenda import Demands, agenda, note_made_here
 from atlas.harness.code import changed_code, code_of
 from atlas.harness.files import write_json, write_text
 from atlas.harness.run import Run
-from atlas.harness.stale import artefacts_digest, evaluation_gap, training_gap
+from atlas.harness.stale import KERNELS, artefacts_digest, evaluation_gap, training_gap
 from atlas.harness.study import Study
+from atlas.report import write_claims, write_figures, write_report, write_table
 
 STUDY = """
 seeds: [0]
@@ -69,6 +70,18 @@ def test_nothing_is_there(study: Study) -> None:
 
 def test_everything_is_there(study: Study) -> None:
     assert todo(finished(study)) == (set(), set())
+
+
+def test_why_the_page_is_written(study: Study) -> None:
+    assert agenda(study).page == "its tables are written again"
+    for write in (write_table, write_figures):
+        write(finished(study), "image-classification", "toy")
+    assert (agenda(study).tables, agenda(study).page) == ({}, "not written")
+    write_claims(study)
+    write_report(study)
+    assert agenda(study).page == ""
+    write_text(study.results / KERNELS, "id,kernel,verdict\n")
+    assert (agenda(study).tables, agenda(study).page) == ({}, "its metrics or claims changed")
 
 
 def test_a_clone_without_checkpoints_needs_none(study: Study) -> None:
