@@ -145,5 +145,5 @@ def test_verdicts_in_a_pipe_and_on_a_terminal(
             "supported, fragile, at 0.1 × the cost of training",
         ],
         ["toy.cheaper", "Fast needs more operations.", "−900 G (exact)", "contradicted"],
-        ["toy.accurate", "AttnScale is more accurate.", "AttnScale: not run", "not run"],
+        ["toy.accurate", "AttnScale is more accurate.", "AttnScale: failed to run: no memory", "not run"],
     ]

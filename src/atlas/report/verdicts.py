@@ -231,7 +231,8 @@ class Part:
                 return f"{name} is not a row of this study"
             missing = row.why_missing(self.comparison.metric)
             if len(missing) == len(row.cells):
-                return f"{row.title}: {next(iter(row.problems.values()), next(iter(missing.values())))}"
+                problems = sorted(row.problems.values(), key=lambda text: text.startswith("not run"))
+                return f"{row.title}: {next(iter([*problems, *missing.values()]))}"
         return "no seed has both rows"
 
     def _row(self, name: str) -> Row | None:
