@@ -246,6 +246,15 @@ def test_a_name_that_can_be_no_folder_is_refused(tmp_path: Path, name: str, faul
         Study.read(name.replace("\\0", "\0").replace("\\n", "\n"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "word", ["seeds", "batch_seeds", "stack_seeds", "description", "limits", "resources", "substitutes", "image-classification"]
+)
+def test_every_word_of_a_study_is_known_when_it_is_misspelt(tmp_path: Path, word: str) -> None:
+    misspelt = word[:-2] + word[-1]
+    with pytest.raises(UserError, match=rf"^config/mine\.yaml: {misspelt} is not known here; did you mean {word}\?$"):
+        read(tmp_path, f"{GOOD}{misspelt}: 1\n")
+
+
 def test_names_that_differ_in_case_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = GOOD.replace("deep: {", "Deit: {")
     write(tmp_path, text)

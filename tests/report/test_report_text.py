@@ -109,6 +109,8 @@ def compare(name: str, lines: list[str]) -> None:
 def test_the_report_in_markdown_is_this(told: Study) -> None:
     write_all(told)
     compare("small_report.md", plain((told.results / "report.md").read_text()).splitlines())
+    curves = told.results / "figures" / "image-classification" / "digits" / "training.svg"
+    assert all(title in curves.read_text() for title in (">DeiT<", ">AttnScale<"))
 
 
 def test_the_page_is_this(told: Study) -> None:
