@@ -97,6 +97,7 @@ FREE_VIEWS = {"references": [29, 11], "test_limit": None, "test_stride": 2}
 """Two training views of lego and all within 30° of them: none is one that the desk study learns from or is tested on."""
 META = {"windows": 100, "unroll": 20, "depth": 5, "instances": 2}
 RATES = grid(learning_rate=(0.01, 0.03, 0.1, 0.3))
+VIT_RATES = grid(learning_rate=(1e-3, 2e-3, 4e-3, 8e-3))
 WIDER_RATES = (*RATES, *grid(learning_rate=(1.0,)))
 HELD_OUT = ({"data": {"validation_fraction": 0.2}},)
 COMPRESSIONS = {
@@ -147,6 +148,11 @@ PLANS = {
             held_out_error,
         )
         for name in ("layerscale", "attnscale", "featscale", "head-gain")
+    },
+    # the rate of the plain backbone, at which every row of the benchmark then trains
+    **{
+        name: Plan(f"image-classification/{name}/deit", protocols=VIT_RATES, score=held_out_error, study="desk")
+        for name in ("cifar10-depth24", "cifar10-depth12", "cifar10-mixed", "cifar10-compressed")
     },
     # the weights of the terms that look at the encoder's features, at a quarter of the study's steps; DietNeRF asks for no depth
     "dietnerf": Plan(
