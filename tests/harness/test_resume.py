@@ -19,6 +19,20 @@ from atlas.harness.resume import SLOTS, StateStore, Values, spent, training
 from atlas.harness.run import Resources, Run
 
 
+def test_values_go_to_the_devices_of_those_that_they_replace() -> None:
+    elsewhere = torch.empty(2, device="meta")
+    values = Values(mask={"weight": {"deep": elsewhere}, "bias": torch.zeros(2)}, total=elsewhere, flops=0.0)
+    values.load_state_dict(
+        {
+            "mask": {"weight": {"deep": torch.ones(2), "new": torch.ones(2)}, "bias": torch.ones(2)},
+            "total": torch.ones(2),
+            "flops": 3.0,
+        }
+    )
+    assert (values.total.device.type, values.mask["weight"]["deep"].device.type) == ("meta", "meta")
+    assert (values.mask["weight"]["new"].tolist(), values.mask["bias"].tolist(), values.flops) == ([1, 1], [1, 1], 3.0)
+
+
 def make_run(root: Path, save_minutes: float = 60.0) -> Run:
     return Run(
         "demo",

@@ -75,7 +75,8 @@ def test_a_folder_and_a_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "1"],
     ):
         subprocess.run(["git", *command], check=True, cwd=tmp_path)
-    assert not compare("HEAD", "results/demo").differences
+    same = compare("HEAD", "results/demo")
+    assert (same.differences, same.first.name, same.second.name) == ([], "HEAD", "results/demo")
     (tmp_path / "results/demo" / ROW / "seed0/metrics.json").write_text('{"metrics": {"top1": 0.25}}')
     assert [one.second for one in compare("HEAD", "results/demo").differences] == [0.25]
     assert [one.first for one in compare("results/demo", "HEAD:results/demo").differences] == [0.25]
