@@ -113,6 +113,20 @@ def test_the_report_in_markdown_is_this(told: Study) -> None:
     assert all(title in curves.read_text() for title in (">DeiT<", ">AttnScale<"))
 
 
+def test_the_claims_file_and_the_values_behind_it_are_these(told: Study) -> None:
+    write_all(told)
+    compare("small_claims.csv", plain((told.results / "claims.csv").read_text()).splitlines())
+    compare("small_claims_values.csv", (told.results / "claims-values.csv").read_text().splitlines())
+
+
+def test_the_tables_are_these(told: Study) -> None:
+    write_all(told)
+    tables = told.results / "tables"
+    files = [tables / path for path in ("image-classification/digits.csv", "toy-task/curve.csv", "toy-task/curve.tex")]
+    lines = [line for path in files for line in [f"% {path.relative_to(tables)}", *plain(path.read_text()).splitlines()]]
+    compare("small_tables.txt", lines)
+
+
 def test_the_page_is_this(told: Study) -> None:
     """But for the protocol of image classification and the hashes of settings, which change with any default."""
     lines = [" ".join(line.split()) for line in Visible(write_all(told)).lines]
