@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from conftest_report import CONFIG, EVIL, TOY, write_metrics
+from matplotlib.figure import Figure
 from PIL import Image
 
 from atlas.harness import plots
@@ -27,6 +28,7 @@ from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.report import write_all_claims, write_claims, write_figures, write_report, write_table
 from atlas.report.collect import collect_cell, collect_table
+from atlas.report.general import _focus
 from atlas.report.told import COLUMNS
 
 TABLE = ("image-classification", "digits")
@@ -414,6 +416,22 @@ def test_a_film_is_strips_of_frames_behind_windows() -> None:
     assert "animation: film 400ms steps(4) infinite" in text
     assert "prefers-reduced-motion: reduce" in text
     assert "&lt;b&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("drawn", "values", "shown"),
+    [
+        ((-10, 10), [3.0, 1.0], (0.3, 3.7)),
+        ((0.5, 2), [3.0, 1.0], (0.5, 2)),
+        ((-10, 10), [4.0, 4.0], (3.8, 4.2)),
+        ((-10, 10), [0.0, 0.0], (-0.5, 0.5)),
+    ],
+)
+def test_the_seeds_fill_the_axis(drawn: tuple[float, float], values: list[float], shown: tuple[float, float]) -> None:
+    axes = Figure().subplots()
+    axes.set_xlim(*drawn)
+    _focus(axes, values)
+    assert axes.get_xlim() == pytest.approx(shown)
 
 
 def test_rasters_keep_their_colours() -> None:
