@@ -105,6 +105,58 @@ def test_a_rank_that_died_is_named_though_the_others_were_told_to_stop_because_o
             launch._outcome(run, folder, {0: -signal.SIGTERM, 1: -signal.SIGTERM}, stop)
 
 
+def test_what_a_node_is_told_and_what_is_made_of_its_end(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(demo("image-classification/digits/deit/seed10", ranks=2, threads=4, device="cpu"), root=workspace)
+    folder = workspace / "logs/demo/image-classification/digits/deit/ranks/seed10-train"
+    folder.mkdir(parents=True)
+    (folder / launch.RESULT).write_text('{"status": "done", "values": {"of": "an earlier start"}}')
+
+    def node(left: dict[str, Any], deaths: dict[int, int]) -> None:
+        """The next start of a node leaves some files and says who died."""
+
+        def start(told: Path, number: int, stop: Any) -> dict[int, int]:
+            assert (told, number, stop.signal) == (folder, 0, None)
+            assert [path.name for path in folder.iterdir()] == [launch.SPEC], "nothing is left of an earlier start"
+            for name, content in left.items():
+                (folder / name).write_text(json.dumps(content))
+            return deaths
+
+        monkeypatch.setattr(launch, "start_node", start)
+
+    node({launch.RESULT: {"status": "done", "values": {"top1": 0.5}}}, {})
+    assert launch._launch(run, "train") == {"top1": 0.5}
+    spec = json.loads((folder / launch.SPEC).read_text())
+    assert restored(spec.pop("run")).fingerprint == run.fingerprint
+    assert 1024 <= spec.pop("port") < 65536
+    assert spec == {"verb": "train", "device": "cpu", "nodes": 1, "ranks_per_node": 2, "threads": 2, "host": "127.0.0.1"}
+
+    running = {"status": "running", "node": "a"}
+    cases: tuple[tuple[dict[str, Any], dict[int, int], type[AtlasError], str], ...] = (
+        ({"rank1.json": running}, {1: -signal.SIGKILL}, AtlasError, "a rank died of SIGKILL: rank 1 on node a, log: "),
+        ({"rank1.json": running}, {1: 3}, AtlasError, "a rank ended with exit status 3: rank 1 on node a, log: "),
+        ({launch.RESULT: {"status": "interrupted", "message": "stopped"}}, {}, Interrupted, "^stopped$"),
+        (
+            {
+                "rank0.json": {**running, "status": "failed", "message": "late", "time": 2, "users": False},
+                "rank1.json": {**running, "status": "failed", "message": "no memory", "time": 1, "users": False},
+            },
+            {0: 1, 1: 1},
+            AtlasError,
+            r"^no memory \(rank 1 on node a, log: logs/demo/.*/rank1\.log\)$",
+        ),
+        (
+            {"rank1.json": {**running, "status": "failed", "message": "epochs is 0", "time": 1, "users": True}},
+            {0: 1, 1: 1},
+            UserError,
+            "^epochs is 0$",
+        ),
+    )
+    for left, deaths, kind, message in cases:
+        node(left, deaths)
+        with pytest.raises(kind, match=message):
+            launch._launch(run, "train")
+
+
 class Many(Ranks):
     """A place among many, for what is refused before anybody talks to the others."""
 
