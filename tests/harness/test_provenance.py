@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -29,6 +30,10 @@ def test_peak_memory_is_told_in_mebibytes_whatever_the_system_counts_in(monkeypa
 def test_the_processor_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     assert hardware("cuda") == "Some GPU"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    assert not models or hardware("cpu") == f"{models[0]}, {os.cpu_count()} cores"
     assert hardware("cpu").endswith(" cores")
     assert torch.__version__.startswith(package_versions()["torch"])
 
