@@ -15,6 +15,7 @@ import pytest
 import yaml
 from conftest_report import TOY, write_metrics
 
+from atlas.datasets.base import all_datasets
 from atlas.errors import UserError
 from atlas.harness import claims as claims_module
 from atlas.harness.claims import Claim, check_claims, load_claims, load_reported
@@ -284,6 +285,24 @@ def test_tasks_tell_what_the_demo_rests_on(checkout: Path, cell: str, kind: str,
     claim = Claim(**{**CLAIM, "paper": "p", "task": run.task})  # type: ignore[arg-type]
     assert evidence.evidence(claim, run) == kind
     assert evidence.tested(run) == tested
+
+
+def test_pictures_that_were_rendered_are_no_photographs(checkout: Path) -> None:
+    claim = Claim(**{**CLAIM, "paper": "p", "task": "novel-view-synthesis"})  # type: ignore[arg-type]
+    kinds = {
+        run.data: evidence.evidence(claim, run)
+        for tier in ("demo", "desk", "lab", "paper")
+        for run in Study.read(tier, checkout).runs
+        if run.task == "novel-view-synthesis" and run.data
+    }
+    assert kinds == {
+        "motorcycle-stereo": "real data",
+        "lego-400": "synthetic",
+        "nerf-synthetic": "synthetic",
+        "llff": "real data",
+        "dtu": "real data",
+    }
+    assert set(all_datasets()) >= evidence.RENDERED
 
 
 def test_costs_count_what_a_row_builds_on(two_tasks: Study) -> None:

@@ -8,19 +8,21 @@ from atlas.harness.run import Run
 
 ARITHMETIC, SYNTHETIC, MODIFIED, REAL = "arithmetic", "synthetic", "modified real data", "real data"
 KINDS = (REAL, MODIFIED, SYNTHETIC, ARITHMETIC)
+RENDERED = frozenset({"lego-400", "nerf-synthetic"})
+"""Data sets whose pictures a program has drawn: published and the same for everybody, but nothing was measured."""
 
 
 def evidence(claim: Claim, run: Run | None) -> str:
     """Kind of evidence that a run gives for a claim.
 
-    A claim says by itself that it is arithmetic; otherwise data that are generated on the fly are synthetic, and the task tells
-    whether it changed real ones. Empty where neither is known, because the study has no such run.
+    A claim says by itself that it is arithmetic; otherwise data that are generated on the fly, or were rendered, are synthetic,
+    and the task tells whether it changed real ones. Empty where neither is known, because the study has no such run.
     """
     if claim.evidence:
         return claim.evidence
     if run is None:
         return ""
-    if not run.data:
+    if not run.data or run.data in RENDERED:
         return SYNTHETIC
     return MODIFIED if altered(run) else REAL
 
