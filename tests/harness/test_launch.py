@@ -79,7 +79,9 @@ def test_what_cannot_be_started_is_refused_before_training(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     run = replace(demo("image-classification/digits/deit/seed10", gpus=8), root=workspace)
-    with pytest.raises(UserError, match="asks for 8 GPUs on a node, and this machine has none"):
+    with pytest.raises(
+        UserError, match="asks for 8 GPUs on a node, and this machine has none: --gpus 1 trains with what is here"
+    ):
         train_run(run)
     nodes = replace(run, resources=run.resources.model_copy(update={"gpus": 0, "nodes": 2}))
     with pytest.raises(UserError, match="asks for 2 nodes, which SLURM gives to a job"):
