@@ -385,7 +385,9 @@ def test_figures_of_other_results_are_not_shown(study: Study) -> None:
     assert written.read_bytes() == old  # the workflow owns that file
 
 
-def test_a_figure_that_cannot_be_drawn_is_left_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_that_cannot_be_drawn_is_left_out(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     plots.figures_of(TABLE[0])
     monkeypatch.setattr(plots, "_figures", dict(plots._figures))
 
@@ -394,6 +396,7 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(study: Study, monkeypatch: py
         raise ValueError("no such column")
 
     write_figures(study, *TABLE)
+    assert caplog.messages == ["image-classification/digits: the figure broken cannot be drawn: no such column"]
     names = [
         item["name"] for item in json.loads((study.results / "figures" / "/".join(TABLE) / "index.json").read_text())["figures"]
     ]
