@@ -34,6 +34,8 @@ def apart(kind: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         See :mod:`atlas.nn.work`.
     function : callable
         Frozen: whatever it holds asks for no gradient.
+    x : Tensor
+        (…), whatever the function takes.
     """
     hearer = listener()
     if hearer is None:

@@ -88,14 +88,14 @@ class Program:
             memory[scalars["slots"][feature]] = present[feature]
 
     def past(self, history: dict[str, Tensor], slots: dict[str, int]) -> dict[str, Tensor]:
-        """The variables that lie some steps back; the history is a ring, whose next slot holds the oldest entry."""
+        """Variables (n,) that lie some steps back; the history (length, n) is a ring, its next slot holds the oldest entry."""
         lagged = {name: column for name, column in self.columns.items() if column[1]}
         return {name: history[feature][(slots[feature] - lag) % self.history[feature]] for name, (feature, lag) in lagged.items()}
 
     def move(
         self, theta: Tensor, gradient: Tensor, moments: dict[str, Tensor], past: dict[str, Tensor], scalars: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Update moments and parameter in place, and return the present features; the history is left to the caller."""
+        """Update moments and parameter in place, and return the present features, all (n,); the history is left to the caller."""
         present = self._features(gradient, moments, scalars)
         env = {name: past[name] if lag else present[feature] for name, (feature, lag) in self.columns.items()}
         raw, owned = self.chain.run(env), self.chain.owned
@@ -118,7 +118,7 @@ class Program:
         kept: dict[str, Tensor],
         scalars: dict[str, Any],
     ) -> None:
-        """What is compiled: :meth:`move`, with the features that have a history written to ``kept``.
+        """What is compiled: :meth:`move`, with the features (n,) that have a history written to ``kept``.
 
         Reading and writing one ring in one kernel would be taken for reading what is written, and not be fused.
         """

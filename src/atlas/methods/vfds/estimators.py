@@ -57,7 +57,7 @@ def relaxed_bernoulli(logits: Tensor, u: Tensor, tau: float) -> Tensor:
     Parameters
     ----------
     logits, u : Tensor
-        Logits α, and uniform noise in [0, 1] that broadcasts with them.
+        Logits α (…), and uniform noise in [0, 1] that broadcasts with them.
     tau : float
         Temperature; the gate tends to :func:`bernoulli_hard` as it tends to 0, and is above ½ with probability σ(α) for any.
 
@@ -91,7 +91,7 @@ def st_concrete(logits: Tensor, u: Tensor, tau: float) -> Tensor:
 def arm_pair(logits1: Tensor, logits2: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Two antithetic Bernoulli gates on common noise: b₁ = 1[u < σ(α₁)] and b₂ = 1[u > σ(−α₂)].
 
-    For one gate, d/dα E f(b) = E_u[(f(b₂) − f(b₁)) (u − ½)].
+    Logits and noise are (…), and so are both gates. For one gate, d/dα E f(b) = E_u[(f(b₂) − f(b₁)) (u − ½)].
     """
     return bernoulli_hard(logits1, 1 - u), bernoulli_hard(logits2, u)
 
