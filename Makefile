@@ -28,7 +28,7 @@ test: env  ## run the tests that take seconds each
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
 
 test-workflow: env  ## try the real Snakemake, the real DVC and the executor on studies of seconds
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow tests/conformance/test_reference.py tests/harness/test_kernels.py $(PLUGIN) -m "slow and not slurm" -q
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow tests/conformance/test_reference.py tests/harness/test_kernels.py tests/harness/test_launch.py $(PLUGIN) -m "slow and not slurm" -q
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q
