@@ -24,14 +24,16 @@ import atexit, resource, sys
 from snakemake.cli import main
 
 def tell():
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print("used", used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = [used.ru_utime + used.ru_stime for used in (own, others)]
+    print("used", *seconds, own.ru_maxrss, file=sys.stderr)
 
 atexit.register(tell)
 main()
 """
 SPARED = "        spare_the_scheduler()\n"
 COMMAND = 'else "python -m atlas"'
+GREEDY = "scheduler: greedy\n"
 
 
 def make_idle(folder: Path, usual: bool) -> None:
@@ -41,15 +43,20 @@ def make_idle(folder: Path, usual: bool) -> None:
     if COMMAND not in text or SPARED not in text:
         sys.exit("common.smk has changed: adapt this program")
     rules.write_text(text.replace(COMMAND, 'else "true"').replace(SPARED, "" if usual else SPARED))
+    profile = folder / "profiles/default/config.yaml"
+    settings = profile.read_text()
+    if GREEDY not in settings:
+        sys.exit("the default profile has changed: adapt this program")
+    profile.write_text(settings.replace(GREEDY, "" if usual else GREEDY))
 
 
-def used(folder: Path, *options: str) -> tuple[float, float]:
-    """CPU seconds and peak MiB of Snakemake's own process."""
+def used(folder: Path, *options: str) -> tuple[float, float, float]:
+    """CPU seconds of Snakemake's own process and of those that it started (jobs that do nothing, solvers), and its peak MiB."""
     command = [sys.executable, "-c", COUNTED, "--until", "train", "--quiet", "all", *options]
     done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("used ")]
-    _, seconds, kibibytes = line.split()
-    return float(seconds), float(kibibytes) / 2**10
+    _, own, others, kibibytes = line.split()
+    return float(own), float(others), float(kibibytes) / 2**10
 
 
 def main() -> None:
@@ -58,19 +65,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 4000])
     parser.add_argument("--usual", action="store_true", help="also with Snakemake's defaults")
     arguments = parser.parse_args()
-    print("| runs | scheduler | CPU s | of it planning | executing, ms per run | peak MiB |\n|---|---|---|---|---|---|")
+    print("| runs | scheduler | CPU s | of it planning | executing, ms per run | processes it starts, ms per run | peak MiB |")
+    print("|---|---|---|---|---|---|---|")
     for runs in arguments.runs:
         for usual in (False, True)[: 1 + arguments.usual]:
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
                 checkout(folder, runs)
                 make_idle(folder, usual)
-                plan, _ = used(folder, "-n")
-                whole, memory = used(folder)
+                plan, *_ = used(folder, "-n")
+                whole, others, memory = used(folder)
             name = "Snakemake's defaults" if usual else "the workflow's"
-            print(
-                f"| {runs} | {name} | {whole:.1f} | {plan:.1f} | {1000 * (whole - plan) / runs:.1f} | {memory:.0f} |", flush=True
-            )
+            each = [1000 * seconds / runs for seconds in (whole - plan, others)]
+            print(f"| {runs} | {name} | {whole:.1f} | {plan:.1f} | {each[0]:.1f} | {each[1]:.1f} | {memory:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

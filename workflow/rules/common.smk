@@ -32,7 +32,7 @@ ATLAS = (
 DONE = f".atlas/done/{TIER}"
 
 WARM = config.get("warm") not in (False, "no")
-READY_JOBS = 100
+READY_JOBS = 16
 HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
 # Some rows: --config only=vfds, only='image-classification/*/attnscale*', or several with commas between them.
 ONLY = config.get("only") or ()
@@ -93,12 +93,14 @@ def forced():
 def spare_the_scheduler():
     """Let Snakemake's own process cost the same for every job, whatever their number, where jobs are processes of this machine.
 
-    A round looks at all jobs that are ready, and there is one for every job that ends: some are enough. And every round would leave
-    a timer behind that starts another one, for the sake of a limit of starts per second that nothing here comes near.
+    A round looks at all jobs that are ready, and there is one for every job that ends: twice as many as may run are enough. And
+    every round would leave a timer behind that starts another one, for the sake of a limit of starts per second that nothing here
+    comes near. What a round does with the jobs is the profile's choice (profiles/default).
     """
     # to make its own report Snakemake schedules nothing
     if workflow.scheduling_settings and workflow.local_exec and not workflow.dryrun:
-        workflow.scheduling_settings.subsample = READY_JOBS
+        cores = workflow.global_resources["_cores"].value or 0
+        workflow.scheduling_settings.subsample = max(READY_JOBS, 2 * cores)
         workflow.scheduling_settings.max_jobs_per_timespan = None
 
 
