@@ -32,6 +32,8 @@ ROWS = (
     "feature-acquisition/handover/vfds",
     "feature-acquisition/synth/static",
     "feature-acquisition/synth/vanilla",
+    "learned-optimization/digits/rp-small",
+    "learned-optimization/digits/l2o-dm",
 )
 Step = Callable[[], object]
 
@@ -102,7 +104,30 @@ def stream_steps(runs: list[Run]) -> Step:
     return lambda: joined.take_step(next(steps), range(len(runs)))
 
 
-STEPS = {"image-classification": (image_step, image_steps), "feature-acquisition": (stream_step, stream_steps)}
+def window(run: Run) -> Step:
+    """A window of one run of learned optimization, with its meta-step."""
+    from atlas.tasks.learned_optimization.competitors import MetaFitting
+    from atlas.tasks.learned_optimization.data import load_arena
+
+    return MetaFitting(run.build()[0], load_arena(run)).trainer.window
+
+
+def windows(runs: list[Run]) -> Step:
+    """The same of several runs at once."""
+    from atlas.l2o.meta import windows_at_once
+    from atlas.tasks.learned_optimization.competitors import MetaFitting
+    from atlas.tasks.learned_optimization.data import load_arena
+
+    arena = load_arena(runs[0])
+    trainers = [MetaFitting(run.build()[0], arena).trainer for run in runs]
+    return lambda: windows_at_once(trainers)
+
+
+STEPS = {
+    "image-classification": (image_step, image_steps),
+    "feature-acquisition": (stream_step, stream_steps),
+    "learned-optimization": (window, windows),
+}
 
 
 def main() -> None:

@@ -27,7 +27,9 @@ from atlas.l2o import (
     rnnprop,
     unroll,
 )
+from atlas.l2o.meta import windows_at_once
 from atlas.l2o.optimizees import Batch, Optimizee
+from atlas.methods.optimizer_amalgamation.scale import L2OScale
 
 T64 = torch.float64
 
@@ -240,3 +242,36 @@ def test_meta_training_improves() -> None:
 def test_refuses(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("make", [rnnprop, lambda: L2ODM((4,)), L2OScale], ids=["rnnprop", "l2o-dm", "l2o-scale"])
+def test_windows_at_once_are_those_of_each_trainer(make: Callable[[], Policy], spread: float) -> None:
+    cfg = MetaConfig(windows=4, unroll=3, depth=2, instances=2, lr=1e-2, spread=spread)
+    problem = mlp((5, 4, 3), data=digits(dtype=torch.float32))
+
+    def trainers() -> list[MetaTrainer]:
+        made = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            made.append(MetaTrainer(make(), problem, cfg, seeded(seed)))
+        return made
+
+    alone, together = trainers(), trainers()
+    for _ in range(cfg.windows):
+        rows = [trainer.window() for trainer in alone]
+        for one, same in zip(rows, windows_at_once(together), strict=True):
+            assert one == pytest.approx(same, rel=1e-4)
+    for trainer, other in zip(alone, together, strict=True):
+        assert len(other.history) == other.done == cfg.windows
+        assert torch.equal(trainer.gen.get_state(), other.gen.get_state())
+        for name, value in trainer.policy.state_dict().items():
+            assert torch.allclose(value, other.policy.state_dict()[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_trainers_of_other_kinds_are_refused() -> None:
+    cfg, problem = MetaConfig(windows=2, unroll=2, depth=1), Quadratic(3)
+    one = MetaTrainer(rnnprop("rp-small"), problem, cfg, seeded())
+    for policy, settings in ((rnnprop(), cfg), (rnnprop("rp-small"), MetaConfig())):
+        with pytest.raises(ValueError, match="the same settings, and policies of one kind"):
+            windows_at_once([one, MetaTrainer(policy, problem, settings, seeded())])

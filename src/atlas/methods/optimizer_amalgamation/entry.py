@@ -73,6 +73,7 @@ plain = partial(
     smallest={"meta": {"windows": 4, "depth": 2, "unroll": 2}},
     rehearsal={"meta": {"windows": 1}},
     amounts="atlas.tasks.learned_optimization.competitors:meta_training_amounts",
+    stacks=True,
 )
 
 row(

@@ -39,6 +39,7 @@ meta_trained = partial(
     smallest={"meta": {"windows": 4, "unroll": 3, "depth": 2}},
     rehearsal={"meta": {"windows": 1}},
     amounts="atlas.tasks.learned_optimization.competitors:meta_training_amounts",
+    stacks=True,
 )
 network = partial(meta_trained, role="baseline", settings=TeacherSettings, plugin="plugin:Teacher")
 

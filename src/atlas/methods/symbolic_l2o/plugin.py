@@ -19,7 +19,7 @@ from atlas.harness.execute import training_summary
 from atlas.harness.files import write_bytes, write_json, write_text
 from atlas.harness.registry import Amount, Amounts
 from atlas.harness.seeds import derive_seed, generator
-from atlas.l2o import Policy, rnnprop
+from atlas.l2o import MetaTrainer, Policy, rnnprop
 from atlas.l2o.recurrent import L2ODM, RNNprop
 from atlas.methods.symbolic_l2o.distillation import Distillation, distill_records
 from atlas.methods.symbolic_l2o.expressions import parse
@@ -39,7 +39,7 @@ from atlas.tasks.image_classification.ingredients import Ingredient
 from atlas.tasks.learned_optimization.competitors import (
     Competitor,
     Learned,
-    meta_train_run,
+    MetaTrained,
     restore_policies,
     store_policies,
 )
@@ -238,16 +238,19 @@ class Template(Competitor):
         return {name: float(summary[name]) for name in ("r2_test", "mapping_complexity")}
 
 
-class TunedTemplate(Template):
+class TunedTemplate(MetaTrained, Template):
     """The template, its numbers fine-tuned by meta-training on the meta-training problem."""
 
-    def train(self, arena: Arena) -> Mapping[str, Any]:
-        """Meta-train from the least-squares fit, window by window; goes on where it was interrupted."""
+    purpose = "tuning"
+
+    def start(self) -> Policy:
+        """The template with the numbers of the least-squares fit."""
         source = self.run.needed("template")
-        lags = int(training_summary(source)["lags"])
-        policy = cast(SymbolicPolicy, restore_policies(source, [self.blank(lags)])[0]).to(arena.device)
-        meta_train_run(self.run, policy, arena, self.settings.meta, "tuning")
-        return self.write_down(cast(TanhTemplate, policy.rule))
+        return restore_policies(source, [self.blank(int(training_summary(source)["lags"]))])[0]
+
+    def summary(self, trainer: MetaTrainer) -> Mapping[str, Any]:
+        """The equation, which is written down for the reader."""
+        return self.write_down(cast(TanhTemplate, cast(SymbolicPolicy, trainer.policy).rule))
 
     def evaluate(self, evaluation: Evaluation) -> Mapping[str, float]:
         """Complexity; what the template imitated no longer matters."""

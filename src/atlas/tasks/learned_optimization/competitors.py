@@ -17,7 +17,7 @@ from atlas.harness.plugin import Plugin
 from atlas.harness.registry import Amount, Amounts
 from atlas.harness.resume import training
 from atlas.harness.seeds import generator
-from atlas.l2o import MetaConfig, MetaTrainer, Policy, TunedLR, analytic, tune
+from atlas.l2o import MetaTrainer, Policy, TunedLR, analytic, tune
 from atlas.l2o.optimizees import EVALUATION_CHUNK
 from atlas.nn.work import TRAIN, VALIDATION, work
 from atlas.tasks.learned_optimization.data import Arena
@@ -150,40 +150,78 @@ def epoch_steps(run: Run) -> float:
     return min(whole, protocol.epoch_steps or whole, protocol.train.steps_per_epoch or whole)
 
 
-class Learned(Competitor):
-    """A policy meta-trained plainly: the sum of losses over windows, no teachers. Override :meth:`fresh`.
+class MetaTrained(Competitor):
+    """A policy that is meta-trained plainly: the sum of losses over windows, no teachers.
 
-    The settings have a :class:`~atlas.l2o.MetaConfig` under ``meta``.
+    The settings have a :class:`~atlas.l2o.MetaConfig` under ``meta``. Override :meth:`start`, and :meth:`summary` where there is
+    more to tell. Several seeds of such a row can be trained at once (:mod:`.stacking`).
     """
+
+    purpose = "meta"
+    """Names the stream of random numbers of meta-training."""
+
+    def start(self) -> Policy:
+        """The policy before it is meta-trained."""
+        raise NotImplementedError
+
+    def summary(self, trainer: MetaTrainer) -> Mapping[str, Any]:
+        """What the training returns, once it has ended."""
+        return {"windows": self.settings.meta.windows, "skipped": trainer.skipped}
+
+    def train(self, arena: Arena) -> Mapping[str, Any]:
+        """Meta-train, window by window; goes on where it was interrupted."""
+        return MetaFitting(self, arena).carry_out()
+
+
+class MetaFitting:
+    """The meta-training of a row of :class:`MetaTrained`, restored to wherever an earlier process stopped.
+
+    Attributes
+    ----------
+    trainer : MetaTrainer
+        Takes a window at a time.
+    loop : TrainingLoop
+        Over the windows that are left.
+    """
+
+    def __init__(self, competitor: MetaTrained, arena: Arena) -> None:
+        self.competitor = competitor
+        run, settings = competitor.run, competitor.settings.meta
+        self.policy = competitor.start().to(arena.device)
+        self.trainer = MetaTrainer(self.policy, arena.train, settings, generator(run.seed, competitor.purpose))
+        self.loop = training(run, settings.windows, parts={"trainer": self.trainer})
+
+    def carry_out(self) -> Mapping[str, Any]:
+        """Take all windows that are left; returns what :meth:`end` does."""
+        for _ in self.loop:
+            self.log(self.trainer.window())
+        return self.end()
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Add a window to the run's curves."""
+        self.loop.log(**{name: value for name, value in row.items() if name != "window"})
+
+    def end(self) -> Mapping[str, Any]:
+        """Leave the policy's numbers as the run's weights; returns the summary."""
+        store_policies(self.competitor.run, [self.policy])
+        return self.competitor.summary(self.trainer)
+
+
+class Learned(MetaTrained):
+    """A network that starts from random numbers. Override :meth:`fresh`."""
 
     def fresh(self) -> Policy:
         """An untrained policy; the process's generator is seeded."""
         raise NotImplementedError
 
-    def train(self, arena: Arena) -> Mapping[str, Any]:
-        """Meta-train a fresh policy, window by window; goes on where it was interrupted."""
+    def start(self) -> Policy:
+        """A fresh policy, from the run's seed."""
         torch.manual_seed(generator(self.run.seed, "policy").initial_seed() % 2**63)
-        policy = self.fresh().to(arena.device)
-        trainer = meta_train_run(self.run, policy, arena, self.settings.meta, "meta")
-        return {"windows": self.settings.meta.windows, "skipped": trainer.skipped}
+        return self.fresh()
 
     def policies(self) -> Sequence[Policy]:
         """The trained policy, as the one replicate."""
         return restore_policies(self.run, [self.fresh()])
-
-
-def meta_train_run(run: Run, policy: Policy, arena: Arena, settings: MetaConfig, purpose: str) -> MetaTrainer:
-    """Meta-train a policy in place, window by window, and leave its numbers as the run's weights.
-
-    It goes on where it was interrupted. ``purpose`` names the stream of random numbers.
-    """
-    trainer = MetaTrainer(policy, arena.train, settings, generator(run.seed, purpose))
-    loop = training(run, settings.windows, parts={"trainer": trainer})
-    for _ in loop:
-        row = trainer.window()
-        loop.log(**{name: value for name, value in row.items() if name != "window"})
-    store_policies(run, [policy])
-    return trainer
 
 
 def meta_training_amounts(run: Run) -> Amounts:

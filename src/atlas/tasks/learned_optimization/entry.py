@@ -34,6 +34,15 @@ TUNED_LR = Metric("tuned_lr", "step size", "neither", ".3g", table=False)
 """Of rows whose step size is tuned."""
 
 
+SMALL = ("mlp", "convnet", "quadratic", "rosenbrock")
+"""Families of optimizees whose updates are so small that the operations cost more than their arithmetic."""
+
+
+def stackable(run: Run) -> bool:
+    """Whether seeds can be trained at once: where the meta-training problem is small; deep networks fill a machine alone."""
+    return run.protocol_model().train.family in SMALL
+
+
 def tested(run: Run) -> str:
     """From how many starts a run's optimizer is judged."""
     return f"{run.protocol_model().inits} starts of each problem" if run.data else ""
@@ -50,6 +59,8 @@ task(
         evaluate="evaluate:evaluate",
         baseline="adam",
         tested="entry:tested",
+        together="stacking:train_together",
+        stackable="entry:stackable",
         smallest={"epochs": 2, "epoch_steps": 2, "inits": 2, "tuning": {"epochs": 1, "seeds": 1, "grid": [0.01, 0.02, 0.05]}},
         rehearsal={
             "epochs": 1,
