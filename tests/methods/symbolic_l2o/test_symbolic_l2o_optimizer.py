@@ -13,7 +13,7 @@ import pytest
 import sympy
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from atlas.l2o import Features, LearnedOptimizer, MetaConfig, quadratic
 from atlas.methods.symbolic_l2o import (
@@ -102,12 +102,38 @@ def test_compiled_step_agrees() -> None:
     assert torch.allclose(plain, compiled, rtol=0, atol=1e-10)
 
 
-def test_without_a_compiler_the_step_is_taken_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_long_history_is_compiled_once_for_all_its_slots() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    template = TanhTemplate(lags=11, weights=torch.linspace(0.05, 1, 22).reshape(2, 11)).expression
+
+    def stepped(compiled: bool) -> torch.Tensor:
+        gen = torch.Generator().manual_seed(0)
+        whole = torch.randn(40, generator=gen)  # a buffer of which parameters are pieces, as those of a wrapper that shards are
+        parameters = [nn.Parameter(torch.randn(shape, generator=gen)) for shape in ((3, 5), (64, 64), (7,), (33, 3, 3))]
+        parameters.append(nn.Parameter(whole[8:]))
+        optimizer = SymbolicOptimizer(parameters, template, lags=11, compiled=compiled)
+        for _ in range(24):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=gen)
+            optimizer.step()
+        return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = stepped(True)
+    assert torch.allclose(stepped(False), compiled, rtol=0, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
+def test_without_a_compiler_the_step_is_taken_block_by_block(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES))
 
     def broken(*_: Any, **__: Any) -> Any:
         def kernel(*_: Any) -> None:
-            raise TorchDynamoException("no working compiler")
+            raise error("no working compiler")
 
         return kernel
 

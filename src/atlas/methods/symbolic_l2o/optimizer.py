@@ -228,20 +228,23 @@ class SymbolicOptimizer(DropIn):
 
     def _fused(self, flat: Tensor, gradient: Tensor, store: dict[str, Any], scalars: dict[str, Any]) -> bool:
         """One step on a whole parameter by the compiled kernel; false where none can be compiled, and nothing has changed."""
-        from torch._dynamo.exc import TorchDynamoException  # takes a second to load
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes a second to load
 
         if self._kernel is None:
             self._kernel = torch.compile(self.program.fused, dynamic=True, fullgraph=True)
         history, slots = store["history"], scalars["slots"]
         kept = {feature: self._room(feature, flat) for feature in history}
-        past = self.program.past(history, slots)
+        past = {name: _from_its_start(value) for name, value in self.program.past(history, slots).items()}
+        theta, gradient = _from_its_start(flat), _from_its_start(gradient)
         try:
-            self._kernel(flat, gradient, store["moments"], past, kept, as_tensors(scalars, flat))
-        except TorchDynamoException as error:
+            self._kernel(theta, gradient, store["moments"], past, kept, as_tensors(scalars, flat))
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"the step of {self.expression} is not compiled, but taken block by block: {reason}", stacklevel=2)
             self.compiled = False
             return False
+        if flat.storage_offset():
+            torch.autograd.graph.increment_version(flat)  # of which the other tensor knows nothing
         for feature, memory in history.items():
             memory[slots[feature]] = kept[feature]
         return True
@@ -277,6 +280,16 @@ def _flat(parameter: Tensor) -> tuple[Tensor, bool]:
     if parameter.is_contiguous() and parameter.dtype == dtype:
         return parameter.view(-1), False
     return parameter.reshape(-1).to(dtype, copy=True), True
+
+
+def _from_its_start(vector: Tensor) -> Tensor:
+    """The same memory (n,) as a tensor of its own, which begins where its memory does.
+
+    ``torch.compile`` compiles anew for where in its storage a tensor begins, with ``dynamic=True`` too: at the start, after as many
+    numbers as another input is long, or elsewhere, for each input. A slot of a ring begins anywhere.
+    """
+    vector = vector.detach()  # whether it is one of autograd's is another thing to compile for
+    return torch.from_dlpack(vector) if vector.storage_offset() else vector
 
 
 def _blocks(flat: Tensor, gradient: Tensor, moments: dict[str, Tensor], history: dict[str, Tensor]) -> Iterator[Piece]:
