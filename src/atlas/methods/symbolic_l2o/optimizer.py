@@ -285,8 +285,8 @@ def _flat(parameter: Tensor) -> tuple[Tensor, bool]:
 def _from_its_start(vector: Tensor) -> Tensor:
     """The same memory (n,) as a tensor of its own, which begins where its memory does.
 
-    ``torch.compile`` compiles anew for where in its storage a tensor begins, with ``dynamic=True`` too: at the start, after as many
-    numbers as another input is long, or elsewhere, for each input. A slot of a ring begins anywhere.
+    ``torch.compile`` compiles anew for where in its storage a tensor begins, with ``dynamic=True`` too: at the start, after as
+    many numbers as another input is long, or elsewhere, for each input. A slot of a ring begins anywhere.
     """
     vector = vector.detach()  # whether it is one of autograd's is another thing to compile for
     return torch.from_dlpack(vector) if vector.storage_offset() else vector
