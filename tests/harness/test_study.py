@@ -102,6 +102,18 @@ def test_only_what_can_be_stacked_is_and_only_where_the_study_says_so(tmp_path: 
     assert not several.find("image-classification/digits/deep/seed3").stacked  # ranks share a batch of one run
 
 
+def test_a_task_or_a_benchmark_may_stack_or_not(tmp_path: Path) -> None:
+    def stacked(text: str) -> set[str]:
+        return {run.dataset for run in read(tmp_path, f"{text}batch_seeds: true\n").runs if run.stacked}
+
+    task = GOOD.replace("  protocol: {epochs: 9", "  stack_seeds: true\n  protocol: {epochs: 9")
+    assert stacked(GOOD) == set()
+    assert stacked(task) == {"digits", "again"}
+    assert stacked(task.replace("{data: digits,", "{data: digits, stack_seeds: false,")) == {"digits"}
+    assert stacked(GOOD.replace("{data: digits,", "{data: digits, stack_seeds: true,")) == {"again"}
+    assert stacked(f"stack_seeds: true\n{GOOD.replace('{data: digits,', '{data: digits, stack_seeds: false,')}") == {"digits"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -153,6 +165,8 @@ def test_only_what_can_be_stacked_is_and_only_where_the_study_says_so(tmp_path: 
         ("seeds: [3, 4]", "seeds: [3]\nbatch_seeds: 'no'", r"batch_seeds must be true or false, not 'no'"),
         ("seeds: [3, 4]", "seeds: [3]\nstack_seeds: 1", r"stack_seeds must be true or false, not 1"),
         ("seeds: [3, 4]", "seeds: [3]\nstack_seeds: true", r"stack_seeds needs one job for all seeds of a row: set batch_seeds"),
+        ("deit: {}", "deit: {}\n  stack_seeds: 1", r"image-classification\.stack_seeds must be true or false, not 1"),
+        ("data: digits", "stack_seeds: true, data: digits", r"datasets\.again\.stack_seeds needs one job for all seeds of a row"),
         ("data: digits", "data: digit", r"again\.data = 'digit' is not a data set; did you mean digits\?"),
         ("data: digits", "data: [digits]", r"again\.data = \['digits'\] is not a data set"),
         ("data: digits", "data: ''", r"again\.data = '' is not a data set"),

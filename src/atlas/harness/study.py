@@ -26,8 +26,8 @@ from atlas.settings import merge, validate_settings
 CONFIG_FOLDER = Path("config")
 PHASES = ("model", "training", "after")
 ROW_WORDS = ("method", "protocol", "resources")
-TASK_WORDS = ("protocol", "methods", "datasets", "resources", "seeds")
-DATASET_WORDS = ("data", "protocol", "methods", "resources", "seeds")
+TASK_WORDS = ("protocol", "methods", "datasets", "resources", "seeds", "stack_seeds")
+DATASET_WORDS = ("data", "protocol", "methods", "resources", "seeds", "stack_seeds")
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,7 @@ class StudyFile:
         seeds = self.seeds(top.pop("seeds", None), "seeds")
         self.substitutes = self.substituted(top.pop("substitutes", None))
         self.batch_seeds = self.switch(top, "batch_seeds")
-        self.stack_seeds = self.switch(top, "stack_seeds")
-        if self.stack_seeds and not self.batch_seeds:
-            raise self.fail("stack_seeds", "needs one job for all seeds of a row: set batch_seeds: true")
+        self.stack_seeds = self.stacking(top, "", False)
         description = str(top.pop("description", ""))
         limits = top.pop("limits", None) or []
         if not isinstance(limits, list) or not all(isinstance(limit, str) for limit in limits):
@@ -210,12 +208,19 @@ class StudyFile:
             limits=tuple(limits),
         )
 
-    def switch(self, values: dict[str, Any], key: str) -> bool:
+    def switch(self, values: dict[str, Any], key: str, where: str = "", default: bool = False) -> bool:
         """Take a choice between true and false out of a mapping; false by default."""
-        value = values.pop(key, False)
+        value = values.pop(key, default)
         if not isinstance(value, bool):
-            raise self.fail(key, f"must be true or false, not {value!r}")
+            raise self.fail(f"{where}.{key}".strip("."), f"must be true or false, not {value!r}")
         return value
+
+    def stacking(self, values: dict[str, Any], where: str, default: bool) -> bool:
+        """Take out of a part of the study whether it trains the seeds of a row at once; as the part around it by default."""
+        stacked = self.switch(values, "stack_seeds", where, default)
+        if stacked and not self.batch_seeds:
+            raise self.fail(f"{where}.stack_seeds".strip("."), "needs one job for all seeds of a row: set batch_seeds: true")
+        return stacked
 
     def seeds(self, given: Any, where: str) -> list[int]:
         """Seeds of the study, or of one of its tasks or benchmarks."""
@@ -247,6 +252,7 @@ class StudyFile:
         self.check_names(datasets, f"{task.name}.datasets")
         if "seeds" in body:
             seeds = self.seeds(body["seeds"], f"{task.name}.seeds")
+        stacked = self.stacking(body, task.name, self.stack_seeds)
         for dataset, options in datasets.items():
             where = f"{task.name}.datasets.{dataset}"
             options = self.mapping(options, where)
@@ -258,7 +264,8 @@ class StudyFile:
             rows = self.rows(task, body, options, dataset)
             self.check_names(rows, f"{where}.methods")
             own = self.seeds(options["seeds"], f"{where}.seeds") if "seeds" in options else seeds
-            yield from _Benchmark(self, task, dataset, data, protocol, own_resources, rows).runs(own)
+            together = self.stacking(options, where, stacked)
+            yield from _Benchmark(self, task, dataset, data, protocol, own_resources, rows, together).runs(own)
 
     def data(self, benchmark: str, options: Mapping[str, Any], where: str) -> str:
         """Name of the data set that a benchmark reads; empty where its data is generated."""
@@ -326,6 +333,7 @@ class _Benchmark:
     protocol: dict[str, Any]
     resources: dict[str, Any]
     rows: dict[str, tuple[str, dict[str, Any]]]
+    stack_seeds: bool
     made: dict[tuple[str, int], Run] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
     first: int | None = None
@@ -379,7 +387,7 @@ class _Benchmark:
             resources=Resources(**resources),
             needs=needs,
             batched=self.reader.batch_seeds,
-            stack_seeds=self.reader.stack_seeds,
+            stack_seeds=self.stack_seeds,
             first=seed == self.first,
             root=self.reader.root,
             task_entry=self.task,
