@@ -1,4 +1,4 @@
-"""How rows of the demo are tuned: trials on validation data with seeds that no study uses, as many for a rival as for ours.
+"""How rows of the demo and the desk study are tuned: trials on validation data with seeds that no study uses, as many for all.
 
 Learned optimizers are judged by the loss of the last quarter of their meta-training windows, over problems of the training half
 of the data alone; federations by the validation accuracy of their clients in the last round; vision transformers by held-out
@@ -41,6 +41,7 @@ class Plan:
     protocols: tuple[Settings, ...] = ({},)
     score: Callable[[Any], float] = lambda run: 0.0
     study: str = "demo"
+    seeds: tuple[int, ...] = SEEDS
 
 
 def last_quarter(column: str) -> Callable[[Any], float]:
@@ -149,10 +150,18 @@ PLANS = {
         )
         for name in ("layerscale", "attnscale", "featscale", "head-gain")
     },
-    # the rate of the plain backbone, at which every row of the benchmark then trains
+    # the rate of the plain backbone, at which every row of the benchmark then trains; runs are dear from here on: one seed
     **{
-        name: Plan(f"image-classification/{name}/deit", protocols=VIT_RATES, score=held_out_error, study="desk")
+        name: Plan(f"image-classification/{name}/deit", protocols=VIT_RATES, score=held_out_error, study="desk", seeds=(0,))
         for name in ("cifar10-depth24", "cifar10-depth12", "cifar10-mixed", "cifar10-compressed")
+    },
+    # the rate of every row of the desk study's federations
+    **{
+        f"{benchmark}-{name}": Plan(
+            f"federated-learning/{benchmark}/{name}", protocols=RATES[1:], score=last_validation, study="desk", seeds=(0,)
+        )
+        for benchmark in ("cifar10-domains", "cifar10-classes")
+        for name in ("split-mix", "sheterofl", "heterofl", "fedavg-w0125", "fedavg-w05", "fedavg-w1")
     },
     # the weights of the terms that look at the encoder's features, at a quarter of the study's steps; DietNeRF asks for no depth
     "dietnerf": Plan(
@@ -181,7 +190,7 @@ def base(plan: Plan, protocol: Settings, root: Path, data: Path) -> list[Any]:
     root.mkdir()
     (root / "data").symlink_to(data.resolve())
     changed = validate_settings(row.task_entry.protocol, merge(row.protocol, protocol), "trial", row.task)
-    placed = [moved(row, root=root, seed=seed, protocol=changed) for seed in SEEDS]
+    placed = [moved(row, root=root, seed=seed, protocol=changed) for seed in plan.seeds]
     for needed in zip(*map(all_needs, placed), strict=True):
         train(needed)
     return placed
@@ -238,7 +247,7 @@ def trials(name: str, data: Path) -> None:
                 results.append((mean(scores), scores, {**settings, **protocol}))
                 print(f"{name}: {results[-1]}", flush=True)
     results.sort(key=lambda result: result[0])
-    print(f"{name}: {len(results)} trials of {len(SEEDS)} seeds")
+    print(f"{name}: {len(results)} trials of {len(plan.seeds)} seeds")
     keep(name, results)
 
 
@@ -246,7 +255,8 @@ def keep(name: str, results: Iterable[tuple[float, list[float], Settings]], tabl
     """Put the trials of a plan into the table, best first, in the place of older ones."""
     head = ["plan", "score", *(f"seed{seed}" for seed in SEEDS), "tried"]
     lines = list(csv.reader(table.open()))[1:] if table.is_file() else []
-    new = [[name, f"{value:.4f}", *(f"{score:.4f}" for score in scores), json.dumps(tried)] for value, scores, tried in results]
+    columns = [[f"{score:.4f}" for score in scores] + [""] * (len(SEEDS) - len(scores)) for _, scores, _ in results]
+    new = [[name, f"{result[0]:.4f}", *own, json.dumps(result[2])] for result, own in zip(results, columns, strict=True)]
     rows = sorted([*(line for line in lines if line[0] != name), *new], key=lambda line: list(PLANS).index(line[0]))
     with table.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
