@@ -7,7 +7,8 @@
 
 Each build is timed in a process of its own on one thread, turn by turn: plain form, this build, the other build. A time is CPU
 time, so that other work on the machine costs cache and memory bandwidth at most; a ratio is the median over the turns. With
-``--output`` rows measured before are kept unless they are named again.
+``--output`` rows measured before are kept unless they are named again. Where the other build cannot run a unit, its error is shown
+and its column stays empty.
 """
 
 from __future__ import annotations
@@ -94,13 +95,21 @@ def measured(unit: Any, sources: dict[str, Path], threads: int, quick: bool) -> 
         turns = [("plain", builders["ours"], "plain"), *((name, builder, "ours") for name, builder in builders.items())]
         seconds: dict[str, list[float]] = {name: [] for name, _, _ in turns}
         for number in range(rounds + 1):
-            for name, builder, run in turns:
-                spent = builder.seconds(run)
+            for name, builder, run in tuple(turns):
+                try:
+                    spent = builder.seconds(run)
+                except RuntimeError:
+                    if name != "before":
+                        raise
+                    print(f"{unit.name}: the other build failed, and has no time", file=sys.stderr)
+                    turns.remove((name, builder, run))
+                    del seconds[name]
+                    continue
                 if number:  # the first round warms up
                     seconds[name].append(spent)
     row: dict[str, Any] = {"title": unit.title, "beside": unit.plain, "goal": unit.goal, "rounds": rounds}
     row |= {f"{name}_ms": 1e3 * statistics.median(values) for name, values in seconds.items()}
-    pairs = {"plain": ("plain", "ours")} | ({"before": ("before", "ours")} if "before" in sources else {})
+    pairs = {"plain": ("plain", "ours")} | ({"before": ("before", "ours")} if "before" in seconds else {})
     for name, (over, under) in pairs.items():
         ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
         row[f"{name}_ratio"] = statistics.quantiles(ratios, n=4)
