@@ -7,8 +7,8 @@
 
 Each build is timed in a process of its own on one thread, turn by turn: plain form, this build, the other build. A time is CPU
 time, so that other work on the machine costs cache and memory bandwidth at most; a ratio is the median over the turns. With
-``--output`` rows measured before are kept unless they are named again. Where the other build cannot run a unit, its error is shown
-and its column stays empty.
+``--output`` rows measured before are kept unless they are named again. Where the other build cannot run a unit, its error is
+shown and its column stays empty.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Learned optimizers are judged by the loss of the last quarter of their meta-training windows, over problems of the training half
 of the data alone; federations by the validation accuracy of their clients in the last round; vision transformers by held-out
 training images; radiance fields by views that are held out of training, around references that no study has. What was chosen
-stands in the study's file beside the row, with the number of trials, and the trials stand in ``results/performance/tuning.csv``.
+stands in the study's file beside the row, with the number of trials, and the trials stand in ``results/performance/tuning.csv``;
+what stands there is not tried again, unless ``--again`` says so.
 Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4, and LayerScale 4 rates, which were within
 noise.
 
@@ -158,7 +159,7 @@ PLANS = {
     # the rate of every row of the desk study's federations
     **{
         f"{benchmark}-{name}": Plan(
-            f"federated-learning/{benchmark}/{name}", protocols=RATES[1:], score=last_validation, study="desk", seeds=(0,)
+            f"federated-learning/{benchmark}/{name}", protocols=WIDER_RATES[1:], score=last_validation, study="desk", seeds=(0,)
         )
         for benchmark in ("cifar10-domains", "cifar10-classes")
         for name in ("split-mix", "sheterofl", "heterofl", "fedavg-w0125", "fedavg-w05", "fedavg-w1")
@@ -236,15 +237,28 @@ def trial(plan: Plan, settings: Settings, rows: Sequence[Any]) -> list[float]:
         return [plan.score(run) for run in tried]
 
 
-def trials(name: str, data: Path) -> None:
-    """Carry out a plan and print one line per trial, best first."""
+def kept(name: str, table: Path = TABLE) -> dict[str, list[float]]:
+    """Scores of the trials of a plan that the table has, by what was tried."""
+    rows = csv.DictReader(table.open()) if table.is_file() else []
+    return {
+        row["tried"]: [float(row[f"seed{seed}"]) for seed in SEEDS if row[f"seed{seed}"]] for row in rows if row["plan"] == name
+    }
+
+
+def trials(name: str, data: Path, again: bool = False) -> None:
+    """Carry out what is left of a plan, or all of it again, and print one line per trial, best first."""
     plan, results = PLANS[name], []
+    known = {} if again else kept(name)
     with tempfile.TemporaryDirectory() as folder:
         for index, protocol in enumerate(plan.protocols):
-            rows = base(plan, protocol, Path(folder) / str(index), data)
+            rows: list[Any] = []
             for settings in plan.settings:
-                scores = trial(plan, settings, rows)
-                results.append((mean(scores), scores, {**settings, **protocol}))
+                tried = {**settings, **protocol}
+                scores = known.get(json.dumps(tried), [])
+                if len(scores) != len(plan.seeds):
+                    rows = rows or base(plan, protocol, Path(folder) / str(index), data)
+                    scores = trial(plan, settings, rows)
+                results.append((mean(scores), scores, tried))
                 print(f"{name}: {results[-1]}", flush=True)
     results.sort(key=lambda result: result[0])
     print(f"{name}: {len(results)} trials of {len(plan.seeds)} seeds")
@@ -267,12 +281,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder with the acquired data")
     parser.add_argument("plans", nargs="*", metavar="NAME", help=f"what is tuned, everything by default: {', '.join(PLANS)}")
+    parser.add_argument("--again", action="store_true", help="repeat the trials that the table has")
     options = parser.parse_args()
     if unknown := sorted({*options.plans} - {*PLANS}):
         parser.error(f"no plan {', '.join(unknown)}; there are {', '.join(PLANS)}")
     hold_kernels()
     for name in options.plans or PLANS:
-        trials(name, options.data)
+        trials(name, options.data, options.again)
 
 
 if __name__ == "__main__":
