@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.stacks import farthest
 from torch import Tensor, nn
 
 from atlas.errors import AtlasError, Interrupted
@@ -74,12 +75,6 @@ def at(root: Path, runs: list[Run], stacked: bool = True) -> list[Run]:
     return [replace(run, root=root, stack_seeds=stacked) for run in runs]
 
 
-def farthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Largest difference between two models' weights."""
-    assert first.keys() == second.keys()
-    return max(float((value - second[name]).abs().max()) for name, value in first.items())
-
-
 @pytest.mark.parametrize("row", ROWS)
 def test_seeds_at_once_are_single_runs_in_double_precision(row: str, workspace: Path, tmp_path: Path) -> None:
     together = seeds_of(row, workspace, seeds=(10, 11), precision="float64")
@@ -87,7 +82,7 @@ def test_seeds_at_once_are_single_runs_in_double_precision(row: str, workspace: 
     assert all(outcome is True for outcome in train_stack(together).values())
     for one, same in zip(together, alone, strict=True):
         train_run(same)
-        assert farthest(read_tensors(one.weights), read_tensors(same.weights)) < 1e-9
+        assert farthest(one, same) < 1e-9
         assert training_summary(one) == training_summary(same)
         curves = [[line.split(",") for line in run.history.read_text().splitlines()] for run in (one, same)]
         assert curves[0][0] == curves[1][0]
@@ -104,8 +99,8 @@ def test_seeds_at_once_are_single_runs_to_rounding_in_single_precision(workspace
     train_stack(together)
     for one, same in zip(together, alone, strict=True):
         train_run(same)
-        assert farthest(read_tensors(one.weights), read_tensors(same.weights)) < 2e-3
-    assert farthest(*(read_tensors(run.weights) for run in together[:2])) > 0.1  # seeds differ
+        assert farthest(one, same) < 2e-3
+    assert farthest(*together[:2]) > 0.1  # seeds differ
 
 
 def test_numbers_do_not_depend_on_which_seeds_are_there(workspace: Path, tmp_path: Path) -> None:
@@ -113,7 +108,7 @@ def test_numbers_do_not_depend_on_which_seeds_are_there(workspace: Path, tmp_pat
     (one,) = at(tmp_path / "one", three[1:2])
     train_stack(three)
     train_stack([one])
-    assert farthest(read_tensors(one.weights), read_tensors(three[1].weights)) == 0
+    assert farthest(one, three[1]) == 0
 
 
 def test_an_interrupted_stack_goes_on_as_if_nothing_had_happened(
@@ -142,7 +137,7 @@ def test_an_interrupted_stack_goes_on_as_if_nothing_had_happened(
     train_stack(parts[:1])  # each goes on by itself, or with others
     train_stack(parts)
     for one, same in zip(parts, whole, strict=True):
-        assert farthest(read_tensors(one.weights), read_tensors(same.weights)) == 0
+        assert farthest(one, same) == 0
         assert one.history.read_text() == same.history.read_text()
 
 
@@ -162,7 +157,7 @@ def test_a_seed_that_fails_leaves_the_others_be(workspace: Path, tmp_path: Path,
     assert not runs[1].record.exists()
     for index in (0, 2):
         assert outcomes[runs[index].cell] is True
-        assert farthest(read_tensors(runs[index].weights), read_tensors(whole[index].weights)) == 0
+        assert farthest(runs[index], whole[index]) == 0
 
 
 def test_the_mode_is_part_of_a_run_and_is_told(workspace: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.stacks import farthest, train_needs
 
 from atlas.errors import Interrupted
 from atlas.harness.execute import train_run, train_stack, training_summary
-from atlas.harness.files import read_tensors
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.settings import merge
@@ -43,18 +43,6 @@ def beside(root: Path, workspace: Path) -> Path:
     root.mkdir()
     (root / "data").symlink_to(workspace / "data")
     return root
-
-
-def train_needs(run: Run) -> None:
-    for needed in run.needs.values():
-        train_needs(needed)
-        train_run(needed)
-
-
-def farthest(first: Run, second: Run) -> float:
-    mine, other = read_tensors(first.weights), read_tensors(second.weights)
-    assert mine.keys() == other.keys()
-    return max(float((value.double() - other[name].double()).abs().max()) for name, value in mine.items())
 
 
 @pytest.mark.parametrize("row", ["l2o-dm", "rp-small", "template-tuned"])

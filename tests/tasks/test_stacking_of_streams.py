@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tests.stacks import farthest, train_needs
 
 from atlas.errors import AtlasError, Interrupted
 from atlas.harness.execute import train_run, train_stack, training_summary
-from atlas.harness.files import read_tensors
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 from atlas.settings import merge
@@ -37,29 +36,12 @@ def seeds_of(row: str, root: Path, seeds: tuple[int, ...] = (10, 11, 12)) -> lis
     return [replace(run, needs=needs(run)) for run in made]
 
 
-def farthest(first: Run, second: Run) -> float:
-    """Largest difference between two runs' weights."""
-    mine, other = read_tensors(first.weights), read_tensors(second.weights)
-    return max(float((value.double() - other[name].double()).abs().max()) for name, value in mine.items())
-
-
-def train_needs(run: Run) -> None:
-    for needed in run.needs.values():
-        train_needs(needed)
-        train_run(needed)
-
-
 def copied(root: Path, run: Run) -> Run:
     """The same single run, with files of its own."""
     if not root.exists():
         root.mkdir()
         (root / "data").symlink_to(run.root / "data")
     return replace(run, root=root, stack_seeds=False, needs={role: copied(root, one) for role, one in run.needs.items()})
-
-
-def same_weights(first: Run, second: Run) -> bool:
-    mine, other = read_tensors(first.weights), read_tensors(second.weights)
-    return mine.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in mine.items())
 
 
 FAST = ("synth/vfds", "synth/vanilla", "handover/static")
@@ -76,7 +58,7 @@ def test_seeds_at_once_are_single_runs(row: str, workspace: Path, tmp_path: Path
     several = row in ("synth/vfds", "handover/static")  # several λ are a batch of models already
     for one, same in zip(together, alone, strict=True):
         train_run(same)
-        assert same_weights(one, same) or (not several and farthest(one, same) < 1e-4)
+        assert farthest(one, same) == 0 or (not several and farthest(one, same) < 1e-4)
         mine, other = training_summary(one), training_summary(same)
         assert mine.pop("modes") == other.pop("modes")
         assert mine == pytest.approx(other, abs=0 if several else 0.02)
@@ -97,7 +79,7 @@ def test_numbers_do_not_depend_on_which_seeds_are_there(row: str, workspace: Pat
     one = replace(copied(tmp_path / "one", three[1]), stack_seeds=True)
     train_stack(three)
     train_stack([one])
-    assert same_weights(one, three[1])
+    assert farthest(one, three[1]) == 0
 
 
 def test_an_interrupted_stack_goes_on_in_any_company(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +99,7 @@ def test_an_interrupted_stack_goes_on_in_any_company(workspace: Path, tmp_path: 
             train_stack(parts)
     train_stack(parts[2:])
     train_stack(parts)
-    assert all(same_weights(one, same) for one, same in zip(parts, whole, strict=True))
+    assert all(farthest(one, same) == 0 for one, same in zip(parts, whole, strict=True))
 
 
 def test_a_seed_that_fails_leaves_the_others_be(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,4 +116,4 @@ def test_a_seed_that_fails_leaves_the_others_be(workspace: Path, tmp_path: Path,
     outcomes = train_stack(runs)
     assert isinstance(outcomes[runs[1].cell], AtlasError)
     assert "not finite at step 7" in runs[1].failure.read_text()
-    assert all(same_weights(runs[index], whole[index]) for index in (0, 2))
+    assert all(farthest(runs[index], whole[index]) == 0 for index in (0, 2))
