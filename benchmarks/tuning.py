@@ -247,26 +247,27 @@ def kept(name: str, table: Path = TABLE) -> dict[str, list[float]]:
 
 def trials(name: str, data: Path, again: bool = False) -> None:
     """Carry out what is left of a plan, or all of it again, and print one line per trial, best first."""
-    plan, results = PLANS[name], []
-    known = {} if again else kept(name)
+    plan = PLANS[name]
+    settled = {} if again else {tried: scores for tried, scores in kept(name).items() if len(scores) == len(plan.seeds)}
+    results = [(mean(scores), scores, json.loads(tried)) for tried, scores in settled.items()]
     with tempfile.TemporaryDirectory() as folder:
         for index, protocol in enumerate(plan.protocols):
             rows: list[Any] = []
             for settings in plan.settings:
                 tried = {**settings, **protocol}
-                scores = known.get(json.dumps(tried), [])
-                if len(scores) != len(plan.seeds):
-                    rows = rows or base(plan, protocol, Path(folder) / str(index), data)
-                    scores = trial(plan, settings, rows)
+                if json.dumps(tried) in settled:
+                    continue
+                rows = rows or base(plan, protocol, Path(folder) / str(index), data)
+                scores = trial(plan, settings, rows)
                 results.append((mean(scores), scores, tried))
                 print(f"{name}: {results[-1]}", flush=True)
-    results.sort(key=lambda result: result[0])
+                keep(name, results)
     print(f"{name}: {len(results)} trials of {len(plan.seeds)} seeds")
-    keep(name, results)
 
 
 def keep(name: str, results: Iterable[tuple[float, list[float], Settings]], table: Path = TABLE) -> None:
-    """Put the trials of a plan into the table, best first, in the place of older ones."""
+    """Put the trials of a plan into the table, best first, in the place of those that it had."""
+    results = sorted(results, key=lambda result: result[0])
     head = ["plan", "score", *(f"seed{seed}" for seed in SEEDS), "tried"]
     lines = list(csv.reader(table.open()))[1:] if table.is_file() else []
     columns = [[f"{score:.4f}" for score in scores] + [""] * (len(SEEDS) - len(scores)) for _, scores, _ in results]
