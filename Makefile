@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 
-.PHONY: help env demo test test-workflow test-all docs site mutants lint format lock clean
+.PHONY: help env demo test test-workflow test-all test-intel docs site mutants lint format lock clean
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -29,6 +29,12 @@ test: env  ## run the tests that take seconds each
 
 test-workflow: env  ## try the real Snakemake, the real DVC and the executor on studies of seconds
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow tests/conformance/test_reference.py tests/harness/test_kernels.py tests/harness/test_launch.py $(PLUGIN) -m "slow and not slurm" -q
+
+ROWS ?= digits/deit/ uvc-b35 diverse-vit/ as-vit-seed/ handover/vfds synth/static/ flying-bird/ robust-bird digits-domains/split-mix heterofl analytic/sinnerf-geom motorcycle/dsnerf/ amalgamated-mean rp-small/ digits/symbolic
+CPU ?= Haswell-noTSX
+test-intel: env  ## ask an emulated Intel for the bits of the reference, some rows of every paper; needs qemu-x86_64 (Debian: qemu-user)
+	@OMP_NUM_THREADS=1 PYTHONPATH="src:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		qemu-x86_64 -cpu $(CPU) "$$(readlink -f $(BIN)/python)" -m tests.conformance.short_runs $(ROWS)
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q

@@ -11,7 +11,7 @@ import pytest
 
 from atlas.errors import UserError
 from atlas.harness import kernels
-from atlas.harness.kernels import HELD, NATIVE, PORTABLE, hold_kernels
+from atlas.harness.kernels import AVX2, HELD, NATIVE, PORTABLE, hold_kernels
 
 SHOW = """
 from atlas.harness.kernels import described, hold_kernels
@@ -43,6 +43,33 @@ def test_every_library_is_held_whatever_the_environment_says(plain: pytest.Monke
     assert environment == {**HELD, "HOME": "/home/ada"}
 
 
+def test_avx2_differs_in_mkl_alone_and_names_the_maker(plain: pytest.MonkeyPatch) -> None:
+    environment = {"ATLAS_KERNELS": "avx2", "MKL_CBWR": "COMPATIBLE"}
+    assert hold_kernels(environment) == AVX2
+    assert environment == {**HELD, "MKL_CBWR": "AVX2", "ATLAS_KERNELS": "avx2"}
+    for name, value in environment.items():
+        plain.setenv(name, value)
+    for maker, shown in (("AuthenticAMD", "avx2 (AMD)"), ("GenuineIntel", "avx2 (Intel)"), ("Hygon", "avx2 (Hygon)")):
+        plain.setattr(kernels, "maker", lambda found=maker: found)
+        assert kernels.described() == shown
+
+
+def test_a_process_that_is_held_by_hand_is_called_what_it_is(plain: pytest.MonkeyPatch) -> None:
+    held = {"ATLAS_KERNELS": "native", **HELD}
+    assert hold_kernels(held) == PORTABLE
+    assert hold_kernels({**held, "MKL_CBWR": "AVX2"}) == AVX2
+    assert hold_kernels({**held, "MKL_CBWR": "AVX2", "OPENBLAS_CORETYPE": "Zen"}) == NATIVE
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("vendor_id\t: GenuineIntel\nflags\t: fma\n", "GenuineIntel"), ("flags\t: fma\n", "unknown maker")]
+)
+def test_the_maker_is_read_from_what_the_system_says(text: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert kernels.maker(tmp_path / "cpuinfo") == found
+    assert kernels.maker(tmp_path / "none") == "unknown maker"
+
+
 def test_native_leaves_the_environment_alone(plain: pytest.MonkeyPatch) -> None:
     environment = {"ATLAS_KERNELS": "native", "MKL_CBWR": "AVX2"}
     assert hold_kernels(environment) == NATIVE
@@ -65,7 +92,7 @@ def test_after_torch_was_imported_nothing_is_claimed(plain: pytest.MonkeyPatch) 
 
 
 def test_another_mode_is_refused() -> None:
-    with pytest.raises(UserError, match="ATLAS_KERNELS = fast: choose portable .* or native"):
+    with pytest.raises(UserError, match="ATLAS_KERNELS = fast: choose portable .*, avx2 .* or native"):
         hold_kernels({"ATLAS_KERNELS": "fast"})
 
 
