@@ -113,6 +113,67 @@ def test_processors_without_avx2_and_fma_are_known(
     assert kernels._has_avx2(tmp_path / "cpuinfo") is there
 
 
+ROOTS = """
+import json, os
+from atlas.harness.kernels import hold_kernels, hold_roots
+mode = hold_kernels()
+import numpy as np, torch
+before = torch.rand(5).sqrt()
+hold_roots(); hold_roots()
+values = torch.rand(2000, generator=torch.Generator().manual_seed(0)) * 4
+values[:4] = torch.tensor([0.0, -0.0, float("inf"), -1.0])
+with np.errstate(invalid="ignore"):
+    exact = np.sqrt(values.double().numpy())
+found, wanted = {}, exact.astype(np.float32)
+def same(name, values, wanted=wanted):
+    found[name] = bool(np.array_equal(np.asarray(values.detach(), dtype=wanted.dtype), wanted, equal_nan=True))
+same("new", values.sqrt())
+same("float64", values.double().sqrt(), exact)
+same("in place", values.clone().sqrt_())
+same("into", torch.sqrt(values, out=torch.empty(0)))
+same("slices", values.repeat_interleave(2)[::2].sqrt())
+same("foreach", torch._foreach_sqrt([values])[0])
+same("mapped", torch.func.vmap(torch.sqrt)(values.view(4, 500)).flatten())
+same("halves", values.bfloat16().sqrt().float(), values.bfloat16().float().sqrt().bfloat16().float().numpy())
+same("integers", torch.tensor([4, 9]).sqrt(), np.array([2, 3], np.float32))
+same("complex", torch.tensor([-1.0 + 0j]).sqrt(), np.array([1j], np.complex64))
+same("none", torch.empty(0, 3).sqrt(), np.empty((0, 3), np.float32))
+same("number", torch.tensor(4.0).sqrt(), np.float32(2))
+weight = torch.tensor([4.0, 9.0], requires_grad=True)
+weight.sqrt().sum().backward()
+same("gradient", weight.grad, np.float32(0.5) / np.array([2, 3], np.float32))
+weight.grad = torch.full((2,), 0.3)
+torch.optim.Adam([weight], lr=0.5, foreach=True).step()
+same("adam", weight, np.array([3.5, 8.5], np.float32))
+found["strides"] = values.view(40, 50).T.sqrt().stride() == (1, 50)
+print(json.dumps([mode, found]))
+"""
+
+
+@pytest.mark.skipif(not kernels._has_avx2() or kernels._has_cuda(), reason="no x86-64 processor with AVX2 alone")
+def test_square_roots_are_the_nearest_numbers() -> None:
+    """PyTorch's own are not, one in five, and which are not depends on the maker of the processor."""
+    import os
+
+    environment = {**os.environ, "ATLAS_KERNELS": "portable"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-W", "error::RuntimeWarning", "-c", ROOTS],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    mode, found = json.loads(done.stdout)
+    assert mode == PORTABLE
+    assert [name for name, same in found.items() if not same] == []
+
+
+def test_outside_the_held_modes_square_roots_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "kernels", lambda: NATIVE)
+    kernels.hold_roots()
+    assert kernels._roots == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not kernels._has_avx2(), reason="no x86-64 processor with AVX2")
 def test_numbers_do_not_depend_on_what_the_environment_allows() -> None:

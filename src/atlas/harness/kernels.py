@@ -4,6 +4,9 @@ PyTorch, oneDNN, MKL, NumPy and OpenBLAS each look at the processor and choose t
 another order, so the last bits of a number depend on the processor, and a training makes digits of them. Held to one
 instruction set (and MKL to the one branch that it promises to be the same on other makers' processors), they no longer choose.
 
+Square roots are another matter: PyTorch takes MKL's, which start from the processor's own approximation and are often not the
+nearest number there is; no setting changes that. In both held modes :func:`hold_roots` puts NumPy's in their place.
+
 That branch of MKL is one for SSE2, and matrix products take two to three times as long in it. Where it is enough that processors
 of one maker agree, ``ATLAS_KERNELS=avx2`` lets MKL use AVX2 as well.
 """
@@ -15,6 +18,7 @@ import platform
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 from atlas.errors import UserError
 
@@ -31,6 +35,7 @@ HELD = {
     "OPENBLAS_CORETYPE": "Haswell",
     "NPY_DISABLE_CPU_FEATURES": WIDER,
 }
+_roots: list[Any] = []  # what holds the square roots; if it went, they would go back
 # MKL has AVX2 kernels for Intel's processors and others for AMD's: each the same on all processors of its maker
 HELD_BY_MAKER = {**HELD, "MKL_CBWR": "AVX2"}
 
@@ -73,6 +78,40 @@ def kernels(environment: MutableMapping[str, str] = os.environ) -> str:
         if all(environment.get(name) == value for name, value in settings.items()) and _has_avx2():
             return mode
     return NATIVE
+
+
+def hold_roots() -> None:
+    """In a held mode, let every square root that PyTorch takes on the CPU be the nearest number there is, as IEEE 754 asks.
+
+    PyTorch 2.15 calls MKL's vector functions for them. These refine what the instruction ``rsqrtps`` approximates, which differs
+    between makers, and a fifth of the roots are a neighbour of the nearest number. Adam divides by such roots. In libraries that
+    are held to one instruction set, MKL's sqrt, asin, acos, atan, the tangent of float64 and the Cholesky factors of float32 are
+    all that was seen to depend on the processor still; nothing here takes any of these but the first.
+    """
+    if kernels() == NATIVE or _roots:
+        return
+    import numpy as np
+    import torch
+
+    def root(values: Any) -> Any:
+        if not (values.is_floating_point() or values.is_complex()):
+            return root(values.to(torch.get_default_dtype()))
+        if values.dtype in (torch.float16, torch.bfloat16):
+            return root(values.float()).to(values.dtype)
+        with np.errstate(invalid="ignore"):  # of a negative number, as elsewhere in PyTorch, not a number
+            return torch.from_numpy(np.asarray(np.sqrt(values.numpy(force=True))))
+
+    def root_into(values: Any, *, out: Any) -> Any:
+        found = root(values)
+        if out.shape != found.shape:
+            out.resize_(found.shape)
+        return out.copy_(found)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("sqrt", root, "CPU")
+    library.impl("sqrt_", lambda values: values.copy_(root(values)), "CPU")
+    library.impl("sqrt.out", root_into, "CPU")
+    _roots.append(library)
 
 
 def described() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from atlas.datasets.splits import SPLIT_SEED, TestSplit
 from atlas.errors import UserError
+from atlas.harness.kernels import hold_roots
 from atlas.nn.ranks import here
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ def split_seed(split: TestSplit, seed: int) -> int:
 
 
 def seed_everything(seed: int, threads: int = 1) -> None:
-    """Seed every global generator, ask for deterministic kernels, and fix the number of threads.
+    """Seed every global generator, ask for deterministic kernels, hold the square roots, and fix the number of threads.
 
     Sums in another order give other last digits, so the number of threads is part of what is reproduced.
     """
     import numpy as np
     import torch
 
+    hold_roots()
     torch.set_num_threads(threads)
     # what torch.use_deterministic_algorithms does, without importing its compiler: three seconds of every process
     torch._C._set_deterministic_algorithms(True, warn_only=True)
