@@ -66,5 +66,7 @@ lock:  ## write requirements.lock anew from both pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-annotate --no-header --no-emit-package snakemake-executor-plugin-submitit --extra all --extra dev pyproject.toml --output-file requirements.lock
 
-clean:  ## forget everything that was computed, but not the data
-	rm -rf checkpoints logs results/demo results/demo-trial .snakemake .atlas
+clean:  ## forget everything that was computed here, but not the data, nor what kernels.csv keeps of other processors
+	rm -rf checkpoints logs results/demo-trial .snakemake .atlas
+	find results/demo -type f ! -path results/demo/kernels.csv -delete
+	find results/demo -mindepth 1 -type d -empty -delete
