@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conformance import short_runs
 
 from atlas.harness.kernels import PORTABLE, _has_avx2, _has_cuda
 
@@ -39,3 +40,25 @@ def test_short_runs_have_the_digests_of_other_machines() -> None:
     if differ and found["maker"] not in REFERENCE["makers"]:
         pytest.xfail(f"on {found['maker']} {len(differ)} of {len(found['rows'])} rows have other bits: {', '.join(differ)}")
     assert differ == [], "numbers moved; if they should have: python -m tests.conformance.short_runs --write"
+
+
+def test_some_rows_are_held_to_the_reference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``make test-intel`` calls: it fails if a digest differs, and if no row was meant at all."""
+    row, digest = next(iter(REFERENCE["rows"].items()))
+    for found, status, said in (
+        ({row: digest}, 0, "1 of 1 rows have the reference's bits\n"),
+        ({row: "0" * 16}, 1, f"0 of 1 rows have the reference's bits\n{row}\n"),
+        ({}, 1, "0 of 0 rows have the reference's bits\n"),
+    ):
+        monkeypatch.setattr(short_runs, "digests", lambda root, parts, found=found: found)
+        monkeypatch.setattr(short_runs, "hold_kernels", lambda: PORTABLE)
+        monkeypatch.setattr(sys, "argv", ["short_runs", "some"])
+        assert short_runs.main() == status
+        assert capsys.readouterr().err == said
+
+
+def test_the_reference_is_not_made_of_some_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["short_runs", "--write", "uvc"])
+    with pytest.raises(SystemExit, match="2"):
+        short_runs.main()
+    assert "--write is for all rows" in capsys.readouterr().err
