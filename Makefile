@@ -32,9 +32,9 @@ test-workflow: env  ## try the real Snakemake, the real DVC and the executor on 
 
 ROWS ?= digits/deit/ uvc-b35 diverse-vit/ as-vit-seed/ handover/vfds synth/static/ flying-bird/ robust-bird digits-domains/split-mix heterofl analytic/sinnerf-geom motorcycle/dsnerf/ amalgamated-mean rp-small/ digits/symbolic
 CPU ?= Haswell-noTSX
-test-intel: env  ## ask an emulated Intel for the bits of the reference, some rows of every paper; needs qemu-x86_64 (Debian: qemu-user)
-	@OMP_NUM_THREADS=1 PYTHONPATH="src:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-		qemu-x86_64 -cpu $(CPU) "$$(readlink -f $(BIN)/python)" -m tests.conformance.short_runs $(ROWS)
+test-intel: env  ## ask an emulated Intel for the bits of the reference, some rows of every paper; needs qemu-user, 10 or newer
+	@ATLAS_KERNELS=portable CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 PYTHONPATH="src:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		qemu-x86_64 -cpu $(CPU) "$$(readlink -f $(BIN)/python)" -m tests.conformance.short_runs --emulated $(CPU) $(ROWS)
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q
@@ -68,5 +68,6 @@ lock:  ## write requirements.lock anew from both pyproject.toml
 
 clean:  ## forget everything that was computed here, but not the data, nor what kernels.csv keeps of other processors
 	rm -rf checkpoints logs results/demo-trial .snakemake .atlas
-	find results/demo -type f ! -path results/demo/kernels.csv -delete
+	mkdir -p results/demo
+	find results/demo -mindepth 1 ! -type d ! -path results/demo/kernels.csv -delete
 	find results/demo -mindepth 1 -type d -empty -delete

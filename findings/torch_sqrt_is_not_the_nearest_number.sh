@@ -4,7 +4,7 @@
 #
 # Expected: a square root is one of the operations that IEEE 754 asks to be rounded to the nearest number, every processor has an
 #   instruction for it, and so torch.sqrt is the same everywhere, as NumPy's is.
-# Seen: on an AMD a fifth of the roots of float32 are a neighbour of the nearest number, whatever ATEN_CPU_CAPABILITY, MKL_CBWR and
+# Seen: on an AMD a fifth of the roots of float32 are a neighbour of the nearest number, whatever MKL_CBWR and
 #   torch.use_deterministic_algorithms say; on an Intel none is, but for MKL_CBWR=COMPATIBLE, which is asked for so that makers agree.
 #   PyTorch calls MKL's vector functions, whose kernels for other makers refine the approximation of rsqrtps; that instruction differs
 #   between processors, so emulation and the real processor differ as well. Adam divides by such roots: its steps move with them.
@@ -41,14 +41,16 @@ print(int((found != nearest).sum()), int((np.sqrt(values.numpy()) != nearest).su
 PYTHON
 
 roots() { # processor ("real" for the one at hand), branch of MKL
-    export MKL_CBWR=$2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
-    if [ "$1" = real ]; then env/bin/python roots.py; else "$emulator" -cpu "$1" env/bin/python roots.py 2> /dev/null; fi
+    local run=("$emulator" -cpu "$1")
+    [ "$1" != real ] || run=()
+    MKL_CBWR=$2 OMP_NUM_THREADS=1 "${run[@]}" env/bin/python roots.py 2> log || { cat log >&2; exit 2; }
 }
 
 declare -A wrong
 for processor in Haswell-noTSX EPYC-Rome real; do
     for branch in AUTO COMPATIBLE; do
-        read -r wrong["$processor,$branch"] numpy step <<< "$(roots $processor $branch)"
+        seen=$(roots $processor $branch)
+        read -r wrong["$processor,$branch"] numpy step <<< "$seen"
         echo "$processor, MKL_CBWR=$branch: of 100000 roots ${wrong[$processor,$branch]} are not the nearest (NumPy: $numpy); Adam's step $step"
     done
 done

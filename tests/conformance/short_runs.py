@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlas.harness.kernels import described, hold_kernels, maker
+from atlas.harness.kernels import PORTABLE, described, hold_kernels, maker
 
 HERE = Path(__file__).resolve().parent
 REFERENCE = HERE / "reference.json"
@@ -34,6 +34,11 @@ def digest(run) -> str:  # type: ignore[no-untyped-def]
     return content.hexdigest()[:16]
 
 
+def meant(row: str, parts: Sequence[str]) -> bool:
+    """Whether one of the parts occurs in a row's name, which ends with a slash for that; every row, without parts."""
+    return not parts or any(part in f"{row}/" for part in parts)
+
+
 def digests(root: Path, parts: Sequence[str] = ()) -> dict[str, str]:
     """Row of the demo study to the digest of its first seed, trained as shortly as its entries say it can be.
 
@@ -50,7 +55,7 @@ def digests(root: Path, parts: Sequence[str] = ()) -> dict[str, str]:
     found = {}
     for run in study.runs:
         row = f"{run.task}/{run.dataset}/{run.method}"
-        if run.seed == study.seeds[0] and (not parts or any(part in f"{row}/" for part in parts)):
+        if run.seed == study.seeds[0] and meant(row, parts):
             short = shortest(run, root)
             train_with_needs(short)
             found[row] = digest(short)
@@ -63,22 +68,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="hold rows with one of these in their name to the reference")
     parser.add_argument("--write", action="store_true", help="make all rows' digests the reference")
+    parser.add_argument("--emulated", help="what is emulated, as which the system does not show itself")
     asked = parser.parse_args()
-    if asked.write and asked.parts:
-        parser.error("--write is for all rows: leave the parts out")
-    hold_kernels()
+    if asked.write and (asked.parts or asked.emulated):
+        parser.error("--write is for all rows on a real processor: leave the rest out")
+    if hold_kernels() != PORTABLE:
+        parser.error("the reference is of ATLAS_KERNELS=portable, on an x86-64 processor with AVX2 and without a GPU")
+    reference = json.loads(REFERENCE.read_text())
     with tempfile.TemporaryDirectory() as folder:
         found = digests(Path(folder), asked.parts)
     import torch
 
-    content = {"maker": maker(), "kernels": described(), "torch": torch.__version__, "rows": found}
+    if asked.parts and torch.__version__ != reference["torch"]:
+        parser.error(f"the reference is of torch {reference['torch']}, this is {torch.__version__}")
+    content = {"maker": asked.emulated or maker(), "kernels": described(), "torch": torch.__version__, "rows": found}
     if asked.write:
         written = {"torch": torch.__version__, "makers": [maker()], "rows": found}
         REFERENCE.write_text(json.dumps(written, indent=1) + "\n")
     print(json.dumps(content))
     if asked.parts:
-        reference = json.loads(REFERENCE.read_text())["rows"]
-        differ = [row for row, each in found.items() if each != reference.get(row)]
+        differ = [row for row, each in found.items() if each != reference["rows"].get(row)]
         print(f"{len(found) - len(differ)} of {len(found)} rows have the reference's bits", *differ, sep="\n", file=sys.stderr)
         return 0 if found and not differ else 1
     return 0

@@ -50,11 +50,32 @@ def test_some_rows_are_held_to_the_reference(monkeypatch: pytest.MonkeyPatch, ca
         ({row: "0" * 16}, 1, f"0 of 1 rows have the reference's bits\n{row}\n"),
         ({}, 1, "0 of 0 rows have the reference's bits\n"),
     ):
-        monkeypatch.setattr(short_runs, "digests", lambda root, parts, found=found: found)
+        asked: list[list[str]] = []
+        monkeypatch.setattr(short_runs, "digests", lambda root, parts, found=found, asked=asked: asked.append(parts) or found)
         monkeypatch.setattr(short_runs, "hold_kernels", lambda: PORTABLE)
-        monkeypatch.setattr(sys, "argv", ["short_runs", "some"])
+        monkeypatch.setattr("torch.__version__", REFERENCE["torch"])
+        monkeypatch.setattr(sys, "argv", ["short_runs", "some", "--emulated", "Haswell"])
         assert short_runs.main() == status
-        assert capsys.readouterr().err == said
+        shown = capsys.readouterr()
+        assert shown.err == said
+        assert json.loads(shown.out)["maker"] == "Haswell"
+        assert asked == [["some"]]
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [([], True), (["deit"], True), (["digits/deit/"], True), (["digits/de/", "uvc"], False), (["uvc", "its/d"], True)],
+)
+def test_a_part_of_a_name_means_the_rows_that_have_it(parts: list[str], found: bool) -> None:
+    assert short_runs.meant("image-classification/digits/deit", parts) is found
+
+
+def test_digests_of_other_kernels_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(short_runs, "hold_kernels", lambda: "native")
+    monkeypatch.setattr(sys, "argv", ["short_runs", "uvc"])
+    with pytest.raises(SystemExit, match="2"):
+        short_runs.main()
+    assert "ATLAS_KERNELS=portable" in capsys.readouterr().err
 
 
 def test_the_reference_is_not_made_of_some_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

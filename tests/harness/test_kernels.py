@@ -12,6 +12,7 @@ import pytest
 from atlas.errors import UserError
 from atlas.harness import kernels
 from atlas.harness.kernels import AVX2, HELD, NATIVE, PORTABLE, hold_kernels
+from atlas.harness.seeds import seed_everything
 
 SHOW = """
 from atlas.harness.kernels import described, hold_kernels
@@ -118,8 +119,8 @@ import json, os
 from atlas.harness.kernels import hold_kernels, hold_roots
 mode = hold_kernels()
 import numpy as np, torch
-before = torch.rand(5).sqrt()
-hold_roots(); hold_roots()
+if mode == "portable":
+    hold_roots(); hold_roots()
 values = torch.rand(2000, generator=torch.Generator().manual_seed(0)) * 4
 values[:4] = torch.tensor([0.0, -0.0, float("inf"), -1.0])
 with np.errstate(invalid="ignore"):
@@ -139,13 +140,29 @@ same("integers", torch.tensor([4, 9]).sqrt(), np.array([2, 3], np.float32))
 same("complex", torch.tensor([-1.0 + 0j]).sqrt(), np.array([1j], np.complex64))
 same("none", torch.empty(0, 3).sqrt(), np.empty((0, 3), np.float32))
 same("number", torch.tensor(4.0).sqrt(), np.float32(2))
-weight = torch.tensor([4.0, 9.0], requires_grad=True)
+some, roots = values[4:], wanted[4:]
+weight = some.clone().requires_grad_()
 weight.sqrt().sum().backward()
-same("gradient", weight.grad, np.float32(0.5) / np.array([2, 3], np.float32))
-weight.grad = torch.full((2,), 0.3)
+same("gradient", weight.grad, 1 / (2 * roots))
+weight.grad = some - 1
 torch.optim.Adam([weight], lr=0.5, foreach=True).step()
-same("adam", weight, np.array([3.5, 8.5], np.float32))
-found["strides"] = values.view(40, 50).T.sqrt().stride() == (1, 50)
+moment = torch.zeros_like(some).addcmul_(weight.grad, weight.grad, value=1 - 0.999)
+with np.errstate(invalid="ignore"):
+    deviation = torch.from_numpy(np.sqrt(moment.numpy())) / (1 - 0.999) ** 0.5 + 1e-8
+mean = torch.zeros_like(some).lerp_(weight.grad, 1 - 0.9)
+same("adam", weight, some.addcdiv(mean, deviation, value=-0.5 / (1 - 0.9)).numpy())
+for name, tensor in (("turned", values.view(40, 50).T), ("expanded", values[:15].view(1, 5, 3).expand(4, 5, 3).permute(2, 0, 1))):
+    found[f"strides, {name}"] = tensor.sqrt().stride() == tensor.exp().stride()
+for name, call in (
+    ("integers in place", lambda: torch.tensor([5]).sqrt_()),
+    ("integers asked for", lambda: torch.sqrt(values, out=torch.empty(0, dtype=torch.int64))),
+    ("real asked for", lambda: torch.sqrt(torch.tensor([-1j]), out=torch.empty(0))),
+):
+    try:
+        call()
+        found[name] = False
+    except RuntimeError as error:
+        found[name] = "can't be cast" in str(error)
 print(json.dumps([mode, found]))
 """
 
@@ -166,6 +183,13 @@ def test_square_roots_are_the_nearest_numbers() -> None:
     mode, found = json.loads(done.stdout)
     assert mode == PORTABLE
     assert [name for name, same in found.items() if not same] == []
+
+
+def test_what_seeds_a_run_holds_its_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr("atlas.harness.seeds.hold_roots", lambda: called.append(True))
+    seed_everything(0)
+    assert called == [True]
 
 
 def test_outside_the_held_modes_square_roots_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:

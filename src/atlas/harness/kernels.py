@@ -4,11 +4,11 @@ PyTorch, oneDNN, MKL, NumPy and OpenBLAS each look at the processor and choose t
 another order, so the last bits of a number depend on the processor, and a training makes digits of them. Held to one
 instruction set (and MKL to the one branch that it promises to be the same on other makers' processors), they no longer choose.
 
-Square roots are another matter: PyTorch takes MKL's, which start from the processor's own approximation and are often not the
-nearest number there is; no setting changes that. In both held modes :func:`hold_roots` puts NumPy's in their place.
+The branch of MKL that all makers share is one for SSE2, and matrix products take two to three times as long in it. Where it is
+enough that processors of one maker agree, ``ATLAS_KERNELS=avx2`` lets MKL use AVX2 as well.
 
-That branch of MKL is one for SSE2, and matrix products take two to three times as long in it. Where it is enough that processors
-of one maker agree, ``ATLAS_KERNELS=avx2`` lets MKL use AVX2 as well.
+Square roots are another matter. PyTorch takes MKL's, and outside MKL's own kernels for Intel these start from the processor's
+approximation and are often not the nearest number there is. In both held modes :func:`hold_roots` puts NumPy's in their place.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ HELD = {
     "OPENBLAS_CORETYPE": "Haswell",
     "NPY_DISABLE_CPU_FEATURES": WIDER,
 }
-_roots: list[Any] = []  # what holds the square roots; if it went, they would go back
 # MKL has AVX2 kernels for Intel's processors and others for AMD's: each the same on all processors of its maker
 HELD_BY_MAKER = {**HELD, "MKL_CBWR": "AVX2"}
+_roots: list[Any] = []  # what holds the square roots; if it went, they would go back
 
 
 def hold_kernels(environment: MutableMapping[str, str] = os.environ) -> str:
@@ -81,12 +81,14 @@ def kernels(environment: MutableMapping[str, str] = os.environ) -> str:
 
 
 def hold_roots() -> None:
-    """In a held mode, let every square root that PyTorch takes on the CPU be the nearest number there is, as IEEE 754 asks.
+    """In a held mode, let ``torch.sqrt`` on the CPU give the nearest number there is, as IEEE 754 asks; do nothing in another.
 
-    PyTorch 2.15 calls MKL's vector functions for them. These refine what the instruction ``rsqrtps`` approximates, which differs
-    between makers, and a fifth of the roots are a neighbour of the nearest number. Adam divides by such roots. In libraries that
-    are held to one instruction set, MKL's sqrt, asin, acos, atan, the tangent of float64 and the Cholesky factors of float32 are
-    all that was seen to depend on the processor still; nothing here takes any of these but the first.
+    PyTorch 2.15 calls MKL's vector functions for it. Where MKL does not take its kernels for Intel, these refine what the
+    instruction ``rsqrtps`` approximates, which differs between makers, and on an AMD EPYC a fifth of the roots of float32 are a
+    neighbour of the nearest number. Adam divides by such roots. With all libraries held to one instruction set, what was seen to
+    depend on the processor still is MKL's sqrt (and with it powers of 0.5, which PyTorch takes as roots), asin, acos, atan, the
+    tangent of float64 and the Cholesky factors of float32. Of these, studies take the first alone; a power of 0.5 is in the
+    feature ``p2`` of learned rules, which no study has.
     """
     if kernels() == NATIVE or _roots:
         return
@@ -98,18 +100,24 @@ def hold_roots() -> None:
             return root(values.to(torch.get_default_dtype()))
         if values.dtype in (torch.float16, torch.bfloat16):
             return root(values.float()).to(values.dtype)
+        found = torch.empty_like(values)
+        if found.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+            raise NotImplementedError(f"sqrt is not implemented for {found.dtype} on the CPU")
         with np.errstate(invalid="ignore"):  # of a negative number, as elsewhere in PyTorch, not a number
-            return torch.from_numpy(np.asarray(np.sqrt(values.numpy(force=True))))
+            np.sqrt(values.numpy(force=True), out=found.numpy())
+        return found
 
     def root_into(values: Any, *, out: Any) -> Any:
         found = root(values)
+        if not torch.can_cast(found.dtype, out.dtype):
+            raise RuntimeError(f"roots of {found.dtype} can't be cast to {out.dtype}")
         if out.shape != found.shape:
             out.resize_(found.shape)
         return out.copy_(found)
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("sqrt", root, "CPU")
-    library.impl("sqrt_", lambda values: values.copy_(root(values)), "CPU")
+    library.impl("sqrt_", lambda values: root_into(values, out=values), "CPU")
     library.impl("sqrt.out", root_into, "CPU")
     _roots.append(library)
 
