@@ -10,6 +10,7 @@ from conftest_report import PROVENANCE, write_metrics
 from atlas.errors import UserError
 from atlas.harness.stale import summary_digest
 from atlas.report.kernels import note_kernels
+from atlas.report.page import write_report
 from atlas.report.verdicts import other_kernels
 from atlas.study import Study
 
@@ -52,3 +53,20 @@ def test_what_says_nothing_about_other_kernels_is_refused(study: Study, other: P
 def test_metrics_without_kernels_are_those_of_the_processor(study: Study, other: Path) -> None:
     write_metrics(study.runs[0], top1=0.5)
     assert note_kernels(study, str(other)).read_text().startswith(f'id,kernel,verdict\nx.y,"{NATIVE}",supported\n')
+
+
+def test_the_page_counts_rows_with_seeds_of_several_kernels(study: Study) -> None:
+    def computed_with(kernels: dict[str, str]) -> str:
+        for run in study.runs:
+            content = json.loads(run.metrics.read_text())
+            content["provenance"] = {**PROVENANCE, "kernels": kernels.get(run.method, "portable")}
+            if run.seed == 0 and "mixed" in kernels:
+                content["provenance"]["kernels"] = kernels["mixed"]
+            run.metrics.write_text(json.dumps(content))
+        write_report(study)
+        lines = (study.results / "report.md").read_text().splitlines()
+        return next(line for line in lines if line.startswith("- kernels: "))
+
+    assert computed_with({}) == "- kernels: portable"
+    assert computed_with({"attnscale": "avx2 (AMD)"}) == "- kernels: portable, avx2 (AMD)"
+    assert computed_with({"mixed": "avx2 (AMD)"}) == "- kernels: portable, avx2 (AMD); seeds of several in 4 rows"

@@ -126,7 +126,7 @@ class Overview:
             ("when", self.when),
             ("computing", self.computing),
             ("hardware", _common(self.sources, "hardware")),
-            ("kernels", _common(self.sources, "kernels")),
+            ("kernels", self.kernels),
             ("code", self.commit),
             ("software", self.packages),
         ]
@@ -160,6 +160,14 @@ class Overview:
         trained |= {done.run.cell: done.seconds("train_seconds") or 0.0 for done in self.done}
         total = sum(trained.values()) + sum(done.seconds("evaluate_seconds") or 0.0 for done in self.done)
         return f"{duration(total)} of training and evaluation" if self.done else ""
+
+    @property
+    def kernels(self) -> str:
+        """The processors' kernels, and how many rows have seeds of several: such a row is no one set of numbers."""
+        rows = [row for table in self.tables for row in [*table.rows, *table.stages]]
+        mixed = sum(len({str(cell.provenance.get("kernels")) for cell in row.cells if cell.state == "done"}) > 1 for row in rows)
+        text = _common(self.sources, "kernels")
+        return text + (f"; seeds of several in {_plural(mixed, 'row')}" if text and mixed else "")
 
     @property
     def commit(self) -> str:
