@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # oneMKL 2026.2.0 (from PyPI), on processors of both makers as qemu-user 7.2 or newer shows them (Haswell, EPYC-Rome).
 #
-# Expected: MKL_CBWR=AVX2, "the same bits wherever there is AVX2", gives one set of numbers on an Intel and on an AMD processor with
+# Expected: MKL_CBWR=AVX2, which asks for the same bits wherever there is AVX2, gives one set of numbers on an Intel and on an AMD processor with
 #   AVX2, or at least says that it does not.
 # Seen: on the AMD every branch but COMPATIBLE is quietly taken for AUTO: AVX2, AVX and SSE4_2 give the bits of AUTO,
 #   and MKL_CBWR_Get answers AUTO (2) where AVX2 (10) was asked for. On the Intel AVX2 is AVX2, with other bits. COMPATIBLE alone gives

@@ -115,7 +115,7 @@ def test_processors_without_avx2_and_fma_are_known(
 
 
 ROOTS = """
-import json, os
+import json
 from atlas.harness.kernels import hold_kernels, hold_roots
 mode = hold_kernels()
 import numpy as np, torch
@@ -194,6 +194,7 @@ def test_what_seeds_a_run_holds_its_roots(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_outside_the_held_modes_square_roots_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "kernels", lambda: NATIVE)
+    monkeypatch.setattr(kernels, "_roots", [])
     kernels.hold_roots()
     assert kernels._roots == []
 
