@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# torch 2.15.0 and NumPy 2.3.5 (from PyPI), on processors of both makers as qemu-user 7.2 or newer shows them (Haswell, EPYC-Rome);
-#   PyTorch's issue 31250 tells of other roots on a CPU than on a GPU, not of makers.
+# torch 2.15.0 and NumPy 2.3.5 (from PyPI), on processors of both makers as qemu-user 7.2 or newer shows them (Haswell, EPYC-Rome),
+#   and on a real EPYC and a real Xeon; PyTorch's issue 31250 tells of other roots on a CPU than on a GPU, not of makers.
 #
 # Expected: a square root is one of the operations that IEEE 754 asks to be rounded to the nearest number, every processor has an
 #   instruction for it, and so torch.sqrt is the same everywhere, as NumPy's is.
 # Seen: on an AMD a fifth of the roots of float32 are a neighbour of the nearest number, whatever MKL_CBWR and
-#   torch.use_deterministic_algorithms say; on an Intel none is, but for MKL_CBWR=COMPATIBLE, which is asked for so that makers agree.
+#   torch.use_deterministic_algorithms say; on an Intel with AVX2 none is, but for MKL_CBWR=COMPATIBLE, which is asked for so that makers
+#   agree; on a Xeon with AVX-512 642 of 100,000 are, 19,380 with COMPATIBLE, and none with MKL_CBWR=AVX2.
 #   PyTorch calls MKL's vector functions, whose kernels for other makers refine the approximation of rsqrtps; that instruction differs
 #   between processors, so emulation and the real processor differ as well. Adam divides by such roots: its steps move with them.
 set -euo pipefail
