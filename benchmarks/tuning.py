@@ -156,6 +156,10 @@ PLANS = {
         name: Plan(f"image-classification/{name}/deit", protocols=VIT_RATES, score=held_out_error, study="desk", seeds=(0,))
         for name in ("cifar10-depth24", "cifar10-depth12", "cifar10-mixed", "cifar10-compressed")
     },
+    # networks designed without training, at the rate of one drawn at random
+    "cifar10-as-vit": Plan(
+        "image-classification/cifar10-as-vit/random-topology", protocols=VIT_RATES, score=held_out_error, study="desk", seeds=(0,)
+    ),
     # the rate of every row of the desk study's federations
     **{
         f"{benchmark}-{name}": Plan(
