@@ -69,6 +69,26 @@ def test_operon_gives_one_answer_per_seed_and_leaves_out_what_it_lacks() -> None
     assert r2(first[-1].loss, y) > 0.7
 
 
+def test_operon_takes_no_roots_unless_told_to() -> None:
+    """They depend on the processor, which findings/pyoperon_roots_differ_between_processors.sh shows; what else is allowed does not."""
+    sklearn = pytest.importorskip("pyoperon.sklearn", reason="pyoperon is not installed")
+    asked: list[set[str]] = []
+
+    class Search(sklearn.SymbolicRegressor):  # type: ignore[misc]
+        def fit(self, X: np.ndarray, y: np.ndarray) -> object:
+            asked.append(set(self.allowed_symbols.split(",")))
+            return super().fit(X, y)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn, "SymbolicRegressor", Search)
+        X = rows()
+        for operators in (None, "operon"):
+            cfg = SRConfig(generations=2, population=20, **({"operators": operators} if operators else {}))  # type: ignore[arg-type]
+            OperonBackend().fit(X, X[:, 0], NAMES, cfg, 0)
+    always = {"add", "sub", "mul", "tanh", "abs", "square", "constant", "variable"}
+    assert asked == [always, always | {"aq", "sqrtabs"}]
+
+
 def test_operon_trees_are_read_exactly() -> None:
     """Our reading of every tree of a front has the error that Operon reports for it."""
     sklearn = pytest.importorskip("pyoperon.sklearn", reason="pyoperon is not installed")
@@ -129,7 +149,7 @@ def test_unknown_names_list_the_known_ones() -> None:
         get_backend("eureqa")
     with pytest.raises(ValueError, match="there is no operator cos"):
         SRConfig(operators=frozenset({"cos"}))
-    with pytest.raises(ValueError, match="there is no set of operators julia; choose from operon, paper"):
+    with pytest.raises(ValueError, match="there is no set of operators julia; choose from portable, operon, paper"):
         SRConfig(operators="julia")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"rows\n  Input should be greater than or equal to 1"):
         SRConfig(rows=0)

@@ -15,10 +15,12 @@ from atlas.settings import Natural, Positive, Settings
 Engine = Literal["operon", "pysr", "lstsq"]
 ALPHA = 0.01
 """Scale α of the updates of networks and equations."""
-DEFAULT_OPERATORS = frozenset({"add", "sub", "mul", "aq", "tanh", "abs", "sqrtm", "square"})
+DEFAULT_OPERATORS = frozenset({"add", "sub", "mul", "tanh", "abs", "square"})
+OPERON_OPERATORS = DEFAULT_OPERATORS | {"aq", "sqrtm"}
 PAPER_OPERATORS = frozenset(OPERATORS) - {"sub", "neg", "aq", "power"}
-OPERATOR_SETS = {"operon": DEFAULT_OPERATORS, "paper": PAPER_OPERATORS}
-"""Named sets of operators: those that serve pyoperon best, and the paper's, for PySR."""
+OPERATOR_SETS = {"portable": DEFAULT_OPERATORS, "operon": OPERON_OPERATORS, "paper": PAPER_OPERATORS}
+"""Named sets of operators: those with which a seed of pyoperon finds the same equations on every x86-64 processor, these and the
+two that take a square root, and the paper's, for PySR. Pyoperon 0.6.2 refines an approximation of the processor's for its roots."""
 
 
 class TeacherSettings(Settings):
@@ -44,9 +46,11 @@ class RecordSettings(Settings):
 class SRConfig(Settings):
     """What a search for an equation may use, and how long it takes.
 
-    ``operators`` are names of :data:`~.expressions.OPERATORS`, or the name of a set, ``operon`` or ``paper``. ``max_size`` and
-    ``max_depth`` bound an expression, in nodes and in nodes along a path, as the engine counts them. ``time_limit_s`` is for
-    engines that stop on time (PySR); pyoperon stops on ``generations`` of a ``population``, so that a seed gives one answer.
+    ``operators`` are names of :data:`~.expressions.OPERATORS`, or the name of a set: ``portable``, ``operon``, which has the
+    square roots ``aq`` and ``sqrtm`` as well, or ``paper``. With roots, the equation that pyoperon finds depends on the
+    processor. ``max_size`` and ``max_depth`` bound an expression, in nodes and in nodes along a path, as the engine counts them.
+    ``time_limit_s`` is for engines that stop on time (PySR); pyoperon stops on ``generations`` of a ``population``, so that a
+    seed gives one answer.
     ``rows`` are used, drawn by the seed where there are more. ``standardize`` divides every column by its standard deviation
     during the search, which is folded back into the expressions; columns are not centred, since features of gradients are
     symmetric about 0.
