@@ -9,7 +9,8 @@ enough that processors of one maker agree, ``ATLAS_KERNELS=avx2`` lets MKL use A
 
 Square roots are another matter. PyTorch takes MKL's, and outside MKL's own kernels for Intel these start from the processor's
 approximation and are often not the nearest number there is. In both held modes :func:`hold_roots` puts NumPy's in their place.
-Pyoperon's roots can't be replaced; the search for equations leaves them out (:class:`atlas.methods.symbolic_l2o.SRConfig`).
+Pyoperon's roots can't be replaced; the search for equations leaves them out
+(:class:`atlas.methods.symbolic_l2o.settings.SRConfig`).
 """
 
 from __future__ import annotations
