@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +128,45 @@ def test_a_long_history_is_compiled_once_for_all_its_slots() -> None:
         compiled = stepped(True)
     assert torch.allclose(stepped(False), compiled, rtol=0, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+COMPILED_AND_NOT = """
+import torch
+from atlas.methods.symbolic_l2o import SymbolicOptimizer
+def stepped(compiled):
+    gen = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(4096, generator=gen))
+    optimizer = SymbolicOptimizer([parameter], "-tanh(m_0) + 0.1 * g_0", compiled=compiled)
+    for _ in range(2):
+        parameter.grad = torch.randn(4096, generator=gen)
+        optimizer.step()
+    return parameter.detach()
+print(torch.backends.cpu.get_cpu_capability(), int(((stepped(True) - stepped(False)).abs() > 1e-5).sum()))
+"""
+
+
+@pytest.mark.slow
+def test_a_cache_of_wider_vectors_does_not_spoil_the_step(tmp_path: Path) -> None:
+    """PyTorch 2.15 would take the other kernel from its cache, and leave half of the numbers as they were in memory."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("the processor has no vectors wider than AVX2's")
+    found = []
+    for capability in ("avx512", "avx2"):
+        settings = {"ATEN_CPU_CAPABILITY": capability, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", COMPILED_AND_NOT]
+        done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(done.stdout.strip())
+    assert found == ["AVX512 0", "AVX2 0"]
+
+
+def test_the_cache_of_compiled_steps_is_looked_up_by_the_vectors_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    for before, after in (("", capability), ("mine", f"mine {capability}"), (f"mine {capability}", f"mine {capability}")):
+        monkeypatch.setattr(torch.compiler.config, "cache_key_tag", before)
+        trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=True))
+        assert torch.compiler.config.cache_key_tag == after
 
 
 @pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])

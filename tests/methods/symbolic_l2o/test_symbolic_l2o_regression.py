@@ -70,7 +70,7 @@ def test_operon_gives_one_answer_per_seed_and_leaves_out_what_it_lacks() -> None
 
 
 def test_operon_takes_no_roots_unless_told_to() -> None:
-    """They depend on the processor, which findings/pyoperon_roots_differ_between_processors.sh shows; what else is allowed does not."""
+    """They depend on the processor, as findings/pyoperon_roots_differ_between_processors.sh shows; the others do not."""
     sklearn = pytest.importorskip("pyoperon.sklearn", reason="pyoperon is not installed")
     asked: list[set[str]] = []
 

@@ -231,6 +231,7 @@ class SymbolicOptimizer(DropIn):
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes a second to load
 
         if self._kernel is None:
+            _tell_caches_apart()
             self._kernel = torch.compile(self.program.fused, dynamic=True, fullgraph=True)
         history, slots = store["history"], scalars["slots"]
         kept = {feature: self._room(feature, flat) for feature in history}
@@ -280,6 +281,17 @@ def _flat(parameter: Tensor) -> tuple[Tensor, bool]:
     if parameter.is_contiguous() and parameter.dtype == dtype:
         return parameter.view(-1), False
     return parameter.reshape(-1).to(dtype, copy=True), True
+
+
+def _tell_caches_apart() -> None:
+    """Let the processor's vectors be part of what ``torch.compile`` looks its cache up by.
+
+    PyTorch 2.15 leaves them out: code written for vectors of 16 numbers (AVX-512) is taken from the cache by a process that is
+    held to 8 (AVX2), or by another machine that shares the folder, and writes half of the numbers only.
+    """
+    tag, capability = torch.compiler.config.cache_key_tag, torch.backends.cpu.get_cpu_capability()
+    if capability not in tag.split():
+        torch.compiler.config.cache_key_tag = f"{tag} {capability}".strip()
 
 
 def _from_its_start(vector: Tensor) -> Tensor:

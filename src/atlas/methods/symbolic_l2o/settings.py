@@ -20,7 +20,7 @@ OPERON_OPERATORS = DEFAULT_OPERATORS | {"aq", "sqrtm"}
 PAPER_OPERATORS = frozenset(OPERATORS) - {"sub", "neg", "aq", "power"}
 OPERATOR_SETS = {"portable": DEFAULT_OPERATORS, "operon": OPERON_OPERATORS, "paper": PAPER_OPERATORS}
 """Named sets of operators: those with which a seed of pyoperon finds the same equations on every x86-64 processor, these and the
-two that take a square root, and the paper's, for PySR. Pyoperon 0.6.2 refines an approximation of the processor's for its roots."""
+two that take a square root, and the paper's, for PySR. Pyoperon 0.6.2 takes roots by refining what the processor approximates."""
 
 
 class TeacherSettings(Settings):
