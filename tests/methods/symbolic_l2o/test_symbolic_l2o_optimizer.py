@@ -164,9 +164,9 @@ def test_the_cache_of_compiled_steps_is_looked_up_by_the_vectors_too(monkeypatch
     capability = torch.backends.cpu.get_cpu_capability()
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     for before, after in (("", capability), ("mine", f"mine {capability}"), (f"mine {capability}", f"mine {capability}")):
-        monkeypatch.setattr(torch.compiler.config, "cache_key_tag", before)
-        trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=True))
-        assert torch.compiler.config.cache_key_tag == after
+        with torch.compiler.config.patch(cache_key_tag=before):
+            trained(lambda p: SymbolicOptimizer(p, RULE, features=FEATURES, compiled=True))
+            assert torch.compiler.config.cache_key_tag == after
 
 
 @pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
