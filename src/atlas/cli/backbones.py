@@ -180,7 +180,7 @@ def _featscale(model: Any, images: Tensor) -> None:
 
 
 def _against_the_formula(model: Any, images: Tensor, apply: Callable[..., Any], textbook: Callable[..., Any], each: int) -> None:
-    """At 0 nothing may change, bit for bit; elsewhere it must be the textbook's formula; in bfloat16 close to it."""
+    """At 0 nothing may change but for roundings; elsewhere it must be the textbook's formula; in bfloat16 close to it."""
     import torch
 
     from atlas.methods.anti_oversmoothing import scale_parameters
@@ -191,7 +191,9 @@ def _against_the_formula(model: Any, images: Tensor, apply: Callable[..., Any], 
     scales = list(scale_parameters(treated).values())
     plain = _plain(treated)
     with torch.no_grad():
-        _require(torch.equal(_outputs(treated, images), _outputs(plain, images)), "at 0 the outputs change")
+        before, after = _outputs(plain, images), _outputs(treated, images)
+        roundings = 16 * torch.finfo(before.dtype).eps * float(before.abs().max())  # kernels may sum in another order
+        _require(torch.allclose(after, before, rtol=0, atol=roundings), "at 0 the outputs change")
         random = torch.Generator().manual_seed(4)
         for scale in scales:
             scale.copy_(1.2 * torch.rand(scale.shape, generator=random) - 0.4)

@@ -1,4 +1,4 @@
-"""AttnScale and FeatScale on every family of timm's transformers: against the formulas with explicit maps, bit for bit at 0."""
+"""AttnScale and FeatScale on every family of timm's transformers: against the formulas with explicit maps, to rounding at 0."""
 
 from __future__ import annotations
 
