@@ -269,11 +269,12 @@ def test_any_number_of_ranks_goes_on_from_a_state(workspace: Path) -> None:
     assert code == 0, error
     run = Study.read("demo", workspace).find(CELL)
     found, curve = read_tensors(run.weights), run.history.read_text()
-    (workspace / "alone" / "config").mkdir(parents=True)
+    # in a process of its own, as the others were: this one computes with the kernels of whatever processor it runs on
+    (workspace / "alone").mkdir()
     (workspace / "alone" / "data").symlink_to(workspace / "data")
-    (workspace / "alone" / "config" / "demo.yaml").write_text((workspace / "config" / "demo.yaml").read_text())
+    code, error = Started(workspace / "alone", 1, epochs).ended()
+    assert code == 0, error
     alone = Study.read("demo", workspace / "alone").find(CELL)
-    train_run(alone)
     assert len(curve.splitlines()) == len(alone.history.read_text().splitlines())
     for name, value in read_tensors(alone.weights).items():
         difference = (found[name] - value).abs()
