@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from atlas.l2o import ANALYTIC, L2ODM, Features, Layout, Policy, RNNprop, analytic, load_policy, rnnprop, save_policy
@@ -209,3 +212,22 @@ def test_saved_policies_come_back(policy: Policy, tmp_path) -> None:  # type: ig
     assert torch.equal(run(policy, stream), run(again, stream))
     with pytest.raises(ValueError, match="holds .*; known are Other"):
         load_policy(tmp_path / "policy.safetensors", {"Other": RNNprop})
+
+
+def test_a_policy_is_saved_to_the_same_bytes_every_time(tmp_path: Path) -> None:
+    path, saved = tmp_path / "policy.safetensors", set()
+    for _ in range(12):
+        save_policy(path, rnnprop("rp-small"))
+        saved.add(path.read_bytes()[:100])
+    assert len(saved) == 1
+
+
+def test_a_file_of_before_is_read_too(tmp_path: Path) -> None:
+    """Its header had two entries, one for the policy's name and one for its options."""
+    policy = L2ODM((5,), preprocess="log-sign")
+    header = {"policy": "L2ODM", "options": json.dumps(policy.options())}
+    save_file(dict(policy.state_dict()), tmp_path / "policy.safetensors", metadata=header)
+    assert load_policy(tmp_path / "policy.safetensors").describe() == policy.describe()
+    save_file(dict(policy.state_dict()), tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="holds no policy; known are RNNprop, L2ODM"):
+        load_policy(tmp_path / "weights.safetensors")

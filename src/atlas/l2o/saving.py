@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from atlas.l2o.policies import Policy
 from atlas.l2o.recurrent import L2ODM, RNNprop
@@ -17,8 +18,8 @@ def save_policy(path: Path | str, policy: Policy) -> None:
     from safetensors.torch import save_file
 
     numbers = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-    made = {"policy": type(policy).__name__, "options": json.dumps(policy.options())}
-    save_file(numbers, str(path), metadata=made)
+    made = {"policy": type(policy).__name__, "options": policy.options()}
+    save_file(numbers, str(path), metadata={"made": json.dumps(made)})  # one entry: safetensors 0.8 puts several in any order
 
 
 def load_policy(path: Path | str, known: Mapping[str, Callable[..., Policy]] = POLICIES) -> Policy:
@@ -38,12 +39,19 @@ def load_policy(path: Path | str, known: Mapping[str, Callable[..., Policy]] = P
 
     try:
         with safe_open(str(path), framework="pt") as stream:
-            made = stream.metadata() or {}
+            made = _made(stream.metadata() or {})
             numbers = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
     if made.get("policy") not in known:
         raise ValueError(f"{path} holds {made.get('policy', 'no policy')}; known are {', '.join(known)}")
-    policy = known[made["policy"]](**json.loads(made["options"]))
+    policy = known[made["policy"]](**made["options"])
     policy.load_state_dict(numbers)
     return policy.eval()
+
+
+def _made(header: Mapping[str, str]) -> dict[str, Any]:
+    """How the policy is made by a file's header; files of before had an entry for each part of that."""
+    if "made" in header:
+        return dict(json.loads(header["made"]))
+    return {**header, "options": json.loads(header.get("options", "{}"))}
