@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import sympy
 import torch
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlas.l2o import Features, LearnedOptimizer, MetaConfig, quadratic
 from atlas.methods.symbolic_l2o import (
@@ -30,6 +33,7 @@ from atlas.methods.symbolic_l2o import (
     meta_tune,
     parse,
 )
+from atlas.methods.symbolic_l2o.eager import quick_tanh
 from atlas.methods.symbolic_l2o.rules import adam_like, column_names
 
 FEATURES = ("m", "g", "n", "ema0.9", "p2.5", "d", "mhat", "mom", "grad", "time")
@@ -94,6 +98,88 @@ def test_blocks_foreach_and_policy_agree(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(whole, blocks, rtol=0, atol=1e-12)  # the ends of a block may be rounded another way
     assert torch.allclose(whole, foreach, rtol=0, atol=1e-12)
     assert torch.allclose(whole, functional, rtol=0, atol=1e-7)  # the policy holds its constants in float32
+
+
+class Counting(TorchDispatchMode):
+    """How many numbers each operation has been asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = args[0] if isinstance(args[0], (list, tuple)) else args[:1]
+        self.numbers[func.overloadpacket.__name__.strip("_").removeprefix("foreach_")] += sum(
+            value.numel() for value in given if isinstance(value, torch.Tensor)
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def plainly(rule: str, gradients: torch.Tensor, lags: int) -> torch.Tensor:
+    """What the moment m̃ of gradients (steps, n) lets a rule add in all, written down, in float64."""
+    history = [torch.zeros(gradients.shape[1], dtype=torch.float64)] * lags
+    mean = square = total = torch.zeros(gradients.shape[1], dtype=torch.float64)
+    for step, gradient in enumerate(gradients, 1):
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+        history = [mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8), *history[:-1]]
+        env = {f"m_{lag}": value.numpy() for lag, value in enumerate(history)}
+        total = total + 0.01 * torch.from_numpy(parse(rule).numpy({name: env[name] for name in parse(rule).variables}))
+    return total
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "tanhs"),
+    [
+        ("-tanh(0.5*m_0) - 0.3*tanh(0.5*m_2) - 0.1*tanh(0.5*m_6)", 1),
+        ("-0.3*tanh(0.5*m_2) + 0.2*tanh(0.5*m_4)", 1),  # of the present value too, for the steps to come
+        ("-tanh(0.5*m_0) - 0.3*tanh(2*m_2) - 0.1*tanh(2*m_6)", 2),
+        ("-0.3*tanh(0.5*m_2) - 0.1*tanh(0.4*m_6)", 2),  # of the past, one thing and another
+        ("-0.3*tanh(0.5*m_2) - 0.1*m_6", 1),
+        ("-0.3*tanh(m_2)*m_3 - tanh(m_3)", 2),
+        ("-exp(0 - abs(m_3))*m_0 - tanh(exp(0 - abs(m_1)))", 1),  # of what was before the first step it makes 1
+    ],
+)
+def test_what_is_made_of_the_past_is_made_once(rule: str, tanhs: int, foreach: bool) -> None:
+    gradients = torch.randn(20, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    parameter = nn.Parameter(torch.zeros(9, dtype=torch.float64))
+    optimizer = SymbolicOptimizer([parameter], rule, betas=(0.9, 0.999), clamp=None, eps=1e-8, foreach=foreach)
+    for gradient in gradients:
+        parameter.grad = gradient
+        with Counting() as counted:
+            optimizer.step()
+        assert counted.numbers["tanh"] == 9 * tanhs
+    assert torch.allclose(parameter.detach(), plainly(rule, gradients, 8), rtol=0, atol=1e-12)
+    rows = sum(memory.shape[0] for memory in optimizer.state[parameter]["history"].values())
+    assert rows == max(int(name[2:]) for name in parse(rule).variables)  # the past takes no more room than as it was
+
+
+def test_a_state_with_the_past_itself_is_refused() -> None:
+    """As versions before wrote it, where the same rule now keeps what it makes of the past."""
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.ones(3)
+    optimizer = SymbolicOptimizer([parameter], "-tanh(m_0) - tanh(m_3)")
+    optimizer.step()
+    saved = optimizer.state_dict()
+    assert list(saved["state"][0]["history"]) == ["tanh(m)"]
+    copied = copy.deepcopy(optimizer)
+    copied.load_state_dict(saved)
+    saved["state"][0]["history"] = {"m": saved["state"][0]["history"]["tanh(m)"]}
+    with pytest.raises(ValueError, match=r"the saved state of a tensor \(3,\) here does not fit"):
+        copied.load_state_dict(saved)
+
+
+def test_the_tanh_of_compiled_steps() -> None:
+    x = torch.cat([torch.linspace(0, 10, 1_000_001), torch.logspace(-38, 0, 200_001)])
+    true = x.double().tanh()
+    assert float((quick_tanh(x.double().clamp(max=9)) / true - 1)[x > 0].abs().max()) < 2.5e-8
+    quick = quick_tanh(x)
+    unit = torch.finfo(torch.float32).eps * torch.exp2(true.log2().floor().clamp(min=-126))  # of the last place
+    assert float(((quick.double() - true) / unit).abs().max()) < 6
+    assert float(quick.max()) == 1
+    assert torch.equal(quick_tanh(-x), -quick)
+    ends = quick_tanh(torch.tensor([math.inf, -math.inf, math.nan, 0.0]))
+    torch.testing.assert_close(ends, torch.tensor([1.0, -1.0, math.nan, 0.0]), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.slow

@@ -79,6 +79,9 @@ def _advance(
     gradients = [as_real(gradient).reshape(-1).to(dtype) for _, gradient, _ in members]
     stores = [store for _, _, store in members]
     present = _features(program, gradients, stores, scalars)
+    table = operators(len(members))
+    for feature, made in program.made.items():
+        present[feature] = made.evaluate(table, present, iter(program.constants(gradients[0], made)))
     env = {}
     for name, (feature, lag) in program.columns.items():
         if lag == 0:
@@ -86,8 +89,7 @@ def _advance(
         else:
             slot = (scalars["slots"][feature] - lag) % program.history[feature]
             env[name] = [store["history"][feature][slot] for store in stores]
-    table = operators(len(members))
-    raw = program.expression.evaluate(table, env, iter(program.constants(gradients[0])))
+    raw = program.expression.evaluate(table, env, iter(program.constants(gradients[0], program.expression)))
     raw = raw if isinstance(raw, list | tuple) else [raw.expand_as(gradient) for gradient in gradients]
     if program.clamp is not None:
         raw = [torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0) for value in raw]

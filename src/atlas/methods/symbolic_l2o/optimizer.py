@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import sympy
 
 DEFAULT = RuleSettings()
+Scalars = dict[str, Any]
 Piece = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
 BLOCK = 1 << 15  # scalars; the float32 buffers of a step, of 128 KiB each, fit a core's second-level cache
 
@@ -160,7 +161,6 @@ class SymbolicOptimizer(DropIn):
 
     options: ClassVar[Mapping[str, Callable[[str, Any], object]]] = {**DropIn.options, "betas": decays}
     _kernel: Callable[..., None] | None = None
-    _rooms: dict[tuple[str, torch.dtype, torch.device], Tensor] | None = None
 
     def __init__(
         self,
@@ -210,54 +210,51 @@ class SymbolicOptimizer(DropIn):
         if together:
             advance_all(self.program, [(p, p.grad, self.state[p]) for p in usable], lr, betas)  # type: ignore[misc]
         else:
+            shared: dict[tuple[int, torch.dtype, torch.device], tuple[Scalars, Scalars]] = {}  # of parameters alike
             for parameter in usable:
-                self._advance(parameter, lr, betas)
+                step, dtype, device = self.state[parameter]["step"], wide(parameter), parameter.device
+                if (step, dtype, device) not in shared:
+                    scalars = self.program.scalars(step, lr, betas)
+                    shared[step, dtype, device] = scalars, as_tensors(scalars, dtype, device) if self.compiled else {}
+                self._advance(parameter, *shared[step, dtype, device])
 
-    def _advance(self, parameter: Tensor, lr: float, betas: tuple[float, float]) -> None:
+    def _advance(self, parameter: Tensor, scalars: Scalars, tensors: Scalars) -> None:
         assert parameter.grad is not None
         store = self.state[parameter]
         real = as_real(parameter)
         flat, copied = _flat(real)
         gradient = as_real(parameter.grad).reshape(-1)
-        scalars = self.program.scalars(store["step"], lr, betas)
-        if not (self.compiled and self._fused(flat, gradient.to(flat.dtype), store, scalars)):
+        if not (self.compiled and self._fused(flat, gradient.to(flat.dtype), store, scalars["slots"], tensors)):
             for theta, g, moments, history in _blocks(flat, gradient, store["moments"], store["history"]):
                 self.program.advance(theta, g, moments, history, scalars)
         if copied:
             real.copy_(flat.view_as(real))
 
-    def _fused(self, flat: Tensor, gradient: Tensor, store: dict[str, Any], scalars: dict[str, Any]) -> bool:
+    def _fused(self, flat: Tensor, gradient: Tensor, store: dict[str, Any], slots: dict[str, int], scalars: Scalars) -> bool:
         """One step on a whole parameter by the compiled kernel; false where none can be compiled, and nothing has changed."""
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes a second to load
 
         if self._kernel is None:
             _tell_caches_apart()
             self._kernel = torch.compile(self.program.fused, dynamic=True, fullgraph=True)
-        history, slots = store["history"], scalars["slots"]
-        kept = {feature: self._room(feature, flat) for feature in history}
-        past = {name: _from_its_start(value) for name, value in self.program.past(history, slots).items()}
+        history = store["history"]
+        kept = {feature: _from_its_start(memory[slots[feature]]) for feature, memory in history.items()}
+        past = {
+            name: kept[feature] if lag == len(history[feature]) else _from_its_start(history[feature][slots[feature] - lag])
+            for name, (feature, lag) in self.program.columns.items()
+            if lag
+        }
         theta, gradient = _from_its_start(flat), _from_its_start(gradient)
         try:
-            self._kernel(theta, gradient, store["moments"], past, kept, as_tensors(scalars, flat))
+            self._kernel(theta, gradient, store["moments"], past, kept, scalars)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"the step of {self.expression} is not compiled, but taken block by block: {reason}", stacklevel=2)
             self.compiled = False
             return False
-        if flat.storage_offset():
-            torch.autograd.graph.increment_version(flat)  # of which the other tensor knows nothing
-        for feature, memory in history.items():
-            memory[slots[feature]] = kept[feature]
+        for changed in (flat, *history.values()):
+            torch.autograd.graph.increment_version(changed)  # of which the tensors that share its memory know nothing
         return True
-
-    def _room(self, feature: str, like: Tensor) -> Tensor:
-        """Memory for a feature of one parameter, which the next parameter uses again."""
-        key = (feature, like.dtype, like.device)
-        self._rooms = {} if self._rooms is None else self._rooms
-        if key not in self._rooms or self._rooms[key].numel() < like.numel():
-            largest = max(as_real(parameter).numel() for group in self.param_groups for parameter in group["params"])
-            self._rooms[key] = like.new_empty(largest)
-        return self._rooms[key][: like.numel()]
 
     def _fresh(self, group: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
         return {parameter: self.program.init(as_real(parameter.to("meta"))) for parameter in group["params"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +11,19 @@ from torch import Tensor
 
 from atlas.l2o.drop_in import wide
 from atlas.l2o.features import EMA, NORM_EPS, POWER, POWER_EPS, TIME_SCALE
-from atlas.methods.symbolic_l2o.eager import chain
+from atlas.methods.symbolic_l2o.delays import carried
+from atlas.methods.symbolic_l2o.eager import Chain, chain, quick_tanh
 from atlas.methods.symbolic_l2o.expressions import Expression
 from atlas.methods.symbolic_l2o.rules import used_columns
+
+STEP = "step"  # beside what is made of the past, whose names are expressions
 
 
 class Program:
     """What one step does, worked out once from the expression: moments that are needed, history, and the evaluation.
 
-    ``eps`` is what stands beside √v̂ in the features m̃ and g̃.
+    ``eps`` is what stands beside √v̂ in the features m̃ and g̃. What the equation makes of a feature's past is kept in its place
+    (:mod:`atlas.methods.symbolic_l2o.delays`): ``made`` says what that is.
     """
 
     def __init__(
@@ -28,11 +33,14 @@ class Program:
         self.settings, self.clamp = (expression, tuple(features), lags, clamp, eps), clamp
         self.eps = eps
         # a sign in front is the step's: the bound is symmetric
-        self.sign, self.expression = (-1, expression.args[0]) if expression.op == "neg" else (1, expression)
-        self.chain = chain(self.expression)
-        self.columns = {name: (features[feature], lag) for name, (feature, lag) in columns.items()}
-        self.used = sorted({feature for feature, _ in self.columns.values()})
-        longest = {feature: max(lag for own, lag in self.columns.values() if own == feature) for feature in self.used}
+        self.sign, plain = (-1, expression.args[0]) if expression.op == "neg" else (1, expression)
+        named = {name: (features[feature], lag) for name, (feature, lag) in columns.items()}
+        self.used = sorted({feature for feature, _ in named.values()})
+        self.expression, self.columns, self.made = carried(plain, named)
+        self.chains = {name: chain(made) for name, made in {**self.made, STEP: self.expression}.items()}
+        self.quick = {name: chain(made, {"tanh": quick_tanh}) for name, made in {**self.made, STEP: self.expression}.items()}
+        kept = {feature for feature, _ in self.columns.values()}
+        longest = {feature: max(lag for own, lag in self.columns.values() if own == feature) for feature in sorted(kept)}
         self.history = {feature: length for feature, length in longest.items() if length}
         self.means = {feature: float(feature[3:]) for feature in self.used if EMA.fullmatch(feature)}
         self.powers = {feature: _power(feature) for feature in self.used if feature == "n" or POWER.fullmatch(feature)}
@@ -55,15 +63,14 @@ class Program:
 
         names = [*(["m"] if self.first else []), *(["v"] if self.second else []), *self.means]
         names += self.power_means
-        return {
-            "step": 0,
-            "moments": {name: zeros() for name in names},
-            "history": {feature: zeros(length) for feature, length in self.history.items()},
-        }
+        history = {feature: zeros(length) for feature, length in self.history.items()}
+        for name, made in self.made.items():  # of features that were zero
+            history[name] += float(made.numpy(dict.fromkeys(made.variables, 0.0)))
+        return {"step": 0, "moments": {name: zeros() for name in names}, "history": history}
 
-    def constants(self, like: Tensor) -> tuple[Tensor, ...]:
-        """The expression's constants as tensors without axes."""
-        values = torch.tensor(self.expression.constants, dtype=like.dtype).to(like.device)
+    def constants(self, like: Tensor, expression: Expression) -> tuple[Tensor, ...]:
+        """The constants of (a part of) the equation as tensors without axes."""
+        values = torch.tensor(expression.constants, dtype=like.dtype).to(like.device)
         return values.unbind() if len(values) else ()
 
     def scalars(self, step: int, lr: float, betas: tuple[float, float]) -> dict[str, Any]:
@@ -83,7 +90,7 @@ class Program:
         self, theta: Tensor, gradient: Tensor, moments: dict[str, Tensor], history: dict[str, Tensor], scalars: dict[str, Any]
     ) -> None:
         """One step on (part of) one parameter, in place; all tensors are vectors (n,) over the same coordinates."""
-        present = self.move(theta, gradient, moments, self.past(history, scalars["slots"]), scalars)
+        present = self.move(theta, gradient, moments, self.past(history, scalars["slots"]), scalars, self.chains)
         for feature, memory in history.items():
             memory[scalars["slots"][feature]] = present[feature]
 
@@ -93,15 +100,28 @@ class Program:
         return {name: history[feature][(slots[feature] - lag) % self.history[feature]] for name, (feature, lag) in lagged.items()}
 
     def move(
-        self, theta: Tensor, gradient: Tensor, moments: dict[str, Tensor], past: dict[str, Tensor], scalars: dict[str, Any]
+        self,
+        theta: Tensor,
+        gradient: Tensor,
+        moments: dict[str, Tensor],
+        past: dict[str, Tensor],
+        scalars: dict[str, Any],
+        chains: dict[str, Chain],
     ) -> dict[str, Tensor]:
-        """Update moments and parameter in place, and return the present features, all (n,); the history is left to the caller."""
+        """Update moments and parameter in place, and return what has a history and the present features, all (n,).
+
+        The history is left to the caller.
+        """
         present = self._features(gradient, moments, scalars)
+        present |= {name: chains[name].run(present) for name in self.made}
         env = {name: past[name] if lag else present[feature] for name, (feature, lag) in self.columns.items()}
-        raw, owned = self.chain.run(env), self.chain.owned
+        raw, owned = chains[STEP].run(env), chains[STEP].owned
         if self.clamp is not None:
-            finite = torch.nan_to_num_ if owned else torch.nan_to_num
-            raw = finite(raw, nan=0.0, posinf=0.0, neginf=0.0).clamp_(-self.clamp, self.clamp)
+            if torch.compiler.is_compiling():  # which asks number by number whether one is nan
+                raw = torch.where(raw.abs() < math.inf, raw, 0.0)
+            else:
+                raw = (torch.nan_to_num_ if owned else torch.nan_to_num)(raw, nan=0.0, posinf=0.0, neginf=0.0)
+            raw = raw.clamp_(-self.clamp, self.clamp)
         lr = scalars["lr"]
         if isinstance(lr, Tensor):
             theta.add_(raw * lr)
@@ -118,11 +138,13 @@ class Program:
         kept: dict[str, Tensor],
         scalars: dict[str, Any],
     ) -> None:
-        """What is compiled: :meth:`move`, with the features (n,) that have a history written to ``kept``.
+        """What is compiled: :meth:`move`, with what has a history written to ``kept``, (n,), the slot of its oldest entry.
 
-        Reading and writing one ring in one kernel would be taken for reading what is written, and not be fused.
+        ``past`` has that entry as the same tensor. The others are tensors of their own: reading and writing one ring in one
+        kernel would be taken for reading what is written, and not be fused.
         """
-        present = self.move(theta, gradient, moments, past, scalars)
+        quick = theta.dtype == torch.float32 and theta.device.type == "cpu"
+        present = self.move(theta, gradient, moments, past, scalars, self.quick if quick else self.chains)
         for feature, memory in kept.items():
             memory.copy_(present[feature])
 
@@ -189,7 +211,7 @@ def _power(feature: str) -> float:
     return 3.0 if feature == "n" else float(feature[1:])
 
 
-def as_tensors(scalars: dict[str, Any], like: Tensor) -> dict[str, Any]:
+def as_tensors(scalars: dict[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """The numbers of a step as scalar tensors, so that a compiled step is not compiled anew for each."""
-    numbers = {name: torch.tensor(scalars[name], dtype=like.dtype) for name in ("first_bias", "second_bias", "time", "lr")}
-    return {"betas": scalars["betas"], **{name: number.to(like.device) for name, number in numbers.items()}}
+    numbers = {name: torch.tensor(scalars[name], dtype=dtype) for name in ("first_bias", "second_bias", "time", "lr")}
+    return {"betas": scalars["betas"], **{name: number.to(device) for name, number in numbers.items()}}
