@@ -109,3 +109,9 @@ def test_a_page_that_was_changed_by_hand_is_noticed() -> None:
     changed = page.read_text().replace("| `uvc` | `budget` | `0.5` |", "| `uvc` | `budget` | `0.6` |")
     assert changed != page.read_text()
     assert made.remade(changed, page) == page.read_text()
+
+
+def test_the_findings_are_those_that_their_page_lists() -> None:
+    page = (ROOT / "findings/README.md").read_text()
+    listed = re.findall(r"^\| `(\w+\.sh)` \|", page, re.MULTILINE)
+    assert listed == sorted(path.name for path in (ROOT / "findings").glob("*.sh"))
