@@ -2,16 +2,19 @@
 
 ``reference.json`` names the makers of processors on which the digests were seen. On one of those another digest is a fault. On
 another maker's it is news, which the test tells without failing: add the maker to the file where all digests agree, and write
-down the rows that differ where they do not. Three rows behind pyoperon's searches have been asked of an emulated AMD only.
+down the rows that differ where they do not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.conformance import short_runs
@@ -40,6 +43,19 @@ def test_short_runs_have_the_digests_of_other_machines() -> None:
     if differ and found["maker"] not in REFERENCE["makers"]:
         pytest.xfail(f"on {found['maker']} {len(differ)} of {len(found['rows'])} rows have other bits: {', '.join(differ)}")
     assert differ == [], "numbers moved; if they should have: python -m tests.conformance.short_runs --write"
+
+
+def test_no_digest_is_that_of_nothing(tmp_path: Path) -> None:
+    assert hashlib.sha256(b"").hexdigest()[:16] not in REFERENCE["rows"].values()
+    left = tmp_path / "rule.json"
+    run: Any = SimpleNamespace(
+        cell="row", weights=tmp_path / "model", history=tmp_path / "curve", declared_metrics=(), checkpoint=tmp_path
+    )
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(AssertionError, match="row left nothing to be held to the reference"):
+        short_runs.digest(run)
+    left.write_text("-m_0")
+    assert short_runs.digest(run) == hashlib.sha256(b"-m_0").hexdigest()[:16]
 
 
 def test_some_rows_are_held_to_the_reference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
