@@ -231,3 +231,22 @@ def test_a_file_of_before_is_read_too(tmp_path: Path) -> None:
     save_file(dict(policy.state_dict()), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="holds no policy; known are RNNprop, L2ODM"):
         load_policy(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"made": "by hand"},
+        {"made": "5"},
+        {"made": "null"},
+        {"made": '{"policy": "L2ODM"}'},
+        {"made": '{"policy": ["L2ODM"], "options": {}}'},
+        {"made": '{"policy": "L2ODM", "options": []}'},
+        {"policy": "L2ODM"},
+        {"policy": "L2ODM", "options": "{"},
+    ],
+)
+def test_a_header_of_others_is_refused(tmp_path: Path, header: dict[str, str]) -> None:
+    save_file(dict(L2ODM((5,)).state_dict()), tmp_path / "policy.safetensors", metadata=header)
+    with pytest.raises(ValueError, match=r"policy\.safetensors holds no policy; known are RNNprop, L2ODM"):
+        load_policy(tmp_path / "policy.safetensors")

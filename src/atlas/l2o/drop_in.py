@@ -154,7 +154,8 @@ class DropIn(torch.optim.Optimizer):
             for parameter, store in stores.items():
                 if store and not alike(store, fresh.get(parameter)):
                     shape = tuple(parameter.shape)
-                    raise ValueError(f"the saved state of a tensor {shape} here does not fit {own}: another rule, or other sizes")
+                    reason = "another rule, other sizes, or an earlier version of Atlas"
+                    raise ValueError(f"the saved state of a tensor {shape} here does not fit {own}: {reason}")
 
     def state_bytes_per_parameter(self) -> float:
         """Bytes of state per real scalar of the parameters; 0 before the first step."""

@@ -43,15 +43,20 @@ def load_policy(path: Path | str, known: Mapping[str, Callable[..., Policy]] = P
             numbers = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
-    if made.get("policy") not in known:
-        raise ValueError(f"{path} holds {made.get('policy', 'no policy')}; known are {', '.join(known)}")
+    if made is None:
+        raise ValueError(f"{path} holds no policy; known are {', '.join(known)}")
+    if made["policy"] not in known:
+        raise ValueError(f"{path} holds {made['policy']}; known are {', '.join(known)}")
     policy = known[made["policy"]](**made["options"])
     policy.load_state_dict(numbers)
     return policy.eval()
 
 
-def _made(header: Mapping[str, str]) -> dict[str, Any]:
-    """How the policy is made by a file's header; files of before had an entry for each part of that."""
-    if "made" in header:
-        return dict(json.loads(header["made"]))
-    return {**header, "options": json.loads(header.get("options", "{}"))}
+def _made(header: Mapping[str, str]) -> dict[str, Any] | None:
+    """How the policy is made by a file's header; files of before had an entry for each part of that. None if it does not say."""
+    try:
+        made = json.loads(header["made"]) if "made" in header else {**header, "options": json.loads(header["options"])}
+    except (ValueError, KeyError):
+        return None
+    told = isinstance(made, dict) and isinstance(made.get("policy"), str) and isinstance(made.get("options"), dict)
+    return made if told else None

@@ -34,11 +34,13 @@ from atlas.methods.symbolic_l2o import (
     parse,
 )
 from atlas.methods.symbolic_l2o.eager import quick_tanh
+from atlas.methods.symbolic_l2o.optimizer import _own_code
+from atlas.methods.symbolic_l2o.program import Program
 from atlas.methods.symbolic_l2o.rules import adam_like, column_names
 
 FEATURES = ("m", "g", "n", "ema0.9", "p2.5", "d", "mhat", "mom", "grad", "time")
 RULE = (
-    "-0.5*tanh(2*m_0) - 0.2*g_0 + 0.1*tanh(g_3)*m_7 + 0.05*aq(n_1, ema0.9_2) - 0.01*p2.5_0*d_0 "
+    "greater(m_0, 0.1)*0.01 - 0.5*tanh(2*m_0) - 0.2*g_0 + 0.1*tanh(g_3)*m_7 + 0.05*aq(n_1, ema0.9_2) - 0.01*p2.5_0*d_0 "
     "+ 0.1*mhat_1 - mom_0*0.3 + square(grad_2)*0.01 - asinh(time_0) * erfc(m_0) + relu(g_0)*0.1"
 )
 
@@ -144,14 +146,53 @@ def test_what_is_made_of_the_past_is_made_once(rule: str, tanhs: int, foreach: b
     gradients = torch.randn(20, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     parameter = nn.Parameter(torch.zeros(9, dtype=torch.float64))
     optimizer = SymbolicOptimizer([parameter], rule, betas=(0.9, 0.999), clamp=None, eps=1e-8, foreach=foreach)
-    for gradient in gradients:
+    for step, gradient in enumerate(gradients):
         parameter.grad = gradient
         with Counting() as counted:
             optimizer.step()
-        assert counted.numbers["tanh"] == 9 * tanhs
+        assert step == 0 or counted.numbers["tanh"] == 9 * tanhs  # the first step makes the state as well
     assert torch.allclose(parameter.detach(), plainly(rule, gradients, 8), rtol=0, atol=1e-12)
     rows = sum(memory.shape[0] for memory in optimizer.state[parameter]["history"].values())
     assert rows == max(int(name[2:]) for name in parse(rule).variables)  # the past takes no more room than as it was
+
+
+def test_a_long_rule_of_one_past_value() -> None:
+    rule = " + ".join(f"{weight / 300} * tanh({1 + weight / 150} * m_1)" for weight in range(150))
+    parameter = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = copy.deepcopy(SymbolicOptimizer([parameter], rule, betas=(0.9, 0.999), clamp=None, eps=1e-8))
+    (copied,) = optimizer.param_groups[0]["params"]
+    gradients = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for gradient in gradients:
+        copied.grad = gradient
+        optimizer.step()
+    assert torch.allclose(copied.detach(), plainly(rule, gradients, 2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "steps", "moved"),
+    [
+        # in float32 exp(-200) is 0, before the first step too
+        ("greater(exp(0 - 200 - abs(m_1)), 0) - 0.5", 6, -0.03),
+        # equal numbers, of which one divides to infinity and the other to minus infinity
+        ("tanh(1 / (abs(m_1) * 0.0)) + 0.5 * tanh(1 / (abs(m_2) * (-0.0)))", 6, 0.03),
+    ],
+)
+def test_what_was_before_the_first_step_is_as_the_steps_would_have_it(rule: str, steps: int, moved: float, foreach: bool) -> None:
+    parameter = nn.Parameter(torch.zeros(5))
+    optimizer = SymbolicOptimizer([parameter], rule, foreach=foreach)
+    for _ in range(steps):
+        parameter.grad = torch.ones(5)
+        optimizer.step()
+    assert torch.allclose(parameter.detach(), torch.full((5,), moved), rtol=0, atol=1e-7)
+
+
+def test_every_rule_is_compiled_on_its_own_account() -> None:
+    """torch counts by code object how often it compiled anew, and stops at eight."""
+    first, second = (Program(parse(rule), ("m",), 1, 1.0) for rule in ("-m_0", "-tanh(m_0)"))
+    own = [_own_code(program.fused) for program in (first, second)]
+    assert own[0].__code__ is not own[1].__code__
+    assert [method.__self__ for method in own] == [first, second]
 
 
 def test_a_state_with_the_past_itself_is_refused() -> None:

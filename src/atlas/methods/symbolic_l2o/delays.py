@@ -7,7 +7,8 @@ step, not one per feature and lag. The numbers are the same to the last digit, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from atlas.methods.symbolic_l2o.expressions import Expression
 
@@ -38,52 +39,86 @@ def carried(expression: Expression, columns: Columns) -> tuple[Expression, dict[
     >>> str(rule), columns["tanh((2.0 * m))_3"], list(made)
     ('(tanh((2.0 * m))_0 - (0.5 * tanh((2.0 * m))_3))', ('tanh((2.0 * m))', 3), ['tanh((2.0 * m))'])
     """
-    common: dict[str, set[Expression]] = {}
-    for name, made in _made_of(expression):
-        feature, lag = columns[name]
-        if lag:
-            forms = {_of(form, feature) for form in made}
-            common[feature] = common[feature] & forms if feature in common else forms
-    kept = {}
-    for feature, forms in common.items():
-        dear = [form for form in forms if form.op not in CHEAP]
-        if dear:
-            kept[feature] = max(dear, key=lambda form: form.complexity)
+    parts = _Parts(columns)
+    root = parts.read(expression)
+    common: dict[str, set[int]] = {}
+    _meet(root, (), columns, common)
+    kept = {feature: max(forms, key=parts.size.__getitem__) for feature, forms in common.items() if forms}
     if not kept:
         return expression, dict(columns), {}
     found: dict[str, tuple[str, int]] = {}
-    changed = _changed(expression, columns, kept, found)
-    return changed, {name: found[name] for name in sorted(changed.variables)}, {str(form): form for form in kept.values()}
+    made: dict[str, Expression] = {}
+    changed = _changed(root, columns, kept, found, made)
+    return changed, {name: found[name] for name in sorted(found)}, made
 
 
-def _made_of(expression: Expression, above: tuple[Expression, ...] = ()) -> Iterator[tuple[str, tuple[Expression, ...]]]:
-    """Every place of a variable, with the parts of the expression around it that have no other variable, itself included."""
-    own = (*above, expression) if len(expression.variables) == 1 else ()
-    if expression.op == "var":
-        yield expression.name, own
-    for arg in expression.args:
-        yield from _made_of(arg, own)
+@dataclass
+class _Part:
+    """A part of an expression, and the number of its form; equal forms of one feature have one number, whatever the lag."""
+
+    whole: Expression
+    args: tuple[_Part, ...]
+    form: int
+    variable: str  # the only one in it, or nothing
+    many: bool  # more than one variable
+
+
+@dataclass
+class _Parts:
+    """The forms that occur: what they are, told by an operator, the forms of its operands, a number or a feature."""
+
+    columns: Columns
+    numbers: dict[tuple[object, ...], int] = field(default_factory=dict)
+    size: list[int] = field(default_factory=list)
+
+    def read(self, expression: Expression) -> _Part:
+        args = tuple(self.read(arg) for arg in expression.args)
+        names = {arg.variable for arg in args if arg.variable} | ({expression.name} if expression.op == "var" else set())
+        feature = self.columns[expression.name][0] if expression.op == "var" else ""
+        key = (expression.op, tuple(arg.form for arg in args), repr(expression.value), feature)  # 0.0 is not -0.0 there
+        form = self.numbers.setdefault(key, len(self.numbers))
+        if form == len(self.size):
+            self.size.append(1 + sum(self.size[arg.form] for arg in args))
+        many = len(names) > 1 or any(arg.many for arg in args)
+        return _Part(expression, args, form, "" if many or not names else next(iter(names)), many)
+
+
+def _meet(part: _Part, above: tuple[int, ...], columns: Columns, common: dict[str, set[int]]) -> None:
+    """Collect the forms that all places of a feature's past have around them: dear ones, without another variable."""
+    if part.many or not part.variable:
+        above = ()
+    elif part.whole.op not in CHEAP:
+        above = (*above, part.form)
+    if part.whole.op == "var":
+        feature, lag = columns[part.variable]
+        if lag:
+            common[feature] = common[feature] & set(above) if feature in common else set(above)
+    for arg in part.args:
+        _meet(arg, above, columns, common)
+
+
+def _changed(
+    part: _Part,
+    columns: Columns,
+    kept: Mapping[str, int],
+    found: dict[str, tuple[str, int]],
+    made: dict[str, Expression],
+) -> Expression:
+    """The expression with variables for what is kept; ``found`` gets its variables' columns, ``made`` what is kept."""
+    if part.variable:
+        feature, lag = columns[part.variable]
+        if kept.get(feature) == part.form:
+            form = _of(part.whole, feature)
+            made[str(form)] = form
+            found[f"{form}_{lag}"] = (str(form), lag)
+            return Expression("var", name=f"{form}_{lag}")
+        if part.whole.op == "var":
+            found[part.variable] = (feature, lag)
+    args = tuple(_changed(arg, columns, kept, found, made) for arg in part.args)
+    return Expression(part.whole.op, args, part.whole.value, part.whole.name)
 
 
 def _of(form: Expression, feature: str) -> Expression:
     """The same of a feature, whatever the lag."""
     name = feature if form.op == "var" else ""
     return Expression(form.op, tuple(_of(arg, feature) for arg in form.args), form.value, name)
-
-
-def _changed(
-    expression: Expression, columns: Columns, kept: Mapping[str, Expression], found: dict[str, tuple[str, int]]
-) -> Expression:
-    """The expression with variables for what is kept; ``found`` gets the columns of the variables that it has then."""
-    if len(expression.variables) == 1:
-        (name,) = expression.variables
-        feature, lag = columns[name]
-        if kept.get(feature) == _of(expression, feature):
-            carrier = str(kept[feature])
-            found[f"{carrier}_{lag}"] = (carrier, lag)
-            return Expression("var", name=f"{carrier}_{lag}")
-        if expression.op == "var":
-            found[name] = (feature, lag)
-    return Expression(
-        expression.op, tuple(_changed(arg, columns, kept, found) for arg in expression.args), expression.value, expression.name
-    )

@@ -18,6 +18,12 @@ def _power(x: Tensor, y: Tensor) -> Tensor:
     return magnitude * (1 - 2 * ((x < 0) & (torch.remainder(y, 2) != 0)).to(magnitude.dtype))
 
 
+def _greater(x: Tensor, y: Tensor) -> Tensor:
+    """1 where x > y, else 0, in the type that their sum has."""
+    compiled = torch.compiler.is_compiling()  # which has no way to ask for a type alone
+    return torch.gt(x, y).to((x + y).dtype if compiled else torch.result_type(x, y))
+
+
 @cache
 def torch_operators() -> dict[str, Callable[..., Any]]:
     """Name to function on tensors, differentiable almost everywhere."""
@@ -28,7 +34,7 @@ def torch_operators() -> dict[str, Callable[..., Any]]:
         "div": torch.div,
         "pow": lambda x, y: torch.sign(x) * torch.abs(x) ** y,
         "power": _power,
-        "greater": lambda x, y: torch.gt(x, y).to(torch.result_type(x, y)),
+        "greater": _greater,
         "aq": lambda x, y: x * torch.rsqrt(1 + y * y),
         "neg": torch.neg,
         "relu": torch.relu,

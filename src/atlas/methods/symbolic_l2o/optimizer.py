@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
@@ -224,7 +225,8 @@ class SymbolicOptimizer(DropIn):
         real = as_real(parameter)
         flat, copied = _flat(real)
         gradient = as_real(parameter.grad).reshape(-1)
-        if not (self.compiled and self._fused(flat, gradient.to(flat.dtype), store, scalars["slots"], tensors)):
+        several = len(flat) > 1  # torch.compile compiles anew for an axis of one, or none
+        if not (self.compiled and several and self._fused(flat, gradient.to(flat.dtype), store, scalars["slots"], tensors)):
             for theta, g, moments, history in _blocks(flat, gradient, store["moments"], store["history"]):
                 self.program.advance(theta, g, moments, history, scalars)
         if copied:
@@ -236,7 +238,7 @@ class SymbolicOptimizer(DropIn):
 
         if self._kernel is None:
             _tell_caches_apart()
-            self._kernel = torch.compile(self.program.fused, dynamic=True, fullgraph=True)
+            self._kernel = torch.compile(_own_code(self.program.fused), dynamic=True, fullgraph=True)
         history = store["history"]
         kept = {feature: _from_its_start(memory[slots[feature]]) for feature, memory in history.items()}
         past = {
@@ -278,6 +280,17 @@ def _flat(parameter: Tensor) -> tuple[Tensor, bool]:
     if parameter.is_contiguous() and parameter.dtype == dtype:
         return parameter.view(-1), False
     return parameter.reshape(-1).to(dtype, copy=True), True
+
+
+def _own_code(method: Any) -> Any:
+    """The same method of the same object with a code object of its own.
+
+    ``torch.compile`` counts by code object how often it has compiled anew, and gives up after eight times: all rules of a
+    process would share these.
+    """
+    function = method.__func__
+    code = function.__code__.replace()
+    return MethodType(FunctionType(code, function.__globals__, function.__name__), method.__self__)
 
 
 def _tell_caches_apart() -> None:

@@ -64,8 +64,9 @@ class Program:
         names = [*(["m"] if self.first else []), *(["v"] if self.second else []), *self.means]
         names += self.power_means
         history = {feature: zeros(length) for feature, length in self.history.items()}
-        for name, made in self.made.items():  # of features that were zero
-            history[name] += float(made.numpy(dict.fromkeys(made.variables, 0.0)))
+        for name, made in self.made.items():  # of features that were zero, with the arithmetic of the steps
+            before = self.chains[name].run(dict.fromkeys(made.variables, torch.zeros(1, dtype=dtype)))
+            history[name] += float(before)
         return {"step": 0, "moments": {name: zeros() for name in names}, "history": history}
 
     def constants(self, like: Tensor, expression: Expression) -> tuple[Tensor, ...]:
@@ -117,7 +118,7 @@ class Program:
         env = {name: past[name] if lag else present[feature] for name, (feature, lag) in self.columns.items()}
         raw, owned = chains[STEP].run(env), chains[STEP].owned
         if self.clamp is not None:
-            if torch.compiler.is_compiling():  # which asks number by number whether one is nan
+            if torch.compiler.is_compiling():  # where nan_to_num would ask number by number whether one is nan
                 raw = torch.where(raw.abs() < math.inf, raw, 0.0)
             else:
                 raw = (torch.nan_to_num_ if owned else torch.nan_to_num)(raw, nan=0.0, posinf=0.0, neginf=0.0)
