@@ -89,7 +89,7 @@ def test_the_next_start_goes_on(folder: Path) -> None:
 
     process = started(folder)  # the lock of the one that was killed stops nobody
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-    assert process.wait(60) == 1
+    assert process.wait(300) == 1
     until(lambda: not processes(folder))
     assert "going on with train" in log.read_text()
     assert "stopped by SIGINT" in log.read_text()
