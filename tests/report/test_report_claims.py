@@ -414,6 +414,23 @@ def test_a_conjunction_needs_all_and_falls_with_one(study: Study) -> None:
     assert open_.verdict == "inconclusive"
 
 
+def test_a_bound_that_is_not_reached_leaves_a_claim_open(study: Study) -> None:
+    """That an interval reaches below the margin says that too little was looked at, and not that the effect is not there."""
+    bound = {"method": "featscale", "bound": True}
+    for run in study.runs:
+        if run.method == "featscale":
+            write_metrics(run, top1=0.70 + 0.021 * run.seed)
+    open_ = judged(study, also=[bound])
+    assert (open_.verdict, claim_row(open_)["method"]) == ("inconclusive", "featscale")
+    assert [part.verdict for part in open_.parts] == ["supported", "inconclusive"]
+    assert open_.replicates_text == ""  # seeds do not narrow an interval of the runs' own
+    assert judged(study, also=[{**bound, "margin": -0.2}]).verdict == "supported"
+    # the estimate is judged as if it stood alone: a bound is no further chance to contradict
+    alone = judged(study, margin=0.026)
+    assert alone.verdict == judged(study, margin=0.026, also=[bound]).verdict == "contradicted"
+    assert judged(study, also=[{**bound, "every": True}]).verdict == "inconclusive"
+
+
 def test_a_contradiction_needs_a_wider_interval_the_more_comparisons_there_are(study: Study) -> None:
     """Student's t of 2 degrees of freedom at 95 %, 97.5 % and 98.33 %: 4.303, 6.205, 7.649, times sd / √3 = 0.577 sd."""
     for run in study.runs:

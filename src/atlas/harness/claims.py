@@ -22,6 +22,7 @@ The file is checked when a study is read: a name that does not exist is an error
         every: false               # ask it of every seed, not only of the mean
         of: growth_steps           # the metric is a share of so many decisions per seed: a number, or a metric that counts them
         exact: false               # it follows from the construction, so that seeds that agree settle it
+        bound: false               # the metric bounds an interval of the run's own: not to reach the margin leaves the claim open
         reported: 0.009            # the effect as the paper prints it, where it does
         source: Table 3
         whose: paper               # or atlas: our own observation
@@ -77,6 +78,9 @@ class Comparison(Settings):
         a few of them is no certainty.
     exact : bool
         The effect follows from the construction, so that seeds that agree settle it.
+    bound : bool
+        The metric is the end of a confidence interval that every run has of its own, over something else than seeds. Support needs
+        it to reach the margin; if it does not, too little was looked at, which contradicts nothing.
     """
 
     metric: str
@@ -89,6 +93,7 @@ class Comparison(Settings):
     every: bool = False
     of: int | str | None = None
     exact: bool = False
+    bound: bool = False
 
 
 class Claim(Comparison):

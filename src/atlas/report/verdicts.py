@@ -6,7 +6,8 @@ true effect at the edge of the region is called supported in 2.5 % of studies an
 alone is inconclusive.
 
 A claim with several comparisons is supported if all are, which is no easier with more of them. It is contradicted if one
-is; because more comparisons are more chances to err, each is then held to an interval of 1 − 0.05/k, k their number.
+is; because more comparisons are more chances to err, each is then held to an interval of 1 − 0.05/k, k their number. One
+that asks it of a bound, the end of an interval that each run has of its own, is not among them: where it fails the claim is open.
 
 A verdict is *fragile* if leaving out one seed changes it, or if another of the processor's kernels did (``kernels.csv``). It is
 then told as "supported, fragile": another set of seeds, or another machine, may well say something else.
@@ -48,7 +49,7 @@ class Part:
     ours, theirs : mapping
         Seed to value of the method and of the baseline; ``theirs`` is ``None`` where there is none to compare with.
     parts : int
-        How many comparisons the claim has.
+        How many comparisons of the claim can contradict it.
     least : int
         With fewer seeds nothing is settled.
     decisions : mapping
@@ -88,8 +89,8 @@ class Part:
         return 1 - (1 - CONFIDENCE) / self.parts
 
     @cached_property
-    def verdict(self) -> str:
-        """Whether the effects uphold or contradict this comparison, or tell too little."""
+    def _by_effects(self) -> str:
+        """The verdict as if no comparison were of a bound."""
         first = verdict(self.comparison, self.found)
         if first == "not run" or (self.found.count < self.least and not self.effects.certain):
             return "not run" if first == "not run" else "inconclusive"
@@ -98,6 +99,11 @@ class Part:
         if first == "contradicted" and verdict(self.comparison, self.strict) != "contradicted":
             return "inconclusive"
         return first
+
+    @cached_property
+    def verdict(self) -> str:
+        """Whether the effects uphold or contradict this comparison, or tell too little; a bound contradicts nothing."""
+        return "inconclusive" if self.comparison.bound and self._by_effects == "contradicted" else self._by_effects
 
     @property
     def exceptions(self) -> list[int]:
@@ -147,6 +153,8 @@ class Part:
         low, high = self.region
         mean = math.fsum(self.effects.values) / max(len(self.effects.values), 1)
         inside = low <= mean <= high
+        if self.comparison.bound and not inside:  # seeds do not narrow the interval that it is the end of
+            return True, math.nan
         return inside, max(replicates(self.effects, low, high, CONFIDENCE if inside else self.strictness), float(self.least))
 
     def without(self, seed: int) -> Part:
@@ -415,7 +423,8 @@ def judge(claim: Claim, study: Study, tables: dict[tuple[str, str], Table], kern
     dataset = claim.dataset(study.tier)
     table = tables.get((claim.task, dataset)) if dataset else None
     comparisons = claim.comparisons(study.tier)
-    parts = tuple(compare(comparison, claim.task, table, len(comparisons), claim.seeds) for comparison in comparisons)
+    count = max(sum(not comparison.bound for comparison in comparisons), 1)
+    parts = tuple(compare(comparison, claim.task, table, count, claim.seeds) for comparison in comparisons)
     reason = ""
     if dataset is None:
         reason = f"not a claim for the {study.tier} tier" + (f": it is about {claim.about}" if claim.about else "")
