@@ -79,8 +79,8 @@ class Comparison(Settings):
     exact : bool
         The effect follows from the construction, so that seeds that agree settle it.
     bound : bool
-        The metric is the end of a confidence interval that every run has of its own, over something else than seeds. Support needs
-        it to reach the margin; if it does not, too little was looked at, which contradicts nothing.
+        The metric is the end of a confidence interval that every run has of its own, over something else than seeds. Support
+        needs it to reach the margin; if it does not, too little was looked at, which contradicts nothing.
     """
 
     metric: str
