@@ -91,10 +91,47 @@ def test_key_padding_mask_means_over_valid_tokens() -> None:
     assert torch.allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["keys", "keys, added", "all", "all, added"])
+def test_padding_is_padding_in_every_form_of_a_mask(form: str) -> None:
+    q, k, v = qkv(6)
+    omega = torch.tensor([0.5, -0.2, 1.0], dtype=torch.float64)
+    valid = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    valid[0, ..., 4:] = False
+    mask = valid.expand(2, 1, 6, 6) if form.startswith("all") else valid
+    if form.endswith("added"):
+        mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -torch.inf)
+    found = attnscale_sdpa(q, k, v, omega, attn_mask=mask)
+    expected = attnscale_sdpa(q, k, v, omega, attn_mask=valid)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_groups_of_tokens_have_means_of_their_own() -> None:
+    q, k, v = qkv(6)
+    omega = torch.tensor([0.5, -0.2, 1.0], dtype=torch.float64)
+    mask = torch.block_diag(torch.ones(2, 2), torch.ones(4, 4)).double().log()  # 0 within a group, −inf between them
+    found = attnscale_sdpa(q, k, v, omega, attn_mask=mask)
+    for part in (slice(0, 2), slice(2, 6)):
+        alone = attnscale_sdpa(q[:, :, part], k[:, :, part], v[:, :, part], omega)
+        torch.testing.assert_close(found[:, :, part], alone, rtol=0, atol=1e-12)
+
+
+def test_one_scale_for_each_head() -> None:
+    q, k, v = qkv(6)
+    with pytest.raises(ValueError, match=r"one number for each of 3 heads, not have the shape \(4,\)"):
+        attnscale_sdpa(q, k, v, torch.zeros(4).double())
+
+
 def test_causal_mask_is_refused() -> None:
     q, k, v = qkv(6)
-    with pytest.raises(NotImplementedError, match="differs between queries"):
-        attnscale_sdpa(q, k, v, torch.zeros(3).double(), attn_mask=torch.ones(6, 6, dtype=torch.bool).tril())
+    future = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    hidden = torch.zeros(6, 6, dtype=torch.float64).masked_fill(future, -torch.inf)
+    for mask in (~future, (~future)[None, None], hidden, hidden.expand(2, 3, 6, 6), hidden[None]):
+        with pytest.raises(NotImplementedError, match="does not split the tokens into groups"):
+            attnscale_sdpa(q, k, v, torch.zeros(3).double(), attn_mask=mask)
+    per_head = torch.zeros(3, 6, 6, dtype=torch.float64)
+    per_head[1, :, 5] = -torch.inf
+    with pytest.raises(NotImplementedError, match="differs between heads"):
+        attnscale_sdpa(q, k, v, torch.zeros(3).double(), attn_mask=per_head)
     model = apply_attnscale(vit())
     with pytest.raises(NotImplementedError, match="causal"):
         model.blocks[0].attn(torch.randn(1, 17, 16, dtype=torch.float64), is_causal=True)

@@ -53,7 +53,7 @@ from atlas.methods.anti_oversmoothing.rewriting import (
 )
 from atlas.nn.anatomy import Site, attention_sites
 from atlas.nn.examples import require_tensors
-from atlas.nn.masks import token_mean
+from atlas.nn.masks import HIDDEN, seen_tokens, token_mean
 
 torch.fx.wrap("token_mean")  # one node of a traced graph: which dtype it gets is known only when the graph runs
 
@@ -192,6 +192,20 @@ def attnscale_output(attended: Tensor, values: Tensor, omega: Tensor) -> Tensor:
     return attended + scale * (attended - token_mean(values))
 
 
+def _seen_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of values (batch, heads, tokens, width) over the tokens that a mask of attention leaves together, kept."""
+    if mask is None:
+        return token_mean(values)
+    if mask.ndim > 1 and mask.shape[-2] == 1:
+        weights = (mask if mask.dtype == torch.bool else mask > HIDDEN).transpose(-2, -1).to(values.dtype)
+        return (values * weights).sum(-2, keepdim=True) / weights.sum(-2, keepdim=True).clamp_min(1)
+    seen = seen_tokens(mask[None] if mask.ndim == 3 else mask, causal=False)
+    if seen is None:
+        return token_mean(values)
+    beside = values.transpose(1, 2).flatten(2)  # (batch, tokens, heads · width): all heads are masked alike
+    return token_mean(beside, seen).unflatten(2, (values.shape[1], -1)).transpose(1, 2)
+
+
 def attnscale_sdpa(
     q: Tensor, k: Tensor, v: Tensor, omega: Tensor, *, attn_mask: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
@@ -204,8 +218,10 @@ def attnscale_sdpa(
     omega : Tensor
         (heads,).
     attn_mask : Tensor, optional
-        A floating-point bias that is added to the logits; or a boolean key-padding mask, the same for every query
-        ((batch, 1 or heads, 1, tokens), true where a key is valid): then the mean is over valid tokens.
+        Broadcasts to (batch, heads, tokens, tokens): boolean, true where a query sees a key, or a floating-point bias that is
+        added to the logits and hides a key where it is −100 or less. With padding, (batch, 1, 1, tokens), the mean is over the tokens
+        that are seen; with a mask that splits the tokens into groups, over each group. Whether a mask of all queries does so is
+        read from its values, once for each mask.
     dropout_p : float
         Dropout on A, before scaling.
 
@@ -216,20 +232,16 @@ def attnscale_sdpa(
 
     Raises
     ------
+    ValueError
+        ``omega`` does not hold one number for each head.
     NotImplementedError
-        The boolean mask differs between queries (causal attention): the mean over tokens would leak what it hides.
+        What the mask hides differs between queries otherwise than by groups (causal attention): the mean over tokens would leak
+        what it hides. Or between heads, where it is a mask of all queries.
     """
     require_tensors(q=q, k=k, v=v, omega=omega)
-    valid: Tensor | None = None
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        if attn_mask.shape[-2] != 1:
-            raise NotImplementedError("attn_mask differs between queries; AttnScale takes key-padding masks (…, 1, tokens)")
-        valid = attn_mask.transpose(-2, -1)
-    if valid is None:
-        mean = token_mean(v)
-    else:
-        weights = valid.to(v.dtype)
-        mean = (v * weights).sum(-2, keepdim=True) / weights.sum(-2, keepdim=True).clamp_min(1)
+    if omega.shape != v.shape[-3:-2]:
+        raise ValueError(f"omega must hold one number for each of {v.shape[-3]} heads, not have the shape {tuple(omega.shape)}")
+    mean = _seen_mean(v, attn_mask)
     amplified = torch.addcmul(v, v - mean, omega[:, None, None].to(v.dtype))
     return functional.scaled_dot_product_attention(q, k, amplified, attn_mask=attn_mask, dropout_p=dropout_p)
 
