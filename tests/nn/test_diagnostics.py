@@ -13,6 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from atlas.methods.anti_oversmoothing import apply_attnscale, diagnose
 from atlas.nn.counts import forward_flops, parameter_count
 from atlas.nn.diagnostics import (
+    OF_MAPS,
+    OF_TOKENS,
+    OF_WEIGHTS,
+    RESPONSE,
     attn_cross_layer,
     attn_freq_response,
     attn_head_cosine,
@@ -165,6 +169,40 @@ def test_diagnose_is_tidy_and_leaves_the_model_alone(model: VisionTransformer) -
         diagnose(model, images[:0])
     with pytest.raises(ValueError, match="'patch' or 'all'"):
         diagnose(model, images, tokens="class")  # type: ignore[arg-type]
+
+
+def test_diagnose_measures_what_is_named(model: VisionTransformer) -> None:
+    images = torch.randn(3, 1, 8, 8)
+    everything = set(diagnose(model, images)["metric"].str.split(".").str[0])
+    assert everything == {*OF_TOKENS, *OF_MAPS, *OF_WEIGHTS} - {RESPONSE}
+    named = diagnose(model, images, metrics=["mhs", "weight_mgd.q", RESPONSE])
+    assert set(named["metric"]) >= {"weight_mhs.q", "weight_mhs.fc1", "weight_mgd.q", f"{RESPONSE}.0"}
+    assert set(named["metric"].str.split(".").str[0]) == {"weight_mhs", "weight_mgd", RESPONSE}
+    # a map whose rows sum to 1 leaves the mean of the patches as it is, and what is left of other frequencies is less
+    responses = named[named["metric"].str.startswith(RESPONSE)].pivot(index=["layer", "head"], columns="metric", values="value")
+    assert responses[f"{RESPONSE}.0"].to_numpy() == pytest.approx(1, abs=1e-5)
+    assert (responses.drop(columns=f"{RESPONSE}.0") < 1).all().all()
+    layers = {layer: maps for layer, (_, _, maps) in enumerate(attention_maps(model, images), start=1)}
+    by_hand = attn_freq_response(patch_maps(layers[2], 1), model.patch_embed.grid_size).mean(0)
+    assert responses.loc[2].to_numpy() == pytest.approx(by_hand.detach().numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"metrics": ["nope"]}, ValueError, "metrics: nope is not measured here; choose from token_cosine, "),
+        ({"metrics": ["mhs"], "weights": False}, ValueError, "mhs is not measured here"),
+        ({"metrics": "token_cosine"}, TypeError, r"metrics must be a list of names, as \['token_cosine'\], not one name"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 2.5}, TypeError, "batch_size"),
+    ],
+)
+def test_diagnose_refuses_what_it_does_not_measure(
+    model: VisionTransformer, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    before_it_computes = model.register_forward_pre_hook(lambda module, inputs: pytest.fail("was called"))
+    with before_it_computes, pytest.raises(error, match=message):
+        diagnose(model, torch.randn(1, 1, 8, 8), **options)
 
 
 def test_diagnose_reports_the_effective_filter_of_attnscale(model: VisionTransformer) -> None:

@@ -24,6 +24,7 @@ from atlas.nn.anatomy import (
     transformer_blocks,
 )
 from atlas.nn.examples import as_tensor, in_type_of
+from atlas.nn.kinds import require_whole
 from atlas.nn.vit import at_least_float32, attention_maps, block_features, require_maps
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-8
 SPECTRAL_IMAGES = 8
+RESPONSE = "attn_freq_response"
+OF_TOKENS = (
+    "token_cosine", "token_cosine_abs", "hf_dc_ratio", "hf_energy_fraction", "dc_energy_fraction", "token_cross_layer",
+)  # fmt: skip
+OF_MAPS = (
+    "attn_head_cosine", "attn_cross_layer", "attn_hf_gain", "attn_hf_gain_effective", "attn_lambda2", "attn_lambda2_effective",
+    "attn_hf_norm", "attn_hf_norm_effective", RESPONSE,
+)  # fmt: skip
+OF_WEIGHTS = ("weight_row_cosine_abs", "weight_effective_rank", "weight_cond_gap", "weight_mhs", "weight_mgd")
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -246,8 +256,10 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
     return rows
 
 
-def _attention(model: nn.Module, images: Tensor) -> Rows:
+def _attention(model: nn.Module, images: Tensor, spectrum: bool) -> Rows:
     rows: Rows = []
+    prefix = prefix_tokens(model) if spectrum else 0
+    grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
     previous: Tensor | None = None
     for index, site, maps in attention_maps(model, images):
         layer = index + 1
@@ -266,8 +278,21 @@ def _attention(model: nn.Module, images: Tensor) -> Rows:
             for head, value in enumerate(values.mean(0)):
                 rows.append((layer, head, name, float(value)))
                 rows.append((layer, head, f"{name}_effective", float(value * factor[head])))
+        if spectrum:
+            rows += [
+                (layer, head, f"{RESPONSE}.{ring}", float(value))
+                for head, gains in enumerate(_response(few, prefix, grid).mean(0))
+                for ring, value in enumerate(gains)
+            ]
         previous = maps
     return rows
+
+
+def _response(maps: Tensor, prefix: int, grid: tuple[int, ...]) -> Tensor:
+    """Gains of maps (batch, heads, tokens, tokens) by ring of the patch grid; by mode over all tokens where there is no grid."""
+    if len(grid) == 2 and maps.shape[-1] == prefix + grid[0] * grid[1]:
+        return attn_freq_response(patch_maps(maps, prefix), (grid[0], grid[1]))
+    return attn_freq_response(maps)
 
 
 def _amplification(site: Site) -> Tensor:
@@ -281,13 +306,7 @@ def _amplification(site: Site) -> Tensor:
 
 def _weights(model: nn.Module) -> Rows:
     rows: Rows = []
-    measures = {
-        "weight_row_cosine_abs": weight_row_cosine_abs,
-        "weight_effective_rank": weight_effective_rank,
-        "weight_cond_gap": weight_cond_gap,
-        "weight_mhs": mhs,
-        "weight_mgd": mgd,
-    }
+    measures = dict(zip(OF_WEIGHTS, (weight_row_cosine_abs, weight_effective_rank, weight_cond_gap, mhs, mgd), strict=True))
     for layer, block in enumerate(transformer_blocks(model).values(), start=1):
         for name, weight in _layer_weights(block):
             if min(weight.shape) > 1:
@@ -319,7 +338,9 @@ def diagnose(
     tokens : {"patch", "all"}
         Whether prefix tokens (class, distillation, registers) are left out of the features.
     metrics : list of str, optional
-        Names to keep; weight metrics are named ``measure.matrix`` and kept by either name.
+        Names to keep, by default all but one: ``attn_freq_response``, the gain of every head's map on a ring of spatial
+        frequencies (on a Fourier mode over tokens where there is no grid of patches), is measured where it is named. Weight
+        metrics are named ``weight_mhs.q``, by measure and matrix, and kept by the whole, by ``weight_mhs`` or by ``mhs``.
     attention, weights : bool
         Whether to measure attention maps and weights.
     batch_size : int
@@ -336,13 +357,24 @@ def diagnose(
     TypeError
         The model has no ``blocks``, or they do not pass on one sequence or map of tokens. Or, with
         ``attention``, some block has no attention whose maps can be read.
+        Or ``metrics`` is no list.
     ValueError
-        ``tokens`` is neither "patch" nor "all", or there is no image.
+        ``tokens`` is neither "patch" nor "all", ``batch_size`` is less than 1, there is no image, or ``metrics`` names what is
+        not measured here; says what is.
     """
     import pandas as pd
 
     if tokens not in ("patch", "all"):
         raise ValueError(f"tokens must be 'patch' or 'all', not {tokens!r}")
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics must be a list of names, as [{metrics!r}], not one name")
+    offered = [*OF_TOKENS, *(OF_MAPS if attention else ()), *(OF_WEIGHTS if weights else ())]
+    for name in metrics or []:
+        if not {name.split(".")[0], f"weight_{name.split('.')[0]}"} & {*offered}:
+            raise ValueError(f"metrics: {name} is not measured here; choose from {', '.join(offered)}")
+    require_whole(batch_size=batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     images = as_tensor(images, "images")
     if not len(images):
         raise ValueError("diagnose needs at least one image")
@@ -351,12 +383,13 @@ def diagnose(
         require_maps(attention_sites(model))
     images = in_type_of(model, images, "images")
     prefix = prefix_tokens(model) if tokens == "patch" else 0
+    spectrum = any(name.split(".")[0] == RESPONSE for name in metrics or [])
     was_training = model.training
     model.eval()
     frames = []
     try:
         for batch in images.split(batch_size):
-            rows = _features(model, batch, prefix) + (_attention(model, batch) if attention else [])
+            rows = _features(model, batch, prefix) + (_attention(model, batch, spectrum) if attention else [])
             frames.append(pd.DataFrame(rows, columns=["layer", "head", "metric", "value"]).assign(share=len(batch)))
     finally:
         model.train(was_training)
@@ -368,5 +401,6 @@ def diagnose(
         table = pd.concat([table, pd.DataFrame(rows, columns=["layer", "head", "metric", "value"])], ignore_index=True)
     table["head"] = table["head"].astype("Int64")
     if metrics is not None:
-        table = table[table["metric"].isin(metrics) | table["metric"].str.split(".").str[0].isin(metrics)]
+        measure = table["metric"].str.split(".").str[0]
+        table = table[table["metric"].isin(metrics) | measure.isin(metrics) | measure.str.removeprefix("weight_").isin(metrics)]
     return table.reset_index(drop=True)
