@@ -110,13 +110,17 @@ def random_effects(y: ArrayLike) -> RandomEffects:
     Raises
     ------
     ValueError
-        Fewer than two replicates or evaluations: their variance is undefined.
+        Fewer than two replicates or evaluations: their variance is undefined. Or a value is not finite; says where.
     """
     values = np.asarray(y, dtype=np.float64)
     if values.ndim != 2 or min(values.shape) < 2:
         raise ValueError(
             f"y must hold at least 2 replicates of at least 2 evaluations, not {values.shape}: variance is undefined"
         )
+    if not np.isfinite(values).all():
+        replicate, evaluation = np.argwhere(~np.isfinite(values))[0]
+        value = values[replicate, evaluation]
+        raise ValueError(f"y[{replicate}, {evaluation}] = {value} is not finite; leave replicates out that went wrong, and say so")
     replicates, evaluations = values.shape
     means = values.mean(1)
     between = evaluations * means.var(ddof=1)

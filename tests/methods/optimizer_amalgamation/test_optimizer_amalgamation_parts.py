@@ -425,6 +425,12 @@ def test_random_effects_recover_what_made_the_data() -> None:
     assert same.meta_sd == 0
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_random_effects_are_not_guessed_from_what_went_wrong(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"y\[1, 0\] = {value} is not finite"):
+        random_effects([[1.0, 2.0], [value, 2.0]])
+
+
 def test_random_effects_by_hand() -> None:
     found = random_effects([[1.0, 3.0], [5.0, 7.0], [3.0, 5.0]])
     assert found.mean == 4

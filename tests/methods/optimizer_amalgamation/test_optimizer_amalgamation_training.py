@@ -22,6 +22,7 @@ from atlas.methods.optimizer_amalgamation import (
     Trainer,
     TrainerConfig,
     amalgamate,
+    distill,
     load,
     make_pool,
     train_choice,
@@ -259,6 +260,20 @@ def test_amalgamate(method: str) -> None:
     assert again.history == result.history
     if method == "minmax":
         assert all(row["wins_0"] + row["wins_1"] == pytest.approx(1) for row in result.history)
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, True), (True, True), (False, False)])
+def test_the_order_is_that_of_the_trainer_unless_named(
+    named: bool | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    make = distill.Trainer
+    monkeypatch.setattr(distill, "Trainer", lambda *given: orders.append(given[4].second_order) or make(*given))
+    options = {} if named is None else {"second_order": named}
+    second = TrainerConfig.chosen(PLAIN, second_order=True)
+    given = {"student": Student((3,)), "schedule": SHORT, "replicates": 1, "trainer": second, **options}
+    amalgamate(quadratic(4), make_pool("small", LRS), method="mean", gen=seeded(), **given)  # type: ignore[arg-type]
+    assert orders == [expected]
 
 
 def test_choice_policies_learn() -> None:

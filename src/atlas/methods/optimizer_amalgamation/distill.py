@@ -72,7 +72,7 @@ def amalgamate(
     student: Policy | None = None,
     schedule: Curriculum = DEFAULT.schedule,
     noise: Perturbation | None = None,
-    second_order: bool = False,
+    second_order: bool | None = None,
     replicates: int = DEFAULT.replicates,
     gen: torch.Generator,
     trainer: TrainerConfig | None = None,
@@ -96,8 +96,8 @@ def amalgamate(
         Windows, depths and weights of imitation.
     noise : RandomWeightNoise or AdversarialWeightNoise, optional
         Perturbation of the student's weights in meta-steps.
-    second_order : bool
-        Differentiate through the optimizee's gradient.
+    second_order : bool, optional
+        Differentiate through the optimizee's gradient; by default as ``trainer`` says, which does not.
     replicates : int
         Students trained side by side, each with randomness of its own.
     gen : torch.Generator
@@ -136,7 +136,7 @@ def amalgamate(
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, not {replicates}")
     check_pool(pool, 2)
-    cfg = TrainerConfig.chosen(trainer, second_order=second_order)
+    cfg = TrainerConfig.chosen(trainer, **({} if second_order is None else {"second_order": second_order}))
     sample = student or Student()
     teachers = 1 if method == "choice" else len(pool)
     check_memory(problem, sample, teachers, schedule.unroll, cfg, replicates, memory_limit_gib)

@@ -122,6 +122,7 @@ def meta_stability(data: FigureData) -> Figure | None:
     shown: list[str] = []
     for row in rows:
         runs = table[table["method"].eq(row)].pivot_table(index=["seed", "replicate"], columns="init", values="best_log_train")
+        runs = runs.dropna()
         if min(runs.shape) < 2:
             continue
         effects = random_effects(runs.to_numpy())

@@ -282,6 +282,8 @@ def deviations(values: torch.Tensor) -> tuple[float, float]:
 
     Not a number where they are undefined.
     """
+    if not bool(values.isfinite().all()):
+        return float("nan"), float("nan")
     if min(values.shape) >= 2:
         effects = random_effects(values.numpy())
         return effects.eval_sd, effects.meta_sd
