@@ -120,7 +120,9 @@ def random_effects(y: ArrayLike) -> RandomEffects:
     if not np.isfinite(values).all():
         replicate, evaluation = np.argwhere(~np.isfinite(values))[0]
         value = values[replicate, evaluation]
-        raise ValueError(f"y[{replicate}, {evaluation}] = {value} is not finite; leave replicates out that went wrong, and say so")
+        raise ValueError(
+            f"y[{replicate}, {evaluation}] = {value} is not finite; leave replicates out that went wrong, and say so"
+        )
     replicates, evaluations = values.shape
     means = values.mean(1)
     between = evaluations * means.var(ddof=1)

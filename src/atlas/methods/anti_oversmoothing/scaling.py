@@ -219,9 +219,9 @@ def attnscale_sdpa(
         (heads,).
     attn_mask : Tensor, optional
         Broadcasts to (batch, heads, tokens, tokens): boolean, true where a query sees a key, or a floating-point bias that is
-        added to the logits and hides a key where it is −100 or less. With padding, (batch, 1, 1, tokens), the mean is over the tokens
-        that are seen; with a mask that splits the tokens into groups, over each group. Whether a mask of all queries does so is
-        read from its values, once for each mask.
+        added to the logits and hides a key where it is −100 or less. With padding, (batch, 1, 1, tokens), the mean is over the
+        tokens that are seen; with a mask that splits the tokens into groups, over each group. Whether a mask of all queries
+        does so is read from its values, once for each mask.
     dropout_p : float
         Dropout on A, before scaling.
 
