@@ -6,8 +6,10 @@ default, a range and an explanation stand once. Nothing here imports a numerical
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NoReturn, Self, dataclass_transform
 
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -64,6 +66,59 @@ class Settings(BaseModel):
             return (cls if given is None else type(given)).model_validate({**values, **changes})
         except ValidationError as error:
             raise ValueError(_line("", *_first_problem(error))) from None
+
+
+@dataclass_transform(frozen_default=True)
+class DataclassSettings(Settings):
+    """Settings that are a frozen dataclass, too, for a library call whose caller writes them.
+
+    Values can be given by place; :mod:`dataclasses`' ``fields``, ``replace``, ``asdict`` and ``astuple`` take them.
+
+    Raises
+    ------
+    TypeError
+        There are too many values by place, one is given twice, or a keyword is not a setting; says which is the nearest.
+    ValueError
+        A value is of the wrong type or out of its range; one line.
+    dataclasses.FrozenInstanceError
+        A value is set or deleted later.
+    """
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        owner, names = type(self).__name__, list(type(self).model_fields)
+        if len(args) > len(names):
+            raise TypeError(f"{owner} has {len(names)} settings, not {len(args)}")
+        placed = dict(zip(names, args, strict=False))
+        for name in values:
+            if name not in names:
+                raise TypeError(f"{name} is not a setting of {owner}; {did_you_mean(name, names)}")
+            if name in placed:
+                raise TypeError(f"{name} of {owner} is given twice, by place and by keyword")
+        try:
+            super().__init__(**placed, **values)
+        except ValidationError as error:
+            raise ValueError(_line("", *_first_problem(error))) from None
+
+    # Pydantic validates a mapping by a class's own __init__ unless it is marked so; a problem's place would be lost there.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        fields: list[tuple[str, Any, Any]] = []
+        for name, info in cls.model_fields.items():
+            default = {} if info.is_required() else {"default": info.get_default(call_default_factory=True)}
+            fields.append((name, info.annotation, dataclasses.field(**default)))
+        twin = dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
+        for attribute in ("__dataclass_fields__", "__dataclass_params__", "__match_args__"):
+            setattr(cls, attribute, getattr(twin, attribute))
+        cls.__signature__ = inspect.signature(twin)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise dataclasses.FrozenInstanceError(f"cannot set {name} of {type(self).__name__}; dataclasses.replace makes another")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise dataclasses.FrozenInstanceError(f"cannot delete {name} of {type(self).__name__}")
 
 
 def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
