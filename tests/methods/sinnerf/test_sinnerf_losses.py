@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -271,8 +272,25 @@ def test_pose_priors(rng) -> None:  # type: ignore[no-untyped-def]
 def test_weights_must_not_be_negative() -> None:
     assert LossWeights() == LossWeights(rgb=1, depth=8, side=8, smooth=0, vit=0, adv=0, rgb_warp=0, cycle=0)
     for bad in (-0.1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="adv"):
+        with pytest.raises(ValueError, match=r"^adv = \S+: input should be [^\n]+$"):
             LossWeights(adv=bad)
+        with pytest.raises(ValueError, match=r"^adv = \S+: input should be [^\n]+$"):
+            dataclasses.replace(LossWeights(), adv=bad)
+
+
+def test_weights_are_a_frozen_dataclass() -> None:
+    weights = LossWeights(1, 2, 3)
+    assert weights == LossWeights(rgb=1, depth=2, side=3) == dataclasses.replace(LossWeights(), depth=2, side=3)
+    assert len({weights, LossWeights(1, 2, 3), LossWeights()}) == 2
+    names = [field.name for field in dataclasses.fields(weights)]
+    assert names == list(dataclasses.asdict(weights)) == list(LossWeights.model_fields)
+    assert dataclasses.astuple(LossWeights()) == (1, 8, 8, 0, 0, 0, 0, 0, 0, 0)
+    assert weights.need_depth
+    assert not dataclasses.replace(weights, depth=0, side=0).need_depth
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot set depth of LossWeights"):
+        weights.depth = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError, match="dept is not a setting of LossWeights; did you mean depth"):
+        LossWeights(dept=1)  # type: ignore[call-arg]
 
 
 def frozen(encoder: torch.nn.Module, size: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, 
 from annotated_types import Ge, Lt
 from pydantic import FiniteFloat
 
-from atlas.settings import Count, Fraction, Natural, NonNegative, Positive, Settings
+from atlas.settings import Count, DataclassSettings, Fraction, Natural, NonNegative, Positive, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def _weight(default: float) -> Any:
     return default
 
 
-class TermWeights(Settings, Generic[W]):
+class TermWeights(DataclassSettings, Generic[W]):
     """Weights of the terms; the defaults are the first stage of the released configuration without its semantic term.
 
     Attributes
@@ -56,6 +56,8 @@ class TermWeights(Settings, Generic[W]):
 
     Raises
     ------
+    TypeError
+        A name is no weight's.
     ValueError
         A weight is negative or not finite.
     """
@@ -73,7 +75,17 @@ class TermWeights(Settings, Generic[W]):
 
 
 class LossWeights(TermWeights[Coefficient]):
-    """Weights of the terms in one stage, a number each; :class:`TermWeights` explains them."""
+    """Weights of the terms in one stage, a number each; :class:`TermWeights` explains them.
+
+    A frozen dataclass: ``LossWeights(1, 8)`` gives the first two, and ``dataclasses.replace(weights, adv=0.1)`` changes one.
+
+    Raises
+    ------
+    TypeError
+        A name is no weight's.
+    ValueError
+        A weight is negative or not finite.
+    """
 
     @property
     def need_unseen_patch(self) -> bool:
