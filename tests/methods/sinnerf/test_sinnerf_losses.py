@@ -269,6 +269,45 @@ def test_pose_priors(rng) -> None:  # type: ignore[no-untyped-def]
         OrbitGaussian((1.0, 2.0))
 
 
+MIRROR = np.diag([1.0, 1.0, -1.0, 1.0])
+NOWHERE = np.full((4, 4), math.nan)
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: OrbitGaussian(math.nan), "degrees must be finite and not negative, not nan"),
+        (lambda: OrbitGaussian((1.0, math.inf, 1.0)), r"degrees must be finite and not negative, not \(1.0, inf, 1.0\)"),
+        (lambda: OrbitGaussian(-1.0), "degrees must be finite and not negative, not -1.0"),
+        (lambda: OrbitGaussian((1.0, 2.0)), r"degrees \(1.0, 2.0\) do not fit the axes world: one number, or 3, are needed"),
+        (lambda: OrbitGaussian(1.0, axes="x"), "there are no axes 'x'; choose from world, turntable"),  # type: ignore[arg-type]
+        (lambda: OrbitGaussian(1.0, (0.0, math.nan, 0.0)), r"center must be 3 finite numbers, not \(0.0, nan, 0.0\)"),
+        (lambda: OrbitGaussian(1.0, (0.0, 0.0)), r"center must be 3 finite numbers, not \(0.0, 0.0\)"),  # type: ignore[arg-type]
+        (lambda: TranslationGaussian((-1, 0, 0)), r"sigma must be finite and not negative, not \(-1, 0, 0\)"),
+        (lambda: TranslationGaussian((math.nan, 0, 0)), r"sigma must be finite and not negative, not \(nan, 0, 0\)"),
+        (lambda: TranslationGaussian((1.0, 0.0)), r"sigma must be 3 finite numbers, not \(1.0, 0.0\)"),  # type: ignore[arg-type]
+        (lambda: TranslationGaussian(0.1), "sigma must be 3 finite numbers, not 0.1"),  # type: ignore[arg-type]
+        (lambda: PoseList([np.eye(3)]), r"poses\[0\] must be \(4, 4\), not \(3, 3\)"),
+        (
+            lambda: PoseList([np.eye(4), 2 * np.eye(4)]),
+            r"poses\[1\] holds no rotation: R·Rᵀ is off the identity by 3",
+        ),
+        (lambda: PoseList([reference(), MIRROR]), r"poses\[1\] holds no rotation"),
+        (lambda: PoseList([NOWHERE]), r"poses\[0\] holds no rotation"),
+    ],
+)
+def test_pose_priors_refuse_what_no_camera_can_follow(make, line: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=f"^{line}"):
+        make()
+
+
+def test_pose_priors_take_what_is_alike() -> None:
+    assert OrbitGaussian([1, 0, 2], np.zeros(3)).spreads == (1, 0, 2)  # type: ignore[arg-type]
+    assert TranslationGaussian([0, 0, 0]).sample(reference(), 1.0, np.random.default_rng(0)).origin[0] == 4  # type: ignore[arg-type]
+    completed = PoseList(torch.eye(4)[None, :3]).sample(reference(), 0.0, np.random.default_rng(0))  # type: ignore[arg-type]
+    assert completed.c2w.tolist() == np.eye(4).tolist()
+
+
 def test_weights_must_not_be_negative() -> None:
     assert LossWeights() == LossWeights(rgb=1, depth=8, side=8, smooth=0, vit=0, adv=0, rgb_warp=0, cycle=0)
     for bad in (-0.1, math.nan, math.inf):

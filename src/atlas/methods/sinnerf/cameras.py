@@ -41,6 +41,28 @@ def numbers(values: Any, name: str) -> Array:
         raise TypeError(f"{name} is a {type(values).__name__}; an array of numbers is needed") from None
 
 
+def checked_pose(values: Any, name: str) -> Array:
+    """A camera-to-world pose (4, 4), or (3, 4), as a new (4, 4) array of doubles.
+
+    Raises
+    ------
+    TypeError
+        It is no array of numbers.
+    ValueError
+        It has another shape, or holds no rotation.
+    """
+    pose = np.array(numbers(values, name))
+    if pose.shape == (3, 4):
+        pose = np.vstack([pose, [0.0, 0.0, 0.0, 1.0]])
+    if pose.shape != (4, 4):
+        raise ValueError(f"{name} must be (4, 4), not {pose.shape}")
+    rotation = pose[:3, :3]
+    drift = np.abs(rotation @ rotation.T - np.eye(3)).max() if np.isfinite(pose).all() else np.inf
+    if not (drift <= ROTATION_TOLERANCE and abs(np.linalg.det(rotation) - 1) <= ROTATION_TOLERANCE):
+        raise ValueError(f"{name} holds no rotation: R·Rᵀ is off the identity by {drift:.2g}, or R mirrors")
+    return pose
+
+
 @dataclass(frozen=True, eq=False)
 class Camera:
     """A pinhole camera with a pose.
@@ -69,17 +91,12 @@ class Camera:
 
     def __post_init__(self) -> None:
         require_whole(height=self.height, width=self.width)
-        intrinsics, pose = np.array(numbers(self.K, "K")), np.array(numbers(self.c2w, "c2w"))
-        if pose.shape == (3, 4):
-            pose = np.vstack([pose, [0.0, 0.0, 0.0, 1.0]])
-        if intrinsics.shape != (3, 3) or pose.shape != (4, 4):
-            raise ValueError(f"K must be (3, 3) and c2w (4, 4), not {intrinsics.shape} and {pose.shape}")
+        intrinsics = np.array(numbers(self.K, "K"))
+        if intrinsics.shape != (3, 3):
+            raise ValueError(f"K must be (3, 3), not {intrinsics.shape}")
         if not (np.isfinite(intrinsics).all() and intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0):
             raise ValueError(f"focal lengths must be positive and K finite, not {intrinsics.tolist()}")
-        rotation = pose[:3, :3]
-        drift = np.abs(rotation @ rotation.T - np.eye(3)).max() if np.isfinite(pose).all() else np.inf
-        if not (drift <= ROTATION_TOLERANCE and abs(np.linalg.det(rotation) - 1) <= ROTATION_TOLERANCE):
-            raise ValueError(f"c2w holds no rotation: R·Rᵀ is off the identity by {drift:.2g}, or R mirrors")
+        pose = checked_pose(self.c2w, "c2w")
         if self.height < 1 or self.width < 1:
             raise ValueError(f"an image needs pixels, not {self.height} × {self.width}")
         intrinsics.setflags(write=False)

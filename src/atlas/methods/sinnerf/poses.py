@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from atlas.methods.sinnerf.cameras import Array, Camera
+from atlas.methods.sinnerf.cameras import Array, Camera, checked_pose, numbers
 from atlas.nn.kinds import require_kind, require_sequence
 
+Axes = Literal["world", "turntable"]
 START_SPREAD = 0.3
 """Share of the final spread with which a widening prior starts."""
 
@@ -80,6 +81,13 @@ def turned(camera: Camera, turn: Array, center: Sequence[float] | Array) -> Came
     return camera.moved(pose)
 
 
+def _check_spread(values: Any, name: str) -> None:
+    """Refuse standard deviations that are negative or not finite."""
+    spread = numbers(values, name)
+    if not (np.isfinite(spread).all() and (spread >= 0).all()):
+        raise ValueError(f"{name} must be finite and not negative, not {values}")
+
+
 @dataclass(frozen=True)
 class OrbitGaussian:
     """Rotations about a point: for scenes around an object.
@@ -98,19 +106,29 @@ class OrbitGaussian:
 
     Raises
     ------
+    TypeError
+        Spreads or centre are no numbers.
     ValueError
-        A spread is negative, or their number does not fit the axes.
+        A spread is negative or not finite, their number does not fit the axes, there are no such axes, or the centre is not three
+        finite numbers.
     """
 
     degrees: float | tuple[float, ...] = 10.0
     center: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    axes: Literal["world", "turntable"] = "world"
+    axes: Axes = "world"
     widening: bool = True
 
     def __post_init__(self) -> None:
         require_kind((int, float, tuple, list), "a number, or a tuple of one per axis,", degrees=self.degrees)
-        if len(self.spreads) != (3 if self.axes == "world" else 2) or min(self.spreads) < 0:
-            raise ValueError(f"degrees {self.degrees} do not fit the axes {self.axes}")
+        if self.axes not in get_args(Axes):
+            raise ValueError(f"there are no axes {self.axes!r}; choose from {', '.join(get_args(Axes))}")
+        count = 3 if self.axes == "world" else 2
+        if len(self.spreads) != count:
+            raise ValueError(f"degrees {self.degrees} do not fit the axes {self.axes}: one number, or {count}, are needed")
+        _check_spread(self.degrees, "degrees")
+        center = numbers(self.center, "center")
+        if center.shape != (3,) or not np.isfinite(center).all():
+            raise ValueError(f"center must be 3 finite numbers, not {self.center}")
 
     @property
     def spreads(self) -> tuple[float, ...]:
@@ -134,10 +152,30 @@ class OrbitGaussian:
 
 @dataclass(frozen=True)
 class TranslationGaussian:
-    """Shifts along the reference camera's own axes (right, up, back), in scene units: for forward-facing scenes."""
+    """Shifts along the reference camera's own axes (right, up, back), in scene units: for forward-facing scenes.
+
+    Attributes
+    ----------
+    sigma : tuple
+        Standard deviation per axis.
+    widening : bool
+        Start with 0.3 of the spread and end with all of it.
+
+    Raises
+    ------
+    TypeError
+        Standard deviations are no numbers.
+    ValueError
+        They are not three, or one is negative or not finite.
+    """
 
     sigma: tuple[float, float, float] = (0.1, 0.1, 0.1)
     widening: bool = True
+
+    def __post_init__(self) -> None:
+        if numbers(self.sigma, "sigma").shape != (3,):
+            raise ValueError(f"sigma must be 3 finite numbers, not {self.sigma}")
+        _check_spread(self.sigma, "sigma")
 
     def sample(self, ref: Camera, progress: float, rng: np.random.Generator | torch.Generator) -> Camera:
         """A shifted camera with the reference's orientation."""
@@ -154,12 +192,14 @@ class PoseList:
     Attributes
     ----------
     poses : sequence
-        (4, 4) camera-to-world poses, or cameras.
+        (4, 4) camera-to-world poses, of which (3, 4) are completed, or cameras.
 
     Raises
     ------
+    TypeError
+        There is no sequence, or one is neither an array of numbers nor a camera.
     ValueError
-        The list is empty.
+        The list is empty, a pose has another shape, or it holds no rotation.
     """
 
     poses: Sequence[Any]
@@ -168,6 +208,9 @@ class PoseList:
         require_sequence("a sequence of poses (4, 4) or cameras", poses=self.poses)
         if not len(self.poses):
             raise ValueError("a list of poses needs a pose")
+        for index, pose in enumerate(self.poses):
+            if not isinstance(pose, Camera):
+                checked_pose(pose, f"poses[{index}]")
 
     def sample(self, ref: Camera, progress: float, rng: np.random.Generator | torch.Generator) -> Camera:
         """One of the poses; plain poses take the reference's intrinsics."""
