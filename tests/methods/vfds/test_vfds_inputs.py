@@ -47,12 +47,12 @@ def weights(model: torch.nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def task_loss(model: Any, x: Tensor, y: Tensor, **options: Any) -> Any:
+def task_loss(model: Any, x: Tensor, y: Tensor, allow_unlabelled: bool = False, **options: Any) -> Any:
     """The objective of the model's own kind."""
     template = getattr(model, "template", model)
     if template.arm:
-        return arm_loss(model, x, y, lam=0.5, **options)
-    return selection_loss(model(x, **options), y, cost=template.groups.cost, lam=0.5)
+        return arm_loss(model, x, y, lam=0.5, allow_unlabelled=allow_unlabelled, **options)
+    return selection_loss(model(x, **options), y, cost=template.groups.cost, lam=0.5, allow_unlabelled=allow_unlabelled)
 
 
 # --- gaps ---------------------------------------------------------------------------------------------------------------
@@ -287,7 +287,9 @@ def test_unlabelled_batches_are_worth_nothing_to_the_task(policy: Any, relaxatio
     assert max(tasks) > 0
     assert all(math.isfinite(row["total"]) for row in curve)
     assert weights(model).isfinite().all()
-    loss = task_loss(make(policy, relaxation), x[1:], y[1:])
+    with pytest.raises(ValueError, match="y labels no step"):
+        task_loss(make(policy, relaxation), x[1:], y[1:])
+    loss = task_loss(make(policy, relaxation), x[1:], y[1:], allow_unlabelled=True)
     assert float(loss.task.detach()) == 0
     loss.total.backward()
 
@@ -301,7 +303,10 @@ def test_unlabelled_batches_in_a_sweep(relaxation: Any) -> None:
     sweep = Sweep([make(relaxation=relaxation), make(relaxation=relaxation)])
     optimiser = torch.optim.Adam(sweep.parameters())
     for rows in (slice(0, 4), slice(4, 8), slice(0, 8)):
-        loss = task_loss(sweep, x[rows], y[rows], **options)
+        if rows == slice(4, 8):
+            with pytest.raises(ValueError, match="y labels no step"):
+                task_loss(sweep, x[rows], y[rows], **options)
+        loss = task_loss(sweep, x[rows], y[rows], allow_unlabelled=True, **options)
         assert loss.task.shape == (2,)
         assert (loss.task == 0).all() == (rows == slice(4, 8))
         optimiser.zero_grad()

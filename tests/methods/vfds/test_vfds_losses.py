@@ -269,12 +269,42 @@ def test_losses_refuse(change: dict[str, Any], message: str) -> None:
         selection_loss(rollout_of(torch.ones(2, 5, 2)), options.pop("y"), **options)
 
 
+NO_LABEL = "^y labels no step: every entry is {}; label at least one, or ask for allow_unlabelled$"
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("ignore_index", [-1, -100])
+def test_a_batch_without_a_label_is_refused(several: bool, ignore_index: int) -> None:
+    model, x, _ = toy()
+    rollout, line = rollout_of(torch.rand(2, 5, 2)), NO_LABEL.format(ignore_index)
+    y = torch.full((2, 5, 3) if several else (2, 5), ignore_index)
+    with pytest.raises(ValueError, match=line):
+        selection_loss(rollout, y, cost=COST, lam=2.0, ignore_index=ignore_index)
+    y = torch.full((2, 3, 2) if several else (2, 3), ignore_index)
+    for options in ({}, {"unbiased": True}, {"published": True}):
+        with pytest.raises(ValueError, match=line):
+            arm_loss(model, x, y, lam=0.5, ignore_index=ignore_index, **options)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_labels_in_the_padding_are_none(published: bool) -> None:
+    model, x, y = toy()
+    y, lengths = y.clone(), torch.tensor([2, 1])
+    y[0, :2], y[1, :1] = -1, -1
+    with pytest.raises(ValueError, match=NO_LABEL.format("-1 or padding")):
+        arm_loss(model, x, y, lam=0.5, lengths=lengths, published=published)
+    with pytest.raises(ValueError, match=NO_LABEL.format("-1 or padding")):
+        selection_loss(model(x, lengths=lengths, gates="sample"), y, cost=torch.ones(2), lam=0.5)
+    y[1, 0] = 1
+    assert float(arm_loss(model, x, y, lam=0.5, lengths=lengths, published=published).task.detach()) > 0
+
+
 def test_a_batch_without_a_label_costs_what_its_gates_cost() -> None:
     gates = torch.rand(2, 5, 2)
-    loss = selection_loss(rollout_of(gates), torch.full((2, 5), -1), cost=COST, lam=2.0)
+    loss = selection_loss(rollout_of(gates), torch.full((2, 5), -1), cost=COST, lam=2.0, allow_unlabelled=True)
     assert float(loss.task) == 0
     assert float(loss.total) == pytest.approx(2 * fractions(gates, COST).steady)
-    assert float(arm_loss(*toy()[:2], torch.full((2, 3), -1), lam=0.5).task.detach()) == 0
+    assert float(arm_loss(*toy()[:2], torch.full((2, 3), -1), lam=0.5, allow_unlabelled=True).task.detach()) == 0
 
 
 def test_arm_loss_refuses() -> None:

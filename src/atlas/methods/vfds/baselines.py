@@ -14,7 +14,7 @@ from atlas.harness.files import read_tensors
 from atlas.harness.registry import Amounts
 from atlas.harness.run import Run
 from atlas.harness.seeds import derive_seed
-from atlas.methods.vfds.losses import selection_loss
+from atlas.methods.vfds.fitting import rollout_loss
 from atlas.methods.vfds.model import FixedMask, Random
 from atlas.methods.vfds.plugin import SweepLearner
 from atlas.methods.vfds.settings import AttentionSettings
@@ -163,7 +163,7 @@ class GroupLasso(Masked):
             weight.mul_((1 - penalty / weight.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(min=0))
 
         def loss(x: Tensor, y: Tensor, step: int) -> Losses:
-            return Losses(*selection_loss(sweep(x), y, cost=sweep.template.groups.cost.to(x), lam=0.0))
+            return Losses(*rollout_loss(sweep.template, sweep(x), y, lam=0.0, cost=sweep.template.groups.cost.to(x)))
 
         yield Phase(SHRINK, sweep, loss, after_step=shrink, keep_best=False)
         self.mask = self.remaining(bench, sweep)

@@ -46,12 +46,13 @@ def training_loss(
 ) -> Loss:
     """Loss of the model's own kind on x (B, T, D): of its relaxation, or of a pair of trajectories for ARM; a sweep's are (M,).
 
-    The other parameters, ``options`` among them, are those of :func:`.losses.selection_loss` and :func:`.losses.arm_loss`.
+    The other parameters, ``options`` among them, are those of :func:`.losses.selection_loss` and :func:`.losses.arm_loss`; a
+    batch in which chance left no label has a task loss of 0.
     """
     template = model.template if isinstance(model, Sweep) else model
     cost = (template.groups.cost if cost is None else cost).to(x)
     if template.arm:
-        return arm_loss(model, x, y, lam=lam, cost=cost, lengths=lengths, noise=noise, **options)
+        return arm_loss(model, x, y, lam=lam, cost=cost, lengths=lengths, noise=noise, allow_unlabelled=True, **options)
     rollout = model(x, lengths=lengths, noise=noise, gates="relaxed")
     return rollout_loss(template, rollout, y, lam=lam, cost=cost, **options)
 
@@ -61,11 +62,12 @@ def rollout_loss(
 ) -> Loss:
     """The loss of what a model, or several like ``template``, did with sequences; not for ARM, which needs two of them.
 
-    Labels ``y`` are (B, T), or (B, T, C) of several labels; ``cost`` is (G,), ``lam`` a number or (M,).
+    Labels ``y`` are (B, T), or (B, T, C) of several labels; ``cost`` is (G,), ``lam`` a number or (M,). A batch without a label
+    has a task loss of 0.
     """
     if template.policy not in ("dynamic", "static"):
         lam = 0.0  # nothing to learn about cost: the gates are given, or (attention) the paper's code asks nothing for them
-    return selection_loss(rollout, y, cost=cost, lam=lam, **options)
+    return selection_loss(rollout, y, cost=cost, lam=lam, allow_unlabelled=True, **options)
 
 
 @torch.enable_grad()
@@ -112,7 +114,7 @@ def fit(
     progress : bool, optional
         Whether to draw a bar; by default on a terminal.
     options
-        Of :func:`.losses.selection_loss` or :func:`.losses.arm_loss`.
+        Of :func:`.losses.selection_loss` or :func:`.losses.arm_loss`, but for ``allow_unlabelled``, which is so here.
 
     Returns
     -------

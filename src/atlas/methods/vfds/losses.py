@@ -32,7 +32,8 @@ class Loss(NamedTuple):
     total : Tensor
         What to differentiate.
     task : Tensor
-        Mean cross-entropy (binary cross-entropy for several labels) over labelled steps, in nats; 0 if there is none.
+        Mean cross-entropy (binary cross-entropy for several labels) over labelled steps, in nats; 0 where a batch without any is
+        allowed.
     cost_fraction : Tensor
         Cost of the acquired gates over the cost of all, in [0, 1].
     """
@@ -57,10 +58,10 @@ def check_lambda(lam: float | Tensor) -> None:
         raise ValueError(f"λ must be finite and not negative, not {lam}")
 
 
-def step_task_loss(logits: Tensor, y: Tensor, valid: Tensor | None, ignore_index: int = -1) -> Tensor:
+def step_task_loss(
+    logits: Tensor, y: Tensor, valid: Tensor | None, ignore_index: int = -1, allow_unlabelled: bool = False
+) -> Tensor:
     """Contribution of every step to the mean task loss: (…, B, T), zero where there is no label.
-
-    A batch without any label contributes nothing: chance may draw one from data with unlabelled stretches.
 
     Parameters
     ----------
@@ -71,17 +72,25 @@ def step_task_loss(logits: Tensor, y: Tensor, valid: Tensor | None, ignore_index
         numbers of any type; padding may hold anything.
     valid : Tensor, optional
         (B, T) booleans, false for padding.
+    allow_unlabelled : bool
+        Let a batch without any label contribute nothing, instead of refusing it: chance may draw one from data with unlabelled
+        stretches. To refuse it, the host waits for the device once.
 
     Raises
     ------
     ValueError
-        Shapes do not fit, or a label is out of range or no whole number.
+        Shapes do not fit, a label is out of range or no whole number, or no step has one.
     """
     shape = logits.shape[-3:]
     if y.shape not in (shape, shape[:-1]):
         raise ValueError(f"y must have shape {tuple(shape[:-1])} or {tuple(shape)}, not {tuple(y.shape)}")
     known = labelled(y, valid, ignore_index)
     check_labels(y, known, shape[-1])
+    if not allow_unlabelled and not bool(known.any()):
+        padding = "" if valid is None else " or padding"
+        raise ValueError(
+            f"y labels no step: every entry is {ignore_index}{padding}; label at least one, or ask for allow_unlabelled"
+        )
     count = known.sum().clamp(min=1)
     if y.ndim == 3:
         target = torch.where(known, y, 0).to(logits)
@@ -131,6 +140,7 @@ def selection_loss(
     cost_norm: CostNorm = DEFAULT.cost_norm,
     ignore_index: int = -1,
     prior: Literal["bernoulli"] | None = None,
+    allow_unlabelled: bool = False,
 ) -> Loss:
     """CE + λ K − η · mean entropy of the gates, on relaxed or straight-through gates.
 
@@ -151,18 +161,21 @@ def selection_loss(
     prior : {"bernoulli"}, optional
         Puts mean KL(Bern(σ(α)) ‖ Bern(σ(−λ c))) / Σ c in the place of λ K: the cost term on probabilities, less the entropy, plus
         a constant. Our reading of the variational objective, which the official code does not contain.
+    allow_unlabelled : bool
+        Take a batch without any label for a task loss of 0, as :func:`.fitting.fit` does with those that chance draws. Looking
+        for a label makes the host wait for the device, once a call.
 
     Raises
     ------
     ValueError
-        λ, η or a cost is negative or not finite, shapes do not fit, or a label is not one.
+        λ, η or a cost is negative or not finite, shapes do not fit, a label is not one, or no step has one.
     """
     check_lambda(lam)
     if not 0 <= entropy_weight < math.inf:
         raise ValueError(f"entropy_weight must be finite and not negative, not {entropy_weight}")
     y, cost = as_tensor(y, "y"), as_tensor(cost, "cost")
     weight = torch.as_tensor(lam, dtype=rollout.logits.dtype, device=rollout.logits.device)
-    task = step_task_loss(rollout.logits, y, rollout.valid, ignore_index).sum((-2, -1))
+    task = step_task_loss(rollout.logits, y, rollout.valid, ignore_index, allow_unlabelled).sum((-2, -1))
     cost = cost.to(rollout.logits)
     fraction = step_cost(rollout.gates, cost, rollout.lengths, cost_norm).sum((-2, -1))
     ones = torch.ones_like(cost)
@@ -209,6 +222,7 @@ def arm_loss(
     kappa: Kappa = DEFAULT.kappa,
     cost_path: bool = DEFAULT.cost_path,
     ignore_index: int = -1,
+    allow_unlabelled: bool = False,
 ) -> Loss:
     """Loss whose gradient trains hard gates by two antithetic trajectories on common noise, run as one batch of 2B.
 
@@ -221,7 +235,7 @@ def arm_loss(
     ----------
     model : SelectiveGRU
         Dynamic or static policy; a :class:`.sweep.Sweep` of them works too.
-    lam, cost, lengths, ignore_index
+    lam, cost, lengths, ignore_index, allow_unlabelled
         As for :func:`selection_loss`; ``cost`` is by default that of the model's groups.
     gamma : float
         Discount of later losses in the policy's return, in [0, 1]; 0 has the least variance.
@@ -269,7 +283,7 @@ def arm_loss(
     weight = torch.as_tensor(lam, dtype=x.dtype, device=x.device)
     price = gate_price(kappa, weight, cost)
     both = unbiased and not published  # the other estimators differentiate the first trajectory alone
-    pair = _Pair.run(model, x, y, cost, lam, lengths, noise, ignore_index, both)
+    pair = _Pair.run(model, x, y, cost, lam, lengths, noise, ignore_index, allow_unlabelled, both)
     if published:
         return pair.published(model, weight, price, cost_path)
     return pair.unbiased(gamma) if unbiased else pair.aligned(gamma, model if detach_policy_input else None)
@@ -339,6 +353,7 @@ class _Pair(NamedTuple):
         lengths: Tensor | None,
         noise: Tensor,
         ignore_index: int,
+        allow_unlabelled: bool,
         both: bool,
     ) -> _Pair:
         template = getattr(model, "template", model)
@@ -350,7 +365,7 @@ class _Pair(NamedTuple):
         ]
         outputs, logits, gates, hidden = parts
         valid = valid_steps(lengths, x.shape[1])
-        task = step_task_loss(outputs, y, valid, ignore_index)
+        task = step_task_loss(outputs, y, valid, ignore_index, allow_unlabelled)
         spent = step_cost(gates, cost, lengths)
         weight = torch.as_tensor(lam, dtype=x.dtype, device=x.device)
         decided = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid.clone()
