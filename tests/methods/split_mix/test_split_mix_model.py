@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -416,6 +417,47 @@ def test_attack_stays_in_ball_and_box_and_has_its_limits() -> None:
     for options in ({"eps": -1.0}, {"steps": -1}, {"lo": 1.0, "hi": 1.0}, {"step_size": 0.0}):
         with pytest.raises(ValueError, match="must be|is empty"):
             PGD(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"steps": 2.5}, "steps must be a whole number of at least 0, not 2.5"),
+        ({"steps": -1}, "steps must be a whole number of at least 0, not -1"),
+        ({"steps": math.nan}, "steps must be a whole number of at least 0, not nan"),
+        ({"steps": math.inf}, "steps must be a whole number of at least 0, not inf"),
+        ({"eps": math.inf}, "eps must be finite and at least 0, not inf"),
+        ({"eps": math.nan}, "eps must be finite and at least 0, not nan"),
+        ({"step_size": math.inf}, "step_size must be finite and above 0, not inf"),
+        ({"lo": math.nan}, r"the box \[nan, 1.0\] is empty"),
+    ],
+)
+def test_an_attack_that_cannot_be_made_is_refused(options: dict[str, float], line: str) -> None:
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        PGD(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["eps", "steps", "step_size", "lo", "hi"])
+def test_an_attack_is_made_of_numbers(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a number, not '8'$"):
+        PGD(**{name: "8"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"kind": "x"}, "kind must be one of bn, dual_bn, film_bn, not 'x'"),
+        ({"stats": "trakced"}, "stats must be one of batch, tracked, local, not 'trakced'"),
+        ({"stats": "post"}, "stats must be one of batch, tracked, local, not 'post'"),
+        ({"eps": -1e-5}, "eps must be finite and at least 0, not -1e-05"),
+        ({"eps": math.nan}, "eps must be finite and at least 0, not nan"),
+        ({"momentum": 1.5}, r"momentum must lie in \[0, 1\], not 1.5"),
+        ({"momentum": math.nan}, r"momentum must lie in \[0, 1\], not nan"),
+    ],
+)
+def test_a_norm_that_there_is_not_is_refused_when_it_is_specified(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        NormSpec(**options)
 
 
 def test_default_step_size_and_the_linear_case() -> None:

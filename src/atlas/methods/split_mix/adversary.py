@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from atlas.nn import attacks
+from atlas.nn.examples import require_numbers
 
 PIXEL = 1 / 255
 FRESH_STEP = 4 * PIXEL
@@ -28,6 +30,14 @@ class PGD:
         Per step; min(1.25 ε, ε + 4/255) / steps if left out.
     lo, hi : float
         The box.
+
+    Raises
+    ------
+    TypeError
+        One of them is no number.
+    ValueError
+        ``eps`` is negative, ``steps`` negative or not whole, ``step_size`` not positive, one of these not finite, or the box
+        empty.
     """
 
     eps: float = 8 * PIXEL
@@ -39,14 +49,16 @@ class PGD:
 
     def __post_init__(self) -> None:
         """Refuse a radius, a number of steps, a step size or a box that no attack can have."""
-        if not self.eps >= 0:
-            raise ValueError(f"eps must be at least 0, not {self.eps}")
-        if self.steps < 0:
-            raise ValueError(f"steps must be at least 0, not {self.steps}")
+        given = {} if self.step_size is None else {"step_size": self.step_size}
+        require_numbers(eps=self.eps, steps=self.steps, lo=self.lo, hi=self.hi, **given)
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"eps must be finite and at least 0, not {self.eps}")
+        if not (self.steps >= 0 and float(self.steps).is_integer()):
+            raise ValueError(f"steps must be a whole number of at least 0, not {self.steps}")
         if not self.lo < self.hi:
             raise ValueError(f"the box [{self.lo}, {self.hi}] is empty")
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"step_size must be above 0, not {self.step_size}")
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size must be finite and above 0, not {self.step_size}")
 
     @property
     def step(self) -> float:

@@ -11,16 +11,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.nn.attacks import mode_of
-from atlas.nn.examples import in_type_of
+from atlas.nn.examples import in_type_of, require_numbers
 from atlas.nn.kinds import require_sequence
 
+Kind = Literal["bn", "dual_bn", "film_bn"]
+Statistics = Literal["batch", "tracked", "local"]
 Mode = Literal["clean", "noise", "mix"]
 KNOWN_STATISTICS = ("running_mean", "running_var")
 
@@ -41,16 +43,32 @@ class NormSpec:
         As in ``torch.nn.BatchNorm2d``.
     lams : tuple of float
         The trade-offs that a conditional norm can be set to, ascending; the first is 0.
+
+    Raises
+    ------
+    TypeError
+        ``eps`` or ``momentum`` is no number.
+    ValueError
+        There is no such kind or no such statistics, ``eps`` is negative or not finite, ``momentum`` is outside [0, 1], or a
+        conditional norm cannot have these trade-offs.
     """
 
-    kind: Literal["bn", "dual_bn", "film_bn"] = "bn"
-    stats: Literal["batch", "tracked", "local"] = "batch"
+    kind: Kind = "bn"
+    stats: Statistics = "batch"
     eps: float = 1e-5
     momentum: float = 0.1
     lams: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse trade-offs that no conditional norm can have."""
+        """Refuse what no norm can be."""
+        for name, choices in (("kind", get_args(Kind)), ("stats", get_args(Statistics))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        require_numbers(eps=self.eps, momentum=self.momentum)
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"eps must be finite and at least 0, not {self.eps}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must lie in [0, 1], not {self.momentum}")
         ordered = len(self.lams) > 1 and self.lams[0] == 0 and self.lams[-1] <= 1 and sorted(set(self.lams)) == list(self.lams)
         if self.kind == "film_bn" and not ordered:
             raise ValueError(f"lams of conditional norms must ascend from 0 to at most 1, at least two of them, not {self.lams}")
