@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -485,6 +486,23 @@ def test_impossible_clients() -> None:
     with pytest.raises(ValueError, match="need 2 owners among 1 clients"):
         local_train(random_stack(2, 0), data, lr=0.1, epochs=1)
     assert math.isfinite(trainer("fedavg").fit(good).history[-1]["loss"])
+
+
+@pytest.mark.parametrize("norm", [NormSpec(), DUAL], ids=["batch", "dual"])
+@pytest.mark.parametrize("execution", ["grouped", "vmap", "sequential"])
+@pytest.mark.parametrize(("wrong", "shown"), [(4, "0 … 4"), (-1, "-1 … 3"), (-100, "-100 … 3")])
+def test_local_training_refuses_labels_without_a_class(norm: NormSpec, execution: Any, wrong: int, shown: str) -> None:
+    people = [Client(person.inputs, torch.arange(len(person.labels)) % 4) for person in clients(3, 8)[::2]]
+    people[1].labels[-1] = wrong
+    stack = SplitMix(SMALL, atom=0.25, norm=norm).double().stack().gather([0, 1])
+    before = {name: tensor.clone() for name, tensor in stack.tensors.items()}
+    state = torch.get_rng_state()
+    for loss in ("ce", "masked_ce"):
+        data = ClientBatches([person.inputs for person in people], [person.labels for person in people], 4, [5, 6])
+        with pytest.raises(ValueError, match=f"^client 1 has labels {shown}; the network has the classes 0 … 3$"):
+            local_train(stack, data, lr=0.1, epochs=1, loss=loss, execution=execution)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stack.tensors.items())
 
 
 EVERY_METHOD = ("split-mix", "fedavg", "heterofl", "sheterofl")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atlas.methods.split_mix.adapting import by_width, takes_width
 from atlas.methods.split_mix.clients import Batches, Client, Rules
-from atlas.methods.split_mix.local import LocalOptions, as_images, batch_sizes, check_samples, checked_sizes
+from atlas.methods.split_mix.local import LocalOptions, as_images, batch_sizes, check_classes, check_samples, checked_sizes
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.servers import PrefixServer, SplitMixServer
 from atlas.methods.split_mix.widths import base_count
@@ -72,7 +72,7 @@ class FedTrainer(Rules):
         if not takes_width(self.factory):
             self.factory = by_width(self.factory, as_images(self.clients[0].inputs[:2]))
         self.server = self._server()
-        self._check_labels(self._classes())
+        check_classes([client.labels for client in self.clients], self._classes())
         if self._pending is not None:
             self._restore(self._pending)
         return self
@@ -111,12 +111,6 @@ class FedTrainer(Rules):
             output = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"the network returns {output} for {len(probe)} inputs, and not logits (batch, classes)")
         return logits.shape[1]
-
-    def _check_labels(self, classes: int) -> None:
-        for index, client in enumerate(self.clients):
-            low, high = int(client.labels.min()), int(client.labels.max())
-            if low < 0 or high >= classes:
-                raise ValueError(f"client {index} has labels {low} … {high}; the network has the classes 0 … {classes - 1}")
 
     def _server(self) -> SplitMixServer | PrefixServer:
         return SplitMixServer(self) if self.method == "split-mix" else PrefixServer(self)

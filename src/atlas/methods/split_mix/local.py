@@ -84,6 +84,20 @@ def check_samples(client: int, inputs: Tensor, labels: Tensor, first: Tensor) ->
         raise ValueError(f"client {client} has inputs of {inputs.dtype}, client 0 of {first.dtype}: all must be of one type")
 
 
+def check_classes(labels: Sequence[Tensor], classes: int) -> None:
+    """Refuse labels (n,) of clients for which a network of so many classes has no logit; waits for their device once.
+
+    Raises
+    ------
+    ValueError
+        One is outside 0 … ``classes`` − 1; names the client.
+    """
+    ends = torch.stack([torch.stack(own.long().aminmax()) for own in labels]).tolist()
+    for client, (low, high) in enumerate(ends):
+        if low < 0 or high >= classes:
+            raise ValueError(f"client {client} has labels {low} … {high}; the network has the classes 0 … {classes - 1}")
+
+
 def checked_sizes(client: int, n: int, batch_size: int, drop_last: bool) -> tuple[int, ...]:
     """:func:`batch_sizes` of a client that has at least one minibatch.
 
@@ -371,7 +385,7 @@ def local_train(
     """Train every network of a stack on its client's minibatches, each as if it were alone.
 
     Losses of networks add up and share no weight, so one step of all is a step of each. SGD starts afresh: momentum does
-    not live longer than a call.
+    not live longer than a call. Labels are looked at before the first step, for which the host waits for their device once.
 
     Parameters
     ----------
@@ -394,7 +408,8 @@ def local_train(
     Raises
     ------
     ValueError
-        A network's client does not exist, adversarial training lacks running statistics, or an option is impossible.
+        A network's client does not exist, a client has a label that is no class of the networks, adversarial training lacks
+        running statistics, or an option is impossible.
     """
     options = LocalOptions.chosen(
         lr=lr,
@@ -406,19 +421,34 @@ def local_train(
         lam=lam,
         temperature=temperature,
     )
-    return train_stack(stack, data, options, execution)[0]
+    runner = _stack_runner(stack, data, options, execution)
+    check_classes(data.labels, _classes(stack, data, execution))
+    return train_passes(stack, [Pass(runner)], data, options)[0]
 
 
 def train_stack(stack: ParamStack, data: ClientBatches, options: LocalOptions, execution: Execution) -> tuple[ParamStack, float]:
-    """:func:`local_train` with its options as an object; also returns the mean loss."""
+    """:func:`local_train` with its options as an object, on labels that are known to be classes; also returns the mean loss."""
+    return train_passes(stack, [Pass(_stack_runner(stack, data, options, execution))], data, options)
+
+
+def _stack_runner(stack: ParamStack, data: ClientBatches, options: LocalOptions, execution: Execution) -> Runner:
+    """What runs the networks of a stack on their clients' minibatches."""
     owners = data.networks
     if len(owners) != len(stack) or not set(owners) <= set(range(len(data.labels))):
         raise ValueError(f"{len(stack)} networks need {len(stack)} owners among {len(data.labels)} clients, not {owners}")
     if options.adversary is not None and len(stack.norm_names) and not any("running" in name for name in stack.norm_names):
         raise ValueError("attacks run the network in evaluation mode: adversarial training needs tracked or local statistics")
     shared = _shared_inputs(owners, bool(stack.roles)) if options.adversary is None else len(owners)
-    runner = Runner(stack, len(stack), shared, execution)
-    return train_passes(stack, [Pass(runner)], data, options)
+    return Runner(stack, len(stack), shared, execution)
+
+
+@torch.no_grad()
+def _classes(stack: ParamStack, data: ClientBatches, execution: Execution) -> int:
+    """Number of classes of the networks, which the first tells of two images in evaluation mode: nothing is drawn or changed."""
+    runner = Runner(stack, 1, 1, execution)
+    first = {name: tensor[:1].detach() for name, tensor in stack.tensors.items()}
+    with norm_mode(runner.module, "clean", False):
+        return runner(first, as_images(data.inputs[data.networks[0]][:2])[None]).shape[-1]
 
 
 def client_seed(seed: int, *path: int) -> int:
