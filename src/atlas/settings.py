@@ -68,7 +68,7 @@ class Settings(BaseModel):
             raise ValueError(_line("", *_first_problem(error))) from None
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform()
 class DataclassSettings(Settings):
     """Settings that are a frozen dataclass, too, for a library call whose caller writes them.
 
