@@ -68,6 +68,21 @@ def test_a_refusal_shows_what_it_is_about_and_not_all_the_settings(values: dict[
             Oven.chosen(**values)
 
 
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: Heat(steps=0), "steps = 0: input should be greater than or equal to 1"),
+        (lambda: Heat(stps=1), "stps is not a setting of Heat; did you mean steps?"),
+        (lambda: Oven(heat={"steps": 0}), "heat.steps = 0: input should be greater than or equal to 1"),
+        (lambda: Oven(heat={"stps": 1}), "heat.stps is not a setting of Oven; did you mean steps?"),
+    ],
+)
+def test_settings_are_refused_in_one_line(make: object, line: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make()  # type: ignore[operator]
+    assert str(caught.value) == line
+
+
 class Kettle(DataclassSettings):
     """A record of settings."""
 

@@ -37,11 +37,21 @@ class Settings(BaseModel):
 
     Raises
     ------
-    pydantic.ValidationError
-        A value is of the wrong type or out of its range, or a name is not a setting. It is a ``ValueError``.
+    ValueError
+        A value is of the wrong type or out of its range, or a name is not a setting; one line. ``model_validate`` has pydantic's
+        own error, which is a ``ValueError`` too and lists all that is wrong.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(_refusal(type(self), error)) from None
+
+    # Pydantic validates a mapping by a class's own __init__ unless it is marked so; a problem's place would be lost there.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def chosen(cls, given: Self | None = None, **changes: Any) -> Self:
@@ -65,7 +75,7 @@ class Settings(BaseModel):
         try:
             return (cls if given is None else type(given)).model_validate({**values, **changes})
         except ValidationError as error:
-            raise ValueError(_line("", *_first_problem(error))) from None
+            raise ValueError(_refusal(cls, error)) from None
 
 
 @dataclass_transform()
@@ -94,12 +104,8 @@ class DataclassSettings(Settings):
                 raise TypeError(f"{name} is not a setting of {owner}; {did_you_mean(name, names)}")
             if name in placed:
                 raise TypeError(f"{name} of {owner} is given twice, by place and by keyword")
-        try:
-            super().__init__(**placed, **values)
-        except ValidationError as error:
-            raise ValueError(_line("", *_first_problem(error))) from None
+        super().__init__(**placed, **values)
 
-    # Pydantic validates a mapping by a class's own __init__ unless it is marked so; a problem's place would be lost there.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
@@ -113,6 +119,9 @@ class DataclassSettings(Settings):
         for attribute in ("__dataclass_fields__", "__dataclass_params__", "__match_args__"):
             setattr(cls, attribute, getattr(twin, attribute))
         cls.__signature__ = inspect.signature(twin)
+
+    def __replace__(self, **changes: Any) -> Self:  # copy.replace, from Python 3.13; pydantic's checks nothing
+        return dataclasses.replace(self, **changes)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise dataclasses.FrozenInstanceError(f"cannot set {name} of {type(self).__name__}; dataclasses.replace makes another")
@@ -144,19 +153,21 @@ def validate_settings(model: type[BaseModel], values: Mapping[str, Any], where: 
     try:
         return model.model_validate(dict(values)).model_dump(mode="json")
     except ValidationError as error:
-        problem = error.errors()[0]
-        if problem["type"] == "extra_forbidden":
-            path = ".".join(str(part) for part in problem["loc"])
-            fields = _fields_at(model, problem["loc"][:-1])
-            raise UserError(
-                f"{where}.{path} is not a setting of {owner}; {did_you_mean(str(problem['loc'][-1]), fields)}"
-            ) from None
-        path, message = _first_problem(error)
-        raise UserError(_line(where, path, message)) from None
+        raise UserError(_refusal(model, error, where, owner)) from None
 
 
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
+
+
+def _refusal(model: type[BaseModel], error: ValidationError, where: str = "", owner: str = "") -> str:
+    """The first problem in one line: where, what is wrong, and what would be right."""
+    problem = error.errors()[0]
+    if problem["type"] != "extra_forbidden":
+        return _line(where, *_first_problem(error))
+    path = ".".join(filter(None, (where, *(str(part) for part in problem["loc"]))))
+    nearest = did_you_mean(str(problem["loc"][-1]), _fields_at(model, problem["loc"][:-1]))
+    return f"{path} is not a setting of {owner or model.__name__}; {nearest}"
 
 
 def _first_problem(error: ValidationError) -> tuple[str, str]:

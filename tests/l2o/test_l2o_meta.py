@@ -229,10 +229,10 @@ def test_meta_training_improves() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MetaConfig(windows=0), r"windows\n  Input should be greater than or equal to 1"),
-        (lambda: MetaConfig(optimizer="lion"), r"optimizer\n  Input should be 'adam' or 'sgd'"),  # type: ignore[arg-type]
+        (lambda: MetaConfig(windows=0), r"windows = 0: input should be greater than or equal to 1"),
+        (lambda: MetaConfig(optimizer="lion"), r"optimizer = 'lion': input should be 'adam' or 'sgd'"),  # type: ignore[arg-type]
         (lambda: MetaConfig(objective="log"), "the boundary post belongs to the objective sum"),
-        (lambda: MetaConfig(spread=-1), r"spread\n  Input should be greater than or equal to 0"),
+        (lambda: MetaConfig(spread=-1), r"spread = -1: input should be greater than or equal to 0"),
         (lambda: window(small(), Quadratic(2, dtype=T64), objective="log", boundary="post"), "belongs to the objective sum"),
         (lambda: window(small(), Quadratic(2, dtype=T64), boundary="after"), "there is no boundary after"),
         (lambda: window(small(), Quadratic(2, dtype=T64), objective="mean"), "there is no objective mean"),

@@ -452,7 +452,7 @@ def test_random_effects_by_hand() -> None:
         (lambda: AdversarialWeightNoise(steps=0), "steps must be at least 1"),
         (lambda: AdversarialWeightNoise(mode="fgsm"), "there is no mode fgsm"),  # type: ignore[arg-type]
         (lambda: Curriculum(depth=(1, 2)), "must have one length"),
-        (lambda: Curriculum(imitation=(0.1, 0.1, 0.1, -0.1)), r"imitation.3\n  Input should be greater than or equal to 0"),
+        (lambda: Curriculum(imitation=(0.1, 0.1, 0.1, -0.1)), r"imitation.3 = -0.1: input should be greater than or equal to 0"),
         (lambda: Curriculum(validation_resets=0), "needs validation"),
         (lambda: StackedAdam({"w": torch.zeros(1, 2)}, lr=0.0), "lr must be positive"),
         (lambda: best_log_loss([1.0, -1.0]), "losses must be positive"),

@@ -309,7 +309,7 @@ def test_amalgamate_refuses(change, error, message: str) -> None:  # type: ignor
 
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"spread": -1.0}, {"instances": 0}, {"il_mode": "both"}])
 def test_trainer_refuses(options) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match=rf"{next(iter(options))}\n  Input should be"):
+    with pytest.raises(ValueError, match=rf"^{next(iter(options))} = \S+: input should be"):
         TrainerConfig(**options)
 
 

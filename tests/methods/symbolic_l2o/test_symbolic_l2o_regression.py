@@ -151,7 +151,7 @@ def test_unknown_names_list_the_known_ones() -> None:
         SRConfig(operators=frozenset({"cos"}))
     with pytest.raises(ValueError, match="there is no set of operators julia; choose from portable, operon, paper"):
         SRConfig(operators="julia")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"rows\n  Input should be greater than or equal to 1"):
+    with pytest.raises(ValueError, match=r"^rows = 0: input should be greater than or equal to 1"):
         SRConfig(rows=0)
 
 
