@@ -234,6 +234,58 @@ def test_separation_shares_its_gradient_among_the_closest_pairs() -> None:
         mhs(torch.ones(1, 4))
 
 
+def plain_cosines(rows: torch.Tensor) -> torch.Tensor:
+    """Cosines by the published two steps: rows made unit, then divided by their norms, which are taken as sqrt(sum + 1e-8)."""
+    unit = rows / rows.square().sum(-1, keepdim=True).sqrt()
+    norms = (unit.square().sum(-1) + 1e-8).sqrt()
+    return (unit @ unit.mT) / (norms[:, None] * norms)
+
+
+def plain_mgd(rows: torch.Tensor) -> torch.Tensor:
+    return -torch.logdet(torch.exp(2 * plain_cosines(rows) - 2) + 1e-6 * torch.eye(len(rows), dtype=rows.dtype))
+
+
+def plain_mhs(rows: torch.Tensor) -> torch.Tensor:
+    cosines = plain_cosines(rows)
+    return -torch.stack([2 - 2 * cosines[i, j] for i in range(len(rows)) for j in range(i)]).min()
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3, 1e-5, 1e-200, 1e200])
+def test_spread_of_directions_is_the_same_at_every_scale(scale: float) -> None:
+    vectors = torch.randn(6, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(mgd(scale * vectors)) == pytest.approx(0.2508702, abs=5e-8)
+    for term, plain in ((mgd, plain_mgd), (mhs, plain_mhs)):
+        rows, reference = (scale * vectors).requires_grad_(), vectors.clone().requires_grad_()
+        found, expected = term(rows), plain(reference)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+        found.backward()
+        expected.backward()
+        assert rows.grad is not None
+        torch.testing.assert_close(rows.grad * scale, reference.grad, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3, 1e-5])
+@pytest.mark.parametrize("term", [mgd, mhs])
+def test_gradients_of_the_spread_at_every_scale(term, scale: float) -> None:  # type: ignore[no-untyped-def]
+    rows = (scale * LAST).requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: term(h).sum() * scale, (rows,), eps=1e-6 * scale)
+
+
+@pytest.mark.parametrize("term", [mgd, mhs])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_of_zeros_has_no_direction_and_no_gradient(term, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    rows = torch.eye(4, 6, dtype=dtype)
+    rows[1] = 0
+    rows[3] = torch.tensor([1.0, 0, 1, 0, 0, 0])
+    rows = (1e-5 * rows).requires_grad_()
+    term(rows).backward()
+    assert rows.grad is not None
+    assert torch.isfinite(rows.grad).all()
+    assert not rows.grad[1].any()
+    assert rows.grad.any()
+    assert float(mhs(torch.zeros(3, 4, dtype=dtype))) == -2
+
+
 TERMS = {
     "emb_cosine": lambda x: emb_cosine(x),
     "emb_contrast": lambda x: emb_contrast(x, x.flip(1)),

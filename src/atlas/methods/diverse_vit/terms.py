@@ -299,19 +299,27 @@ def soft_orth(M: Tensor) -> Tensor:
 
 
 def _squared_distances(vectors: Tensor) -> Tensor:
-    """2 − 2 cos between all rows, (…, n, d) → (…, n, n); the norm is smooth at 0, so that its gradient is finite there."""
+    """2 − 2 cos between all rows, (…, n, d) → (…, n, n), whatever their lengths.
+
+    Rows are made unit, and norms then taken as sqrt(sum of squares + 1e-8): cos is the product of unit rows / (1 + 1e-8). A row
+    of zeros has no direction: its cosines are 0, and no gradient reaches it.
+    """
     if vectors.shape[-2] < 2:
         raise ValueError(f"needs at least 2 rows, not {vectors.shape[-2]}")
     full = at_least_float32(vectors)
-    unit = full / (full.square().sum(-1, keepdim=True) + EPSILON).sqrt()
-    return 2 - 2 * unit @ unit.transpose(-2, -1)
+    peak = full.detach().abs().amax(-1, keepdim=True)
+    scaled = full / torch.where(peak == 0, 1, peak)  # squares of very small numbers are 0, of very large ones infinite
+    squares = scaled.square().sum(-1, keepdim=True)
+    unit = scaled / torch.where(squares == 0, torch.inf, squares).sqrt()
+    return 2 - 2 * (unit @ unit.transpose(-2, -1)) / (1 + EPSILON)
 
 
 @_term
 def mhs(vectors: Tensor) -> Tensor:
     """Minus the smallest squared distance between two different unit rows: maximum hyperspherical separation. (…, n, d) → (…).
 
-    Equal rows, the worst redundancy, count with distance 0; where several pairs are closest, they share the gradient.
+    Equal rows, the worst redundancy, count with distance 0; where several pairs are closest, they share the gradient. The length
+    of a row plays no part, and a row of zeros counts as orthogonal to all.
 
     Raises
     ------
@@ -327,6 +335,8 @@ def mhs(vectors: Tensor) -> Tensor:
 @_term
 def mgd(vectors: Tensor) -> Tensor:
     """Minus log det of the Gaussian Gram matrix of the unit rows plus 1e-6·I: maximum Gram determinant. (…, n, d) → (…).
+
+    The length of a row plays no part, and a row of zeros counts as orthogonal to all, itself included.
 
     Raises
     ------
