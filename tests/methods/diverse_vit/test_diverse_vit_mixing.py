@@ -119,3 +119,48 @@ def test_images_that_cannot_be_mixed_are_described() -> None:
     mixing = PatchMixup(5, 2)
     with pytest.raises(TypeError, match=r"not torch\.uint8 of shape \(2, 3, 4, 4\)"):
         mixing._check(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 2), "num_classes must be at least 1, not 0"),
+        ((-3, 2), "num_classes must be at least 1, not -3"),
+        ((10, 0), "patch_size must be at least 1 pixel each way, not 0"),
+        ((10, (4, -1)), r"patch_size must be at least 1 pixel each way, not \(4, -1\)"),
+        ((10, (4, 4, 4)), r"patch_size must be one number or \(height, width\), not \(4, 4, 4\)"),
+    ],
+)
+def test_classes_and_patches_are_counted_from_one(arguments: tuple[Any, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PatchMixup(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [(2.5, 2), (10, 2.5), (10, (2, "2")), (10, None), (True, 2)])
+def test_classes_and_patches_are_whole_numbers(arguments: tuple[Any, Any]) -> None:
+    with pytest.raises(TypeError, match="must be a whole number"):
+        PatchMixup(*arguments)
+
+
+@pytest.mark.parametrize(("labels", "message"), [([0, 5, 1, 2], "from 0 to 4, not 5"), ([0, 1, -2, 9], "from 0 to 4, not -2")])
+def test_labels_that_are_no_classes_are_refused(labels: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mixer()(torch.rand(4, 1, 8, 8), torch.tensor(labels))
+
+
+def test_labels_of_every_whole_type_make_the_same_loss() -> None:
+    images, labels, logits = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]), torch.randn(4, 5)
+    expected = mixer()(images, labels)[1].image_loss(logits)
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(mixer()(images, labels.to(dtype))[1].image_loss(logits), expected)
+    with pytest.raises(TypeError, match=r"whole numbers \(4,\), not torch\.bool"):
+        mixer()(images, labels > 1)
+
+
+@pytest.mark.parametrize(("shape", "message"), [((4, 4), "4 classes, the target 5"), ((2, 5), "2 images, the target 4")])
+def test_logits_of_other_sizes_than_the_targets_are_refused(shape: tuple[int, int], message: str) -> None:
+    _, target = mixer()(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=message):
+        target.image_loss(torch.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        target.patch_loss(torch.zeros(shape[0], 16, shape[1]))

@@ -118,6 +118,15 @@ def test_misuse_is_refused() -> None:
         DiversityTrainer(nn.Linear(2, 2), DiversityConfig())
 
 
+def test_a_target_of_other_classes_than_the_models_is_refused() -> None:
+    images, target = PatchMixup(6, 2, generator=torch.Generator().manual_seed(0))(IMAGES, LABELS)
+    for config in (NONE, DiversityConfig()):
+        with DiversityTrainer(vit(), config) as trainer:
+            for criterion in (None, lambda logits, dense: logits.sum()):
+                with pytest.raises(ValueError, match="5 classes, the target 6"):
+                    trainer.loss(trainer(images), target, criterion)
+
+
 def test_probes_follow_from_the_generator() -> None:
     def weight_term(seed: int) -> float:
         with DiversityTrainer(vit(), DiversityConfig(), generator=torch.Generator().manual_seed(seed)) as trainer:

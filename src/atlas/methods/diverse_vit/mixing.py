@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from atlas.methods.diverse_vit.settings import MixSettings
 from atlas.nn.examples import as_tensor
+from atlas.nn.kinds import require_whole
 
 DEFAULT = MixSettings()
 
@@ -56,7 +57,13 @@ class MixTarget:
         return self.lam * first + (1 - self.lam) * second, patches
 
     def image_loss(self, logits: Tensor) -> Tensor:
-        """Mean cross-entropy of (batch, K) logits."""
+        """Mean cross-entropy of (batch, K) logits.
+
+        Raises
+        ------
+        ValueError
+            The logits are not of the target's images and classes; see :meth:`require_fit`.
+        """
         return self._cross_entropy(logits, torch.tensor(self.lam, dtype=logits.dtype, device=logits.device)).mean()
 
     def patch_loss(self, logits: Tensor) -> Tensor:
@@ -65,14 +72,28 @@ class MixTarget:
         Raises
         ------
         ValueError
-            The logits have not as many patches as the target: another image size than was mixed, or patch dropout.
+            The logits have not as many patches as the target: another image size than was mixed, or patch dropout. Or they are
+            not of its images and classes; see :meth:`require_fit`.
         """
         if logits.shape[1] != len(self.patch_lam):
             raise ValueError(f"the model has {logits.shape[1]} patch tokens, the target {len(self.patch_lam)} patches")
         return self._cross_entropy(logits, self.patch_lam.to(logits)).mean(0).sum()
 
+    def require_fit(self, logits: Tensor) -> None:
+        """Refuse logits (batch, …, K) of another number of images or classes than the target's.
+
+        Raises
+        ------
+        ValueError
+            They are; says of how many.
+        """
+        for axis, what, own in ((0, "images", len(self.y1)), (-1, "classes", self.num_classes)):
+            if logits.shape[axis] != own:
+                raise ValueError(f"the model's logits are of {logits.shape[axis]} {what}, the target {own}")
+
     def _cross_entropy(self, logits: Tensor, shares: Tensor) -> Tensor:
         """logsumexp(z) − (1 − ε)(λ z_y1 + (1 − λ) z_y2) − ε mean z, for (batch, …, K) logits and (…) shares."""
+        self.require_fit(logits)
         extra = (1,) * (logits.ndim - 2)
 
         def picked(labels: Tensor) -> Tensor:
@@ -90,7 +111,7 @@ class PatchMixup:
     Parameters
     ----------
     num_classes : int
-        K.
+        K, at least 1.
     patch_size : int or (int, int)
         Height and width of the model's patches.
     mixup_alpha, cutmix_alpha, switch_prob, prob : float
@@ -102,6 +123,8 @@ class PatchMixup:
 
     Raises
     ------
+    TypeError
+        Classes or patches are no whole numbers.
     ValueError
         A parameter is out of its range.
     """
@@ -119,8 +142,11 @@ class PatchMixup:
     ) -> None:
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing must be in [0, 1], not {smoothing}")
+        require_whole(num_classes=num_classes)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         self.num_classes = num_classes
-        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        self.patch_size = _sides(patch_size)
         self.settings = MixSettings.chosen(mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, switch_prob=switch_prob, prob=prob)
         self.smoothing, self.generator = smoothing, generator
 
@@ -132,7 +158,7 @@ class PatchMixup:
         images : Tensor
             (batch, channels, height, width), floating-point.
         labels : Tensor
-            (batch,) int64.
+            (batch,) whole numbers from 0 to K − 1; on an accelerator the check waits for the one of the pixels, and for no more.
 
         Returns
         -------
@@ -144,12 +170,14 @@ class PatchMixup:
         TypeError
             Images are no floating-point tensor or array of four axes, or labels no whole numbers.
         ValueError
-            The batch is odd, the image is no multiple of the patch, pixels are not finite, or there is another number of labels.
+            The batch is odd, the image is no multiple of the patch, pixels are not finite, or a label is no class; names it.
         """
         images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
         self._check(images)
-        if labels.is_floating_point() or labels.shape != (len(images),):
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != (len(images),):
             raise TypeError(f"labels must be whole numbers ({len(images)},), not {labels.dtype} of shape {tuple(labels.shape)}")
+        labels = labels.long()
+        self._check_values(images, labels)
         shares = self._shares(*images.shape[-2:])
         mixed = shares.to(images) * images + (1 - shares).to(images) * images.flip(0)
         patches = patch_shares(shares, self.patch_size).to(images.device, torch.promote_types(images.dtype, torch.float32))
@@ -180,8 +208,28 @@ class PatchMixup:
             raise ValueError(f"the batch must be even to be mixed with its mirror, not {count}")
         if height % rows or width % columns:
             raise ValueError(f"images of {height} × {width} are no multiple of patches of {rows} × {columns}")
-        if not images.isfinite().all():
+
+    def _check_values(self, images: Tensor, labels: Tensor) -> None:
+        """Refuse pixels (batch, …) that are not finite and labels (batch,) that are no classes; waits for a device once."""
+        finite, known = images.isfinite().all(), ((labels >= 0) & (labels < self.num_classes)).all()
+        if bool(finite & known.to(finite.device)):
+            return
+        if not bool(finite):
             raise ValueError("the images hold NaN or infinity")
+        wrong = next(label for label in labels.tolist() if not 0 <= label < self.num_classes)
+        raise ValueError(f"labels must be from 0 to {self.num_classes - 1}, not {wrong}")
+
+
+def _sides(patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a patch from either or both, at least 1 each; raises as :class:`PatchMixup` does."""
+    sides = tuple(patch_size) if isinstance(patch_size, tuple | list) else (patch_size, patch_size)
+    if len(sides) != 2:
+        raise ValueError(f"patch_size must be one number or (height, width), not {patch_size}")
+    for side in sides:
+        require_whole(patch_size=side)
+    if min(sides) < 1:
+        raise ValueError(f"patch_size must be at least 1 pixel each way, not {patch_size}")
+    return sides[0], sides[1]
 
 
 def keep_mask(height: int, width: int, lam: float, random: np.random.Generator) -> Tensor:

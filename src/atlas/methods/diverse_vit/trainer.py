@@ -229,8 +229,8 @@ class DiversityTrainer:
         Raises
         ------
         ValueError
-            ``mix_weight`` asks for patch labels and the target has none; the model's patches are not the target's; or a
-            term is not finite.
+            ``mix_weight`` asks for patch labels and the target has none; the model's patches or classes are not the target's;
+            or a term is not finite.
         """
         total = self.base_loss(out, target, base_criterion)
         parts = {"base": total.detach()}
@@ -264,6 +264,7 @@ class DiversityTrainer:
             if weight:
                 raise ValueError("mix_weight needs the patch labels of a MixTarget; set it to 0 for ordinary labels")
             return (base_criterion or functional.cross_entropy)(logits, target)
+        target.require_fit(logits)
         own = base_criterion(logits, target.dense()[0]) if base_criterion else target.image_loss(logits)
         if not weight or out.token_logits is None:
             return own
