@@ -366,3 +366,26 @@ def test_two_rows_are_enough_for_a_separation_and_one_is_not() -> None:
 def test_a_first_argument_that_is_no_tensor_is_named() -> None:
     with pytest.raises(TypeError, match="vectors"):
         mhs([[1.0, 0.0], [0.0, 1.0]])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: emb_contrast(FIRST, LAST[:, :5]), r"h1 and hL must be of one shape, not \(2, 7, 5\) and \(2, 5, 5\)"),
+        (lambda: emb_contrast(FIRST[:1], LAST), "h1 and hL must be of one shape"),
+        (lambda: emb_contrast(FIRST[..., :1], LAST), "h1 and hL must be of one shape"),
+        (lambda: cross_layer_cosine(FIRST[..., :3], LAST), "first and later must be alike but for their tokens"),
+        (lambda: cross_layer_cosine(FIRST[..., :1], LAST, abs=False), "first and later must be alike but for their tokens"),
+        (lambda: emb_cosine(FIRST[0]), r"\(batch, tokens, dim\) are needed, not \(7, 5\)"),
+        (lambda: emb_cosine(FIRST, valid=torch.ones(2, 6, dtype=torch.bool)), r"valid must be \(2 or 1, 7\), not \(2, 6\)"),
+        (lambda: emb_contrast(FIRST, LAST, valid=torch.ones(3, 7, dtype=torch.bool)), r"valid must be \(2 or 1, 7\)"),
+        (lambda: attn_cosine(MAPS, valid=torch.ones(2, 3, dtype=torch.bool)), r"valid must be \(2 or 1, "),
+    ],
+)
+def test_tensors_of_different_sizes_are_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_layers_of_different_token_counts_have_a_mean_cosine() -> None:
+    assert -1 <= float(cross_layer_cosine(FIRST, LAST[:, :5], abs=False)) <= float(cross_layer_cosine(FIRST, LAST[:, :5])) <= 1

@@ -55,6 +55,8 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def _patches(tokens: Tensor, prefix: int) -> Tensor:
     """The patch tokens (batch, patches, dim) of (batch, tokens, dim): all but the first ``prefix``."""
+    if tokens.ndim != 3:
+        raise ValueError(f"tokens (batch, tokens, dim) are needed, not {tuple(tokens.shape)}")
     patches = tokens[:, prefix:]
     if patches.shape[1] < 2:
         count = f"{patches.shape[1]} of {tokens.shape[1]} tokens after {prefix} prefix tokens"
@@ -62,10 +64,17 @@ def _patches(tokens: Tensor, prefix: int) -> Tensor:
     return patches
 
 
+def _require_valid(valid: Tensor, batch: int, tokens: int) -> None:
+    """Refuse a mask of tokens that is neither (batch, tokens) nor (1, tokens)."""
+    if valid.ndim != 2 or valid.shape[0] not in (1, batch) or valid.shape[1] != tokens:
+        raise ValueError(f"valid must be ({batch} or 1, {tokens}), not {tuple(valid.shape)}")
+
+
 def _counts(valid: Tensor | None, unit: Tensor, prefix: int) -> tuple[Tensor, Tensor | float]:
     """The unit patches with those that are no valid tokens set to 0, and how many are left, (batch,)."""
     if valid is None:
         return unit, unit.shape[1]
+    _require_valid(valid, len(unit), prefix + unit.shape[1])
     kept = valid[:, prefix:].to(unit).expand(len(unit), -1)
     count = kept.sum(1)
     if bool((count < 2).any()):
@@ -121,9 +130,19 @@ def cross_layer_cosine(first: Tensor, later: Tensor, prefix: int = 1, *, abs: bo
     ----------
     first, later : Tensor
         (batch, tokens, dim).
+        The numbers of their tokens may differ.
     abs : bool
         Mean of absolute cosines; needs the n × n matrix of them.
+
+    Raises
+    ------
+    ValueError
+        Batches or dims differ, there are fewer than 2 patches, or values are not finite.
     """
+    require_tensors(later=later)
+    if (first.shape[:1], first.shape[2:]) != (later.shape[:1], later.shape[2:]):
+        shapes = f"{tuple(first.shape)} and {tuple(later.shape)}"
+        raise ValueError(f"first and later must be alike but for their tokens, not {shapes}")
     left, right = _unit(_patches(first, prefix)), _unit(_patches(later, prefix))
     if not abs:
         return (left.mean(1) * right.mean(1)).sum(-1).mean()
@@ -156,8 +175,11 @@ def emb_contrast(h1: Tensor, hL: Tensor, prefix: int = 1, detach_first: bool = F
     Raises
     ------
     ValueError
-        Fewer than 2 patches, or values that are not finite.
+        The two are of different shapes, there are fewer than 2 patches, or values are not finite.
     """
+    require_tensors(hL=hL)
+    if h1.shape != hL.shape:
+        raise ValueError(f"h1 and hL must be of one shape, not {tuple(h1.shape)} and {tuple(hL.shape)}")
     first, last = _unit(_patches(h1, prefix)), _unit(_patches(hL, prefix))
     if detach_first:
         first = first.detach()
@@ -188,6 +210,7 @@ def attn_cosine(A: Tensor, *, valid: Tensor | None = None) -> Tensor:
         Scalar in [1 / heads, 1]; 1 when all heads attend alike.
     """
     if valid is not None:
+        _require_valid(valid, len(A), A.shape[-1])
         A = A * (valid[:, None, :, None] & valid[:, None, None, :]).to(A)
     return head_cosine(at_least_float32(A.flatten(-2)), EPSILON, _mean_cosine)
 
