@@ -42,6 +42,16 @@ def test_phases_change_at_their_boundaries_only() -> None:
         tokenizer.step(1.2)
 
 
+@pytest.mark.parametrize("ask", ["step", "stride", "macs"])
+def test_a_progress_that_is_none_is_refused_wherever_it_is_asked_for(ask: str) -> None:
+    asked = getattr(ProgressiveTokenizer(model()), ask)
+    for wrong in (-0.1, 2.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"progress {wrong} is not in \[0, 1\]"):
+            asked(wrong)
+    with pytest.raises(TypeError, match=r"progress must be a number, not '0\.5'"):
+        asked("0.5")
+
+
 @pytest.mark.parametrize("pos_embed", ["none", "absolute"])
 def test_parameters_stay_the_same_objects_and_the_last_phase_is_the_network_itself(pos_embed: str) -> None:
     network = model(pos_embed=pos_embed)

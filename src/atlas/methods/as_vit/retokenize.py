@@ -58,20 +58,22 @@ class ProgressiveTokenizer:
             raise ValueError(f"the stem's kernel {design.topology.kernels[0]} is smaller than the finest stride {strides[-1]}")
 
     def stride(self, progress: float) -> int:
-        """Return the stride at a progress in [0, 1]."""
-        return next(stride for begin, stride in reversed(self.phases) if progress >= begin)
-
-    def step(self, progress: float) -> bool:
-        """Set the tokenisation of a progress in [0, 1]; return whether it changed.
+        """Return the stride at a progress in [0, 1].
 
         Raises
         ------
+        TypeError
+            The progress is no number.
         ValueError
             The progress is outside [0, 1].
         """
         require_numbers(progress=progress)
         if not 0 <= progress <= 1:
             raise ValueError(f"progress {progress} is not in [0, 1]")
+        return next(stride for begin, stride in reversed(self.phases) if progress >= begin)
+
+    def step(self, progress: float) -> bool:
+        """Set the tokenisation of a progress in [0, 1]; return whether it changed. Errors as :meth:`stride`."""
         stride = self.stride(progress)
         if stride == self.model.stride:
             return False
@@ -83,7 +85,7 @@ class ProgressiveTokenizer:
         return 1 if stride == self.model.design.stride else dilation_for(self.model.design.topology.kernels[0], stride)
 
     def macs(self, progress: float) -> int:
-        """Multiply-accumulates of one image at a progress in [0, 1]."""
+        """Multiply-accumulates of one image at a progress in [0, 1]. Errors as :meth:`stride`."""
         design, stride = self.model.design, self.stride(progress)
         coarse = stride != design.stride
         return count(design.topology, **design.options(stride=stride, ceil=coarse or design.ceil)).macs
