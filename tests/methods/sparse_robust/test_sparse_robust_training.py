@@ -278,6 +278,27 @@ def test_updates_of_the_papers_schedule() -> None:
     assert sum(step > 352 * 100 for step in due) == 29
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((-1,), {}, "start_epoch must be at least 0, not -1"),
+        ((1, 0), {}, "window must be at least 1, not 0"),
+        ((1,), {"threshold": 1.5}, r"threshold must be in \[0, 1\], not 1\.5"),
+        ((1,), {"threshold": float("nan")}, r"threshold must be in \[0, 1\], not nan"),
+        ((1,), {"prune_extra": -0.1}, r"prune_extra must be in \[0, 1\], not -0\.1"),
+        ((1,), {"grow_extra": float("inf")}, r"grow_extra must be in \[0, 1\], not inf"),
+    ],
+)
+def test_flying_bird_plus_refuses_what_makes_no_sense(arguments: tuple[Any, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlyingBirdPlus(*arguments, **options)
+    with pytest.raises(TypeError, match="window must be a whole number, not 2.5"):
+        FlyingBirdPlus(0, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="threshold must be a number, not '1'"):
+        FlyingBirdPlus(0, threshold="1")  # type: ignore[arg-type]
+    assert FlyingBirdPlus(0, 1, 0.0, 1.0, 0).window == 1
+
+
 def test_triggers() -> None:
     plus = FlyingBirdPlus(start_epoch=0)
     assert plus.prunes_more([1, 2, 3, 4, 5])

@@ -27,13 +27,31 @@ DEFAULT, ADAPTIVE = DynamicSettings(), AdaptiveSettings()
 
 @dataclass(frozen=True)
 class FlyingBirdPlus:
-    """When and by how much Flying Bird+ changes the density; the attributes are those of :class:`.settings.AdaptiveSettings`."""
+    """When and by how much Flying Bird+ changes the density; the attributes are those of :class:`.settings.AdaptiveSettings`.
+
+    Raises
+    ------
+    TypeError
+        A value is of another type; says what would be right.
+    ValueError
+        ``start_epoch`` is below 0, ``window`` below 1, or another value outside [0, 1].
+    """
 
     start_epoch: int
     window: int = ADAPTIVE.window
     threshold: float = ADAPTIVE.threshold
     prune_extra: float = ADAPTIVE.prune_extra
     grow_extra: float = ADAPTIVE.grow_extra
+
+    def __post_init__(self) -> None:
+        for name, least in (("start_epoch", 0), ("window", 1)):
+            require_whole(**{name: getattr(self, name)})
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("threshold", "prune_extra", "grow_extra"):
+            require_numbers(**{name: getattr(self, name)})
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
 
     def prunes_more(self, gaps: Sequence[float]) -> bool:
         """Whether the robust gap (training − validation accuracy) rose often enough of late."""
