@@ -57,6 +57,24 @@ def test_lowest_by_brute_force() -> None:
             assert torch.equal(step, nxt(values, torch.full((3, 5), count)))
 
 
+@pytest.mark.parametrize("ask", [low, nxt])
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (4, "count must be from 0 to 3, the number of values, not 4"),
+        (3.2, "from 0 to 3, the number of values, not 3.2"),
+        (-1, "not -1"),
+        (math.nan, "not nan"),
+        (torch.tensor([0.0, 5.0]), "not 5"),
+        (torch.tensor([0, 1, 2]), r"one for each row \(2,\), not \(3,\)"),
+    ],
+)
+def test_counts_of_more_than_there_is_are_refused(ask: Any, count: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ask(torch.rand(2, 3), count)
+    assert ask(torch.rand(2, 3), 3).shape == ask(torch.rand(2, 3), torch.tensor([3, 0])).shape == (2,)
+
+
 def test_lowest_by_hand() -> None:
     values = torch.tensor([3.0, 1.0, 2.0])
     assert (float(low(values, 0)), float(low(values, 0.2)), float(low(values, 2.5))) == (0, 1, 6)

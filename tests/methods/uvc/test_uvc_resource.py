@@ -151,5 +151,12 @@ def test_wrong_arguments() -> None:
         resource(TINY, s, r, cost="flops")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"s and r must be \(12, 2\)"):
         resource(TINY, s[:4], r)
+    for ask in (resource, resource_grad):
+        for keep in (torch.ones(3), torch.ones(12, 1), torch.ones(())):
+            with pytest.raises(ValueError, match=r"keep must be \(12,\), not \("):
+                ask(TINY, s, r, keep)
+        for scores in (torch.ones(3), torch.ones(12, 4), torch.ones(1, 3)):
+            with pytest.raises(ValueError, match=r"head_scores must be \(12, 3\), not \("):
+                ask(TINY, s, r, head_scores=scores)
     with pytest.raises(ValueError, match="heads must be positive"):
         ViTShape(12, (3, 3), 64, 192, 768, 197, 196, 16, 3)

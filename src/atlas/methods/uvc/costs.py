@@ -88,10 +88,14 @@ class ResourceFunction:
         return torch.stack((per_head, per_neuron), -1), per_dim
 
 
-def _checked(shape: ViTShape, s: Tensor, r: Tensor) -> None:
+def _checked(shape: ViTShape, s: Tensor, r: Tensor, keep: Tensor | None, head_scores: Tensor | None) -> None:
+    """Refuse tensors of other sizes than the model's blocks and heads."""
     wanted = ((shape.depth, 2), (shape.depth, shape.widest[0]))
     if (tuple(s.shape), tuple(r.shape)) != wanted:
         raise ValueError(f"s and r must be {wanted[0]} and {wanted[1]}, not {tuple(s.shape)} and {tuple(r.shape)}")
+    for name, value, size in (("keep", keep, (shape.depth,)), ("head_scores", head_scores, wanted[1])):
+        if value is not None and tuple(value.shape) != size:
+            raise ValueError(f"{name} must be {size}, not {tuple(value.shape)}")
 
 
 def resource(
@@ -123,8 +127,13 @@ def resource(
     -------
     Tensor
         Scalar in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        A tensor is of another shape, or the cost is neither; says what would be right.
     """
-    _checked(shape, s, r)
+    _checked(shape, s, r, keep, head_scores)
     function = ResourceFunction(shape, cost, s)
     return function.value(function.brackets(s, r, function.removed_heads(s, head_scores)), keep)
 
@@ -145,8 +154,13 @@ def resource_grad(
     -------
     tuple of Tensor
         (∂R/∂s (L, 2), ∂R/∂r (L, H), ∂R/∂keep (L,)); 0 in r for heads that are removed.
+
+    Raises
+    ------
+    ValueError
+        As :func:`resource`.
     """
-    _checked(shape, s, r)
+    _checked(shape, s, r, keep, head_scores)
     function = ResourceFunction(shape, cost, s)
     removed = function.removed_heads(s, head_scores)
     return (*function.slopes(r, removed, keep), function.brackets(s, r, removed))

@@ -43,20 +43,39 @@ class UnitScores(NamedTuple):
 def low(values: Tensor, count: Tensor | float) -> Tensor:
     """Return the sum of the ⌈count⌉ smallest values of the last axis: (…, n) values and (…) counts give (…).
 
+    Raises
+    ------
+    ValueError
+        A count is not from 0 to n (on an accelerator, which is not waited for, its own check of indices says so), or there are
+        others than one per row.
+
     Examples
     --------
     >>> float(low(torch.tensor([3.0, 1.0, 2.0]), 0.2))
     1.0
     """
-    return Ranked(values).low(torch.as_tensor(count, device=values.device))
+    return Ranked(values).low(_counts(values, count))
 
 
 def nxt(values: Tensor, count: Tensor | float) -> Tensor:
     """Return the (⌈count⌉ + 1)-th smallest value of the last axis, or the largest if there are only ⌈count⌉.
 
-    It is the slope of :func:`low` in ``count``; (…, n) values and (…) counts give (…).
+    It is the slope of :func:`low` in ``count``; (…, n) values and (…) counts give (…). Errors as :func:`low`.
     """
-    return Ranked(values).next(torch.as_tensor(count, device=values.device))
+    return Ranked(values).next(_counts(values, count))
+
+
+def _counts(values: Tensor, count: Tensor | float) -> Tensor:
+    """Counts beside their values (…, n), checked as :func:`low` says."""
+    rows, size = tuple(values.shape[:-1]), values.shape[-1]
+    counts = torch.as_tensor(count)
+    if counts.device.type == "cpu":
+        wrong = counts[~((counts >= 0) & (counts.ceil() <= size))]
+        if wrong.numel():
+            raise ValueError(f"count must be from 0 to {size}, the number of values, not {wrong[0].item():g}")
+    if counts.ndim and tuple(counts.shape) != rows:
+        raise ValueError(f"count must be one number, or one for each row {rows}, not {tuple(counts.shape)}")
+    return counts.to(values.device)
 
 
 class Ranked:
