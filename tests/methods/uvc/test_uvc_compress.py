@@ -131,6 +131,39 @@ def test_compress_refuses() -> None:
         compress(vit(), 0.5, loader(1), val_loader=[], epochs=(1, 0))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": (-1, 1)}, r"epochs must be \(search, fine-tuning\) of at least 0 each, not \(-1, 1\)"),
+        ({"epochs": (1, -2)}, r"of at least 0 each, not \(1, -2\)"),
+        ({"epochs": (1, 1, 1)}, r"epochs must be a pair \(search, fine-tuning\), not \(1, 1, 1\)"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, not -1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite and at least 0, not nan"),
+        ({"finetune_learning_rate": -1.0}, r"finetune_learning_rate must be finite and at least 0, not -1\.0"),
+        ({"weight_decay": -0.1}, r"weight_decay must be finite and at least 0, not -0\.1"),
+        ({"budget": 0.14}, r"budget 0\.14 is below 0\.143042, the smallest surviving model that every search can reach"),
+        ({"budget": 0.3, "prune": False}, r"budget 0\.3 is below 0\.353328, .*: one whole block"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_anything_trains(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("atlas.methods.uvc.compression.weight_step", lambda *_: pytest.fail("something was trained"))
+    with pytest.raises(ValueError, match=message):
+        compress(vit(), **{"budget": 0.5, "train_loader": loader(1), "epochs": (1, 1), **options})
+    with pytest.raises(TypeError, match="epochs must be a whole number, not 0.5"):
+        compress(vit(), 0.5, loader(1), epochs=(0.5, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="epochs is 3; a pair"):
+        compress(vit(), 0.5, loader(1), epochs=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"skip": False}, {"v_layout": "uniform"}])
+def test_the_smallest_budget_that_is_named_can_be_reached(options: dict[str, Any]) -> None:
+    result = compress(vit(), 0.143042, loader(1), epochs=(0, 0), **options)
+    assert result.plan.keep.sum() == 1
+    assert result.r_phys <= 0.143042
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_step() -> None:
     bad = loader(3)
     bad[1][0][0] = float("nan")

@@ -544,12 +544,35 @@ def test_budgets_that_are_none(budget: float) -> None:
 
 
 def test_budgets_that_cannot_be_met() -> None:
-    with pytest.raises(InfeasibleBudgetError, match="smallest surviving model, 0.0"):
-        controller(vit(), 0.01)
-    with pytest.raises(InfeasibleBudgetError, match="0.3"):
+    one_dim_each = "below 0.143042, the smallest surviving model that every search can reach: one block with one dim in each"
+    for options in ({}, {"skip": False}):
+        with pytest.raises(InfeasibleBudgetError, match=one_dim_each):
+            controller(vit(), 0.01, **options)
+    controller(vit(), 0.143042)
+    with pytest.raises(InfeasibleBudgetError, match=r"below 0\.353328, .*: one whole block"):
         controller(vit(), 0.2, prune=False)
-    with pytest.raises(InfeasibleBudgetError):
-        controller(vit(), 0.1, skip=False)
+    with pytest.raises(InfeasibleBudgetError, match=r"below 0\.11200\d, .*: every block with one head, dim and neuron"):
+        controller(vit(depth=6), 0.1, skip=False)
+    with pytest.raises(InfeasibleBudgetError, match=r"below 1\.000000, .*: the dense model"):
+        controller(vit(), 0.9, prune=False, skip=False)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1e-3])
+def test_a_learning_rate_that_is_none_leaves_everything_as_it_is(wrong: float) -> None:
+    model = vit()
+    made = controller(model)
+    made.step(1e-2)
+    before, state = [weight.clone() for weight in model.parameters()], made.state_dict()
+    for warming in (False, True):
+        made.warming_up = warming
+        with pytest.raises(ValueError, match=f"step 2: weight_lr must be finite and at least 0, not {wrong}"):
+            made.step(wrong)
+    made.warming_up = False
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    now = made.state_dict()
+    assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(now[name])) for name, value in state.items())
+    with pytest.raises(TypeError, match="weight_lr must be a number, not 'fast'"):
+        made.step("fast")  # type: ignore[arg-type]
 
 
 def test_frozen_weights_and_nan_are_refused() -> None:

@@ -30,6 +30,7 @@ from .repair import fill_blocks as fill_blocks
 from .repair import fit_blocks as fit_blocks
 from .repair import fit_to_budget as fit_to_budget
 from .repair import minimum_macs as minimum_macs
+from .repair import reachable_macs as reachable_macs
 from .repair import uniform_widths as uniform_widths
 from .saving import load_compressed as load_compressed
 from .saving import save_compressed as save_compressed

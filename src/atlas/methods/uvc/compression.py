@@ -21,9 +21,11 @@ from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
 from atlas.nn.bars import Bar
-from atlas.nn.examples import as_loader, in_type_of, require_labels
+from atlas.nn.examples import as_loader, in_type_of, require_labels, require_numbers
+from atlas.nn.kinds import require_sequence, require_whole
 
 DEFAULTS = UVCSettings()
+RATES = ("learning_rate", "finetune_learning_rate", "weight_decay")
 ANNEALED = 0.6
 """Share of the search over which the normalised preset lowers the budget."""
 
@@ -140,7 +142,7 @@ def compress(
     teacher : nn.Module, optional
         Anything that gives logits; by default the dense model itself.
     epochs : (int, int)
-        Of the search and of fine-tuning.
+        Of the search and of fine-tuning; 0 leaves a stage out.
     preset : {"normalised", "reference"}
         See :class:`.controller.UVCController`.
     seed : int
@@ -164,15 +166,23 @@ def compress(
     TypeError
         A loader is none of the above, or gives inputs of another type than the weights, or labels that are no classes.
     ValueError
-        The budget is not in (0, 1], a loader is empty, labels are out of range, or the teacher has other classes.
+        The budget is not in (0, 1], epochs, rates or weight decay are negative, a loader is empty, labels are out of range, or
+        the teacher has other classes: found before anything is trained.
     UnsupportedArchitectureError
         The model cannot be pruned exactly: found before anything is computed.
-    InfeasibleBudgetError, FloatingPointError
+    InfeasibleBudgetError
+        The budget is below what every search can reach, see :func:`.repair.reachable_macs`; found before anything is trained.
+    FloatingPointError
         See :class:`.controller.UVCController`.
     ExportError
         The model cannot be made smaller exactly; tried before the search.
     """
     require_supported(model)
+    _require_stages(epochs, warmup_epochs)
+    for name, value in zip(RATES, (learning_rate, finetune_learning_rate, weight_decay), strict=True):
+        require_numbers(**{name: value})
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and at least 0, not {value}")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     train_loader = as_loader(train_loader, batch_size, seed=seed, name="train_loader")
     if val_loader is not None:
@@ -211,6 +221,21 @@ def compress(
     if distills is not None:
         small.set_distilled_training(distills)
     return CompressionResult(small, plan, stages.log, plan.r_phys(controller.shape), before, after)
+
+
+def _require_stages(epochs: tuple[int, int], warmup_epochs: int | None) -> None:
+    """Refuse what are no numbers of epochs from 0 up: two, and those of the warm-up if they are given."""
+    require_sequence("a pair (search, fine-tuning)", epochs=epochs)
+    if len(epochs) != 2:
+        raise ValueError(f"epochs must be a pair (search, fine-tuning), not {epochs}")
+    for count in epochs:
+        require_whole(epochs=count)
+    if min(epochs) < 0:
+        raise ValueError(f"epochs must be (search, fine-tuning) of at least 0 each, not {tuple(epochs)}")
+    if warmup_epochs is not None:
+        require_whole(warmup_epochs=warmup_epochs)
+        if warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must be at least 0, not {warmup_epochs}")
 
 
 class _Stages:

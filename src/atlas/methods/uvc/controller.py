@@ -19,11 +19,10 @@ from torch import Tensor
 
 from atlas.methods.uvc.architecture import ViTShape, require_supported, scored_weights
 from atlas.methods.uvc.costs import Cost, ResourceFunction
-from atlas.methods.uvc.errors import InfeasibleBudgetError
 from atlas.methods.uvc.gates import EPSILON, gate_slope, sample_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.presets import PRESETS, Preset
-from atlas.methods.uvc.repair import minimum_macs
+from atlas.methods.uvc.repair import require_reachable
 from atlas.methods.uvc.scores import Ranked, UnitScores, column_scores, positive, stacked
 from atlas.methods.uvc.settings import Gate, UVCSettings
 from atlas.methods.uvc.updates import StepLog, boxed_step, multiply_columns
@@ -79,7 +78,7 @@ class UVCController:
     ValueError
         The budget is not in (0, 1], or a weight that would be shrunk is frozen.
     InfeasibleBudgetError
-        No surviving model is as small as the budget.
+        The budget is below what the repair of every search can reach; names that bound. See :func:`.repair.reachable_macs`.
     UnsupportedArchitectureError
         See :func:`.architecture.require_supported`.
     FloatingPointError
@@ -113,9 +112,7 @@ class UVCController:
         self.anneal_steps, self.gate, self.epsilon = anneal_steps, gate, EPSILON
         self.warming_up = False
         self.steps = 0
-        minimum = minimum_macs(self.shape, prune=prune, skip=skip) / self.shape.full_macs
-        if budget < minimum:
-            raise InfeasibleBudgetError(f"budget {budget:g} is below the smallest surviving model, {minimum:.6f}")
+        require_reachable(self.shape, self.budget, prune=prune, skip=skip)
         self._weights = scored_weights(model)
         if not all(weight.requires_grad for weights in self._weights for weight in weights):
             raise ValueError("attn.proj or mlp.fc2 is frozen: its weights must be trainable to be shrunk")
@@ -213,13 +210,18 @@ class UVCController:
         Parameters
         ----------
         weight_lr : float
-            The present learning rate of the weights.
+            The present learning rate of the weights, finite and not negative.
 
         Raises
         ------
+        TypeError, ValueError
+            The learning rate is no number, or none of these. Nothing has changed then.
         FloatingPointError
             A score or the gradient of the gates is not finite; names the step.
         """
+        require_numbers(weight_lr=weight_lr)
+        if not (math.isfinite(weight_lr) and weight_lr >= 0):
+            raise ValueError(f"step {self.steps + 1}: weight_lr must be finite and at least 0, not {weight_lr}")
         zero = self.z.new_zeros(())
         if self.warming_up:
             self._forget_gradient()

@@ -8,6 +8,7 @@ U units.
 from __future__ import annotations
 
 import heapq
+import math
 
 import torch
 from torch import Tensor
@@ -24,10 +25,56 @@ def minimum_macs(shape: ViTShape, *, prune: bool = True, skip: bool = True) -> i
     def smallest(layer: int) -> int:
         if not prune:
             return shape.block_macs(layer)
-        return shape.per_block("head_dim")[layer] * shape.head_macs + shape.dim_macs + shape.neuron_macs
+        return _least_block(shape, layer, 1)
 
     blocks = [smallest(layer) for layer in range(shape.depth)]
     return shape.embed_macs + (min(blocks) if skip else sum(blocks))
+
+
+def reachable_macs(shape: ViTShape, *, prune: bool = True, skip: bool = True) -> int:
+    """Multiply-accumulates down to which every search can be repaired, whatever heads it keeps and whichever block it prefers.
+
+    Where it prunes, that is the largest block with one dim in each of its heads and one neuron, as :func:`fit_to_budget` empties
+    no head; where it only skips, the largest block as it is. Never below :func:`minimum_macs`, to which a search may come.
+    """
+
+    def least(layer: int) -> int:
+        if not prune:
+            return shape.block_macs(layer)
+        return _least_block(shape, layer, shape.per_block("heads")[layer])
+
+    block = max(least(layer) for layer in range(shape.depth))
+    return max(shape.embed_macs + block, minimum_macs(shape, prune=prune, skip=skip))
+
+
+def require_reachable(shape: ViTShape, budget: float, *, prune: bool = True, skip: bool = True) -> None:
+    """Refuse a budget that the repair of a search may not meet.
+
+    Raises
+    ------
+    InfeasibleBudgetError
+        It is below :func:`reachable_macs`; names that bound, and what it is.
+    """
+    bound = reachable_macs(shape, prune=prune, skip=skip)
+    if budget * shape.full_macs >= bound:
+        return
+    if bound == minimum_macs(shape, prune=prune, skip=skip) and not skip:
+        what = "every block with one head, dim and neuron" if prune else "the dense model, as nothing is pruned or skipped"
+    else:
+        what = "one block with one dim in each of its heads and one neuron" if prune else "one whole block"
+    raise InfeasibleBudgetError(
+        f"budget {budget:g} is below {_share(bound, shape)}, the smallest surviving model that every search can reach: {what}"
+    )
+
+
+def _share(macs: int, shape: ViTShape) -> str:
+    """Multiply-accumulates relative to the dense model, rounded up to a budget that holds them."""
+    return f"{math.ceil(macs / shape.full_macs * 1e6) / 1e6:.6f}"
+
+
+def _least_block(shape: ViTShape, layer: int, heads: int) -> int:
+    """Multiply-accumulates of a block of which some heads stay, with one dim in each, and one neuron."""
+    return heads * (shape.per_block("head_dim")[layer] * shape.head_macs + shape.dim_macs) + shape.neuron_macs
 
 
 def fit_to_budget(
@@ -68,8 +115,8 @@ def fit_to_budget(
         if fitted is not None:
             return _refilled(fitted, shape, scores, allowed)
         if int(plan.keep.sum()) == 1:
-            least = _floor(plan, shape) / shape.full_macs
-            raise InfeasibleBudgetError(f"budget {budget:g} is below what the last block can be pruned to, {least:.6f}")
+            least = _share(_floor(plan, shape), shape)
+            raise InfeasibleBudgetError(f"budget {budget:g} is below what the last block can be pruned to, {least}")
         plan.keep[_weakest_block(plan, scores)] = False
 
 
@@ -150,9 +197,7 @@ def _floor(plan: CompressionPlan, shape: ViTShape) -> int:
     """Multiply-accumulates when every kept head and layer is down to its last unit."""
     total = shape.embed_macs
     for layer in plan.keep.nonzero().flatten().tolist():
-        heads = int(plan.heads[layer].sum())
-        width = shape.per_block("head_dim")[layer]
-        total += heads * (width * shape.head_macs + shape.dim_macs) + shape.neuron_macs
+        total += _least_block(shape, layer, int(plan.heads[layer].sum()))
     return total
 
 
