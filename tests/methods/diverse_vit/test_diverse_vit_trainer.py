@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
 
+from atlas.errors import UserError
 from atlas.methods.diverse_vit import (
     DiversityConfig,
     DiversityTrainer,
@@ -21,7 +25,9 @@ from atlas.methods.diverse_vit import (
     emb_contrast,
     emb_cosine,
 )
+from atlas.methods.diverse_vit.settings import DiverseSettings
 from atlas.nn.anatomy import attention_sites
+from atlas.settings import validate_settings
 
 NONE = DiversityConfig.preset("none")
 
@@ -125,6 +131,38 @@ def test_a_target_of_other_classes_than_the_models_is_refused() -> None:
             for criterion in (None, lambda logits, dense: logits.sum()):
                 with pytest.raises(ValueError, match="5 classes, the target 6"):
                     trainer.loss(trainer(images), target, criterion)
+
+
+def test_a_configuration_is_a_frozen_dataclass() -> None:
+    released = DiversityConfig()
+    assert dataclasses.is_dataclass(DiversityConfig)
+    names = ["mix_weight", "emb_cos", "emb_contrast", "attn_cos", "weight_orth"]
+    names += ["emb_cos_abs", "detach_first", "attn_block", "orth_steps", "orth_exact"]
+    assert [field.name for field in dataclasses.fields(released)] == names
+    assert dataclasses.astuple(released) == (1.0, 0.5, 0.5, 1e-4, 5e-4, False, False, 0, 1, False)
+    assert DiversityConfig(1.0, 0.25) == DiversityConfig(emb_cos=0.25) == dataclasses.replace(released, emb_cos=0.25) != released
+    assert len({DiversityConfig(), released, DiversityConfig(1.0, 0.25)}) == 2
+    assert dataclasses.asdict(released) == released.model_dump()
+    assert pickle.loads(pickle.dumps(DiversityConfig(0.5))) == copy.deepcopy(DiversityConfig(0.5)) == DiversityConfig(0.5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        released.emb_cos = 0.0  # type: ignore[misc]
+    for make in (lambda: DiversityConfig(1.0, -1), lambda: dataclasses.replace(released, emb_cos=-1)):
+        with pytest.raises(ValueError, match=r"^emb_cos = -1: input should be greater than or equal to 0$"):
+            make()
+    with pytest.raises(TypeError, match="emb_cosine is not a setting of DiversityConfig; did you mean emb_cos"):
+        DiversityConfig(emb_cosine=1)  # type: ignore[call-arg]
+
+
+def test_a_rows_settings_configure_the_trainer_and_are_replaced_alike() -> None:
+    row = DiverseSettings(mix_weight=0, mix=False)
+    assert validate_settings(DiverseSettings, {"mix_weight": 0, "mix": False}, "test", "diverse-vit") == row.model_dump()
+    assert dataclasses.replace(row, emb_cos=0.0) == DiverseSettings(mix_weight=0, mix=False, emb_cos=0.0)
+    with pytest.raises(ValueError, match="^mix_weight needs the patch labels of mixed batches: set it to 0, or mix to true$"):
+        dataclasses.replace(row, mix_weight=1.0)
+    with pytest.raises(UserError, match="^test.emb_cos = -1: input should be greater than or equal to 0$"):
+        validate_settings(DiverseSettings, {"emb_cos": -1}, "test", "diverse-vit")
+    with DiversityTrainer(vit(), row) as trainer:
+        assert trainer.config is row
 
 
 def test_probes_follow_from_the_generator() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from annotated_types import Ge, Gt
 from pydantic import FiniteFloat, model_validator
 
-from atlas.settings import Count, Fraction, Natural, Settings
+from atlas.settings import Count, DataclassSettings, Fraction, Natural, Settings
 
 Coefficient = Annotated[FiniteFloat, Ge(0)]
 Concentration = Annotated[FiniteFloat, Gt(0)]
@@ -35,8 +35,10 @@ class MixSettings(Settings):
     prob: Fraction = 1.0
 
 
-class DiversityConfig(Settings):
+class DiversityConfig(DataclassSettings):
     """Coefficients and variants; the defaults are those of the released training scripts for DeiT-S at 12 and 24 layers.
+
+    A frozen dataclass: ``DiversityConfig(1, 0.25)`` gives the first two, ``dataclasses.replace(config, emb_cos=0)`` changes one.
 
     Attributes
     ----------
@@ -54,6 +56,8 @@ class DiversityConfig(Settings):
 
     Raises
     ------
+    TypeError
+        A name is no field's.
     ValueError
         A coefficient is negative or not finite, ``attn_block`` is negative, or ``orth_steps`` is less than 1.
     """
