@@ -33,6 +33,7 @@ from atlas.methods.optimizer_amalgamation import (
     teacher_weights,
     tune_lr,
 )
+from atlas.methods.optimizer_amalgamation.plugin import deviations
 from atlas.methods.optimizer_amalgamation.teachers import EPS
 
 T64 = torch.float64
@@ -429,6 +430,7 @@ def test_random_effects_recover_what_made_the_data() -> None:
 def test_random_effects_are_not_guessed_from_what_went_wrong(value: float) -> None:
     with pytest.raises(ValueError, match=rf"y\[1, 0\] = {value} is not finite"):
         random_effects([[1.0, 2.0], [value, 2.0]])
+    assert all(math.isnan(deviation) for deviation in deviations(torch.tensor([[1.0, 2.0], [value, 2.0]])))
 
 
 def test_random_effects_by_hand() -> None:
