@@ -11,11 +11,12 @@ help:  ## show the targets
 
 env: $(VENV)/.ready  ## create the environment in .venv, once
 
+# Compiled once: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every start would compile all of PyTorch again.
 $(VENV)/.ready: requirements.lock pyproject.toml $(PLUGIN)/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(f"Atlas needs Python 3.11 or newer, not {sys.version.split()[0]}; say which: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make environments here; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable $(PLUGIN)
 	@touch $@
 
@@ -25,7 +26,7 @@ demo: env  ## run the demo study on this machine, and say how its numbers compar
 	@echo "report: results/demo/report.html"
 
 test: env  ## run the tests that take seconds each
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" -q
 
 test-workflow: env  ## try the real Snakemake, the real DVC and the executor on studies of seconds
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/workflow tests/conformance/test_reference.py tests/harness/test_kernels.py tests/harness/test_launch.py $(PLUGIN) -m "slow and not slurm" -q

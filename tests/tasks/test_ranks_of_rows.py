@@ -181,17 +181,24 @@ def compare(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_some_rows_on_two_ranks(compare) -> None:  # type: ignore[no-untyped-def]
-    cells = [f"{IMAGES}/digits/deit/seed10", f"{IMAGES}/digits-mixed/diverse-vit/seed10", f"{ROBUST}/digits/flying-bird/seed10"]
-    alone, shared = compare(cells, [EVERYTHING, {"backbone": {"depth": 2}}, {"epochs": 2, "milestones": [1]}], cells[1:])
+    """Batch statistics are those of the whole batch, those of the very first attack too, which comes before the first pass."""
+    cells = [
+        f"{IMAGES}/digits/deit/seed10",
+        f"{IMAGES}/digits-mixed/diverse-vit/seed10",
+        f"{ROBUST}/digits/flying-bird/seed10",
+        f"{ROBUST}/digits/dense/seed11",
+    ]
+    changes = [
+        EVERYTHING,
+        {"backbone": {"depth": 2}},
+        {"epochs": 2, "milestones": [1]},
+        merge(CONVOLUTIONS, {"batch_size": 50, "drop_last": False}),
+    ]
+    alone, shared = compare(cells, changes, cells[1:3])
     expected, found = (read_tensors(runs[0].results / PREDICTIONS) for runs in (alone, shared))
     assert len(expected["labels"]) % 2 == 1, "two ranks cannot predict as many test images each"
     assert torch.equal(found["labels"], expected["labels"])
     assert torch.allclose(found["logits"], expected["logits"], atol=1e-6)
-
-
-def test_batch_statistics_of_two_ranks_are_those_of_the_whole_batch(compare) -> None:  # type: ignore[no-untyped-def]
-    """Those of the very first attack too, which comes before the first pass."""
-    compare([f"{ROBUST}/digits/dense/seed11"], [merge(CONVOLUTIONS, {"batch_size": 50, "drop_last": False})])
 
 
 @pytest.mark.slow
