@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pytest
 import typer
 
+from atlas.cli import doctor
 from atlas.cli.main import app, main
 from atlas.cli.overrides import apply_overrides
 from atlas.harness.selection import select
@@ -220,3 +221,23 @@ def test_doctor_examines_and_fixes(folder: Path, atlas: Atlas) -> None:
     assert atlas("doctor", "--fix").returncode == 0
     assert "atlas-dvc-storage" in (folder / ".dvc" / "config.local").read_text()
     assert "has a remote" in atlas("doctor").stdout
+
+
+def test_doctor_tells_whether_every_start_compiles_the_packages_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "heavy" / "__init__.py"
+    module.parent.mkdir()
+    module.write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = doctor.modules("heavy")
+    assert not found.good
+    assert found.state == "every start compiles heavy again: PYTHONDONTWRITEBYTECODE is set"
+    assert found.advice == f"run once: python -m compileall -q -j 0 {tmp_path}"
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert doctor.modules("heavy").state == "heavy is compiled at its next start"
+    subprocess.run([sys.executable, *found.advice.split()[3:]], check=True)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert doctor.modules("heavy") == doctor.Finding("modules", True, "heavy is compiled")
+    assert doctor.modules("heavier").state == "heavier is not installed"

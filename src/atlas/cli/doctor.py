@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,9 @@ def examine(study: Study, *, fix: bool = False) -> None:
 
 
 def findings(study: Study) -> Iterator[Finding]:
-    """Examine packages, accelerator, SLURM, Julia, DVC, disk and datasets in turn."""
+    """Examine accelerator, compiled modules, SLURM, Julia, DVC, disk and datasets in turn."""
     yield accelerator(study)
+    yield modules()
     yield slurm()
     yield julia()
     yield dvc()
@@ -66,6 +68,21 @@ def accelerator(study: Study) -> Finding:
         return Finding("compute", True, f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {cores} CPU cores")
     advice = f"the study {study.tier} asks for {wanted} GPU per run: use --profile slurm" if wanted else ""
     return Finding("compute", not wanted, f"no GPU, {cores} CPU cores", advice)
+
+
+def modules(package: str = "torch") -> Finding:
+    """Whether Python finds a package compiled, or compiles it again at every start, which costs seconds of every job."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return Finding("modules", False, f"{package} is not installed", "run: make env")
+    if Path(importlib.util.cache_from_source(spec.origin)).is_file():
+        return Finding("modules", True, f"{package} is compiled")
+    folder = Path(spec.origin).parents[1]
+    if not sys.dont_write_bytecode and os.access(Path(spec.origin).parent, os.W_OK):
+        return Finding("modules", True, f"{package} is compiled at its next start")
+    reason = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{folder} cannot be written"
+    advice = f"run once: python -m compileall -q -j 0 {folder}"
+    return Finding("modules", False, f"every start compiles {package} again: {reason}", advice)
 
 
 def slurm() -> Finding:
