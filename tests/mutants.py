@@ -40,7 +40,7 @@ KILLED = {1, 3, 24, 36, 152, 255, -24}
 ROOTS = (Path(), Path("plugins/snakemake-executor-plugin-submitit"))
 """Folders whose pyproject.toml says what mutmut changes there."""
 RUN = "tests/test_slurm_runs.py::test_local_cluster_outlives_a_killed_snakemake"
-RANKS = "tests/harness/test_launch.py::test_ranks_that_are_told_to_stop_or_killed"
+RANKS = "tests/harness/test_launch.py::test_a_rank_that_is_told_to_stop_stops_all"
 IN_PROCESSES = {
     "snakemake_executor_plugin_submitit": (RUN,),
     "snakemake_executor_plugin_submitit.job": ("tests/test_slurm_job.py", RUN),
