@@ -21,7 +21,7 @@ from atlas.methods.as_vit.network import published
 from atlas.methods.as_vit.stages import fitted
 from atlas.nn.pyramids import SimplePyramid, StagePyramid
 from atlas.settings import merge, validate_settings
-from atlas.tasks.object_detection.coco import AP, AP50, average_precision, pycocotools
+from atlas.tasks.object_detection.coco import AP, AP50, average_precision, index, pycocotools, read
 from atlas.tasks.object_detection.data import CocoPictures, Scenes, batches, load_pictures
 from atlas.tasks.object_detection.training import build_detector
 
@@ -108,6 +108,21 @@ def test_a_perfect_detector_has_precision_one_and_a_shifted_one_less(root: Path)
     moved = average_precision(scenes.truth, found(4), "bbox", scenes.numbers)
     assert moved[AP] < 0.7 < moved[AP50]
     assert average_precision(scenes.truth, [], "bbox", scenes.numbers)[AP50] == 0
+
+
+def test_an_object_that_is_numbered_zero_is_found_too(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    box = {"image_id": 0, "category_id": 0, "bbox": [10, 10, 20, 20]}
+    content = {
+        "images": [{"id": 0, "height": 64, "width": 64}],
+        "categories": [{"id": 0, "name": "thing"}],
+        "annotations": [{"id": 0, **box, "area": 400, "iscrowd": 0}],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    for truth in (index(content), read(str(path))):
+        assert average_precision(truth, [{**box, "score": 0.9}], "bbox", [0])[AP] == pytest.approx(1)
+    assert content["annotations"][0]["id"] == 0
 
 
 def test_what_is_missing_without_pycocotools_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from atlas.nn.anatomy import (
     require_one_sequence,
     transformer_blocks,
 )
+from atlas.nn.attacks import mode_of
 from atlas.nn.examples import as_tensor, in_type_of
 from atlas.nn.kinds import require_whole
 from atlas.nn.vit import at_least_float32, attention_maps, block_features, require_maps
@@ -384,15 +385,11 @@ def diagnose(
     images = in_type_of(model, images, "images")
     prefix = prefix_tokens(model) if tokens == "patch" else 0
     spectrum = any(name.split(".")[0] == RESPONSE for name in metrics or [])
-    was_training = model.training
-    model.eval()
     frames = []
-    try:
+    with mode_of(model, "eval"):
         for batch in images.split(batch_size):
             rows = _features(model, batch, prefix) + (_attention(model, batch, spectrum) if attention else [])
             frames.append(pd.DataFrame(rows, columns=["layer", "head", "metric", "value"]).assign(share=len(batch)))
-    finally:
-        model.train(was_training)
     table = pd.concat(frames)
     table["value"] *= table["share"] / len(images)
     table = table.groupby(["layer", "head", "metric"], dropna=False, sort=False)["value"].sum().reset_index()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from timm.layers import DropPath, LayerScale
 from timm.layers import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
+
+from atlas.nn.attacks import mode_of
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """By how much logits of a joint pass may differ from the models' own, relative to the largest: rounding, and nothing else."""
@@ -332,11 +334,7 @@ def _only_look(module: nn.Module, result: Any) -> None:
 @contextmanager
 def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
     """Put models into evaluation mode for a while."""
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(mode_of(model, "eval"))
         yield
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from atlas.methods.split_mix.networks import WidthFactory, initialise, scaled
 from atlas.methods.split_mix.norms import BatchNorm, DualNorm, NormSpec
 from atlas.methods.split_mix.widths import Role
+from atlas.nn.attacks import mode_of
 
 CONTRACT = (
     "a network is made by network(width, norm=NormSpec(), generator=None), as MLP is; "
@@ -120,15 +121,13 @@ class ByWidth:
 
     def _try(self, network: nn.Module, width: float) -> None:
         remedy = "does its forward write sizes, as x.view(-1, 400) does? x.flatten(1) fits every width"
-        training = network.training
         try:
-            with torch.no_grad():
-                logits = network.to(self.example.device).train()(self.example)
+            with torch.no_grad(), mode_of(network, "train"):
+                logits = network.to(self.example.device)(self.example)
         except (RuntimeError, ValueError) as error:
             raise TypeError(f"the network does not fit the width {width:g}: {str(error).splitlines()[0]}; {remedy}") from error
         if len(logits) != len(self.example):
             raise TypeError(f"the network returns {len(logits)} rows for {len(self.example)} inputs at width {width:g}; {remedy}")
-        network.train(training)
         self._tried.add(width)
 
 

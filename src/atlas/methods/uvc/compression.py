@@ -20,6 +20,7 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
+from atlas.nn.attacks import mode_of
 from atlas.nn.bars import Bar
 from atlas.nn.examples import as_loader, in_type_of, require_labels, require_numbers
 from atlas.nn.kinds import require_sequence, require_whole
@@ -322,10 +323,8 @@ def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
     ValueError
         The loader is empty.
     """
-    was_training = model.training
-    model.eval()
-    right = [(model(images.to(device)).argmax(-1) == labels.to(device)).float().cpu() for images, labels in loader]
-    model.train(was_training)
+    with mode_of(model, "eval"):
+        right = [(model(images.to(device)).argmax(-1) == labels.to(device)).float().cpu() for images, labels in loader]
     if not right:
         raise ValueError("val_loader is empty")
     return float(torch.cat(right).mean())

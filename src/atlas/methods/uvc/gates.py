@@ -88,7 +88,7 @@ class GatedBlock(nn.Module):
         self.block = block
         self.controller = controller
         self.index = index
-        self.train(block.training)
+        self.training = block.training
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Pass (batch, tokens, dim) through the block, or part of it, or around it."""
@@ -123,7 +123,7 @@ def remove_gates(model: Any) -> Any:
     """Take the gates off, in place; the blocks are the very modules that they were."""
     for index, block in enumerate(model.blocks):
         if isinstance(block, GatedBlock):
-            model.blocks[index] = block.block.train(block.training)
+            model.blocks[index] = block.block
     handle = getattr(model, HANDLE, None)
     if handle is not None:
         handle.remove()

@@ -202,7 +202,8 @@ def select_tokens(
         blocks[position].selector = selector.to(like.device, like.dtype)
     for block in blocks[places[0] :]:
         block.attn.__class__ = SelectiveAttention
-    model.blocks = SelectiveBlocks(blocks, int(model.num_prefix_tokens)).train(model.training)
+    model.blocks = SelectiveBlocks(blocks, int(model.num_prefix_tokens))
+    model.blocks.training = model.training
     return model  # type: ignore[no-any-return]
 
 

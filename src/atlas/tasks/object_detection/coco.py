@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +27,14 @@ def pycocotools(module: str) -> ModuleType:
 
 
 def index(content: dict[str, Any]) -> Any:
-    """Return annotations in COCO's format as pycocotools keeps them."""
+    """Return annotations in COCO's format as pycocotools keeps them.
+
+    Where one has the id 0 all are numbered one higher: pycocotools 2.0.11 takes a match with annotation 0 for none, so that the
+    object would count as never found.
+    """
+    annotations = content.get("annotations", [])
+    if any(one["id"] == 0 for one in annotations):
+        content = {**content, "annotations": [{**one, "id": one["id"] + 1} for one in annotations]}
     found = pycocotools("coco").COCO()
     found.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -35,8 +44,7 @@ def index(content: dict[str, Any]) -> Any:
 
 def read(path: str) -> Any:
     """Read a file of annotations in the format of COCO, silently."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return pycocotools("coco").COCO(path)
+    return index(json.loads(Path(path).read_text()))
 
 
 def encode(mask: Any) -> dict[str, Any]:
