@@ -165,7 +165,7 @@ def _refusal(model: type[BaseModel], error: ValidationError, where: str = "", ow
     problem = error.errors()[0]
     if problem["type"] != "extra_forbidden":
         return _line(where, *_first_problem(error))
-    path = ".".join(filter(None, (where, *(str(part) for part in problem["loc"]))))
+    path = _address(where, ".".join(str(part) for part in problem["loc"]))
     nearest = did_you_mean(str(problem["loc"][-1]), _fields_at(model, problem["loc"][:-1]))
     return f"{path} is not a setting of {owner or model.__name__}; {nearest}"
 
@@ -187,10 +187,16 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
 
 def _line(where: str, path: str, message: str) -> str:
     """One line: a place, the path below it, and what is wrong there."""
-    address = ".".join(filter(None, (where, path)))
+    address = _address(where, path)
     if not address:
         return message
     return f"{address} {message}" if message.startswith("= ") else f"{address}: {message}"
+
+
+def _address(where: str, path: str) -> str:
+    """A place and the path below it; an option of the command line stands apart from its key."""
+    option = where.startswith("-") and " " not in where
+    return (" " if option else ".").join(filter(None, (where, path)))
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:

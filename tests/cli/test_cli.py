@@ -92,12 +92,21 @@ def test_listings(atlas: Atlas, what: str, expected: str) -> None:
         (["train", "image-classification/digits/atnscale/seed10"], "did you mean image-classification/digits/attnscale/seed10?"),
         (["train", "image-classification/digits/deit/seed10"], "the dataset digits is not there; run: atlas acquire digits"),
         (["evaluate", RUN], f"{RUN} must be trained first (not trained): atlas train --tier demo {RUN}"),
-        (["train", RUN, "--set", "depht=9"], "--set.depht is not a setting of random-stack; did you mean depth?"),
+        (["train", RUN, "--set", "depht=9"], "--set depht is not a setting of random-stack; did you mean depth?"),
         (["train", RUN, "--set", "depth"], "write key=value"),
         (["train", RUN, "--set", "depth=["], "--set depth is not YAML: "),
         (
             ["train", RUN, "--set", "protocol={epochs: 1, epochs: 2}"],
             "--set protocol: epochs stands twice, in line 1",
+        ),
+        (
+            ["train", RUN, "--set", "protocol=3"],
+            "--set protocol=3: protocol is a group of settings; write protocol.setting=value",
+        ),
+        (["train", RUN, "--set", "resources=null"], "--set resources=null: resources is a group of settings"),
+        (
+            ["train", "image-classification/digits/deit/seed10", "--set", "seed=3"],
+            "--set seed is not a setting of deit; choose from protocol.setting, resources.setting",
         ),
         (["list", "runs", "--tier", "../demo"], "--tier '../demo' cannot name a folder: it holds '/'"),
         (["table", "image-classification/digit"], "did you mean image-classification/digits?"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from atlas.harness.agenda import Demands, agenda, note_made_here
 from atlas.harness.code import changed_code, code_of
-from atlas.harness.files import write_json, write_text
+from atlas.harness.files import sha256, write_json, write_text
 from atlas.harness.run import Run
 from atlas.harness.stale import KERNELS, artefacts_digest, evaluation_gap, training_gap
 from atlas.harness.study import Study
@@ -39,7 +40,7 @@ def trained(run: Run, weights: str = "weights") -> None:
     """Leave what a training leaves."""
     write_text(run.weights, weights)
     needs = {role: artefacts_digest(json.loads(needed.record.read_text())) for role, needed in run.needs.items()}
-    write_json(run.record, {"fingerprint": run.fingerprint, "files": {run.weights.name: weights}, "needs": needs})
+    write_json(run.record, {"fingerprint": run.fingerprint, "files": {run.weights.name: sha256(run.weights)}, "needs": needs})
 
 
 def evaluated(run: Run) -> None:
@@ -103,6 +104,19 @@ def test_lost_weights_matter_to_those_who_need_them(study: Study) -> None:
     study.find(UVC).record.unlink()
     study.find(UVC).metrics.unlink()
     assert todo(study) == ({DENSE, UVC}, {DENSE, UVC})
+
+
+def test_weights_that_are_not_those_of_the_training_are_no_weights(study: Study) -> None:
+    dense = finished(study).find(DENSE)
+    write_text(dense.weights, "weighs")
+    assert training_gap(dense) == "its model.safetensors is damaged"
+    assert todo(study) == (set(), set())
+    dense.metrics.unlink()
+    assert todo(study) == ({DENSE, UVC}, {DENSE, UVC})
+    # what a disk did is in no file's date; who reads the weights looks at them
+    os.utime(dense.weights, ns=(0, 0))
+    assert training_gap(dense) is None
+    assert training_gap(dense, thorough=True) == "its model.safetensors is damaged"
 
 
 def test_what_builds_upon_a_run_follows_when_it_is_trained_again(study: Study) -> None:

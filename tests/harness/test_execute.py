@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from atlas.errors import UserError
 from atlas.harness import execute, registry
 from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.files import write_bytes
 from atlas.harness.registry import Metric, Task, load
 from atlas.harness.run import Run
 from atlas.harness.study import Study
@@ -89,3 +92,23 @@ def test_what_a_person_asks_for_is_trained_again(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(execute, "trained_with_other_code", lambda run: [])
     monkeypatch.setattr(execute, "made_here", lambda run, what, path: True)
     assert execute.due_again(run, again) is False  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"other"])
+def test_a_damaged_file_is_trained_again_and_not_evaluated(relay: Study, damaged: bytes) -> None:
+    runs: dict[str, Run] = {run.method: run for run in relay.runs}
+    alone, first, second = runs["alone"], runs["first"], runs["second"]
+    running = sys.modules[f"atlas.tasks.{TASK}.running"]
+    running.train = lambda run: write_bytes(run.weights, b"right")  # type: ignore[attr-defined]
+    for run in (alone, first):
+        train_run(run)
+        run.weights.write_bytes(damaged)
+        os.utime(run.weights, ns=(0, 0))
+    with pytest.raises(UserError, match=r"alone/seed0 must be trained first \(its model.safetensors is damaged\): atlas train"):
+        evaluate_run(alone)
+    with pytest.raises(UserError, match=r"needs .*first/seed0 as its baton \(its model.safetensors is damaged\)"):
+        train_run(second)
+    assert train_run(alone)
+    assert alone.weights.read_bytes() == b"right"
+    assert evaluate_run(alone)["metrics"] == {"distance": 1.0}
+    assert not train_run(alone)

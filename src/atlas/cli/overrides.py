@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from atlas.errors import UserError
+from atlas.errors import UserError, did_you_mean
 from atlas.harness.run import Resources, Run
 from atlas.harness.yaml_file import parse_yaml
 from atlas.settings import merge, validate_settings
 
+GROUPS = ("protocol", "resources")
 
-def parse_overrides(texts: list[str]) -> dict[str, Any]:
-    """Turn ``["protocol.epochs=2", "budget=0.4"]`` into nested values; values are read as YAML scalars."""
+
+def parse_overrides(texts: list[str], groups: Collection[str] = GROUPS) -> dict[str, Any]:
+    """Turn ``["protocol.epochs=2", "budget=0.4"]`` into nested values, each read as YAML; ``groups`` are mappings."""
     values: dict[str, Any] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise UserError(f"--set {text}: write key=value, for example protocol.epochs=2")
         nested: Any = parse_yaml(value, f"--set {key}")
+        if not isinstance(nested, Mapping) and key in groups:
+            raise UserError(f"--set {text}: {key} is a group of settings; write {key}.setting=value")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         values = merge(values, nested)
@@ -34,11 +39,15 @@ def apply_overrides(run: Run, texts: list[str]) -> Run:
     """
     if not texts:
         return run
-    values = parse_overrides(texts)
+    entries = {entry.name: entry for entry in run.method_entries}
+    values = parse_overrides(texts, (*GROUPS, *(entries if len(entries) > 1 else ())))
     protocol = merge(run.protocol, values.pop("protocol", None))
     resources = merge(run.resources.model_dump(), values.pop("resources", None))
-    entries = {entry.name: entry for entry in run.method_entries}
     if len(entries) == 1:
+        fields = next(iter(entries.values())).settings.model_fields
+        if unknown := [key for key in values if key not in fields]:
+            nearest = did_you_mean(unknown[0], [*fields, *(f"{group}.setting" for group in GROUPS)])
+            raise UserError(f"--set {unknown[0]} is not a setting of {run.recipe[0]}; {nearest}")
         values = {run.recipe[0]: values}
     elif unknown := set(values) - set(entries):
         raise UserError(f"--set {unknown.pop()}: name the method first, for example {run.recipe[-1]}.setting=value")

@@ -55,7 +55,7 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
-    if not force and training_gap(run) is None and not due_again(run, again):
+    if not force and training_gap(run, thorough=True) is None and not due_again(run, again):
         clear_state(run)
         return False
     _require_inputs(run)
@@ -89,7 +89,7 @@ def train_stack(runs: Sequence[Run], *, force: bool = False, again: str | None =
     outcomes: dict[str, bool | Exception] = {}
     due = []
     for run in runs:
-        if force or training_gap(run) is not None or due_again(run, again):
+        if force or training_gap(run, thorough=True) is not None or due_again(run, again):
             _require_inputs(run)
             due.append(run)
         else:
@@ -152,7 +152,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     AtlasError
         The evaluation does not return exactly the declared metrics.
     """
-    if reason := training_gap(run):
+    if reason := training_gap(run, thorough=True):
         raise UserError(f"{run.cell} must be trained first ({reason}): {command('train', run)}")
     with _recorded_failure(run, "evaluate"):
         seed_everything(run.seed, run.resources.threads)
@@ -193,7 +193,7 @@ def _require_inputs(run: Run) -> None:
     if run.data and (reason := stale_data(run.data, run.root / "data")):
         raise UserError(f"the dataset {run.data} must be looked at again ({reason}); run: atlas acquire {run.data}")
     for role, needed in run.needs.items():
-        if reason := training_gap(needed):
+        if reason := training_gap(needed, thorough=True):
             raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas.errors import UserError
 from atlas.nn.ranks import here
 
 if TYPE_CHECKING:
@@ -68,10 +69,20 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file: tensors of any shapes (…) by name, on the CPU."""
+    """Read a safetensors file: tensors of any shapes (…) by name, on the CPU.
+
+    Raises
+    ------
+    UserError
+        What is there is no such file, or is cut off.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged, or no safetensors file ({error}); make it again") from None
 
 
 def sha256(path: Path) -> str:

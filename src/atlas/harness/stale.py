@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atlas.harness.files import sha256
 from atlas.harness.run import Run
 from atlas.harness.study import Study
 
@@ -49,8 +50,12 @@ def needed_digests(run: Run) -> dict[str, str | None]:
     return {role: artefacts_digest(read_json(needed.record)) for role, needed in sorted(run.needs.items())}
 
 
-def training_gap(run: Run) -> str | None:
-    """Why a run must be trained before anything can build upon it, or ``None`` if its training is complete and fits the plan."""
+def training_gap(run: Run, *, thorough: bool = False) -> str | None:
+    """Why a run must be trained before anything can build upon it, or ``None`` if its training is complete and fits the plan.
+
+    The files that it left are compared with the digests in its record where they were written after that, and always with
+    ``thorough``, as whatever reads them asks.
+    """
     record = read_json(run.record)
     if not record:
         failure = read_json(run.failure)
@@ -59,9 +64,14 @@ def training_gap(run: Run) -> str | None:
         return "its settings.json is damaged" if run.record.is_file() else "not trained"
     if reason := stale_record(run, record):
         return reason
-    files = record.get("files")
-    lost = [name for name in files if not (run.checkpoint / name).is_file()] if isinstance(files, dict) else []
-    return f"its {lost[0]} is lost" if lost else None
+    recorded = run.record.stat().st_mtime_ns
+    for name, digest in _mapping(record.get("files")).items():
+        path = run.checkpoint / name
+        if not path.is_file():
+            return f"its {name} is lost"
+        if (thorough or path.stat().st_mtime_ns > recorded) and sha256(path) != digest:
+            return f"its {name} is damaged"
+    return None
 
 
 def stale_record(run: Run, content: Mapping[str, Any] | None = None) -> str | None:
