@@ -25,6 +25,7 @@ from atlas.nn.anatomy import (
     prefix_tokens,
     transformer_blocks,
 )
+from atlas.nn.watching import Watch
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -126,9 +127,9 @@ class MapTap:
         self.wanted = wanted
         self.plain = is_plain(site.module)
         self.seen: dict[str, Any] = {}
-        self.handles: list[RemovableHandle] = [site.module.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self.handles: list[RemovableHandle] = [site.module.register_forward_pre_hook(Watch(self._before), with_kwargs=True)]
         if self.plain:
-            self.handles.append(site.module.qkv.register_forward_hook(self._projected))
+            self.handles.append(site.module.qkv.register_forward_hook(Watch(self._projected)))
 
     def remove(self) -> None:
         """Remove the hooks from the model, which then computes as before."""

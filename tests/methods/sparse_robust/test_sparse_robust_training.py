@@ -422,7 +422,9 @@ def test_steps_that_overflow_do_not_move_the_topology() -> None:
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
 @pytest.mark.parametrize("growth", ["gradient", "random"])
-def test_interrupted_is_uninterrupted(stop: int, growth: str) -> None:
+@pytest.mark.parametrize("loaded", [0, 1, 2], ids=["bird first", "model first", "model and optimizer first"])
+def test_interrupted_is_uninterrupted(stop: int, growth: str, loaded: int) -> None:
+    """In whatever order parts are made and loaded: masks of a new bird take nothing from weights that were loaded before it."""
     options = {"growth": growth, "adaptive": FlyingBirdPlus(start_epoch=2)}
 
     def go_on(model: nn.Module, wrapped: FlyingBird, steps: range) -> None:
@@ -444,13 +446,31 @@ def test_interrupted_is_uninterrupted(stop: int, growth: str) -> None:
     buffer.seek(0)
     states = torch.load(buffer, weights_only=True)
     second = network()
-    resumed = bird(second, generator=random_source(1), **options)
-    for part, state in zip((second, resumed.optimizer, resumed), states, strict=True):
+    optimizer = sgd(second)
+    for part, state in ((second, states[0]), (optimizer, states[1]))[:loaded]:
+        part.load_state_dict(state)
+    resumed = bird(second, optimizer, generator=random_source(1), **options)
+    for part, state in list(zip((second, optimizer, resumed), states, strict=True))[loaded:]:
         part.load_state_dict(state)
     go_on(second, resumed, range(stop, 10))
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(mask, resumed.masks[name]) for name, mask in wrapped.masks.items())
     assert wrapped.density != pytest.approx(0.3, abs=1e-3)  # Flying Bird+ had something to do
+
+
+def test_what_was_written_after_the_masks_stays() -> None:
+    """Only what nobody has touched since is whole again: here weights that just begin, at zero, where masks had none."""
+    model = network()
+    optimizer = sgd(model)
+    masks = random_masks(model, 0.3, generator=random_source())
+    wrapped = SparseTraining(model, optimizer, masks)
+    other = {name: ~mask for name, mask in masks.items()}
+    with torch.no_grad():
+        for name, weight in wrapped.weights.items():
+            weight.copy_(other[name] * torch.tensor([0.0, 2.0]).repeat(weight.numel())[: weight.numel()].view_as(weight))
+    written = {name: weight.detach().clone() for name, weight in wrapped.weights.items()}
+    wrapped.load_state_dict({"masks": other})
+    assert all(torch.equal(weight, written[name]) for name, weight in wrapped.weights.items())
 
 
 def test_states_of_another_model_are_refused() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from atlas.nn.anatomy import Site, anatomy_of, attention_sites, call_arguments, fused_biases, sample_call, transformer_blocks
 from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_sequence, require_whole
 from atlas.nn.masks import Seen, seen_tokens
 
 torch.fx.wrap("seen_tokens")  # one node of a traced graph: a mask that is an input is known only when the graph runs
@@ -286,13 +287,17 @@ def chosen_blocks(model: nn.Module, blocks: Sequence[int] | None) -> list[int] |
 
     Raises
     ------
+    TypeError
+        It is no sequence of whole numbers.
     ValueError
         It is empty, or names a block that the model does not have.
     """
     if blocks is None:
         return None
+    require_sequence("a list of block numbers", blocks=blocks)
     depth = len(transformer_blocks(model))
     chosen = list(blocks)
+    require_whole(**{f"blocks[{place}]": index for place, index in enumerate(chosen)})
     if not chosen or not all(0 <= index < depth for index in chosen):
         raise ValueError(f"blocks must name some of 0 … {depth - 1}, not {chosen}")
     return chosen

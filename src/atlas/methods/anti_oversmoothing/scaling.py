@@ -388,7 +388,16 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, scale_lr_mult
         Of the ordinary weights.
     scale_lr_mult : float
         Learning rate of ω, s and t relative to ``lr``.
+
+    Raises
+    ------
+    ValueError
+        A number is negative or not finite.
     """
+    given = {"lr": lr, "weight_decay": weight_decay, "scale_lr_mult": scale_lr_mult}
+    require_finite(**given)
+    if negative := [f"{name} must be at least 0, not {value}" for name, value in given.items() if value < 0]:
+        raise ValueError(negative[0])
     scales = {id(parameter) for parameter in scale_parameters(model).values()}
     exempt = without_weight_decay(model)
     decayed: list[nn.Parameter] = []

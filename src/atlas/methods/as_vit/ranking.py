@@ -24,7 +24,7 @@ class Correlation:
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Kendall's τ-b of two paired samples; ties count half-way, ``nan`` for a constant sample.
+    """Return Kendall's τ-b of two paired samples; ties count half-way, ``nan`` for a constant sample or where a value is ``nan``.
 
     Raises
     ------
@@ -46,7 +46,10 @@ def _signs(values: Sequence[float]) -> np.ndarray:
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"a rank correlation needs at least 2 values, not {array.size}")
     larger = array[:, None] > array[None, :]
-    return larger.astype(np.float32) - larger.T.astype(np.float32)
+    signs = larger.astype(np.float32) - larger.T.astype(np.float32)
+    unknown = np.isnan(array)
+    signs[unknown], signs[:, unknown] = np.nan, np.nan
+    return signs
 
 
 def _tau(first: np.ndarray, second: np.ndarray) -> np.ndarray:

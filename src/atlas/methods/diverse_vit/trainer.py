@@ -31,6 +31,7 @@ from atlas.nn.anatomy import (
 from atlas.nn.examples import in_type_of
 from atlas.nn.masks import seen_tokens
 from atlas.nn.vit import MapTap, at_least_float32, require_maps
+from atlas.nn.watching import Watch
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,18 @@ class DiversityTrainer:
         norm: Any = model.norm
         first, last = next(iter(blocks.values())), next(reversed(blocks.values()))
         self._handles = [
-            first.register_forward_pre_hook(lambda module, inputs: self._keep("h_first", inputs[0])),
-            last.register_forward_hook(lambda module, inputs, output: self._keep("h_last", output)),
-            norm.register_forward_hook(lambda module, inputs, output: self._keep("normed", output)),
+            first.register_forward_pre_hook(Watch(lambda module, inputs: self._keep("h_first", inputs[0]))),
+            last.register_forward_hook(Watch(lambda module, inputs, output: self._keep("h_last", output))),
+            norm.register_forward_hook(Watch(lambda module, inputs, output: self._keep("normed", output))),
             *(
-                site.module.register_forward_pre_hook(functools.partial(self._keep_mask, site), with_kwargs=True)
+                site.module.register_forward_pre_hook(Watch(functools.partial(self._keep_mask, site)), with_kwargs=True)
                 for site in sites
             ),
             *(self._tap.handles if self._tap is not None else ()),
         ]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # copy.deepcopy asks it too
+        return _remade, (self.model, self.config, self.generator, bool(self._handles))
 
     def _keep_mask(self, site: Site, attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Remember which tokens are valid; raise ``NotImplementedError`` where attention hides others than padding."""
@@ -150,6 +154,7 @@ class DiversityTrainer:
         """Remove the hooks; the model is as it was."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         self._seen.clear()
 
     def forward(self, images: Tensor) -> DiversityOutputs:
@@ -301,3 +306,11 @@ class DiversityTrainer:
             for weights in by_shape.values()
         ]
         return torch.cat(values).sum()
+
+
+def _remade(model: nn.Module, config: DiversityConfig, generator: torch.Generator | None, watching: bool) -> DiversityTrainer:
+    """A trainer of a copied model, which watches it if the one that was copied did."""
+    trainer = DiversityTrainer(model, config, generator=generator)
+    if not watching:
+        trainer.close()
+    return trainer

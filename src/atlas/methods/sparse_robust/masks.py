@@ -83,7 +83,8 @@ def layer_densities(
     Raises
     ------
     ValueError
-        The density is outside (0, 1], the scheme does not exist, or there is no layer.
+        The density is outside (0, 1], the scheme does not exist, ``power`` is not finite, or there is no layer, or one without
+        weights.
     """
     require_kind(Mapping, "a mapping of names to shapes", shapes=shapes)
     require_density(density)
@@ -91,6 +92,11 @@ def layer_densities(
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}")
     if not shapes:
         raise ValueError("there is no layer to share a density out over")
+    require_numbers(power=power)
+    if not math.isfinite(power):
+        raise ValueError(f"power must be a finite number, not {power}")
+    if empty := [name for name, shape in shapes.items() if math.prod(shape) < 1]:
+        raise ValueError(f"{empty[0]} has no weights: its shape is {tuple(shapes[empty[0]])}")
     if scheme == "erk":
         return _erk(shapes, density, power)
     if scheme == "igq":

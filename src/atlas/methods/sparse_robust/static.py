@@ -60,7 +60,9 @@ class SparseTraining:
         self.masks: Masks = checked
         parameters = dict(model.named_parameters())
         self.weights = {name: parameters[name] for name in self.masks}
+        whole = [(value, value.detach().clone()) for weight in self.weights.values() for value in self._masked(weight)]
         self.apply()
+        self._whole = [(value, value._version, before) for value, before in whole]
 
     def step(self, scaler: Any = None) -> object:
         """Take the optimiser's step (through a ``GradScaler`` if one is given), then mask again."""
@@ -69,6 +71,7 @@ class SparseTraining:
         return None
 
     def _optimizer_step(self, scaler: Any) -> None:
+        self._whole.clear()
         if scaler is None:
             self.optimizer.step()
         else:
@@ -120,7 +123,10 @@ class SparseTraining:
         return {"masks": dict(self.masks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; the model and the optimiser are restored by their own.
+        """Go on from a state; the model and the optimiser are restored by their own, before or after.
+
+        What the constructor masked and nobody has written since is whole again first, so that weights which were loaded before it
+        lose nothing to masks that never were theirs.
 
         Raises
         ------
@@ -132,4 +138,9 @@ class SparseTraining:
             missing = sorted(set(self.masks) ^ set(masks))[0]
             raise KeyError(f"the state and this training differ in the masks that they have: {missing}")
         self.masks = masks
+        with torch.no_grad():
+            for value, version, before in self._whole:
+                if value._version == version:
+                    value.copy_(before)
+        self._whole.clear()
         self.apply()

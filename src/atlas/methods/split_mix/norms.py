@@ -148,6 +148,8 @@ class DualNorm(nn.Module):
             return self.clean(x)
         if self.mode == "noise":
             return self.noise(x)
+        if self.mode != "mix":
+            raise ValueError(f"mode must be clean, noise or mix, not {self.mode!r}")
         if self.lam is None:
             raise RuntimeError("mode mix needs a lam in [0, 1]: use set_robustness")
         if self.training:
@@ -272,6 +274,7 @@ def set_robustness(model: nn.Module, lam: float) -> int:
     RuntimeError
         The model has no dual norm, or is in training mode.
     """
+    require_numbers(lam=lam)
     if isinstance(lam, bool) or not 0 <= lam <= 1:
         raise ValueError(f"lam must be a number in [0, 1], not {lam}")
     norms = dual_norms(model)
@@ -285,7 +288,15 @@ def set_robustness(model: nn.Module, lam: float) -> int:
 
 
 def set_norm_mode(model: nn.Module, mode: Literal["clean", "noise"]) -> int:
-    """Let one of the two norms of every dual norm act; returns how many there are (0 for ordinary networks)."""
+    """Let one of the two norms of every dual norm act; returns how many there are (0 for ordinary networks).
+
+    Raises
+    ------
+    ValueError
+        There is no such mode.
+    """
+    if mode not in ("clean", "noise"):
+        raise ValueError(f"mode must be clean or noise, not {mode!r}; set_robustness mixes the two")
     norms = dual_norms(model)
     for norm in norms:
         norm.mode = mode

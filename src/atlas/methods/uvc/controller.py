@@ -19,7 +19,7 @@ from torch import Tensor
 
 from atlas.methods.uvc.architecture import ViTShape, require_supported, scored_weights
 from atlas.methods.uvc.costs import Cost, ResourceFunction
-from atlas.methods.uvc.gates import EPSILON, gate_slope, sample_gates
+from atlas.methods.uvc.gates import EPSILON, gate_slope, require_gate, sample_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.presets import PRESETS, Preset
 from atlas.methods.uvc.repair import require_reachable
@@ -27,6 +27,7 @@ from atlas.methods.uvc.scores import Ranked, UnitScores, column_scores, positive
 from atlas.methods.uvc.settings import Gate, UVCSettings
 from atlas.methods.uvc.updates import StepLog, boxed_step, multiply_columns
 from atlas.nn.examples import require_numbers
+from atlas.nn.kinds import require_whole
 
 DEFAULTS = UVCSettings()
 CHECK_EVERY = 50
@@ -76,7 +77,7 @@ class UVCController:
     Raises
     ------
     ValueError
-        The budget is not in (0, 1], or a weight that would be shrunk is frozen.
+        The budget is not in (0, 1], an option is none of those above, or a weight that would be shrunk is frozen.
     InfeasibleBudgetError
         The budget is below what the repair of every search can reach; names that bound. See :func:`.repair.reachable_macs`.
     UnsupportedArchitectureError
@@ -103,6 +104,10 @@ class UVCController:
         require_numbers(budget=budget)
         if not (math.isfinite(budget) and 0 < budget <= 1):
             raise ValueError(f"budget must be in (0, 1], not {budget}")
+        require_gate(gate)
+        require_whole(anneal_steps=anneal_steps)
+        if anneal_steps < 0:
+            raise ValueError(f"anneal_steps must be at least 0, not {anneal_steps}")
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
         require_supported(model)
@@ -148,6 +153,10 @@ class UVCController:
         self._drawn: Tensor | None = None
         self._before_draw: Tensor | None = None
         self._decision: list[bool] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: not the gates of the last pass, which belong to its graph."""
+        return {**vars(self), "_drawn": None}
 
     # Gates.
 

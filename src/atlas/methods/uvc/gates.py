@@ -6,7 +6,7 @@ batch.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,13 @@ TEMPERATURE = 0.5
 EPSILON = 0.1
 """ε of the gates ``softl0``; in a search, at its start."""
 HANDLE = "_uvc_gates"
+GATES = get_args(Gate)
+
+
+def require_gate(gate: str) -> None:
+    """Raise a ``ValueError`` where there is no such gate."""
+    if gate not in GATES:
+        raise ValueError(f"gate must be one of {', '.join(GATES)}, not {gate!r}")
 
 
 def sample_gates(
@@ -46,7 +53,13 @@ def sample_gates(
     -------
     Tensor
         (L,) in [0, 1], differentiable in ``logits``.
+
+    Raises
+    ------
+    ValueError
+        There is no such gate.
     """
+    require_gate(gate)
     if gate == "softl0":
         square = logits[:, 1].square()
         return square / (square + epsilon)
@@ -98,8 +111,21 @@ class GatedBlock(nn.Module):
         return keep * self.block(x, *args, **kwargs) + (1 - keep) * x
 
 
+class _Draw:
+    """A hook that draws gates before every pass in training; a copy of the model has a copy of the controller with it."""
+
+    def __init__(self, controller: GateSource) -> None:
+        self.controller = controller
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        if module.training:
+            self.controller.draw()
+
+
 def apply_gates(model: Any, controller: GateSource) -> Any:
     """Put a gate around every block of a timm VisionTransformer, in place; :func:`remove_gates` takes them off.
+
+    A copy of the model, an average of weights for example, has a controller of its own, which stays as it was when copied.
 
     Raises
     ------
@@ -110,12 +136,7 @@ def apply_gates(model: Any, controller: GateSource) -> Any:
         raise RuntimeError("the model has gates already; remove_gates first")
     for index, block in enumerate(model.blocks):
         model.blocks[index] = GatedBlock(block, controller, index)
-
-    def draw(module: nn.Module, inputs: Any) -> None:
-        if module.training:
-            controller.draw()
-
-    setattr(model, HANDLE, model.register_forward_pre_hook(draw))
+    setattr(model, HANDLE, model.register_forward_pre_hook(_Draw(controller)))
     return model
 
 

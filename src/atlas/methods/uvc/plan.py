@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,10 +130,19 @@ class CompressionPlan:
             keep = torch.tensor(content["keep"], dtype=torch.bool)
             dims = torch.zeros(len(keep), content["heads"], content["head_dim"], dtype=torch.bool)
             neurons = torch.zeros(len(keep), content["mlp_dim"], dtype=torch.bool)
-            for layer in range(len(keep)):
-                neurons[layer, content["neurons"][layer]] = True
-                for head, kept in enumerate(content["dims"][layer]):
-                    dims[layer, head, kept] = True
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            for layer, (kept, heads) in enumerate(zip(content["neurons"], content["dims"], strict=True)):
+                neurons[layer, _indices(kept)] = True
+                for head, kept_dims in zip(dims[layer], heads, strict=True):
+                    head[_indices(kept_dims)] = True
+            if len(content["dims"]) != len(keep):
+                raise ValueError(f"{len(keep)} blocks, and dims of {len(content['dims'])}")
+        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
             raise PlanError(f"not a compression plan: {error}") from None
         return cls(keep, dims, neurons)
+
+
+def _indices(places: Sequence[int]) -> list[int]:
+    """Places of what is kept, from 0."""
+    if any(place < 0 for place in places):
+        raise ValueError(f"places count from 0, and one is {min(places)}")
+    return list(places)

@@ -108,6 +108,9 @@ def fit_to_budget(
     """
     plan.validate(shape)
     scores = UnitScores(*(score.detach().cpu() for score in scores if score is not None))
+    for name, score in zip(UnitScores._fields, scores, strict=False):
+        if bool(score.isnan().any()):
+            raise ValueError(f"scores of {name} hold NaN: what is weakest is not known")
     allowed = int(budget * shape.full_macs)
     plan = plan.copy()
     while True:

@@ -113,7 +113,9 @@ class Ranked:
         return torch.zeros_like(self.order, dtype=torch.bool).scatter(-1, self.order, below.expand_as(self.order))
 
     def _index(self, count: Tensor) -> Tensor:
-        return count.detach().ceil().long() if count.is_floating_point() else count.long()
+        """How many units a count stands for, none where it is NaN: a step names that when it is done."""
+        whole = count.detach().ceil().long() if count.is_floating_point() else count.long()
+        return whole.clamp(0, self.sorted.shape[-1])
 
     @staticmethod
     def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""Options and numbers that no method has: one clear error, before anything is computed with them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale, param_groups
+from atlas.methods.as_vit import kendall_tau
+from atlas.methods.as_vit.ranking import bootstrap_taus
+from atlas.methods.sparse_robust import layer_densities
+from atlas.methods.split_mix.norms import DualNorm, set_norm_mode, set_robustness
+from atlas.methods.uvc import CompressionPlan, UVCController, compress
+from atlas.methods.uvc.architecture import ViTShape
+from atlas.methods.uvc.errors import PlanError
+from atlas.methods.uvc.gates import sample_gates
+from atlas.methods.uvc.repair import fit_to_budget
+
+
+def vit() -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3)
+
+
+@pytest.mark.parametrize("rewrite", [apply_attnscale, apply_featscale])
+@pytest.mark.parametrize(
+    ("blocks", "kind", "message"),
+    [
+        ([0.5], TypeError, r"blocks\[0\] must be a whole number, not 0.5"),
+        ([0, True], TypeError, r"blocks\[1\] must be a whole number, not True"),
+        (0, TypeError, "a list of block numbers is needed"),
+        ("x", TypeError, "a list of block numbers is needed"),
+        ([2], ValueError, "blocks must name some of 0 … 1"),
+    ],
+)
+def test_blocks_are_whole_numbers(rewrite: Any, blocks: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        rewrite(vit(), blocks=blocks)
+
+
+@pytest.mark.parametrize("options", [(-1, 0.05), (0.1, math.inf), (0.1, 0.05, math.nan)])
+def test_rates_are_finite_and_not_negative(options: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        param_groups(vit(), *options)
+
+
+def test_a_power_that_is_no_number_is_refused() -> None:
+    shapes = {"a": (30, 20), "b": (10, 30)}
+    for power in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="power must be a finite number"):
+            layer_densities(shapes, 0.5, "erk", power=power)
+    with pytest.raises(ValueError, match="b has no weights"):
+        layer_densities({**shapes, "b": (0, 3)}, 0.5, "erk")
+
+
+def test_a_controller_knows_its_gates() -> None:
+    for options in ({"gate": "x"}, {"anneal_steps": -3}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            UVCController(vit(), 0.6, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="gate must be one of gumbel_soft, gumbel_hard, softl0, not 'x'"):
+        sample_gates(torch.zeros(2, 2), "x")  # type: ignore[arg-type]
+
+
+def test_a_search_that_overflows_says_so() -> None:
+    model = vit()
+    controller = UVCController(model, 0.6)
+    with torch.no_grad():
+        controller.s.fill_(math.nan)
+        controller.r.fill_(math.nan)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="step 1: scores or gate gradients hold NaN or infinity"):
+            controller.step(1e-3)
+    images, labels = 1e4 * torch.randn(4, 3, 8, 8).half(), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(FloatingPointError):
+        compress(vit().half(), 0.5, (images, labels), epochs=(2, 0))
+
+
+def test_scores_that_are_unknown_choose_nothing() -> None:
+    shape = ViTShape.from_timm(vit())
+    plan = CompressionPlan.identity(shape)
+    dims, neurons = torch.rand(2, 2, 4), torch.rand(2, 32)
+    neurons[1, 3] = math.nan
+    with pytest.raises(ValueError, match="scores of neurons hold NaN"):
+        fit_to_budget(plan, shape, (dims, neurons), 0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"heads": -1},
+        {"keep": [1]},
+        {"keep": [1, 1, 1]},
+        {"neurons": [[-1], [0]]},
+        {"dims": [[[0]], [[0]]]},
+        {"dims": [[[0], [-2]]] * 2},
+    ],
+)
+def test_plans_that_do_not_fit_together_are_none(change: dict[str, Any]) -> None:
+    text = CompressionPlan.identity(ViTShape.from_timm(vit())).to_json()
+    assert torch.equal(CompressionPlan.from_json(text).keep, torch.tensor([True, True]))
+    with pytest.raises(PlanError, match="not a compression plan"):
+        CompressionPlan.from_json(json.dumps({**json.loads(text), **change}))
+
+
+def test_a_norm_has_three_modes() -> None:
+    network = nn.Sequential(DualNorm(3)).eval()
+    with pytest.raises(ValueError, match="mode must be clean or noise, not 'zzz'"):
+        set_norm_mode(network, "zzz")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="lam"):
+        set_robustness(network, "x")  # type: ignore[arg-type]
+    norm: Any = network[0]
+    norm.mode, norm.lam = "zzz", 0.5
+    with pytest.raises(ValueError, match="mode must be clean, noise or mix, not 'zzz'"):
+        norm(torch.rand(2, 3, 4, 4))
+
+
+def test_a_rank_correlation_with_what_is_unknown_is_unknown() -> None:
+    assert math.isnan(kendall_tau([1, math.nan, 2], [1, 2, 3]))
+    assert kendall_tau([1, math.inf, 2], [1, 3, 2]) == pytest.approx(1)
+    taus = bootstrap_taus({"measure": [1, math.nan, 2]}, [1, 2, 3], seed=0, draws=50)["measure"]
+    assert any(map(math.isnan, taus))
