@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from atlas.nn.kinds import require_kind
+
 
 def valid_steps(lengths: Tensor | None, steps: int) -> Tensor | None:
     """(B, T) booleans of the steps before each length, or ``None`` without lengths."""
@@ -25,11 +27,14 @@ def check_lengths(lengths: Tensor | None, batch: int, steps: int) -> None:
 
     Raises
     ------
+    TypeError
+        They are no tensor.
     ValueError
         They are not.
     """
     if lengths is None:
         return
+    require_kind(Tensor, f"a tensor of shape ({batch},)", lengths=lengths)
     wanted = f"lengths must be {batch} numbers from 1 to {steps}"
     if lengths.shape != (batch,) or lengths.dtype == torch.bool:
         raise ValueError(f"{wanted}, not of shape {tuple(lengths.shape)} and type {lengths.dtype}")

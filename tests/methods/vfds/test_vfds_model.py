@@ -59,6 +59,23 @@ def test_with_all_gates_open_it_is_a_gru(layers: int, policy: str) -> None:
         assert (soft.logits - head(gru(x)[0])).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("append_mask", [False, True])
+def test_frozen_weights_stay_frozen_and_gates_learn(append_mask: bool) -> None:
+    torch.manual_seed(0)
+    gru, head = nn.GRU(D, H, batch_first=True).requires_grad_(False), nn.Linear(H, C)
+    head.bias.requires_grad_(False)
+    model = replace_rnn(gru, output=head, append_mask=append_mask)
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert wanted == {"output.weight", *(f"selector.{name}" for name, _ in model.selector.named_parameters())}
+    model(draw(B, T, D), noise=uniform(T, B, D)).logits.square().mean().backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == wanted
+
+
+def test_lengths_are_a_tensor() -> None:
+    with pytest.raises(TypeError, match=rf"lengths is a list; a tensor of shape \({B},\) is needed"):
+        replace_rnn(nn.GRU(D, H))(draw(B, T, D), lengths=[1] * B)  # type: ignore[arg-type]
+
+
 def test_replacing_copies_and_refuses() -> None:
     gru = nn.GRU(D, H)
     model = replace_rnn(gru)

@@ -13,6 +13,8 @@ from atlas.methods.vfds.model import SelectiveGRU
 def replace_rnn(rnn: nn.GRU, n_outputs: int | None = None, *, output: nn.Linear | None = None, **options: Any) -> SelectiveGRU:
     """Turn a trained ``nn.GRU`` into a :class:`SelectiveGRU` with the same recurrence; with all gates on it computes the same.
 
+    Weights that are frozen stay frozen.
+
     Parameters
     ----------
     n_outputs : int, optional
@@ -44,10 +46,13 @@ def replace_rnn(rnn: nn.GRU, n_outputs: int | None = None, *, output: nn.Linear 
             own[:, : parameter.shape[1]].copy_(parameter) if parameter.ndim == 2 else own.copy_(parameter)
             if parameter.shape != own.shape:
                 own[:, parameter.shape[1] :].zero_()  # gates as inputs start without influence
+            own.requires_grad_(parameter.requires_grad)
         if output is not None:
             model.output.load_state_dict(
                 {"weight": output.weight, "bias": torch.zeros(count) if output.bias is None else output.bias}
             )
+            model.output.weight.requires_grad_(output.weight.requires_grad)
+            model.output.bias.requires_grad_(output.weight.requires_grad if output.bias is None else output.bias.requires_grad)
         elif n_outputs is None:
             model.output.weight.copy_(torch.eye(count))
             model.output.bias.zero_()
