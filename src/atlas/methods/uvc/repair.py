@@ -105,11 +105,13 @@ def fit_to_budget(
         Even one block with one dim in each of its heads and one neuron costs more; names that minimum.
     PlanError
         The plan does not fit the shape.
+    ValueError
+        A score is NaN.
     """
     plan.validate(shape)
     scores = UnitScores(*(score.detach().cpu() for score in scores if score is not None))
     for name, score in zip(UnitScores._fields, scores, strict=False):
-        if bool(score.isnan().any()):
+        if score is not None and bool(score.isnan().any()):
             raise ValueError(f"scores of {name} hold NaN: what is weakest is not known")
     allowed = int(budget * shape.full_macs)
     plan = plan.copy()
