@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale, p
 from atlas.methods.as_vit import kendall_tau
 from atlas.methods.as_vit.ranking import bootstrap_taus
 from atlas.methods.sparse_robust import layer_densities
+from atlas.methods.split_mix import FedTrainer
 from atlas.methods.split_mix.norms import DualNorm, set_norm_mode, set_robustness
 from atlas.methods.uvc import CompressionPlan, UVCController, compress
 from atlas.methods.uvc.architecture import ViTShape
@@ -118,6 +120,30 @@ def test_a_norm_has_three_modes() -> None:
     norm.mode, norm.lam = "zzz", 0.5
     with pytest.raises(ValueError, match="mode must be clean, noise or mix, not 'zzz'"):
         norm(torch.rand(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1}, {"lr": math.nan}, {"loss": "x"}, {"temperature": 0}, {"momentum": -2}])
+def test_a_federation_knows_its_options_before_it_starts(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FedTrainer("fedavg", nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), **wrong)
+
+
+def test_a_federation_that_has_not_started_or_is_damaged_says_so(tmp_path: Path) -> None:
+    trainer = FedTrainer("fedavg", nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    for ask in (trainer.round, trainer.model, trainer.state_dict):
+        with pytest.raises(AttributeError, match=r"has no \w+ yet: call start\(clients\) or fit\(clients\) first"):
+            ask()
+    with pytest.raises(AttributeError, match="FedTrainer has no attribute 'nothing'"):
+        _ = trainer.nothing  # type: ignore[attr-defined]
+    for name, content in (("cut", b"PK\x03\x04"), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is damaged, or no saved federation"):
+            trainer.resume(tmp_path / name)
+    torch.save({"completed": 3}, tmp_path / "other")
+    with pytest.raises(ValueError, match="other is no saved federation"):
+        trainer.resume(tmp_path / "other")
+    with pytest.raises(FileNotFoundError):
+        trainer.resume(tmp_path / "nothing")
 
 
 def test_a_rank_correlation_with_what_is_unknown_is_unknown() -> None:

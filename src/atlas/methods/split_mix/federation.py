@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,6 +39,23 @@ class FedTrainer(Rules):
     completed: int = field(default=0, init=False)
     history: list[dict[str, float]] = field(default_factory=list, init=False)
     _pending: dict[str, Any] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what neither a federation nor its clients can be told."""
+        super().__post_init__()
+        self._options(self.lr)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what is missing: what a federation has when it has started."""
+            if name in ("clients", "server", "weights"):
+                raise AttributeError(f"the federation has no {name} yet: call start(clients) or fit(clients) first")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def _options(self, lr: float) -> LocalOptions:
+        """What clients are told in a round."""
+        return LocalOptions.chosen(**{**{name: getattr(self, name) for name in LocalOptions.model_fields}, "lr": lr})
 
     @torch.inference_mode(False)
     def start(self, clients: Sequence[Client]) -> FedTrainer:
@@ -136,7 +153,7 @@ class FedTrainer(Rules):
         """Run the next round; returns its loss and learning rate."""
         index = self.completed
         lr = self.learning_rate(index)
-        options = LocalOptions.chosen(**{**{name: getattr(self, name) for name in LocalOptions.model_fields}, "lr": lr})
+        options = self._options(lr)
         batches = Batches(self.clients, self.batch_size, self.drop_last, self.augment, self.seed, index)
         loss = self.server.round(self.participants(index), batches, options)
         self.completed += 1
@@ -199,6 +216,22 @@ class FedTrainer(Rules):
         partial.replace(path)
 
     def resume(self, path: str | Path) -> FedTrainer:
-        """Load a saved state; :meth:`fit` with the same clients then ends as if nothing had happened."""
-        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        """Load a saved state; :meth:`fit` with the same clients then ends as if nothing had happened.
+
+        Raises
+        ------
+        OSError
+            There is no such file.
+        ValueError
+            It is damaged, or none of :meth:`save`.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is damaged, or no saved federation ({type(error).__name__})") from error
+        if not isinstance(state, Mapping) or not {"completed", "history", "tensors", "scheduler"} <= state.keys():
+            raise ValueError(f"{path} is no saved federation: resume what save(path) wrote")
+        self.load_state_dict(dict(state))
         return self

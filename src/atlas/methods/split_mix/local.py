@@ -199,6 +199,7 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Tensor
         Sum over minibatches of their means.
     """
+    labels = labels.long()
     present = functional.one_hot(labels, logits.shape[-1]).amax(-2, keepdim=True)
     return cross_entropy(logits * present, labels)
 
