@@ -13,12 +13,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale, param_groups
-from atlas.methods.as_vit import kendall_tau
+from atlas.methods.as_vit import Topology, build, kendall_tau
 from atlas.methods.as_vit.ranking import bootstrap_taus
 from atlas.methods.sparse_robust import layer_densities
 from atlas.methods.split_mix import FedTrainer
 from atlas.methods.split_mix.norms import DualNorm, set_norm_mode, set_robustness
-from atlas.methods.uvc import CompressionPlan, UVCController, compress
+from atlas.methods.uvc import CompressionPlan, UVCController, compress, kd_loss
 from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.errors import PlanError
 from atlas.methods.uvc.gates import sample_gates
@@ -108,6 +108,19 @@ def test_plans_that_do_not_fit_together_are_none(change: dict[str, Any]) -> None
     assert torch.equal(CompressionPlan.from_json(text).keep, torch.tensor([True, True]))
     with pytest.raises(PlanError, match="not a compression plan"):
         CompressionPlan.from_json(json.dumps({**json.loads(text), **change}))
+
+
+def test_networks_have_channels() -> None:
+    topology = Topology((3, 2, 2, 2), (1, 1, 1, 1), (2, 2, 2, 2), 16)
+    for options in ({"in_chans": 0}, {"num_classes": -1}):
+        with pytest.raises(ValueError, match="channels and .* classes: at least 1 and 0 are needed"):
+            build(topology, width=8, img_size=64, **options)
+
+
+def test_distillation_takes_classes_of_any_whole_type() -> None:
+    logits, teacher, classes = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    expected = kd_loss(logits, teacher, classes, 0.5, 2)
+    assert torch.equal(kd_loss(logits, teacher, classes.int(), 0.5, 2), expected)
 
 
 def test_a_norm_has_three_modes() -> None:

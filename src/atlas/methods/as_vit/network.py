@@ -28,6 +28,7 @@ from atlas.methods.as_vit.layout import (
 )
 from atlas.methods.as_vit.settings import PositionEmbedding
 from atlas.methods.as_vit.topology import Quadruple, Topology, quadruple
+from atlas.nn.kinds import require_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -351,6 +352,9 @@ def build(
         raise ValueError(f"pos_embed {pos_embed!r} is neither 'none' nor 'absolute'")
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path {drop_path} is not in [0, 1)")
+    require_whole(in_chans=in_chans, num_classes=num_classes)
+    if in_chans < 1 or num_classes < 0:
+        raise ValueError(f"{in_chans} channels and {num_classes} classes: at least 1 and 0 are needed")
     design = Design(
         topology,
         width,

@@ -87,4 +87,5 @@ def kd_loss(
     classified, distilled = student if isinstance(student, tuple) else (student, student)
     term = kd_term(distilled, teacher, T, norm, hard)
     logits = classified.float() if classified.dtype.itemsize < 4 else classified
+    targets = targets if targets.is_floating_point() else targets.long()
     return (1 - alpha) * functional.cross_entropy(logits, targets) + alpha * term
