@@ -274,7 +274,8 @@ def set_robustness(model: nn.Module, lam: float) -> int:
     RuntimeError
         The model has no dual norm, or is in training mode.
     """
-    require_numbers(lam=lam)
+    if not isinstance(lam, bool):
+        require_numbers(lam=lam)
     if isinstance(lam, bool) or not 0 <= lam <= 1:
         raise ValueError(f"lam must be a number in [0, 1], not {lam}")
     norms = dual_norms(model)
