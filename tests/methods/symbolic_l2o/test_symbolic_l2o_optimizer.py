@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import os
@@ -255,6 +256,28 @@ def test_a_long_history_is_compiled_once_for_all_its_slots() -> None:
         compiled = stepped(True)
     assert torch.allclose(stepped(False), compiled, rtol=0, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_many_rules_of_a_process_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch gives up code that it has compiled anew eight times, whichever rule asked; graphs are not made kernels here."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    for number in range(10):
+        rule = f"-0.{number + 1} * m_{number} + 0.01 * g_{number % 3}"
+        made = []
+        for compiled in (True, False):
+            gen = torch.Generator().manual_seed(number)
+            parameters = [nn.Parameter(torch.randn(shape, generator=gen)) for shape in ((3, 5), (40,))]
+            optimizer = SymbolicOptimizer(parameters, rule, compiled=compiled)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                for _ in range(3):
+                    for parameter in parameters:
+                        parameter.grad = torch.randn(parameter.shape, generator=gen)
+                    optimizer.step()
+            assert optimizer.compiled is compiled
+            made.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+        torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)
 
 
 COMPILED_AND_NOT = """
