@@ -117,6 +117,9 @@ def test_weights_that_are_not_those_of_the_training_are_no_weights(study: Study)
     os.utime(dense.weights, ns=(0, 0))
     assert training_gap(dense) is None
     assert training_gap(dense, thorough=True) == "its model.safetensors is damaged"
+    dense.weights.unlink()
+    dense.weights.mkdir()
+    assert training_gap(dense, thorough=True) == "its model.safetensors is not to be read (Is a directory)"
 
 
 def test_what_builds_upon_a_run_follows_when_it_is_trained_again(study: Study) -> None:

@@ -45,9 +45,9 @@ def apply_overrides(run: Run, texts: list[str]) -> Run:
     resources = merge(run.resources.model_dump(), values.pop("resources", None))
     if len(entries) == 1:
         fields = next(iter(entries.values())).settings.model_fields
-        if unknown := [key for key in values if key not in fields]:
-            nearest = did_you_mean(unknown[0], [*fields, *(f"{group}.setting" for group in GROUPS)])
-            raise UserError(f"--set {unknown[0]} is not a setting of {run.recipe[0]}; {nearest}")
+        if wrong := [key for key in values if key not in fields]:
+            nearest = did_you_mean(wrong[0], [*fields, *(f"{group}.setting" for group in GROUPS)])
+            raise UserError(f"--set {wrong[0]} is not a setting of {run.recipe[0]}; {nearest}")
         values = {run.recipe[0]: values}
     elif unknown := set(values) - set(entries):
         raise UserError(f"--set {unknown.pop()}: name the method first, for example {run.recipe[-1]}.setting=value")

@@ -64,14 +64,21 @@ def training_gap(run: Run, *, thorough: bool = False) -> str | None:
         return "its settings.json is damaged" if run.record.is_file() else "not trained"
     if reason := stale_record(run, record):
         return reason
-    recorded = run.record.stat().st_mtime_ns
-    for name, digest in _mapping(record.get("files")).items():
-        path = run.checkpoint / name
-        if not path.is_file():
-            return f"its {name} is lost"
-        if (thorough or path.stat().st_mtime_ns > recorded) and sha256(path) != digest:
-            return f"its {name} is damaged"
-    return None
+    files = _mapping(record.get("files"))
+    return next((f"its {name} is {what}" for name in files if (what := _changed(run, name, files[name], thorough))), None)
+
+
+def _changed(run: Run, name: str, digest: str, thorough: bool) -> str | None:
+    """What has happened to a file since it was recorded with its digest, or ``None``; another process may just train the run."""
+    path = run.checkpoint / name
+    try:
+        if path.stat().st_mtime_ns <= run.record.stat().st_mtime_ns and not thorough:
+            return None
+        return None if sha256(path) == digest else "damaged"
+    except FileNotFoundError:
+        return "lost"
+    except OSError as error:
+        return f"not to be read ({error.strerror})"
 
 
 def stale_record(run: Run, content: Mapping[str, Any] | None = None) -> str | None:
