@@ -90,6 +90,7 @@ def serve(unit: Any, threads: int) -> None:
 def measured(unit: Any, sources: dict[str, Path], threads: int, quick: bool) -> dict[str, Any]:
     """One row: medians in milliseconds, and medians and quartiles of the ratios."""
     rounds = 3 if quick else unit.rounds
+    when = {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}  # of all work, when it begins
     with ExitStack() as stack:
         builders = {name: stack.enter_context(built(unit.name, source, threads)) for name, source in sources.items()}
         turns = [("plain", builders["ours"], "plain"), *((name, builder, "ours") for name, builder in builders.items())]
@@ -107,7 +108,7 @@ def measured(unit: Any, sources: dict[str, Path], threads: int, quick: bool) -> 
                     continue
                 if number:  # the first round warms up
                     seconds[name].append(spent)
-    row: dict[str, Any] = {"title": unit.title, "beside": unit.plain, "goal": unit.goal, "rounds": rounds}
+    row: dict[str, Any] = {"title": unit.title, "beside": unit.plain, "goal": unit.goal, "rounds": rounds, **when}
     row |= {f"{name}_ms": 1e3 * statistics.median(values) for name, values in seconds.items()}
     pairs = {"plain": ("plain", "ours")} | ({"before": ("before", "ours")} if "before" in seconds else {})
     for name, (over, under) in pairs.items():
@@ -131,8 +132,8 @@ def table(rows: dict[str, dict[str, Any]], heading: dict[str, str]) -> str:
     """The rows as Markdown."""
     lines = ["# Units of work", "", *(f"- {name}: {value}" for name, value in heading.items()), ""]
     lines += [
-        "| unit | beside | beside, ms | before, ms | Atlas, ms | times as fast (quartiles) | goal | over before |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| unit | beside | beside, ms | before, ms | Atlas, ms | times as fast (quartiles) | goal | over before | day, load |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows.values():
         low, middle, high = row["plain_ratio"]
@@ -140,7 +141,8 @@ def table(rows: dict[str, dict[str, Any]], heading: dict[str, str]) -> str:
         gained = f"{row['before_ratio'][1]:.2f}" if "before_ratio" in row else ""
         lines.append(
             f"| {row['title']} | {row['beside']} | {row['plain_ms']:.3g} | {before} | {row['ours_ms']:.3g} "
-            f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {row['goal']:g} | {gained} |"
+            f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {row['goal']:g} | {gained} "
+            f"| {row['date']}, {row['load']:.1f} |"
         )
     return "\n".join([*lines, ""])
 
@@ -152,9 +154,8 @@ def heading(threads: int) -> dict[str, str]:
     return {
         "processor": processor(),
         "threads": str(threads),
-        "cores, and load of all work when it began": f"{os.cpu_count()}, {os.getloadavg()[0]:.1f}",
+        "cores": str(os.cpu_count()),
         "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from datetime import date, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = {"title": "a step", "beside": "a loop", "goal": 2, "rounds": 3, "plain_ms": 8.0, "ours_ms": 2.0}
+MEASURED |= {"date": "2020-02-02", "load": 0.5}
 ROW = MEASURED | {"plain_ratio": [3.5, 4.0, 4.5], "before_ms": 3.0, "before_ratio": [1.4, 1.5, 1.6]}
 
 
@@ -30,8 +32,8 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_a_row_says_how_many_times_as_fast(program: ModuleType) -> None:
     lines = program.table({"step": ROW, "other": MEASURED | {"plain_ratio": [1, 1, 1]}}, {"processor": "one"}).splitlines()
     assert "- processor: one" in lines
-    assert "| a step | a loop | 8 | 3 | 2 | 4.00 (3.50 to 4.50) | 2 | 1.50 |" in lines
-    assert "| a step | a loop | 8 |  | 2 | 1.00 (1.00 to 1.00) | 2 |  |" in lines
+    assert "| a step | a loop | 8 | 3 | 2 | 4.00 (3.50 to 4.50) | 2 | 1.50 | 2020-02-02, 0.5 |" in lines
+    assert "| a step | a loop | 8 |  | 2 | 1.00 (1.00 to 1.00) | 2 |  | 2020-02-02, 0.5 |" in lines
 
 
 def test_rows_come_one_by_one_and_those_not_named_stay(
@@ -76,4 +78,6 @@ def test_a_ratio_is_that_of_the_two_in_one_round(program: ModuleType, monkeypatc
     row = program.measured(unit, {"ours": Path("new"), "before": Path("old")}, 1, quick=False)
     # the new build is asked twice in a round (2n + 1, 2n + 2), the old one once
     assert row["before_ratio"][1] == pytest.approx(1.5)
+    assert date.fromisoformat(row["date"]) <= datetime.now().date()
+    assert row["load"] >= 0
     assert 7 < row["plain_ratio"][0] <= row["plain_ratio"][2] < 10
