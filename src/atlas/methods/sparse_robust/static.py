@@ -37,7 +37,8 @@ class SparseTraining:
     Parameters
     ----------
     model : nn.Module
-        Its weights are masked at once, in place.
+        Its weights are masked at once, in place. A copy of them as they were is held until the first step or
+        :meth:`load_state_dict`, which may find that they belonged to other masks.
     optimizer : torch.optim.Optimizer
         Any that steps parameters of the model; every tensor of its state that has a masked parameter's shape is masked too.
     masks : mapping
