@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from atlas.nn.convnets import MLP, VGG, Normalise, PreActResNet, SmallConvNet, WideResNet
+from atlas.methods.split_mix.networks import PreActivationBlock
+from atlas.methods.split_mix.norms import NormSpec
+from atlas.nn.convnets import MLP, VGG, Normalise, PreActBlock, PreActResNet, SmallConvNet, WideResNet
 from atlas.nn.counts import parameter_count
 from atlas.nn.sparse_costs import EpochCost, flops, training_flops
 
@@ -54,8 +60,8 @@ def test_networks_for_one_size_say_so(model: nn.Module) -> None:
 
 def test_a_block_by_hand() -> None:
     """The shortcut of a block that changes shape acts on the activated input; one that does not is the input itself."""
-    block = PreActResNet(2, blocks=(1, 1, 1, 1), scale=0.05).eval().blocks
-    x = torch.randn(1, 3, 8, 8)
+    block = PreActResNet(2, blocks=(1, 1, 1, 1), scale=0.125).eval().blocks
+    x = torch.randn(1, 8, 8, 8)
     same = block[0]
     active = same.bn1(x).relu()
     torch.testing.assert_close(same(x), x + same.conv2(same.bn2(same.conv1(active)).relu()))
@@ -113,3 +119,40 @@ def test_training_costs_by_hand() -> None:
         training_flops(epochs, 10, convention="other")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="attack_steps"):
         training_flops(epochs, -1)
+
+
+TRAINS_NARROW = """
+from atlas.harness.kernels import hold_kernels
+
+hold_kernels()
+import torch
+from torch import nn
+from atlas.methods.split_mix.networks import PreResNet18
+from atlas.nn.convnets import PreActResNet, WideResNet
+
+torch.manual_seed(0)
+for network in (PreActResNet(10, 3, scale=0.0625), PreResNet18(0.0625), WideResNet(10, 3, depth=10, widening=0.25)):
+    network.to(memory_format=torch.channels_last)
+    for _ in range(8):
+        images = torch.rand(64, 3, 32, 32).to(memory_format=torch.channels_last)
+        nn.functional.cross_entropy(network(images), torch.arange(64) % 10).backward()
+    assert all(weight.grad.isfinite().all() for weight in network.parameters())
+"""
+
+
+def test_narrow_networks_train_with_the_kernels_of_a_study() -> None:
+    """Projections of fewer than eight channels crashed the process: in one of its own, a crash is a failure like others."""
+    done = subprocess.run([sys.executable, "-c", TRAINS_NARROW], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("inputs", [3, 7, 8])
+def test_a_narrow_projection_is_the_same_convolution(inputs: int) -> None:
+    for block in (PreActBlock(inputs, 16, 2), PreActivationBlock(inputs, 16, 2, NormSpec())):
+        block.double()
+        images = torch.randn(2, inputs, 9, 10, dtype=torch.float64)
+        active = functional.relu((block.bn1 if isinstance(block, PreActBlock) else block.norm1)(images))
+        seen = []
+        block.shortcut.register_forward_hook(lambda *call: seen.append(call[2]))  # noqa: B023
+        block(images)
+        torch.testing.assert_close(seen[0], functional.conv2d(active, block.shortcut.weight, stride=2))

@@ -19,6 +19,17 @@ STAGES = (64, 128, 256, 512)
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 """Widths of VGG-16's convolutions; 0 is a max-pool."""
 VGG_PIXELS = 32
+NARROW = 8
+"""Input channels below which a projection that strides leaves pixels out by itself (:func:`left_out`)."""
+
+
+def left_out(inputs: int, stride: int) -> int:
+    """Stride with which a 1 × 1 convolution's input is thinned out before the convolution, which then has a stride of 1.
+
+    It is 1, and the convolution strides itself, unless ``inputs`` channels are few: training such a narrow projection crashes
+    in oneDNN's kernels for AVX2 (PyTorch 2.15), to which a study is held. The values are the same either way.
+    """
+    return stride if inputs < NARROW else 1
 
 
 class Normalise(nn.Module):
@@ -49,12 +60,13 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         changes = stride != 1 or inputs != outputs
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+        self.left_out = left_out(inputs, stride)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride // self.left_out, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, height, width) to (batch, outputs, height ÷ stride, width ÷ stride)."""
         active = functional.relu(self.bn1(x))
-        kept = x if self.shortcut is None else self.shortcut(active)
+        kept = x if self.shortcut is None else self.shortcut(active[..., :: self.left_out, :: self.left_out])
         return kept + self.conv2(functional.relu(self.bn2(self.conv1(active))))
 
 

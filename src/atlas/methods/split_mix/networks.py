@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.methods.split_mix.norms import NormSpec
+from atlas.nn.convnets import left_out
 
 TOLERANCE = 1e-9
 
@@ -168,12 +169,13 @@ class PreActivationBlock(nn.Module):
         self.norm2 = norm.layer(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         projects = stride != 1 or before != after
-        self.shortcut = nn.Conv2d(before, after, 1, stride=stride, bias=False) if projects else None
+        self.left_out = left_out(before, stride)
+        self.shortcut = nn.Conv2d(before, after, 1, stride=stride // self.left_out, bias=False) if projects else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, before, height, width) to (batch, after, height / stride, width / stride)."""
         out = functional.relu(self.norm1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(out)
+        shortcut = x if self.shortcut is None else self.shortcut(out[..., :: self.left_out, :: self.left_out])
         out = self.conv2(functional.relu(self.norm2(self.conv1(out))))
         return out + shortcut
 
