@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -15,11 +16,15 @@ from torch import nn
 from atlas.methods.anti_oversmoothing import apply_attnscale, apply_featscale, param_groups
 from atlas.methods.as_vit import Topology, build, kendall_tau
 from atlas.methods.as_vit.ranking import bootstrap_taus
+from atlas.methods.sinnerf.cameras import Camera, all_rays
+from atlas.methods.sinnerf.fields import positional_encoding
+from atlas.methods.sinnerf.rendering import sample_pdf, sample_stratified
 from atlas.methods.sparse_robust import layer_densities
 from atlas.methods.split_mix import FedTrainer
 from atlas.methods.split_mix.norms import DualNorm, set_norm_mode, set_robustness
 from atlas.methods.uvc import CompressionPlan, UVCController, compress, kd_loss
 from atlas.methods.uvc.architecture import ViTShape
+from atlas.methods.uvc.costs import resource, resource_grad
 from atlas.methods.uvc.errors import PlanError
 from atlas.methods.uvc.gates import sample_gates
 from atlas.methods.uvc.repair import fit_to_budget
@@ -164,3 +169,50 @@ def test_a_rank_correlation_with_what_is_unknown_is_unknown() -> None:
     assert kendall_tau([1, math.inf, 2], [1, 3, 2]) == pytest.approx(1)
     taus = bootstrap_taus({"measure": [1, math.nan, 2]}, [1, 2, 3], seed=0, draws=50)["measure"]
     assert any(map(math.isnan, taus))
+
+
+@pytest.mark.parametrize(("near", "far"), [(6.0, 2.0), (2.0, 2.0), (-1.0, 2.0), (math.nan, 2.0), (1.0, math.inf)])
+def test_rays_begin_before_they_end(near: float, far: float) -> None:
+    camera = Camera(np.diag([4.0, 4.0, 1.0]), np.eye(4), 4, 4)
+    with pytest.raises(ValueError, match=rf"near {near} and end at far {far}: near must be 0 or more, and below far"):
+        all_rays(camera, near, far)
+
+
+def test_samples_of_rays_fit_each_other() -> None:
+    ends = torch.ones(3), torch.full((3,), 2.0)
+    assert sample_stratified(*ends, 1, jitter=False).tolist() == [[1.0]] * 3
+    with pytest.raises(ValueError, match="at least one sample, not 0"):
+        sample_stratified(*ends, 0)
+    with pytest.raises(ValueError, match=r"must be \(n\) both, not \(3,\) and \(2,\)"):
+        sample_stratified(ends[0], ends[1][:2], 4)
+    with pytest.raises(ValueError, match="no spacing log"):
+        sample_stratified(*ends, 4, spacing="log")  # type: ignore[arg-type]
+    edges, masses = torch.linspace(0, 1, 5).expand(3, 5), torch.ones(3, 4)
+    assert sample_pdf(edges, masses, 2, deterministic=True)[0].tolist() == [0, 1]
+    for wrong in (masses[:, :3], torch.ones(3, 5), masses[:2]):
+        with pytest.raises(ValueError, match=r"bins must be \(n, b \+ 1\) and weights \(n, b\)"):
+            sample_pdf(edges, wrong, 2)
+    with pytest.raises(ValueError, match="at least one sample, not -1"):
+        sample_pdf(edges, masses, -1)
+    with pytest.raises(ValueError, match="-1 frequencies"):
+        positional_encoding(ends[0], -1)
+
+
+@pytest.mark.parametrize("function", [resource, resource_grad])
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("s", (0, 0), 2.5, r"s\[0, 0\] is 2.5: it must be from 0 to 2"),
+        ("s", (1, 1), 33, r"s\[1, 1\] is 33: it must be from 0 to 32"),
+        ("r", (1, 0), -1, r"r\[1, 0\] is -1: it must be from 0 to 4"),
+        ("r", (0, 1), math.nan, r"r\[0, 1\] is nan: it must be from 0 to 4"),
+        ("keep", (1,), 1.5, r"keep\[1\] is 1.5: it must be from 0 to 1"),
+    ],
+)
+def test_no_more_is_removed_than_there_is(function: Any, name: str, place: Any, value: float, message: str) -> None:
+    shape = ViTShape.from_timm(vit())
+    parts = {"s": torch.zeros(2, 2), "r": torch.zeros(2, 2), "keep": torch.ones(2)}
+    function(shape, **parts)
+    parts[name][place] = value
+    with pytest.raises(ValueError, match=message):
+        function(shape, **parts)

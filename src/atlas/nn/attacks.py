@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas.nn.examples import as_tensor, require_numbers
+from atlas.nn.modes import Mode, mode_of
 from atlas.nn.ranks import Share
 
 SMALLEST_NORM = 1e-6
@@ -100,7 +101,7 @@ class PGD:
         random_start: bool = True,
         bounds: tuple[float, float] = (0.0, 1.0),
         loss: Loss = functional.cross_entropy,
-        bn_mode: Literal["keep", "train", "eval"] = "keep",
+        bn_mode: Mode = "keep",
     ) -> None:
         require_numbers(eps=eps, step=step, steps=steps)
         if not eps >= 0:
@@ -239,7 +240,7 @@ class PGD:
 
 
 @contextmanager
-def attacking(model: nn.Module, mode: Literal["keep", "train", "eval"] = "keep") -> Iterator[nn.Module]:
+def attacking(model: nn.Module, mode: Mode = "keep") -> Iterator[nn.Module]:
     """While the block runs, gradients with respect to inputs can be taken, and nothing else of the model moves.
 
     Leaves ``torch.no_grad`` and ``torch.inference_mode``, keeps gradients away from parameters, and sets the model's mode; all of
@@ -269,21 +270,6 @@ def input_gradients_only(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def mode_of(model: nn.Module, mode: Literal["keep", "train", "eval"]) -> Iterator[None]:
-    """While the block runs, the model is in this mode; afterwards every module has its own again."""
-    if mode == "keep":
-        yield
-        return
-    before = [(module, module.training) for module in model.modules()]
-    model.train(mode == "train")
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _lengths(x: Tensor) -> Tensor:

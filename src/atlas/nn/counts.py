@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from atlas.nn.attacks import mode_of
+from atlas.nn.modes import mode_of
 from atlas.nn.work import ONCE, work
 
 _counting: ContextVar[bool] = ContextVar("counting", default=False)

@@ -23,9 +23,9 @@ from atlas.nn.anatomy import (
     require_one_sequence,
     transformer_blocks,
 )
-from atlas.nn.attacks import mode_of
 from atlas.nn.examples import as_tensor, in_type_of
 from atlas.nn.kinds import require_whole
+from atlas.nn.modes import mode_of
 from atlas.nn.vit import at_least_float32, attention_maps, block_features, require_maps
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.nn.kinds import require_kind, require_sequence
+from atlas.nn.modes import mode_of
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,13 @@ def flops(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Te
         outputs[name] = outputs.get(name, 0) + output[0].numel()
 
     hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    modes = [(module, module.training) for module in model.modules()]
     like = next(model.parameters())
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype))
+        with torch.no_grad(), mode_of(model, "eval"):
+            model(torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     sparse = dict(dense)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     for name, mask in (masks or {}).items():

@@ -22,7 +22,7 @@ from timm.layers import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.nn.attacks import mode_of
+from atlas.nn.modes import mode_of
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """By how much logits of a joint pass may differ from the models' own, relative to the largest: rounding, and nothing else."""

@@ -7,6 +7,7 @@ looking along −z. A ray's direction is not normalised: its component along the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -156,7 +157,14 @@ def pixel_rays(camera: Camera, rows: ArrayLike, cols: ArrayLike, near: float, fa
     -------
     Tensor
         (n, 8) float32: origin (3), direction (3) whose parameter is the z-depth, near, far.
+
+    Raises
+    ------
+    ValueError
+        ``near`` is negative or not below ``far``, or one of them is not finite.
     """
+    if not 0 <= near < far < math.inf:
+        raise ValueError(f"rays begin at near {near} and end at far {far}: near must be 0 or more, and below far")
     directions = camera.directions(np.ravel(rows), np.ravel(cols))
     rays = np.empty((len(directions), 8))
     rays[:, :3], rays[:, 3:6], rays[:, 6], rays[:, 7] = camera.origin, directions, near, far

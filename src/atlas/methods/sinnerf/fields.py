@@ -25,7 +25,15 @@ class RadianceField(Protocol):
 
 
 def positional_encoding(x: Tensor, frequencies: int) -> Tensor:
-    """[x, sin 2⁰x, cos 2⁰x, …, sin 2^{L−1}x, cos 2^{L−1}x]: (…, d) to (…, d·(2L + 1)). There is no factor π."""
+    """[x, sin 2⁰x, cos 2⁰x, …, sin 2^{L−1}x, cos 2^{L−1}x]: (…, d) to (…, d·(2L + 1)). There is no factor π.
+
+    Raises
+    ------
+    ValueError
+        The number L of ``frequencies`` is negative.
+    """
+    if frequencies < 0:
+        raise ValueError(f"there are {frequencies} frequencies to encode with: 0 leaves the points as they are")
     parts = [x]
     for power in range(frequencies):
         parts += [torch.sin(2.0**power * x), torch.cos(2.0**power * x)]

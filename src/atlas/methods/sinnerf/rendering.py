@@ -106,8 +106,18 @@ def sample_stratified(
     Returns
     -------
     Tensor
-        (n, samples), ascending.
+        (n, samples), ascending where ``near`` is below ``far``.
+
+    Raises
+    ------
+    ValueError
+        The bounds are of other shapes than (n), there is no sample, or the spacing is neither.
     """
+    if near.ndim != 1 or near.shape != far.shape:
+        raise ValueError(f"near and far must be (n) both, not {tuple(near.shape)} and {tuple(far.shape)}")
+    _some(samples)
+    if spacing not in ("linear", "disparity"):
+        raise ValueError(f"there is no spacing {spacing}; choose from linear, disparity")
     steps = torch.linspace(0, 1, samples, dtype=near.dtype, device=near.device)
     near, far = near.unsqueeze(-1), far.unsqueeze(-1)
     if spacing == "linear":
@@ -140,7 +150,15 @@ def sample_pdf(
     -------
     Tensor
         (n, samples), ascending if deterministic.
+
+    Raises
+    ------
+    ValueError
+        There is not one more edge than masses for every ray, or no sample.
     """
+    if bins.shape != (*weights.shape[:-1], weights.shape[-1] + 1):
+        raise ValueError(f"bins must be (n, b + 1) and weights (n, b), not {tuple(bins.shape)} and {tuple(weights.shape)}")
+    _some(samples)
     weights = weights + PDF_FLOOR
     cdf = (weights / weights.sum(-1, keepdim=True)).cumsum(-1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
@@ -155,6 +173,12 @@ def sample_pdf(
     left, right = bins.gather(-1, below), bins.gather(-1, above)
     span = torch.where(high - low < PDF_FLOOR, torch.ones_like(low), high - low)
     return left + (u - low) / span * (right - left)
+
+
+def _some(samples: int) -> None:
+    """Refuse to take no sample of a ray."""
+    if samples < 1:
+        raise ValueError(f"a ray needs at least one sample, not {samples}")
 
 
 def _home(generator: torch.Generator | None, like: Tensor) -> torch.device:

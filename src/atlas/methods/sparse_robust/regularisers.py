@@ -6,7 +6,8 @@ Properly Learned Smoothening*, ICLR 2021.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,21 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atlas.methods.sparse_robust.masks import check_masks
+from atlas.nn.modes import mode_of
+
+
+@contextmanager
+def _plain_means(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """While the block runs, running statistics are plain means over batches, begun anew; each keeps its momentum."""
+    momenta = [(module, module.momentum) for module in norms]
+    try:
+        for module, _ in momenta:
+            module.reset_running_stats()
+            module.momentum = None
+        yield
+    finally:
+        for module, momentum in momenta:
+            module.momentum = momentum
 
 
 class WeightAverage:
@@ -73,18 +89,9 @@ class WeightAverage:
         inputs = list(batches)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         if inputs and norms:
-            modes = [(module, module.training) for module in model.modules()]
-            momenta = [module.momentum for module in norms]
-            model.train()
-            for module in norms:
-                module.reset_running_stats()
-                module.momentum = None
-            for x in inputs:
-                model(x)
-            for module, momentum in zip(norms, momenta, strict=True):
-                module.momentum = momentum
-            for part, training in modes:
-                part.training = training
+            with mode_of(model, "train"), _plain_means(norms):
+                for x in inputs:
+                    model(x)
         return model
 
     def state_dict(self) -> dict[str, Any]:

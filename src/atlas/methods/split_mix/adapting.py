@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from atlas.methods.split_mix.networks import WidthFactory, initialise, scaled
 from atlas.methods.split_mix.norms import BatchNorm, DualNorm, NormSpec
 from atlas.methods.split_mix.widths import Role
-from atlas.nn.attacks import mode_of
+from atlas.nn.modes import mode_of
 
 CONTRACT = (
     "a network is made by network(width, norm=NormSpec(), generator=None), as MLP is; "

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.nn.attacks import mode_of
 from atlas.nn.examples import in_type_of, require_numbers
 from atlas.nn.kinds import require_sequence
+from atlas.nn.modes import mode_of
 
 Kind = Literal["bn", "dual_bn", "film_bn"]
 Statistics = Literal["batch", "tracked", "local"]

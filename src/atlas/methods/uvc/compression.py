@@ -20,10 +20,10 @@ from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.repair import fill_blocks, fit_blocks, uniform_widths
 from atlas.methods.uvc.settings import ControllerPreset, Norm, UVCSettings, ValueLayout
 from atlas.methods.uvc.updates import StepLog
-from atlas.nn.attacks import mode_of
 from atlas.nn.bars import Bar
 from atlas.nn.examples import as_loader, in_type_of, require_labels, require_numbers
 from atlas.nn.kinds import require_sequence, require_whole
+from atlas.nn.modes import mode_of
 
 DEFAULTS = UVCSettings()
 RATES = ("learning_rate", "finetune_learning_rate", "weight_decay")

@@ -96,6 +96,20 @@ def _checked(shape: ViTShape, s: Tensor, r: Tensor, keep: Tensor | None, head_sc
     for name, value, size in (("keep", keep, (shape.depth,)), ("head_scores", head_scores, wanted[1])):
         if value is not None and tuple(value.shape) != size:
             raise ValueError(f"{name} must be {size}, not {tuple(value.shape)}")
+    heads, dims, neurons = (torch.tensor(shape.per_block(part)) for part in ("heads", "head_dim", "mlp_dim"))
+    _within("s", s, torch.stack((heads, neurons), -1))
+    _within("r", r, dims[:, None].expand(r.shape))
+    if keep is not None:
+        _within("keep", keep, torch.ones(shape.depth))
+
+
+def _within(name: str, values: Tensor, top: Tensor) -> None:
+    """Refuse what is removed, or kept, beyond what there is, or below nothing; ``top`` has the shape of the values."""
+    values = values.detach().cpu()
+    wrong = ~((values >= 0) & (values <= top))
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
+        raise ValueError(f"{name}{place} is {float(values[tuple(place)]):g}: it must be from 0 to {float(top[tuple(place)]):g}")
 
 
 def resource(
@@ -131,7 +145,7 @@ def resource(
     Raises
     ------
     ValueError
-        A tensor is of another shape, or the cost is neither; says what would be right.
+        A tensor is of another shape, or beyond what the model has; or the cost is neither. Says what would be right.
     """
     _checked(shape, s, r, keep, head_scores)
     function = ResourceFunction(shape, cost, s)

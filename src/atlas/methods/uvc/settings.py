@@ -78,7 +78,8 @@ class UVCSettings(BudgetSettings):
     def _some_search(self) -> Self:
         if self.search_warmup_epochs >= self.search_epochs:
             raise ValueError(
-                f"search_warmup_epochs {self.search_warmup_epochs} leaves nothing of search_epochs {self.search_epochs}"
+                f"search_warmup_epochs {self.search_warmup_epochs} leaves nothing of search_epochs {self.search_epochs}: "
+                f"lower it, to {self.search_epochs - 1} at most"
             )
         return self
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from atlas.harness.execute import training_summary
 from atlas.harness.files import read_tensors, write_text
 from atlas.harness.seeds import derive_seed, generator, pick_device
-from atlas.nn.attacks import PGD, attacking, margin_loss, mode_of
+from atlas.nn.attacks import PGD, attacking, margin_loss
 from atlas.nn.counts import parameter_count
+from atlas.nn.modes import mode_of
 from atlas.nn.ranks import here
 from atlas.nn.robustness import robust_report
 from atlas.nn.sparse_costs import flops

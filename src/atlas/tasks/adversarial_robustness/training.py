@@ -17,7 +17,8 @@ from atlas.harness.files import write_tensors
 from atlas.harness.history import History
 from atlas.harness.resume import TrainingLoop, training
 from atlas.harness.seeds import generator, pick_device
-from atlas.nn.attacks import PGD, mode_of, summed_cross_entropy
+from atlas.nn.attacks import PGD, summed_cross_entropy
+from atlas.nn.modes import mode_of
 from atlas.nn.precision import mixed_precision, weight_type
 from atlas.nn.ranks import Ranks, here
 from atlas.nn.sparse_costs import EpochCost, flops, training_flops

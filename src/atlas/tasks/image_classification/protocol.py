@@ -130,5 +130,6 @@ class Protocol(Settings):
         if self.evaluate_ema and self.ema_decay is None:
             raise ValueError("evaluate_ema needs an ema_decay, for example 0.9999")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}")
+            at_most = f"lower it, to {self.epochs - 1} at most"
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}: {at_most}")
         return self
