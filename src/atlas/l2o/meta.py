@@ -16,6 +16,7 @@ from atlas.l2o.state import State, map_state
 from atlas.l2o.windows import Step, Window, unroll
 from atlas.nn.bars import track
 from atlas.nn.kinds import require_kind
+from atlas.nn.precision import forget_casts
 
 History = list[dict[str, float]]
 """One row per window: ``window`` (from 1), ``objective`` per update, ``loss`` of the last update."""
@@ -69,6 +70,7 @@ class MetaTrainer:
         cfg = self.cfg
         if all(p.grad is None or bool(p.grad.isfinite().all()) for g in self.optimizer.param_groups for p in g["params"]):
             self.optimizer.step()
+            forget_casts()
         else:
             self.skipped += 1
         self._carried |= {"theta": theta, "state": state}

@@ -25,6 +25,15 @@ def mixed_precision(device: torch.device, precision: str, *, scaled: bool = True
     return torch.autocast("cuda", dtype=getattr(torch, precision) if scaled else torch.bfloat16)
 
 
+def forget_casts() -> None:
+    """Have weights that have moved cast anew, where a caller has put a whole training into a block of autocast.
+
+    Autocast keeps what it has cast of a weight until its outermost block ends, whatever becomes of the weight (PyTorch 2.15):
+    every later step would compute with the weights of the first one. To be called after every step of an optimiser.
+    """
+    torch.clear_autocast_cache()
+
+
 def weight_type(precision: str) -> torch.dtype:
     """What weights and images are stored in: float32, as mixed precision wants it, or float64 where all is computed so."""
     return torch.float64 if precision == "float64" else torch.float32

@@ -16,6 +16,7 @@ from atlas.methods.sinnerf.encoders import FrozenEncoder, brought_to, freeze
 from atlas.methods.sinnerf.settings import Distillation
 from atlas.nn.examples import as_tensor, require_tensors
 from atlas.nn.kinds import require_sequence
+from atlas.nn.precision import forget_casts
 
 SIZE, PATCH = 32, 8
 AT_ONCE = 20
@@ -108,6 +109,7 @@ class SelfDistiller(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        forget_casts()
         with torch.no_grad():
             for own, other in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
                 other.lerp_(own, 1 - settings.ema)

@@ -23,6 +23,7 @@ from atlas.methods.sinnerf.settings import LossWeights, Stage
 from atlas.methods.sinnerf.supervision import Reference, Warped, WarpPool, derive, warp_reference
 from atlas.nn.apart import apart
 from atlas.nn.kinds import require_kind
+from atlas.nn.precision import forget_casts
 from atlas.nn.work import ENCODING
 
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0}
@@ -189,6 +190,7 @@ class Fitting:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
+        forget_casts()
         values = {name: value.detach() for name, value in terms.values.items()}
         if stage.weights.adv:
             values["discriminator"] = self._criticise(index, groups["unseen"], rows, cols, rate)
@@ -329,6 +331,7 @@ class Fitting:
         self.critic.zero_grad(set_to_none=True)
         loss.backward()
         self.critic.step()
+        forget_casts()
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atlas.methods.sparse_robust.masks import Masks, check_masks, density_of
 from atlas.nn.kinds import require_kind
+from atlas.nn.precision import forget_casts
 
 OTHER_MODEL = "the optimizer steps no weight that is masked: is it another model's? make it of model.parameters()"
 
@@ -77,6 +78,7 @@ class SparseTraining:
             self.optimizer.step()
         else:
             scaler.step(self.optimizer)
+        forget_casts()
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -15,6 +15,7 @@ from atlas.methods.split_mix.adversary import PGD
 from atlas.methods.split_mix.norms import norm_mode, zero_samples
 from atlas.methods.split_mix.settings import Execution, LocalSettings, LossName
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict
+from atlas.nn.precision import forget_casts
 
 DEFAULT = LocalSettings()
 
@@ -260,6 +261,7 @@ def train_passes(
         loss = torch.stack(losses).sum()
         loss.backward()
         optimizer.step()
+        forget_casts()
         total, steps = total + loss.detach(), steps + 1
     trained = {name: tensor.detach() for name, tensor in tensors.items()}
     count = sum(part.runner.groups for part in passes)

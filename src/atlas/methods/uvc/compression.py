@@ -24,6 +24,7 @@ from atlas.nn.bars import Bar
 from atlas.nn.examples import as_loader, in_type_of, require_labels, require_numbers
 from atlas.nn.kinds import require_sequence, require_whole
 from atlas.nn.modes import mode_of
+from atlas.nn.precision import forget_casts
 
 DEFAULTS = UVCSettings()
 RATES = ("learning_rate", "finetune_learning_rate", "weight_decay")
@@ -87,6 +88,7 @@ def weight_step(
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(list(clipped), clip_norm)
     optimizer.step()
+    forget_casts()
     return total
 
 

@@ -16,6 +16,7 @@ from atlas.methods.vfds.model import FILL, Rollout, SelectiveGRU
 from atlas.methods.vfds.sweep import Sweep
 from atlas.nn.bars import track
 from atlas.nn.examples import gathered, require_numbers
+from atlas.nn.precision import forget_casts
 from atlas.nn.sequences import check_complete, check_labels, labelled, valid_steps
 
 LEARNING_RATE = 3e-3
@@ -165,6 +166,7 @@ def fit(
             values = f"the loss is {float(loss.total.detach())} and its gradient's norm {float(norm)}"
             raise FloatingPointError(f"{values} at step {step + 1}; a smaller learning rate may help")
         optimiser.step()
+        forget_casts()
         curve.append({name: float(value.detach()) for name, value in loss._asdict().items()})
     return curve
 
