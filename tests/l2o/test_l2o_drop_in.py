@@ -560,3 +560,28 @@ def test_a_policy_in_double_precision_steps_parameters_of_every_type(dtype: torc
         ends.append(weight.detach())
     assert torch.allclose(*ends, atol=1e-5)
     assert not torch.allclose(ends[1], start, atol=1e-3)
+
+
+@few
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_resumes_as_if_it_had_not_stopped(make: Make, dtype: torch.dtype) -> None:
+    """The state is wider than such parameters, and torch's own loading would round it to theirs."""
+    random = torch.Generator().manual_seed(5)
+    start, *slopes = (torch.randn(40, generator=random).to(dtype) for _ in range(13))
+
+    def made(weight: nn.Parameter) -> Any:
+        torch.manual_seed(6)  # a learned optimizer's own weights
+        return make([weight])
+
+    ends = []
+    for stops in (False, True):
+        weight = nn.Parameter(start.clone())
+        optimizer = made(weight)
+        for step, slope in enumerate(slopes):
+            if stops and step == 3:
+                state, optimizer = copy.deepcopy(optimizer.state_dict()), made(weight)
+                optimizer.load_state_dict(state)
+            weight.grad = slope.clone()
+            optimizer.step()
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
