@@ -312,3 +312,10 @@ def test_an_orbit_becomes_an_animation(tmp_path) -> None:  # type: ignore[no-unt
             assert getattr(image, "n_frames", 1) == 3
     with pytest.raises(ValueError, match="needs an image"):
         save_animation(tmp_path / "none.gif", [])
+
+
+def test_a_field_in_double_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights are torch.float64, and rays are float32: give field.float\(\)"):
+        SinNeRF(
+            make_field("vm").double(), bounds=None, near=2, far=6, pose_prior=OrbitGaussian(8.0), stages=[Stage(1, 1, 0.02, NONE)]
+        )

@@ -253,3 +253,13 @@ def test_what_cannot_be_cut_exactly_is_found_before_the_search() -> None:
     with pytest.raises(ExportError, match="differs from the masked one"):
         compress(model, 0.5, loader(), epochs=(2, 1))
     assert not steps
+
+
+def test_a_caller_may_have_another_default_type() -> None:
+    model, batches = vit(), loader()
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = compress(model, 0.6, batches, epochs=(2, 1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {weight.dtype for weight in result.model.parameters()} == {torch.float32}

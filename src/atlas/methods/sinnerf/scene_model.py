@@ -85,8 +85,8 @@ class SceneModel:
     TypeError
         An argument is of another type; says what would be right.
     ValueError
-        ``near`` is not positive or not below ``far``; there is no stage; a stage has no step or no positive learning rate; or a
-        term needs an encoder and there is none.
+        ``near`` is not positive or not below ``far``; there is no stage; a stage has no step or no positive learning rate; a
+        term needs an encoder and there is none; or the field's weights are not float32, as rays are.
     """
 
     def __init__(
@@ -132,6 +132,8 @@ class SceneModel:
         self.sampler = Sampler.chosen(sampler, background=1.0) if white_background else sampler
         self.options = options or Options()
         parameter = next(iter(field.parameters()), None)
+        if parameter is not None and parameter.dtype != torch.float32:
+            raise ValueError(f"the field's weights are {parameter.dtype}, and rays are float32: give field.float()")
         self.device = torch.device("cpu") if parameter is None else parameter.device
         if isinstance(field, CoarseFine):
             self.world_field: nn.Module = CoarseFine(Bounded(field.coarse, self.bounds), Bounded(field.fine, self.bounds))

@@ -236,7 +236,7 @@ def _random_images(model: Any, count: int) -> Tensor:
     height, width = model.patch_embed.img_size
     stem = model.patch_embed
     channels = stem.proj.in_channels if hasattr(stem, "proj") else stem.in_chans
-    random = torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(0))
+    random = torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     return random.to(next(model.parameters()).device)
 
 
