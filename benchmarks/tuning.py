@@ -2,7 +2,8 @@
 
 Learned optimizers are judged by the loss of the last quarter of their meta-training windows, over problems of the training half
 of the data alone; federations by the validation accuracy of their clients in the last round; vision transformers by held-out
-training images; radiance fields by views that are held out of training, around references that no study has. What was chosen
+training images; radiance fields by views that are held out of training, around references that no study has; settings of
+adversarial training by how far a dense network overfits held-out images, since that is what its study is about. What was chosen
 stands in the study's file beside the row, with the number of trials, and the trials stand in ``results/performance/tuning.csv``;
 what stands there is not tried again, unless ``--again`` says so.
 Before there was that table, L2O-DM had 12 trials, HeteroFL, SHeteroFL and Split-Mix 4, and LayerScale 4 rates, which were within
@@ -67,6 +68,12 @@ def robust_validation(run: Any) -> float:
     return 1 - (float(rows[-1]["validation_accuracy"]) + float(rows[-1]["validation_robust"])) / 2
 
 
+def robust_overfitting(run: Any) -> float:
+    """How much robust accuracy on held-out images is lost from the best epoch to the last five, with the sign turned."""
+    found = [float(row["val_ra"]) for row in csv.DictReader(run.history.open()) if row.get("val_ra")]
+    return mean(found[-5:]) - max(found)
+
+
 def held_out_error(run: Any) -> float:
     """Error of a classifier on held-out training images."""
     import torch
@@ -93,6 +100,17 @@ def grid(**choices: Iterable[Any]) -> tuple[Settings, ...]:
 def schedule(first: int, second: int) -> list[Settings]:
     """The two stages of the desk study's lego, with other numbers of steps."""
     return [{"steps": first, "stride": 3, "lr": 0.02}, {"steps": second, "stride": 2, "lr": 0.02}]
+
+
+def overfitting(scale: float, images: int, epochs: int, batch_size: int = 64) -> Settings:
+    """Adversarial training of a share of PreAct-ResNet-18's width on a number of images; the rate falls as in the paper."""
+    return {
+        "network": {"scale": scale},
+        "data": {"train_size": images, "validation_size": 500},
+        "epochs": epochs,
+        "milestones": [epochs // 2, epochs * 3 // 4],
+        "batch_size": batch_size,
+    }
 
 
 FREE_VIEWS = {"references": [29, 11], "test_limit": None, "test_stride": 2}
@@ -159,6 +177,19 @@ PLANS = {
     # networks designed without training, at the rate of one drawn at random
     "cifar10-as-vit": Plan(
         "image-classification/cifar10-as-vit/random-topology", protocols=VIT_RATES, score=held_out_error, study="desk", seeds=(0,)
+    ),
+    # the setting in which a dense network overfits, of those that cost about as much: without it there is nothing to judge
+    "cifar10-robust-setting": Plan(
+        "adversarial-robustness/cifar10/dense",
+        protocols=(
+            overfitting(0.125, 2000, 40),
+            overfitting(0.125, 500, 120, 32),
+            overfitting(0.1875, 500, 80, 32),
+            overfitting(0.25, 500, 40, 32),
+        ),
+        score=robust_overfitting,
+        study="desk",
+        seeds=(0,),
     ),
     # the rate of every row of the desk study's federations
     **{
