@@ -140,7 +140,9 @@ def test_a_norm_has_three_modes() -> None:
         norm(torch.rand(2, 3, 4, 4))
 
 
-@pytest.mark.parametrize("wrong", [{"lr": -1}, {"lr": math.nan}, {"loss": "x"}, {"temperature": 0}, {"momentum": -2}])
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1}, {"lr": math.nan}, {"loss": "x"}, {"temperature": 0}, {"momentum": -2}, {"execution": "serial"}]
+)
 def test_a_federation_knows_its_options_before_it_starts(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FedTrainer("fedavg", nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), **wrong)

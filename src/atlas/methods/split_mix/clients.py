@@ -15,6 +15,7 @@ from atlas.methods.split_mix.adversary import PGD
 from atlas.methods.split_mix.local import Augmentation, ClientBatches, batch_sizes, client_seed
 from atlas.methods.split_mix.norms import NormSpec
 from atlas.methods.split_mix.settings import Execution, FederatedSettings, LocalSettings, LossName, Method
+from atlas.methods.split_mix.stacks import check_execution
 from atlas.nn.examples import as_tensor, gathered, require_numbers
 from atlas.nn.kinds import require_kind, require_sequence
 
@@ -171,6 +172,7 @@ class Rules:
             raise TypeError(f"the network is a {type(self.factory).__name__}: {CONTRACT}")
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        check_execution(self.execution)
         require_numbers(lr=self.lr, atom=self.atom, width=self.width, seed=self.seed)
         require_sequence("a sequence of widths", widths=self.widths)
         require_numbers(**{f"widths[{index}]": width for index, width in enumerate(self.widths)})

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,12 @@ def scale_in_training(model: nn.Module, width: float, classifiers: set[str]) -> 
     return model
 
 
+def check_execution(execution: str) -> None:
+    """Refuse a way to run a stack that there is not."""
+    if execution not in get_args(Execution):
+        raise ValueError(f"execution must be one of {', '.join(get_args(Execution))}, not {execution!r}")
+
+
 class Runner:
     """Runs G networks on their inputs: with grouped layers, by ``vmap``, or one after the other.
 
@@ -146,6 +153,7 @@ class Runner:
     """
 
     def __init__(self, stack: ParamStack, groups: int, inputs: int, execution: Execution = "auto") -> None:
+        check_execution(execution)
         self.groups, self.inputs = groups, inputs
         self.execution: Execution = execution
         if execution in ("auto", "grouped"):
