@@ -162,6 +162,46 @@ def test_blocks_come_back_where_gates_closed_too_many() -> None:
     assert 0 <= 0.5 - filled.r_phys(TINY) <= 0.01
     assert scores.blocks[filled.keep].min() > scores.blocks[~filled.keep].max()
     assert fill_blocks(filled, TINY, scores, 0.5) == filled
+    before = fit_to_budget(plan, TINY, scores, 0.5)
+    assert (filled.dims | ~before.dims)[before.keep].all()  # what the search kept makes no room for a block that comes back
+    assert (filled.neurons | ~before.neurons)[before.keep].all()
+
+
+@pytest.mark.parametrize("shape", [SHAPE, UNEQUAL, TINY])
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("budget", [0.4, 0.55, 0.7, 0.85, 1.0])
+def test_a_block_that_comes_back_takes_only_what_is_left(shape: ViTShape, kept: int, budget: float) -> None:
+    scores = scores_of(shape, 3)
+    assert scores.blocks is not None
+    plan = ragged(shape, 2)
+    plan.keep = scores.blocks >= scores.blocks.topk(kept).values[-1]
+    before = fit_to_budget(plan, shape, scores, budget)
+    filled = fill_blocks(plan, shape, scores, budget)
+    filled.validate(shape)
+    assert filled.r_phys(shape) <= budget
+    assert torch.equal(filled.dims[before.keep], before.dims[before.keep])
+    assert torch.equal(filled.neurons[before.keep], before.neurons[before.keep])
+    assert filled.keep[before.keep].all()
+    # one block at a time: of those that came back, all but the last are whole
+    back = (filled.keep & ~before.keep).nonzero().flatten().tolist()
+    back.sort(key=lambda layer: -float(scores.blocks[layer]))
+    for layer in back[:-1]:
+        assert (filled.dims[layer] | ~shape.dims_exist()[layer]).all() and (
+            filled.neurons[layer] | ~shape.neurons_exist()[layer]
+        ).all()
+    if budget == 1:
+        assert filled == CompressionPlan.identity(shape)
+
+
+def test_nothing_comes_back_where_not_even_the_least_of_a_block_fits() -> None:
+    scores = scores_of(SHAPE)
+    assert scores.blocks is not None
+    plan = CompressionPlan.identity(SHAPE)
+    plan.keep = scores.blocks == scores.blocks.max()
+    least = CompressionPlan.identity(SHAPE)
+    least.keep = plan.keep.clone()
+    budget = (least.macs(SHAPE) + 1) / SHAPE.full_macs
+    assert fill_blocks(plan, SHAPE, scores, budget, slack=0) == fit_to_budget(plan, SHAPE, scores, budget)
 
 
 def test_uniform_widths_keep_the_total() -> None:

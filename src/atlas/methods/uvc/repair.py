@@ -128,23 +128,34 @@ def fit_to_budget(
 def fill_blocks(
     plan: CompressionPlan, shape: ViTShape, scores: UnitScores, budget: float, slack: float = 0.01
 ) -> CompressionPlan:
-    """Fit a plan whose gates closed more blocks than the budget asks for: the best skipped blocks come back, pruned to fit.
+    """Fit a plan whose gates closed more blocks than the budget asks for: the best skipped blocks come back, as far as they fit.
 
-    Without this a search that overshot would be compared at a lower cost than its competitors. Errors as :func:`fit_to_budget`.
+    Without this a search that overshot would be compared at a lower cost than its competitors. A block comes back with its best
+    dim of its strongest head and its best neuron, and takes more of its units, in descending order of score per
+    multiply-accumulate, until nothing more fits. Blocks that the search kept give nothing up for it. Errors as
+    :func:`fit_to_budget`.
 
     Parameters
     ----------
     scores : UnitScores
         With ``blocks``: skipped blocks come back in descending order of it.
     slack : float
-        How far below the budget the result may stay while there is a block left to bring back.
+        How far below the budget the result may stay while there is a block of which something fits.
     """
     fitted = fit_to_budget(plan, shape, scores, budget)
-    wider = plan.copy()
-    wider.keep = fitted.keep.clone()
-    while budget - fitted.r_phys(shape) > slack and not bool(wider.keep.all()) and scores.blocks is not None:
-        wider.keep[scores.blocks.cpu().masked_fill(wider.keep, -torch.inf).argmax()] = True
-        fitted = fit_to_budget(wider, shape, scores, budget)
+    if scores.blocks is None:
+        return fitted
+    blocks = scores.blocks.detach().cpu()
+    scores = UnitScores(scores.dims.detach().cpu(), scores.neurons.detach().cpu(), blocks)
+    allowed = int(budget * shape.full_macs)
+    for layer in blocks.sort(descending=True, stable=True).indices.tolist():
+        if budget - fitted.r_phys(shape) <= slack:
+            break
+        if fitted.keep[layer]:
+            continue
+        wider = _with_least_of(layer, fitted, shape, scores)
+        if wider.macs(shape) <= allowed:
+            fitted = _refilled(wider, shape, scores, allowed)
     return fitted
 
 
@@ -196,6 +207,19 @@ def _weakest_block(plan: CompressionPlan, scores: UnitScores) -> int:
     if scores.blocks is None:
         return int(kept[-1])
     return int(kept[scores.blocks[kept].argmin()])
+
+
+def _with_least_of(layer: int, plan: CompressionPlan, shape: ViTShape, scores: UnitScores) -> CompressionPlan:
+    """The plan and, of a block that it skips, the best dim of the head of highest total score and the best neuron."""
+    dims = scores.dims[layer].double().masked_fill(~shape.dims_exist()[layer], 0)
+    head = int(dims.sum(-1).argmax())
+    neurons = scores.neurons[layer].double().masked_fill(~shape.neurons_exist()[layer], -torch.inf)
+    wider = plan.copy()
+    wider.keep[layer] = True
+    wider.dims[layer], wider.neurons[layer] = False, False
+    wider.dims[layer, head, int(dims[head].argmax())] = True
+    wider.neurons[layer, int(neurons.argmax())] = True
+    return wider
 
 
 def _floor(plan: CompressionPlan, shape: ViTShape) -> int:
