@@ -8,14 +8,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from atlas.nn.kinds import require_kind, require_sequence
 from atlas.nn.modes import mode_of
 
+COUNTED = (_ConvNd, nn.Linear)
+
 
 @dataclass(frozen=True)
 class FlopsReport:
-    """Cost of one forward pass of one example; convolutions and linear layers count, by their weights that exist.
+    """Cost of one forward pass of one example: of convolutions, linear layers and projections of attention, by existing weights.
 
     Attributes
     ----------
@@ -60,6 +63,9 @@ class FlopsReport:
 def flops(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Tensor] | None = None) -> FlopsReport:
     """Count the cost of a forward pass, layer by layer.
 
+    Convolutions of any dimension, linear layers and the projections of ``nn.MultiheadAttention`` count, wherever the layer's
+    input has its examples; products without weights, as of queries and keys, do not.
+
     Parameters
     ----------
     input_shape : tuple of int
@@ -78,14 +84,30 @@ def flops(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Te
     dense: dict[str, int] = {}
     outputs: dict[str, int] = {}
 
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        name = names[id(module.weight)]
-        places = output[0].numel() // module.weight.shape[0]
-        dense[name] = dense.get(name, 0) + module.weight.numel() * places
-        outputs[name] = outputs.get(name, 0) + output[0].numel()
+    def add(weight: Tensor, macs: int, made: int) -> None:
+        name = names[id(weight)]
+        dense[name] = dense.get(name, 0) + macs
+        outputs[name] = outputs.get(name, 0) + made
 
-    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen = inputs[0] if getattr(module, "transposed", False) else output  # the batch is one example
+        add(module.weight, module.weight.numel() * (seen.numel() // module.weight.shape[0]), output.numel())
+
+    def count_attention(module: nn.MultiheadAttention, inputs: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> None:
+        asked = [*inputs[:3], *(named[name] for name in ("query", "key", "value")[len(inputs) :])]
+        tokens = [tensor.numel() // tensor.shape[-1] for tensor in asked]
+        width = module.embed_dim
+        if module.in_proj_weight is None:
+            for weight, seen in zip((module.q_proj_weight, module.k_proj_weight, module.v_proj_weight), tokens, strict=True):
+                add(weight, weight.numel() * seen, width * seen)
+        else:
+            add(module.in_proj_weight, width * width * sum(tokens), width * sum(tokens))  # a third for each of the three
+        add(module.out_proj.weight, width * width * tokens[0], width * tokens[0])
+
+    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, COUNTED)]
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            hooks.append(module.register_forward_hook(count_attention, with_kwargs=True))
     like = next(model.parameters())
     try:
         with torch.no_grad(), mode_of(model, "eval"):
@@ -97,7 +119,9 @@ def flops(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Te
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     for name, mask in (masks or {}).items():
         if name not in dense:
-            raise KeyError(f"there is a mask for {name}, which is no weight of a convolution or linear layer that was used")
+            raise KeyError(
+                f"there is a mask for {name}, which is no weight of a convolution, linear layer or attention that was used"
+            )
         sparse[name] = dense[name] * int(mask.count_nonzero()) // sizes[name]
     return FlopsReport(sparse, dense, outputs)
 
