@@ -275,3 +275,22 @@ def test_trainers_of_other_kinds_are_refused() -> None:
     for policy, settings in ((rnnprop(), cfg), (rnnprop("rp-small"), MetaConfig())):
         with pytest.raises(ValueError, match="the same settings, and policies of one kind"):
             windows_at_once([one, MetaTrainer(policy, problem, settings, seeded())])
+
+
+def test_a_state_of_meta_training_is_a_snapshot_that_several_can_go_on_from() -> None:
+    problem = mlp((5, 4, 3), data=digits(dtype=torch.float32))
+    cfg = MetaConfig(windows=8, unroll=5, depth=3, instances=2, lr=1e-2, spread=1.0)
+
+    def trainer() -> MetaTrainer:
+        torch.manual_seed(0)
+        return MetaTrainer(RNNprop(hidden=(4,), pre=0, lr=0.05), problem, cfg, seeded())
+
+    first = trainer()
+    for _ in range(4):
+        first.window()
+    saved = first.state_dict()
+    rows = [first.window() for _ in range(3)]
+    for other in (trainer(), trainer()):
+        other.load_state_dict(saved)
+        assert [other.window() for _ in range(3)] == rows
+        assert len(other.history) == 7

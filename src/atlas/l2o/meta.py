@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,8 +95,8 @@ class MetaTrainer:
         self._carried |= {"theta": theta, "state": state}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes from window to window, the policy's numbers included."""
-        return {
+        """A copy of everything that changes from window to window, the policy's numbers included."""
+        changing = {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.gen.get_state(),
@@ -104,9 +105,11 @@ class MetaTrainer:
             "skipped": self.skipped,
             "history": self.history,
         }
+        return copy.deepcopy(changing)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on, window for window, where :meth:`state_dict` was taken."""
+        saved = copy.deepcopy(saved)
         self.policy.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.gen.set_state(saved["generator"])

@@ -349,3 +349,19 @@ def test_drop_in_optimizer_warms_up_then_equals_the_functional_updates(tmp_path)
     for options in ({"warmup_steps": -1}, {"warmup_lr": 0.0}):
         with pytest.raises(ValueError, match="warmup"):
             AmalgamatedOptimizer(Net().parameters(), policy, **options)  # type: ignore[arg-type]
+
+
+def test_a_state_is_a_snapshot_that_several_can_go_on_from() -> None:
+    first, *others = (trainer("minmax", seeds=(5, 6)) for _ in range(3))
+    for _ in range(3):
+        first.step()
+    assert not first.done
+    saved = first.state_dict()
+    while not first.done:
+        first.step()
+    rows = list(first.history)
+    for other in others:
+        other.load_state_dict(saved)
+        while not other.done:
+            other.step()
+        assert other.history == rows

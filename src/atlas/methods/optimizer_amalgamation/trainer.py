@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -307,9 +308,9 @@ class Trainer:
         self.meta_optimizer.assign(index, checkpoint["optimizer"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes from window to window."""
+        """A copy of everything that changes from window to window."""
         names = ("reset", "window", "carried", "reference", "best_repeat", "best_stage", "losses")
-        return {
+        changing = {
             "current": [self._checkpoint(index) for index in range(len(self.replicates))],
             "replicates": [
                 {
@@ -322,9 +323,11 @@ class Trainer:
             "windows": self.windows,
             "history": self.history,
         }
+        return copy.deepcopy(changing)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on, window for window, where :meth:`state_dict` was taken."""
+        saved = copy.deepcopy(saved)
         for index, (replicate, state) in enumerate(zip(self.replicates, saved["replicates"], strict=True)):
             self._restore(index, saved["current"][index])
             for name, value in state.items():
