@@ -220,3 +220,29 @@ def test_distillation_by_hand() -> None:
     torch.testing.assert_close(robust_distillation(logits, labels, robust, standard), expected)
     alone = robust_distillation(logits, labels, logits, logits)
     torch.testing.assert_close(alone, 0.5 * functional.cross_entropy(logits, labels))
+
+
+def test_averages_that_begin_from_one_state_are_separate() -> None:
+    model = nn.Linear(3, 2)
+    first, second = WeightAverage(), WeightAverage()
+    first.update(model)
+    second.load_state_dict(first.state_dict())
+    kept = {name: value.clone() for name, value in second.average.items()}
+    with torch.no_grad():
+        model.weight.add_(1)
+    first.update(model)
+    assert all(torch.equal(kept[name], value) for name, value in second.average.items())
+
+
+def test_an_average_of_coarse_weights_is_as_fine_as_their_mean() -> None:
+    model, average = nn.Linear(8, 8).bfloat16(), WeightAverage()
+    source, snapshots = torch.Generator().manual_seed(0), []
+    for _ in range(300):
+        with torch.no_grad():
+            model.weight.copy_(1 + 0.1 * torch.randn(8, 8, generator=source))
+        snapshots.append(model.weight.detach().double())
+        average.update(model)
+    mean = torch.stack(snapshots).mean(0)
+    average.apply_to(model)
+    assert model.weight.dtype == torch.bfloat16
+    assert torch.equal(model.weight, mean.bfloat16())

@@ -479,3 +479,36 @@ def test_states_of_another_model_are_refused() -> None:
     state = wrapped.state_dict()
     with pytest.raises(KeyError, match=r"9\.weight"):
         wrapped.load_state_dict({"masks": {name: mask for name, mask in state["masks"].items() if name != "9.weight"}})
+
+
+@pytest.mark.parametrize("write", ["data", "vector"])
+def test_weights_restored_without_a_trace_stay(write: str) -> None:
+    """Writing through ``.data`` raises no version of a tensor."""
+    model = network()
+    wrapped = bird(model)
+    for step in range(4):
+        adversarial_backward(model, wrapped.optimizer, step)
+        wrapped.step()
+    second = network()
+    resumed = bird(second, generator=random_source(1))
+    if write == "data":
+        for mine, theirs in zip(second.parameters(), model.parameters(), strict=True):
+            mine.data.copy_(theirs)
+    else:
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()).detach(), second.parameters())
+    resumed.optimizer.load_state_dict(wrapped.optimizer.state_dict())
+    resumed.load_state_dict(wrapped.state_dict())
+    for mine, theirs in zip(second.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_state_is_a_snapshot() -> None:
+    model = network()
+    wrapped = bird(model)
+    state = wrapped.state_dict()
+    masks = {name: mask.clone() for name, mask in state["masks"].items()}
+    for step in range(6):
+        adversarial_backward(model, wrapped.optimizer, step)
+        wrapped.step()
+    assert any(not torch.equal(masks[name], wrapped.masks[name]) for name in masks)
+    assert all(torch.equal(masks[name], mask) for name, mask in state["masks"].items())

@@ -36,6 +36,8 @@ def _plain_means(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 class WeightAverage:
     """Running mean of a model's parameters, one snapshot per call of :meth:`update`: θ̄ ← (k·θ̄ + θ) / (k + 1).
 
+    Means of weights of less than single precision are kept in single precision.
+
     Parameters
     ----------
     support : {"current", "frozen"}, optional
@@ -70,7 +72,7 @@ class WeightAverage:
             if self.count:
                 self.average[name].mul_(self.count).add_(parameter).div_(self.count + 1)
             else:
-                self.average[name] = parameter.detach().clone()
+                self.average[name] = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
         self.count += 1
 
     @torch.no_grad()
@@ -96,11 +98,15 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average, its count and its masks."""
-        return {"count": self.count, "average": dict(self.average), "masks": dict(self.masks)}
+        return {"count": self.count, "average": _cloned(self.average), "masks": _cloned(self.masks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the average of a state."""
-        self.count, self.average, self.masks = int(state["count"]), dict(state["average"]), dict(state["masks"])
+        self.count, self.average, self.masks = int(state["count"]), _cloned(state["average"]), _cloned(state["masks"])
+
+
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def robust_distillation(

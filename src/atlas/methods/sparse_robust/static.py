@@ -62,9 +62,9 @@ class SparseTraining:
         self.masks: Masks = checked
         parameters = dict(model.named_parameters())
         self.weights = {name: parameters[name] for name in self.masks}
-        whole = [(value, value.detach().clone()) for weight in self.weights.values() for value in self._masked(weight)]
+        whole = [(name, value, value.detach().clone()) for name, weight in self.weights.items() for value in self._masked(weight)]
         self.apply()
-        self._whole = [(value, value._version, before) for value, before in whole]
+        self._whole = [(name, value, value._version, before) for name, value, before in whole]
 
     def step(self, scaler: Any = None) -> object:
         """Take the optimiser's step (through a ``GradScaler`` if one is given), then mask again."""
@@ -123,7 +123,7 @@ class SparseTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes while training, besides the model's and the optimiser's own state."""
-        return {"masks": dict(self.masks)}
+        return {"masks": {name: mask.clone() for name, mask in self.masks.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; the model and the optimiser are restored by their own, before or after.
@@ -140,10 +140,11 @@ class SparseTraining:
         if set(masks) != set(self.masks):
             missing = sorted(set(self.masks) ^ set(masks))[0]
             raise KeyError(f"the state and this training differ in the masks that they have: {missing}")
-        self.masks = masks
         with torch.no_grad():
-            for value, version, before in self._whole:
-                if value._version == version:
+            for name, value, version, before in self._whole:
+                # writing through ``.data`` leaves no version, only other numbers
+                if value._version == version and torch.equal(value, before * self.masks[name]):
                     value.copy_(before)
         self._whole.clear()
+        self.masks = masks
         self.apply()
