@@ -429,3 +429,28 @@ def test_a_pair_s_gradients_are_autograds(layers: int, options: dict[str, Any]) 
     for fused, plain in zip(*gradients, strict=True):
         assert plain is not None
         assert (fused - plain).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("change", [{"temperature": 1.0}, {"policy": "attention"}, {"first_step": "none"}, {"logit_scale": 5.0}])
+def test_models_of_a_sweep_differ_in_their_weights_alone(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="differ in their weights alone"):
+        Sweep([make(temperature=0.05), make(**{"temperature": 0.05, **change})])
+
+
+def test_a_sweep_leaves_its_models_as_they_are() -> None:
+    models = [make(seed) for seed in range(2)]
+    before = {name: value.clone() for name, value in models[0].state_dict().items()}
+    sweep = Sweep(models)
+    assert torch.equal(sweep.model(1).output.weight, models[1].output.weight)
+    assert all(torch.equal(before[name], value) for name, value in models[0].state_dict().items())
+
+
+def test_a_stream_that_begins_anew_has_the_weights_that_the_model_has() -> None:
+    model, other, x = make(0), make(1), draw(1, T, D)
+    policy = model.stream()
+    model.load_state_dict(other.state_dict())
+    policy.reset()
+    whole = other(x, gates="threshold").logits
+    for step in range(T):
+        policy.request()
+        assert (policy.observe(x[:, step]) - whole[:, step]).abs().max() < 1e-5

@@ -37,14 +37,13 @@ class StreamingPolicy:
             raise ValueError(f"a stream takes sample or threshold gates, not {gates}")
         self.model, self.batch, self.generator = model, batch, generator
         self.gates: Literal["sample", "threshold"] = gates
-        first, *others = model.layers
-        self._gating = replace(model.gating(gates), first=None)
-        self._columns = first.weight_ih.detach().T.contiguous()  # (D, 3H): a feature's weights lie together
-        self._first, self._others = first, others
+        self._first, *self._others = model.layers
         self.reset()
 
     def reset(self) -> None:
-        """Forget the past: the next step is the first."""
+        """Forget the past: the next step is the first. Weights that the model has got since are taken over."""
+        self._gating = replace(self.model.gating(self.gates), first=None)
+        self._columns = self._first.weight_ih.detach().T.contiguous()  # (D, 3H): a feature's weights lie together
         size = self._columns.new_zeros(self.batch, self.model.hidden)
         self._states = [size.clone() for _ in self.model.layers]
         self._steps = 0

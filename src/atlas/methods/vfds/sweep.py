@@ -6,6 +6,7 @@ batched operation for all models; the models do not influence one another.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from atlas.methods.vfds.model import FixedMask, Rollout, SelectiveGRU
+
+DIFFERENT = "the models of a sweep must have the same shapes, policy and settings: they differ in their weights alone"
 
 
 class Sweep(nn.Module):
@@ -30,7 +33,7 @@ class Sweep(nn.Module):
     Raises
     ------
     ValueError
-        There is none, or they differ in shape or policy.
+        There is none, or they differ in shape, policy or another setting: temperature, scale of logits, first step.
     """
 
     def __init__(self, models: Sequence[SelectiveGRU]) -> None:
@@ -38,9 +41,11 @@ class Sweep(nn.Module):
         if not models:
             raise ValueError("a sweep needs at least one model")
         states = [model.state_dict() for model in models]
-        if any({k: v.shape for k, v in state.items()} != {k: v.shape for k, v in states[0].items()} for state in states):
-            raise ValueError("the models of a sweep must have the same shapes and policy")
-        object.__setattr__(self, "template", models[0])  # how to run, but none of its weights
+        shapes = [{name: value.shape for name, value in state.items()} for state in states]
+        kinds = [_kind(model) for model in models]
+        if any(shape != shapes[0] for shape in shapes) or any(kind != kinds[0] for kind in kinds):
+            raise ValueError(DIFFERENT)
+        object.__setattr__(self, "template", copy.deepcopy(models[0]))  # how to run, but none of its weights
         trained = {name for name, _ in models[0].named_parameters()}
         for name in states[0]:
             stacked = torch.stack([state[name] for state in states])
@@ -77,7 +82,7 @@ class Sweep(nn.Module):
         """
         first = sweeps[0].template
         if any(_kind(sweep.template) != _kind(first) for sweep in sweeps):
-            raise ValueError("the models of a sweep must have the same shapes and policy")
+            raise ValueError(DIFFERENT)
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         object.__setattr__(made, "template", first)
