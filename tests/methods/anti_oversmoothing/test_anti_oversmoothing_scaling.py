@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -400,3 +401,12 @@ def test_a_mean_counts_the_valid_tokens_of_each_image() -> None:
 def test_a_start_that_is_no_number_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         apply_featscale(vit(), **{name: float("nan")})
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.Sequential], ids=["compiled", "in a sequence"])
+def test_groups_of_a_model_within_another_are_its_own(wrap: Any) -> None:
+    model = apply_attnscale(vit())
+    sizes = [[p.numel() for p in group["params"]] for group in param_groups(model, lr=1.0, weight_decay=0.1)]
+    assert [[p.numel() for p in group["params"]] for group in param_groups(wrap(model), lr=1.0, weight_decay=0.1)] == sizes
+    exempt = {id(model.cls_token), id(model.pos_embed)}
+    assert not exempt & {id(p) for p in param_groups(wrap(model), lr=1.0, weight_decay=0.1)[0]["params"]}

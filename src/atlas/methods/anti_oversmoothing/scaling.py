@@ -420,9 +420,19 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, scale_lr_mult
     return [group for group in groups if group["params"]]
 
 
-def without_weight_decay(model: Any) -> set[str]:
-    """Names that a timm model exempts from weight decay: position embedding, class token and so on."""
-    return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+def without_weight_decay(model: nn.Module) -> set[str]:
+    """Names that a timm model exempts from weight decay: position embedding, class token and so on.
+
+    The model may stand within others, as it does once it is compiled or part of a sequence.
+    """
+    exempt: set[str] = set()
+    asked: list[str] = []
+    for name, module in model.named_modules():
+        if hasattr(type(module), "no_weight_decay") and not any(name.startswith(outer) for outer in asked):
+            prefix = f"{name}." if name else ""
+            asked.append(prefix)
+            exempt |= {prefix + own for own in module.no_weight_decay()}
+    return exempt
 
 
 def remove_scales(model: nn.Module) -> nn.Module:
