@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -26,6 +27,7 @@ from PIL import Image
 from atlas.harness import plots
 from atlas.harness.plots import FigureData, Film, figure
 from atlas.harness.run import Run
+from atlas.harness.stale import page_gap
 from atlas.harness.study import Study
 from atlas.report import write_all_claims, write_claims, write_figures, write_report, write_table
 from atlas.report.collect import collect_cell, collect_table
@@ -239,12 +241,16 @@ def test_a_row_without_any_value_says_why_in_its_cells(study: Study) -> None:
 
 def test_metrics_of_wrong_types_do_not_stop_the_report(study: Study) -> None:
     runs = by_name(study)
+    made_of = json.loads(runs["deit", 1].metrics.read_text())["run"]
     runs["deit", 0].metrics.write_text('{"metrics": [1, 2], "provenance": "none", "run": 3, "settings": null}')
-    runs["deit", 1].metrics.write_text('{"metrics": {"top1": NaN, "nll": "0.3", "ece": true}}')
+    runs["deit", 1].metrics.write_text(
+        f'{{"metrics": {{"top1": NaN, "nll": "0.3", "ece": true}}, "run": {json.dumps(made_of)}, "settings": null}}'
+    )
     runs["deit", 2].metrics.write_bytes(b"\xff\xfe")
-    assert "0 of 3" not in write_all(study)
+    assert "1 of 3" in write_all(study)
     table = rows(study.results / "tables" / TABLE[0] / "digits.csv")
     assert table["deit"]["top1"] == ""
+    assert "seed 0: out of date: what it was made of is not recorded" in table["deit"]["missing"]
     assert "seed 1: not finite: top1, nll, ece; lacks:" in table["deit"]["missing"]
 
 
@@ -255,11 +261,41 @@ def test_nothing_at_all_is_still_a_page(make_study: Callable[..., Study]) -> Non
 
 
 def test_results_of_other_settings_are_called_out_of_date(study: Study) -> None:
-    path = study.runs[0].metrics
-    content = json.loads(path.read_text())
+    """And are no part of means and verdicts: seeds of two settings in one number would be neither's."""
+    run = by_name(study)["attnscale", 1]
+    content = json.loads(run.metrics.read_text())
     content["run"]["fingerprint"] = "other"
-    path.write_text(json.dumps(content))
-    assert "out of date: its settings changed" in write_report(study).read_text()
+    content["metrics"]["top1"] = 1e6
+    run.metrics.write_text(json.dumps(content))
+    page = write_all(study)
+    assert "seed 1: out of date: its settings changed" in page
+    assert "11 of 12 evaluated, 1 out of date" in page
+    assert float(rows(study.results / "tables" / TABLE[0] / "digits.csv")["attnscale"]["top1"]) < 1
+    judged = [row for row in csv.DictReader((study.results / "claims-values.csv").open()) if "attnscale" in str(row)]
+    assert judged
+    assert not any("1000000" in value for row in judged for value in row.values())
+
+
+def test_a_page_that_is_written_alone_takes_the_files_of_verdicts_with_it(study: Study) -> None:
+    """For the page says what is up to date, also where the workflow stops and writes only it."""
+    write_all(study)
+    paths = [study.results / name for name in ("claims.csv", "claims-values.csv", "claims.md")]
+    written = [path.read_text() for path in paths]
+    times = [path.stat().st_mtime_ns for path in paths]
+    write_report(study)
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    paths[0].write_text("older verdicts\n")
+    paths[2].unlink()
+    write_report(study)
+    assert [path.read_text() for path in paths] == written
+    assert page_gap(study) is None
+
+
+@pytest.mark.parametrize("change", [{"limits": ("It cannot show speed.",)}, {"description": "Something else."}])
+def test_a_page_is_due_where_the_study_says_something_else_of_itself(study: Study, change: dict[str, Any]) -> None:
+    write_all(study)
+    assert page_gap(study) is None
+    assert page_gap(replace(study, **change)) == "its metrics, claims or limits changed"
 
 
 def test_a_failed_stage_explains_the_runs_that_wait_for_it(two_tasks: Study) -> None:

@@ -35,7 +35,7 @@ class Cell:
     @cached_property
     def recorded(self) -> dict[str, Any]:
         """Every value of the evaluation, finite or not, timings included."""
-        if self.failure:
+        if self.failure or self.outdated:
             return {}  # what an earlier evaluation left is not this run's
         return {**_mapping(self.content.get("metrics")), **_mapping(self.content.get("timings"))}
 
@@ -43,6 +43,11 @@ class Cell:
     def values(self) -> dict[str, float]:
         """Every finite number of the evaluation, timings included."""
         return {name: float(value) for name, value in self.recorded.items() if _finite(value)}
+
+    @cached_property
+    def outdated(self) -> str:
+        """Why the evaluation that is there is not this run's, as it is planned now; empty if it is, or there is none."""
+        return stale_metrics(self.run, self.content) or ""
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -67,9 +72,11 @@ class Cell:
 
     @cached_property
     def state(self) -> str:
-        """``"done"``, ``"failed"``, ``"damaged"`` or ``"not run"``."""
+        """``"done"``, ``"failed"``, ``"out of date"``, ``"damaged"`` or ``"not run"``."""
         if self.failure:
             return "failed"
+        if self.outdated:
+            return "out of date"
         if self.content:
             return "done"
         return "damaged" if self.run.metrics.is_file() else "not run"
@@ -81,6 +88,8 @@ class Cell:
             return self._doubt()
         if self.state == "failed":
             return f"failed to {self.failure.get('stage', 'run')}: {self.failure.get('error', 'no reason was left')}"
+        if self.outdated:
+            return f"out of date: {self.outdated}"
         if self.state == "damaged":
             return "not run: its metrics.json is damaged"
         return "not run" + _blocked(self.run)
@@ -90,11 +99,9 @@ class Cell:
         declared = [metric.name for metric in self.run.declared_metrics]
         bad = [name for name in declared if name in self.recorded and name not in self.values and name not in self.inapplicable]
         lacking = [name for name in declared if name not in self.recorded]
-        reason = stale_metrics(self.run, self.content)
         doubts = [
             f"not finite: {', '.join(bad)}" if bad else "",
             f"lacks: {', '.join(lacking)}" if lacking else "",
-            f"out of date: {reason}" if reason else "",
         ]
         return "; ".join(filter(None, doubts))
 

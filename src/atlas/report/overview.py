@@ -110,6 +110,8 @@ class Overview:
             parts.append(f"{states['failed']} failed")
         if states["not run"] + states["damaged"]:
             parts.append(f"{states['not run'] + states['damaged']} not run")
+        if states["out of date"]:
+            parts.append(f"{states['out of date']} out of date")
         if doubtful:
             parts.append(f"{doubtful} doubtful")
         return ", ".join(parts)
