@@ -82,7 +82,7 @@ def test_why_the_page_is_written(study: Study) -> None:
     write_report(study)
     assert agenda(study).page == ""
     write_text(study.results / KERNELS, "id,kernel,verdict\n")
-    assert (agenda(study).tables, agenda(study).page) == ({}, "its metrics or claims changed")
+    assert (agenda(study).tables, agenda(study).page) == ({}, "its metrics, claims or limits changed")
 
 
 def test_a_clone_without_checkpoints_needs_none(study: Study) -> None:

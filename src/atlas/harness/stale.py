@@ -167,12 +167,16 @@ def table_gap(study: Study, task: str, dataset: str) -> str | None:
 
 
 def summary_digest(study: Study) -> str:
-    """SHA-256 over every run's metrics, every claim and verdicts under other kernels: what verdicts and page are made of."""
+    """SHA-256 over every run's metrics, every claim, verdicts under other kernels, and what the study says of itself.
+
+    That is what verdicts and page are made of.
+    """
     from atlas.harness.claims import claims_text
 
     kernels = study.results / KERNELS
     others = kernels.read_text() if kernels.is_file() else ""
-    return hashlib.sha256((metrics_digest(list(study.runs)) + claims_text() + others).encode()).hexdigest()
+    said = json.dumps([study.description, list(study.limits)])
+    return hashlib.sha256((metrics_digest(list(study.runs)) + claims_text() + others + said).encode()).hexdigest()
 
 
 def page_gap(study: Study) -> str | None:
@@ -180,4 +184,4 @@ def page_gap(study: Study) -> str | None:
     names = ("claims.csv", "claims-values.csv", "claims.md", "report.html", "report.md", SUMMARY)
     if not all((study.results / name).is_file() for name in names):
         return "not written"
-    return None if read_json(study.results / SUMMARY).get("digest") == summary_digest(study) else "its metrics or claims changed"
+    return None if read_json(study.results / SUMMARY).get("digest") == summary_digest(study) else "its metrics, claims or limits changed"

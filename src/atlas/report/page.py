@@ -20,7 +20,16 @@ from atlas.report.markdown import escape, fenced, grid
 from atlas.report.overview import SIGNS, Overview
 from atlas.report.series import write_series
 from atlas.report.tables import Sheet, seeds_text, shown_metrics, table_markdown
-from atlas.report.told import claims_markdown, found_line, rule, seed_numbers, spread_of_splits, unsettled, values_csv
+from atlas.report.told import (
+    claims_markdown,
+    found_line,
+    refresh_claims,
+    rule,
+    seed_numbers,
+    spread_of_splits,
+    unsettled,
+    values_csv,
+)
 from atlas.report.verdicts import VERDICTS, Judged, judge_all
 
 # Nothing but the page itself may load or run: not even what an escaped name would smuggle in.
@@ -33,13 +42,17 @@ POLICY = (
 def write_report(study: Study) -> Path:
     """Write ``report.html``, ``report.md`` and the series for DVC from whatever has been evaluated.
 
+    Files of verdicts that say otherwise than the page are written with it: a page that is up to date says that they are.
+
     Returns
     -------
     Path
         The page.
     """
     tables = collect(study)
-    overview = Overview(study, tables, judge_all(study, tables))
+    judged = judge_all(study, tables)
+    refresh_claims(study, judged)
+    overview = Overview(study, tables, judged)
     chapters = [
         (load().task(task), [Chapter(table) for table in tables if table.task == task and table.rows]) for task in study.tasks
     ]

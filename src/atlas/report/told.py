@@ -104,11 +104,27 @@ def _csv(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def write_claims(study: Study) -> list[Judged]:
     """Write ``claims.csv``, ``claims-values.csv`` and ``claims.md``."""
     judged = judge_all(study)
-    rows = [claim_row(judgement) for judgement in judged]
-    write_text(study.results / "claims.csv", _csv(COLUMNS, [[row[column] for column in COLUMNS] for row in rows]))
-    write_text(study.results / "claims-values.csv", values_csv(judged))
-    write_text(study.results / "claims.md", f"# Claims, {study.tier} tier\n\n{claims_markdown(study, judged)}")
+    for name, text in claims_texts(study, judged).items():
+        write_text(study.results / name, text)
     return judged
+
+
+def refresh_claims(study: Study, judged: list[Judged]) -> None:
+    """Write those files of verdicts again that say anything else."""
+    for name, text in claims_texts(study, judged).items():
+        path = study.results / name
+        if not path.is_file() or path.read_text() != text:
+            write_text(path, text)
+
+
+def claims_texts(study: Study, judged: list[Judged]) -> dict[str, str]:
+    """Contents of the files of verdicts, by their names."""
+    rows = [claim_row(judgement) for judgement in judged]
+    return {
+        "claims.csv": _csv(COLUMNS, [[row[column] for column in COLUMNS] for row in rows]),
+        "claims-values.csv": values_csv(judged),
+        "claims.md": f"# Claims, {study.tier} tier\n\n{claims_markdown(study, judged)}",
+    }
 
 
 def rule(study: Study) -> str:
