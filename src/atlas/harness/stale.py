@@ -184,4 +184,5 @@ def page_gap(study: Study) -> str | None:
     names = ("claims.csv", "claims-values.csv", "claims.md", "report.html", "report.md", SUMMARY)
     if not all((study.results / name).is_file() for name in names):
         return "not written"
-    return None if read_json(study.results / SUMMARY).get("digest") == summary_digest(study) else "its metrics, claims or limits changed"
+    written = read_json(study.results / SUMMARY).get("digest")
+    return None if written == summary_digest(study) else "its metrics, claims or limits changed"
