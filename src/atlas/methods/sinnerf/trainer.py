@@ -17,7 +17,7 @@ from atlas.methods.sinnerf.discriminator import PatchDiscriminator, diff_augment
 from atlas.methods.sinnerf.losses import cosine_distance
 from atlas.methods.sinnerf.objective import RayGroup, Terms
 from atlas.methods.sinnerf.poses import strided_patch
-from atlas.methods.sinnerf.rendering import render_levels
+from atlas.methods.sinnerf.rendering import CoarseFine, render_levels
 from atlas.methods.sinnerf.scene_model import SceneModel
 from atlas.methods.sinnerf.settings import LossWeights, Stage
 from atlas.methods.sinnerf.supervision import Reference, Warped, WarpPool, derive, warp_reference
@@ -195,6 +195,19 @@ class Fitting:
         if stage.weights.adv:
             values["discriminator"] = self._criticise(index, groups["unseen"], rows, cols, rate)
         return {"loss": total.detach(), **values}
+
+    def unmoved(self) -> list[str]:
+        """Which fields the last step asked, and gave gradients of nothing but zeros: "the field", or those of a pair."""
+        field = self.model.field
+        fields = {"the field": field}
+        if isinstance(field, CoarseFine):
+            fields = {"the coarse field": field.coarse, "the fine field": field.fine}
+        unmoved = []
+        for name, each in fields.items():
+            gradients = [parameter.grad for parameter in each.parameters() if parameter.grad is not None]
+            if gradients and not any(bool(gradient.any()) for gradient in gradients):
+                unmoved.append(name)
+        return unmoved
 
     def _groups(self, index: int, stage: Stage) -> tuple[dict[str, RayGroup], Tensor, Tensor]:
         """The rays of a step by kind, and the rows and columns of its patches."""
