@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -348,24 +349,24 @@ class Fitting:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes from step to step, as tensors and plain values."""
+        """Copies of everything that changes from step to step, as tensors and plain values."""
         state: dict[str, Any] = {"stage": self.stage, "field": self.model.field.state_dict()}
         if self.stage >= 0:
             state |= {"optimizer": self.optimizer.state_dict(), "features": self.features}
         if self.discriminator is not None:
             state |= {"discriminator": self.discriminator.state_dict(), "critic": self.critic.state_dict()}
-        return state
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that :meth:`state_dict` returned."""
+        """Go on from a state that :meth:`state_dict` returned, and that stays as it is."""
         self.model.field.load_state_dict(state["field"])
         if state["stage"] < 0:
             return
         self.enter(state["stage"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.features = None if state["features"] is None else state["features"].to(self.device)
         if "discriminator" in state:
             if self.discriminator is None:
                 raise ValueError("the state holds a discriminator, and the stage has none")
             self.discriminator.load_state_dict(state["discriminator"])
-            self.critic.load_state_dict(state["critic"])
+            self.critic.load_state_dict(copy.deepcopy(state["critic"]))
