@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -564,6 +566,17 @@ def test_scores_depend_on_the_candidate_alone_not_on_order_or_neighbours() -> No
     assert {t: backwards(t) for t in reversed(topologies)} == found
     assert Scorer(spec(repeats=1), 1, width=8)(topologies[0]) != found[topologies[0]]
     assert forwards(topologies[0]) is found[topologies[0]]
+
+
+def test_a_scorer_with_one_thing_changed_measures_anew() -> None:
+    topology = SearchSpace.official().sample(generator())
+    first = Scorer(spec(repeats=1), 0, width=8)
+    found = first(topology)
+    changes: list[dict[str, Any]] = [{"seed": 1}, {"spec": spec(repeats=2)}, {"options": {"depths": (1, 2, 1, 1)}}]
+    for change in changes:
+        other = replace(first, **change)
+        assert other(topology) == Scorer(**{"spec": first.spec, "seed": 0, "width": 8, **change})(topology) != found
+    assert first(topology) is found
 
 
 def test_measure_spec_refuses_bad_arguments() -> None:

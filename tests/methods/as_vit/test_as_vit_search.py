@@ -129,6 +129,18 @@ def test_interrupted_search_equals_an_uninterrupted_one() -> None:
     assert second.best() == whole.best()
 
 
+def test_a_saved_search_stays_where_it_was_saved() -> None:
+    first = Reinforce(SPACE, merge_score, generator=generator(3))
+    for _ in range(5):
+        first.step()
+    state = first.state_dict()
+    expected = [first.step() for _ in range(7)]
+    for _ in range(2):  # nor does what was loaded move with the search that goes on from it
+        again = Reinforce(SPACE, merge_score, generator=generator(99))
+        again.load_state_dict(state)
+        assert [again.step() for _ in range(7)] == expected
+
+
 def test_random_search_returns_the_smallest_rank_sum_of_its_samples() -> None:
     result = random_search(SPACE, merge_score, 60, generator=generator())
     best = merge_score(result.best)

@@ -33,6 +33,7 @@ from atlas.methods.sinnerf import (
     save_animation,
     sway_cameras,
 )
+from atlas.methods.sinnerf.trainer import Fitting
 
 NONE = LossWeights(rgb=1, depth=0, side=0)
 BALL = 0.8
@@ -143,6 +144,20 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened() -> None:
         resumed.load_state_dict(state)
         resumed.step(5)
         assert equal(again.field.state_dict(), whole.field.state_dict())
+
+
+def test_a_saved_training_stays_where_it_was_saved() -> None:
+    def steps(fitting: Fitting, indices: range) -> list[float]:
+        return [float(fitting.step(index)["loss"]) for index in indices]
+
+    fitting = model(EVERYTHING).start(scene())
+    steps(fitting, range(2))
+    state = fitting.state_dict()
+    expected = steps(fitting, range(2, 4))
+    for _ in range(2):  # nor does what was loaded move with the training that goes on from it
+        again = model(EVERYTHING, seed=3).start(scene())
+        again.load_state_dict(state)
+        assert steps(again, range(2, 4)) == expected
 
 
 def test_learning_rates() -> None:

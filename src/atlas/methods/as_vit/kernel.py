@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
 from atlas.methods.as_vit.geometry import require_independent_points
@@ -29,16 +30,26 @@ EQUAL_DISTANCE = 1e-10
 Feature = Callable[[Tensor], Tensor]
 
 
+Call = tuple[nn.Module, Tensor, GradientEdge]
+"""A layer, its input, and where in the graph the gradient of its output arrives."""
+
+
 class _Recorder(AbstractContextManager["_Recorder"]):
-    """Keeps (module, input, output) of every call of a linear, convolution or LayerNorm layer with a plain ``weight``."""
+    """Keeps every :data:`Call` of a linear, convolution or LayerNorm layer with a plain ``weight``.
+
+    The output tensor itself would not do: an operation in place, such as a rectifier's, makes it another point of the graph.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+        self.calls: list[Call] = []
         self.handles = [m.register_forward_hook(self._keep) for m in model.modules() if _has_formula(m)]
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.requires_grad:
-            self.calls.append((module, inputs[0].detach(), output))
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not output.requires_grad:
+            return None
+        self.calls.append((module, inputs[0].detach(), get_gradient_edge(output)))
+        # changed in place, a view (what a linear layer makes of tokens) bypasses its node of the graph; a copy does not
+        return output.clone() if output._is_view() else None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for handle in self.handles:
@@ -110,11 +121,12 @@ def ntk_gram(
     if not targets.requires_grad:
         raise ValueError("no parameter of the model receives a gradient from these features")
     rest = _outside_layers(wanted, recorder.calls)
-    outputs = [output for _, _, output in recorder.calls]
-    gradients = torch.autograd.grad(targets.sum(), [*outputs, *rest], retain_graph=bool(rest), allow_unused=True)
-    rest = [parameter for parameter, gradient in zip(rest, gradients[len(outputs) :], strict=True) if gradient is not None]
+    edges = [edge for _, _, edge in recorder.calls] + [get_gradient_edge(parameter) for parameter in rest]
+    gradients = torch.autograd.grad(targets.sum(), edges, retain_graph=bool(rest), allow_unused=True)
+    calls = len(recorder.calls)
+    rest = [parameter for parameter, gradient in zip(rest, gradients[calls:], strict=True) if gradient is not None]
     gram = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    for pieces in _by_parameter(wanted, recorder.calls, gradients[: len(outputs)]):
+    for pieces in _by_parameter(wanted, recorder.calls, gradients[:calls]):
         gram += _gram_of(pieces, len(x))
     if rest:
         gram += _gram_by_backward(targets, rest)
@@ -125,9 +137,7 @@ Piece = tuple[Tensor | None, Tensor]
 """Factors of a weight's gradient: inputs (n, T, in) and output gradients (n, T, out); or None and the gradient (n, …)."""
 
 
-def _by_parameter(
-    wanted: dict[int, nn.Parameter], calls: list[tuple[nn.Module, Tensor, Tensor]], gradients: tuple[Tensor | None, ...]
-) -> list[list[Piece]]:
+def _by_parameter(wanted: dict[int, nn.Parameter], calls: list[Call], gradients: tuple[Tensor | None, ...]) -> list[list[Piece]]:
     """Collect the pieces of every parameter, over all calls of all modules that hold it."""
     pieces: dict[int, list[Piece]] = {}
     for (module, inputs, _), gradient in zip(calls, gradients, strict=True):
@@ -180,7 +190,7 @@ def _per_image(values: Tensor, images: int) -> Tensor:
     return values.reshape(images, -1, values.shape[-1])
 
 
-def _outside_layers(wanted: dict[int, nn.Parameter], calls: list[tuple[nn.Module, Tensor, Tensor]]) -> list[nn.Parameter]:
+def _outside_layers(wanted: dict[int, nn.Parameter], calls: list[Call]) -> list[nn.Parameter]:
     """Parameters that no recorded layer accounts for: embeddings, scales, weights used by hand."""
     covered = {id(parameter) for module, _, _ in calls for parameter in module._parameters.values() if parameter is not None}
     return [parameter for key, parameter in wanted.items() if key not in covered]

@@ -164,7 +164,8 @@ class Scorer:
     """Measures candidates of the hierarchical space, each from a seed of its own.
 
     The seed follows from ``seed`` and the candidate alone, so results depend neither on the order of evaluation nor on
-    how many processes share it; a candidate that was measured before is not measured again.
+    how many processes share it; a candidate that was measured before is not measured again. One that ``dataclasses.replace``
+    makes has measured none yet.
 
     Parameters
     ----------
@@ -182,7 +183,7 @@ class Scorer:
     seed: int
     width: int = SEARCH_WIDTH
     options: Mapping[str, Any] = field(default_factory=dict)
-    known: dict[str, Measures] = field(default_factory=dict, compare=False, repr=False)
+    known: dict[str, Measures] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require_kind(MeasureSpec, "a MeasureSpec", spec=self.spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -186,20 +187,20 @@ class Reinforce:
         return self.logits[group].detach().softmax(0).tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return logits, optimiser, generator and rewards, as tensors and plain values."""
+        """Return copies of logits, optimiser, generator and rewards, as tensors and plain values."""
         return {
             "logits": {name: logits.detach().clone() for name, logits in self.logits.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state(),
             "tracker": self.tracker.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore policy, optimiser, random numbers and rewards from :meth:`state_dict`."""
+        """Restore policy, optimiser, random numbers and rewards from :meth:`state_dict`, which stays as it is."""
         with torch.no_grad():
             for name, logits in self.logits.items():
                 logits.copy_(state["logits"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"])
         self.tracker.load_state_dict(state["tracker"])
 

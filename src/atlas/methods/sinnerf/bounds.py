@@ -23,7 +23,7 @@ class Bounds(Protocol):
         ...
 
     def clip(self, rays: Tensor) -> Tensor:
-        """Rays (n, 8) with [near, far] cut to the region; one that misses it keeps an interval of length 0."""
+        """Rays (n, 8) with [near, far] cut to the region; one that misses it keeps one of length 0 and sees nothing."""
         ...
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SIGMOID_MARGIN = 1e-3
+DENSITY_NOISE = 1.0
+"""Standard deviation of the noise on densities in the paper's training."""
 
 
 class RadianceField(Protocol):
@@ -103,6 +105,12 @@ class NeRFNetwork(nn.Module):
         d = functional.normalize(d, dim=-1) if self.direction == "unit" else d
         view = torch.cat([self.feature(h), positional_encoding(d, self.view_frequencies)], dim=-1)
         return widened_sigmoid(self.rgb(functional.softplus(self.view(view) - 1))), sigma
+
+
+def default_noise(field: object) -> float:
+    """Noise on densities that a field is trained with by default: the paper's, if the renderer's ReLU may leave it no density."""
+    modules = field.modules() if isinstance(field, nn.Module) else ()
+    return DENSITY_NOISE if any(isinstance(module, NeRFNetwork) for module in modules) else 0.0
 
 
 class VectorMatrixField(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ class SinNeRF(SceneModel):
         preview_camera: Camera | None = None,
         progress: bool | None = None,
     ) -> FitResult:
-        """Train on one view.
+        """Train on one view; warns, once, of a field without density that no step would move.
 
         Parameters
         ----------
@@ -72,12 +73,19 @@ class SinNeRF(SceneModel):
         fitting = self.start(view)
         began, cpu = time.monotonic(), time.process_time()
         losses: dict[str, list[float]] = {}
-        done = 0
+        done, told = 0, False
         for index in track(range(fitting.total), "fit", fitting.total, progress):
             terms = {name: float(value) for name, value in fitting.step(index).items()}
             for name in terms.keys() | losses.keys():
                 losses.setdefault(name, [float("nan")] * done).append(terms.get(name, float("nan")))
             done = index + 1
+            if not told and terms["loss"] and (unmoved := fitting.unmoved()):
+                told = True
+                warnings.warn(
+                    f"step {done}: no gradient reaches {' and '.join(unmoved)}: there is no density where the rays pass, and "
+                    "nothing is learned; train with Sampler(noise_std=1), or initialise from another seed",
+                    stacklevel=2,
+                )
             if callback is not None:
                 callback(done, terms)
             if preview is not None and (done % preview_every == 0 or done == fitting.total):

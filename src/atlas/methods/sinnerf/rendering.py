@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atlas.methods.sinnerf.fields import default_noise
 from atlas.methods.sinnerf.settings import Sampler
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -253,9 +254,10 @@ def _shade(
         rgb, sigma = field(points, directions.expand_as(points))
     else:
         rgb, sigma = torch.zeros_like(points), density(points)
-    if sampler.noise_std and generator is not None:
+    noise_std = default_noise(field) if sampler.noise_std is None else sampler.noise_std
+    if noise_std and generator is not None:
         noise = torch.randn(sigma.shape, generator=generator, device=generator.device, dtype=sigma.dtype)
-        sigma = sigma + sampler.noise_std * noise.to(sigma.device)
+        sigma = sigma + noise_std * noise.to(sigma.device)
     return composite(
         sigma,
         rgb,

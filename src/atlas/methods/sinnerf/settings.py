@@ -239,11 +239,13 @@ class Sampler(Settings):
         Where the stratified samples stand.
     last : {"interval", "opaque"}
         Length of the last interval: the mean interval of the ray, for scenes with an empty background, or 1e10, for scenes
-        that close.
+        that close. A ray that misses the bounds has no interval, and sees the background whatever closes the others.
     background : float, optional
         Colour behind the scene; ``None`` is black.
-    noise_std : float
-        Noise on densities while training.
+    noise_std : float, optional
+        Noise on densities while training, and never while a view is rendered. Networks whose densities may be negative are often
+        born without any positive one, where nothing but noise lets them learn. By default the paper's 1 for
+        :class:`.fields.NeRFNetwork`, and 0 for other fields.
     """
 
     coarse: Natural = 64
@@ -251,11 +253,12 @@ class Sampler(Settings):
     spacing: Literal["linear", "disparity"] = "linear"
     last: Literal["interval", "opaque"] = "interval"
     background: float | None = None
-    noise_std: NonNegative = 0.0
+    noise_std: NonNegative | None = None
 
-    def last_delta(self, near: Tensor, far: Tensor, samples: int) -> Tensor | float:
-        """Length of the last interval, in parameters of rays with bounds ``near`` and ``far`` (n): (n), or one number."""
-        return OPAQUE if self.last == "opaque" else (far - near) / samples
+    def last_delta(self, near: Tensor, far: Tensor, samples: int) -> Tensor:
+        """Lengths (n) of the last interval, in parameters of rays with bounds ``near`` and ``far`` (n); 0 if these are equal."""
+        length = far - near
+        return (length > 0).to(length) * OPAQUE if self.last == "opaque" else length / samples
 
 
 class Distillation(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from atlas.methods.sinnerf.discriminator import PatchDiscriminator, diff_augment
 from atlas.methods.sinnerf.losses import cosine_distance
 from atlas.methods.sinnerf.objective import RayGroup, Terms
 from atlas.methods.sinnerf.poses import strided_patch
-from atlas.methods.sinnerf.rendering import render_levels
+from atlas.methods.sinnerf.rendering import CoarseFine, render_levels
 from atlas.methods.sinnerf.scene_model import SceneModel
 from atlas.methods.sinnerf.settings import LossWeights, Stage
 from atlas.methods.sinnerf.supervision import Reference, Warped, WarpPool, derive, warp_reference
@@ -196,6 +197,19 @@ class Fitting:
             values["discriminator"] = self._criticise(index, groups["unseen"], rows, cols, rate)
         return {"loss": total.detach(), **values}
 
+    def unmoved(self) -> list[str]:
+        """Which fields the last step asked, and gave gradients of nothing but zeros: "the field", or those of a pair."""
+        field = self.model.field
+        fields = {"the field": field}
+        if isinstance(field, CoarseFine):
+            fields = {"the coarse field": field.coarse, "the fine field": field.fine}
+        unmoved = []
+        for name, each in fields.items():
+            gradients = [parameter.grad for parameter in each.parameters() if parameter.grad is not None]
+            if gradients and not any(bool(gradient.any()) for gradient in gradients):
+                unmoved.append(name)
+        return unmoved
+
     def _groups(self, index: int, stage: Stage) -> tuple[dict[str, RayGroup], Tensor, Tensor]:
         """The rays of a step by kind, and the rows and columns of its patches."""
         reference, budget, weights = self.reference, self.options.budget, stage.weights
@@ -335,24 +349,24 @@ class Fitting:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes from step to step, as tensors and plain values."""
+        """Copies of everything that changes from step to step, as tensors and plain values."""
         state: dict[str, Any] = {"stage": self.stage, "field": self.model.field.state_dict()}
         if self.stage >= 0:
             state |= {"optimizer": self.optimizer.state_dict(), "features": self.features}
         if self.discriminator is not None:
             state |= {"discriminator": self.discriminator.state_dict(), "critic": self.critic.state_dict()}
-        return state
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that :meth:`state_dict` returned."""
+        """Go on from a state that :meth:`state_dict` returned, and that stays as it is."""
         self.model.field.load_state_dict(state["field"])
         if state["stage"] < 0:
             return
         self.enter(state["stage"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.features = None if state["features"] is None else state["features"].to(self.device)
         if "discriminator" in state:
             if self.discriminator is None:
                 raise ValueError("the state holds a discriminator, and the stage has none")
             self.discriminator.load_state_dict(state["discriminator"])
-            self.critic.load_state_dict(state["critic"])
+            self.critic.load_state_dict(copy.deepcopy(state["critic"]))
