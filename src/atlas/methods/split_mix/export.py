@@ -48,7 +48,7 @@ def merge_bases(bases: Sequence[nn.Module], roles: Mapping[str, Role], form: Lit
     """Return one network, in evaluation mode, that computes the mean logits of ``bases`` in one pass.
 
     Layers that read the image become one dense layer; hidden convolutions get groups, hidden linear layers blocks; the
-    classifier is one dense layer over all features.
+    classifier is one dense layer over all features, also where it is a convolution.
 
     Parameters
     ----------
@@ -82,9 +82,8 @@ def _merged_layer(layers: Sequence[Any], role: Role, form: str) -> nn.Module:
     first, count = layers[0], len(layers)
     weights = [layer.weight for layer in layers]
     biases = None if first.bias is None else [layer.bias for layer in layers]
-    if role.classifies and isinstance(first, nn.Linear):
-        mean = None if biases is None else torch.stack(biases).mean(0)
-        return _linear(torch.cat(weights, 1) / count, mean)
+    if role.classifies:
+        return _merged_classifier(layers, role)
     bias = None if biases is None else torch.cat(biases)
     if isinstance(first, nn.Linear):
         if role.reads_image:
@@ -99,6 +98,15 @@ def _merged_layer(layers: Sequence[Any], role: Role, form: str) -> nn.Module:
     if first.groups != 1:
         raise TypeError("a convolution with groups of its own has no dense form here")
     return _conv(first, _blocks(weights), bias, 1)
+
+
+def _merged_classifier(layers: Sequence[Any], role: Role) -> nn.Module:
+    """Mean of the outputs of classifiers: dense over the features of all networks, which lie side by side, or over one image."""
+    first, count = layers[0], len(layers)
+    own = [_blocks(layer.weight.chunk(first.groups)) if isinstance(first, nn.Conv2d) else layer.weight for layer in layers]
+    weight = torch.stack(own).mean(0) if role.reads_image else torch.cat(own, 1) / count
+    bias = None if first.bias is None else torch.stack([layer.bias for layer in layers]).mean(0)
+    return _conv(first, weight, bias, 1) if isinstance(first, nn.Conv2d) else _linear(weight, bias)
 
 
 def _blocks(weights: Sequence[Tensor]) -> Tensor:
