@@ -119,23 +119,24 @@ def _blocks(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
-    return _filled(made, weight, bias)
+    shape, like = (weight.shape[1], weight.shape[0]), {"device": weight.device, "dtype": weight.dtype}
+    return _filled(nn.utils.skip_init(nn.Linear, *shape, bias=bias is not None, **like), weight, bias)
 
 
 def _conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
-    made = nn.Conv2d(
+    made = nn.utils.skip_init(
+        nn.Conv2d,
         weight.shape[1] * groups,
         weight.shape[0],
-        like.kernel_size,  # type: ignore[arg-type]
-        like.stride,  # type: ignore[arg-type]
-        like.padding,  # type: ignore[arg-type]
-        like.dilation,  # type: ignore[arg-type]
+        like.kernel_size,
+        like.stride,
+        like.padding,
+        like.dilation,
         groups,
         bias is not None,
         like.padding_mode,
-        weight.device,
-        weight.dtype,
+        device=weight.device,
+        dtype=weight.dtype,
     )
     return _filled(made, weight, bias)
 

@@ -15,7 +15,7 @@ from atlas.methods.split_mix.networks import TOLERANCE, WidthFactory
 from atlas.methods.split_mix.norms import NormSpec, dual_norms, set_robustness
 from atlas.methods.split_mix.settings import FederatedSettings
 from atlas.methods.split_mix.stacks import ParamStack, require_batch_statistics
-from atlas.methods.split_mix.widths import Role, Slicer, base_count, checked_width, layer_roles, rescale_as_slice
+from atlas.methods.split_mix.widths import Role, Slicer, base_count, blank, checked_width, layer_roles, rescale_as_slice
 from atlas.nn.examples import require_numbers
 
 DEFAULT = FederatedSettings()
@@ -92,7 +92,7 @@ class SplitMix(nn.Module):
         self.n_base = base_count(max_width, atom)
         bases = [_drawn(factory, atom, norm, _seed_of(seed, index)) for index in range(self.n_base)]
         _check_alike(bases)
-        wide = bases[0] if atom == 1 else factory(1.0, norm=norm)
+        wide = bases[0] if atom == 1 else blank(factory, 1.0, norm)
         # with one width alone nothing can be told; nothing is shared or merged then either
         self.roles: dict[str, Role] = {} if atom == 1 else layer_roles(bases[0], wide)
         if rescale_init and atom != 1:
@@ -214,7 +214,7 @@ class PrefixModel(nn.Module):
     def slicer(self, narrow: float) -> Slicer:
         """Prefixes of this network; widths are relative to it."""
         full = self.net.state_dict()
-        small = full if narrow == self.width else self.factory(narrow, norm=self.norm).state_dict()
+        small = full if narrow == self.width else blank(self.factory, narrow, self.norm).state_dict()
         grows = {name: tuple(a != b for a, b in zip(full[name].shape, small[name].shape, strict=True)) for name in full}
         return Slicer({name: tuple(tensor.shape) for name, tensor in full.items()}, grows)
 
@@ -227,7 +227,7 @@ class PrefixModel(nn.Module):
         require_numbers(width=width)
         if not 0 < width <= self.width + TOLERANCE:
             raise ValueError(f"width must be in (0, {self.width:g}], not {width}")
-        made = self.factory(width, norm=self.norm)
+        made = blank(self.factory, width, self.norm)
         made.load_state_dict(self.slicer(width).prefix(self.net.state_dict(), width / self.width))
         made.to(next(self.net.parameters()).device).eval().requires_grad_(False)
         if lam is not None:

@@ -17,7 +17,7 @@ from atlas.methods.split_mix.local import LocalOptions, Pass, train_passes, trai
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.scheduler import BaseScheduler
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict, require_batch_statistics
-from atlas.methods.split_mix.widths import Role, base_count, layer_roles
+from atlas.methods.split_mix.widths import Role, base_count, blank, layer_roles
 from atlas.nn.work import AVERAGING, work
 
 LOCAL = "local."
@@ -183,7 +183,7 @@ class PrefixServer:
         return ParamStack(self._net(widest), tensors), passes
 
     def _net(self, width: float) -> torch.nn.Module:
-        return self.trainer.factory(width, norm=self.trainer.norm).to(self.trainer.device)
+        return blank(self.trainer.factory, width, self.trainer.norm).to(self.trainer.device)
 
     def _view(self, tensors: Mapping[str, Tensor], width: float, networks: slice) -> TensorDict:
         relative = width / self.width
