@@ -18,6 +18,12 @@ def dual(stats: str = "batch", kind: str = "dual_bn") -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten()).eval()
 
 
+def norm_of(net: nn.Sequential) -> DualNorm:
+    norm = net[1]
+    assert isinstance(norm, DualNorm)
+    return norm
+
+
 def expected(net: nn.Sequential) -> tuple[Tensor, Tensor]:
     """Means over the batches of the means and unbiased variances that reach the norm."""
     with torch.no_grad():
@@ -36,14 +42,17 @@ def has_statistics(norm: BatchNorm, net: nn.Sequential) -> bool:
 @pytest.mark.parametrize("stats", ["batch", "tracked"])
 def test_the_norm_that_does_not_act_is_left_alone(mode: str, stats: str) -> None:
     net = dual(stats)
-    acts, idle = (net[1].clean, net[1].noise) if mode == "clean" else (net[1].noise, net[1].clean)
-    if stats == "tracked":
+    norm = norm_of(net)
+    acts, idle = (norm.clean, norm.noise) if mode == "clean" else (norm.noise, norm.clean)
+    if idle.running_mean is not None:
         idle.running_mean.fill_(3.0)
     set_robustness(net, 0.5)
     set_norm_mode(net, mode)  # type: ignore[arg-type]
     post_statistics(net, IMAGES, 2)
     assert has_statistics(acts, net)
     if stats == "tracked":
+        assert idle.running_mean is not None
+        assert idle.running_var is not None
         assert torch.equal(idle.running_mean, torch.full((4,), 3.0))
         assert torch.equal(idle.running_var, torch.ones(4))
     else:
@@ -56,9 +65,9 @@ def test_both_norms_of_a_mixture_have_statistics(lam: float) -> None:
     net = dual()
     set_robustness(net, lam)
     assert post_statistics(net, IMAGES, 2) is net
-    assert has_statistics(net[1].clean, net)
-    assert has_statistics(net[1].noise, net)
-    assert (net[1].mode, net[1].lam) == ("mix", lam)
+    assert has_statistics(norm_of(net).clean, net)
+    assert has_statistics(norm_of(net).noise, net)
+    assert (norm_of(net).mode, norm_of(net).lam) == ("mix", lam)
     assert not any(module.training for module in net.modules())
     single = net(IMAGES[0][:1])  # nothing depends on the batch any more
     assert torch.allclose(single, net(IMAGES[0])[:1], atol=1e-5)
@@ -80,8 +89,7 @@ def test_a_conditional_norm_uses_one_of_the_two(lam: float) -> None:
 def test_a_pass_that_fails_changes_nothing(mode: str) -> None:
     net = dual("tracked")
     net[0].train()
-    norm = net[1]
-    assert isinstance(norm, DualNorm)
+    norm = norm_of(net)
     norm.mode, norm.lam = mode, 0.5  # type: ignore[assignment]
     for each in (norm.clean, norm.noise):
         each.running_mean.fill_(3.0)  # type: ignore[union-attr]
