@@ -32,7 +32,7 @@ def test_base_networks() -> None:
     SplitMix(MLP, atom=0.5)
 
 
-@pytest.mark.parametrize("form", ["ensemble", "grouped", "dense"])
+@pytest.mark.parametrize("form", ["auto", "ensemble", "grouped", "dense"])
 def test_merging(form: str) -> None:
     SplitMix(MLP, atom=0.5).customize(1.0, form=form)  # type: ignore[arg-type]
 

@@ -13,6 +13,9 @@ from atlas.methods.split_mix.grouped import KNOWN_NORMS, norm_like
 from atlas.methods.split_mix.norms import KNOWN_STATISTICS
 from atlas.methods.split_mix.widths import Role
 
+MergedForm = Literal["grouped", "dense"]
+Form = Literal["auto", "ensemble", "grouped", "dense"]
+
 
 class Ensemble(nn.Module):
     """The mean of the logits of networks, run one after the other."""
@@ -44,7 +47,7 @@ class BlockLinear(nn.Module):
         return out.transpose(0, 1).flatten(1)
 
 
-def merge_bases(bases: Sequence[nn.Module], roles: Mapping[str, Role], form: Literal["grouped", "dense"]) -> nn.Module:
+def merge_bases(bases: Sequence[nn.Module], roles: Mapping[str, Role], form: MergedForm) -> nn.Module:
     """Return one network, in evaluation mode, that computes the mean logits of ``bases`` in one pass.
 
     Layers that read the image become one dense layer; hidden convolutions get groups, hidden linear layers blocks; the
@@ -159,6 +162,3 @@ def _merged_norm(layers: Sequence[nn.Module]) -> nn.Module:
         if target is not None:
             target.copy_(joined(name))
     return made
-
-
-Form = Literal["ensemble", "grouped", "dense"]
