@@ -271,8 +271,9 @@ def test_networks_that_cannot_be_merged_still_make_an_ensemble() -> None:
 
     model = SplitMix(Odd, atom=0.25)
     with pytest.raises(TypeError, match=r"body.1 \(LayerNorm\) holds weights and cannot be merged: use ensemble"):
-        model.customize(1.0)
+        model.customize(1.0, form="grouped")
     x = torch.rand(2, 6)
+    assert torch.allclose(model.customize(1.0)(x), model(x))
     assert torch.allclose(model.customize(1.0, form="ensemble")(x), model(x))
 
 

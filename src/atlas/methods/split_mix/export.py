@@ -13,6 +13,9 @@ from atlas.methods.split_mix.grouped import KNOWN_NORMS, norm_like
 from atlas.methods.split_mix.norms import KNOWN_STATISTICS
 from atlas.methods.split_mix.widths import Role
 
+MergedForm = Literal["grouped", "dense"]
+Form = Literal["auto", "ensemble", "grouped", "dense"]
+
 
 class Ensemble(nn.Module):
     """The mean of the logits of networks, run one after the other."""
@@ -44,11 +47,11 @@ class BlockLinear(nn.Module):
         return out.transpose(0, 1).flatten(1)
 
 
-def merge_bases(bases: Sequence[nn.Module], roles: Mapping[str, Role], form: Literal["grouped", "dense"]) -> nn.Module:
+def merge_bases(bases: Sequence[nn.Module], roles: Mapping[str, Role], form: MergedForm) -> nn.Module:
     """Return one network, in evaluation mode, that computes the mean logits of ``bases`` in one pass.
 
     Layers that read the image become one dense layer; hidden convolutions get groups, hidden linear layers blocks; the
-    classifier is one dense layer over all features.
+    classifier is one dense layer over all features, also where it is a convolution.
 
     Parameters
     ----------
@@ -82,9 +85,8 @@ def _merged_layer(layers: Sequence[Any], role: Role, form: str) -> nn.Module:
     first, count = layers[0], len(layers)
     weights = [layer.weight for layer in layers]
     biases = None if first.bias is None else [layer.bias for layer in layers]
-    if role.classifies and isinstance(first, nn.Linear):
-        mean = None if biases is None else torch.stack(biases).mean(0)
-        return _linear(torch.cat(weights, 1) / count, mean)
+    if role.classifies:
+        return _merged_classifier(layers, role)
     bias = None if biases is None else torch.cat(biases)
     if isinstance(first, nn.Linear):
         if role.reads_image:
@@ -101,6 +103,15 @@ def _merged_layer(layers: Sequence[Any], role: Role, form: str) -> nn.Module:
     return _conv(first, _blocks(weights), bias, 1)
 
 
+def _merged_classifier(layers: Sequence[Any], role: Role) -> nn.Module:
+    """Mean of the outputs of classifiers: dense over the features of all networks, which lie side by side, or over one image."""
+    first, count = layers[0], len(layers)
+    own = [_blocks(layer.weight.chunk(first.groups)) if isinstance(first, nn.Conv2d) else layer.weight for layer in layers]
+    weight = torch.stack(own).mean(0) if role.reads_image else torch.cat(own, 1) / count
+    bias = None if first.bias is None else torch.stack([layer.bias for layer in layers]).mean(0)
+    return _conv(first, weight, bias, 1) if isinstance(first, nn.Conv2d) else _linear(weight, bias)
+
+
 def _blocks(weights: Sequence[Tensor]) -> Tensor:
     """Convolution kernels (out, in, k, k) as one kernel with zeros between different networks."""
     out, size = weights[0].shape[:2]
@@ -111,23 +122,24 @@ def _blocks(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
-    return _filled(made, weight, bias)
+    shape, like = (weight.shape[1], weight.shape[0]), {"device": weight.device, "dtype": weight.dtype}
+    return _filled(nn.utils.skip_init(nn.Linear, *shape, bias=bias is not None, **like), weight, bias)
 
 
 def _conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
-    made = nn.Conv2d(
+    made = nn.utils.skip_init(
+        nn.Conv2d,
         weight.shape[1] * groups,
         weight.shape[0],
-        like.kernel_size,  # type: ignore[arg-type]
-        like.stride,  # type: ignore[arg-type]
-        like.padding,  # type: ignore[arg-type]
-        like.dilation,  # type: ignore[arg-type]
+        like.kernel_size,
+        like.stride,
+        like.padding,
+        like.dilation,
         groups,
         bias is not None,
         like.padding_mode,
-        weight.device,
-        weight.dtype,
+        device=weight.device,
+        dtype=weight.dtype,
     )
     return _filled(made, weight, bias)
 
@@ -150,6 +162,3 @@ def _merged_norm(layers: Sequence[nn.Module]) -> nn.Module:
         if target is not None:
             target.copy_(joined(name))
     return made
-
-
-Form = Literal["ensemble", "grouped", "dense"]

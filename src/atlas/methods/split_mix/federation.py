@@ -87,7 +87,8 @@ class FedTrainer(Rules):
         sizes = np.array([len(client.labels) for client in self.clients], dtype=np.float64)
         self.weights = sizes / sizes.sum()
         if not takes_width(self.factory):
-            self.factory = by_width(self.factory, as_images(self.clients[0].inputs[:2]))
+            with torch.random.fork_rng(devices=[]):  # all weights are drawn anew
+                self.factory = by_width(self.factory, as_images(self.clients[0].inputs[:2]))
         self.server = self._server()
         check_classes([client.labels for client in self.clients], self._classes())
         if self._pending is not None:

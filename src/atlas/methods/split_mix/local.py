@@ -15,6 +15,7 @@ from atlas.methods.split_mix.adversary import PGD
 from atlas.methods.split_mix.norms import norm_mode, zero_samples
 from atlas.methods.split_mix.settings import Execution, LocalSettings, LossName
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict
+from atlas.methods.split_mix.trials import settled_execution
 from atlas.nn.precision import forget_casts
 
 DEFAULT = LocalSettings()
@@ -406,10 +407,12 @@ def local_train(
     temperature : float
         τ of τ·CE(z/τ, y).
     execution : {"auto", "grouped", "vmap", "sequential"}
-        How networks run; the numbers are the same up to rounding.
+        How networks run; the numbers are the same up to rounding. ``auto`` tries one small batch first.
 
     Raises
     ------
+    TypeError
+        ``grouped`` is asked for, and the network has no grouped form or works across channels without weights.
     ValueError
         A network's client does not exist, a client has a label that is no class of the networks, adversarial training lacks
         running statistics, or an option is impossible.
@@ -424,6 +427,7 @@ def local_train(
         lam=lam,
         temperature=temperature,
     )
+    execution = settled_execution(stack, as_images(data.inputs[data.networks[0]]), execution, adversary is None)
     runner = _stack_runner(stack, data, options, execution)
     check_classes(data.labels, _classes(stack, data, execution))
     return train_passes(stack, [Pass(runner)], data, options)[0]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atlas.methods.split_mix.adapting import check_factory
-from atlas.methods.split_mix.export import Ensemble, Form, merge_bases
+from atlas.methods.split_mix.adapting import ByWidth, check_factory
+from atlas.methods.split_mix.export import Ensemble, Form, MergedForm, merge_bases
 from atlas.methods.split_mix.networks import TOLERANCE, WidthFactory
 from atlas.methods.split_mix.norms import NormSpec, dual_norms, set_robustness
 from atlas.methods.split_mix.settings import FederatedSettings
 from atlas.methods.split_mix.stacks import ParamStack, require_batch_statistics
-from atlas.methods.split_mix.widths import Role, Slicer, base_count, checked_width, layer_roles, rescale_as_slice
+from atlas.methods.split_mix.trials import check_merged
+from atlas.methods.split_mix.widths import Role, Slicer, base_count, blank, checked_width, layer_roles, rescale_as_slice
 from atlas.nn.examples import require_numbers
 
 DEFAULT = FederatedSettings()
@@ -52,6 +54,9 @@ class SplitMix(nn.Module):
     rescale_layer : bool
         Divide hidden layers by r before their norm, in training only. With the batch's statistics this is nothing but another
         eps; with running statistics it must be off, since training and testing would differ.
+    example : Tensor, optional
+        Inputs (n, …) as the networks take them, on which merged forms are tried. If left out, those that the factory was made
+        with (:func:`.by_width`), or images of usual sizes.
 
     Raises
     ------
@@ -78,6 +83,7 @@ class SplitMix(nn.Module):
         rescale_init: bool = DEFAULT.rescale_init,
         seed: int = 0,
         rescale_layer: bool = False,
+        example: Tensor | None = None,
     ) -> None:
         super().__init__()
         require_numbers(atom=atom, max_width=max_width)
@@ -92,13 +98,15 @@ class SplitMix(nn.Module):
         self.n_base = base_count(max_width, atom)
         bases = [_drawn(factory, atom, norm, _seed_of(seed, index)) for index in range(self.n_base)]
         _check_alike(bases)
-        wide = bases[0] if atom == 1 else factory(1.0, norm=norm)
+        wide = bases[0] if atom == 1 else blank(factory, 1.0, norm)
         # with one width alone nothing can be told; nothing is shared or merged then either
         self.roles: dict[str, Role] = {} if atom == 1 else layer_roles(bases[0], wide)
         if rescale_init and atom != 1:
             for base in bases:
                 rescale_as_slice(base, wide)
         self.bases = nn.ModuleList(bases)
+        self.example = factory.example if example is None and isinstance(factory, ByWidth) else example
+        self._merge_faults: dict[MergedForm, str] = {}
 
     def stack(self) -> ParamStack:
         """Copies of all base networks as one stack."""
@@ -143,7 +151,7 @@ class SplitMix(nn.Module):
         return {(index + 1) * self.atom: total / (index + 1) for index, total in enumerate(sums)}
 
     def customize(
-        self, width: float, *, lam: float | None = None, order: Sequence[int] | None = None, form: Form = "grouped"
+        self, width: float, *, lam: float | None = None, order: Sequence[int] | None = None, form: Form = "auto"
     ) -> nn.Module:
         """Return a model to deploy: in evaluation mode, without gradients, sharing nothing with this one.
 
@@ -155,9 +163,9 @@ class SplitMix(nn.Module):
             Trade-off in [0, 1] of a model with dual norms; it can be changed later by ``set_robustness``.
         order : sequence of int, optional
             Base networks in the order in which they are taken, for example by falling validation accuracy.
-        form : {"ensemble", "grouped", "dense"}
+        form : {"auto", "ensemble", "grouped", "dense"}
             Networks one after the other; one network with groups; one network with zeros between the groups, for runtimes that
-            know no groups.
+            know no groups. ``auto`` is one with groups where that gives the mean logits, which one pass tells, else the ensemble.
 
         Raises
         ------
@@ -166,23 +174,36 @@ class SplitMix(nn.Module):
         RuntimeError
             ``lam`` is given for a model without dual norms.
         TypeError
-            The network has layers that cannot be merged.
+            One network is asked for and there is none: a layer cannot be merged, an operation without weights works across
+            channels, or there is no ``example`` to try it on.
         """
-        if form not in ("ensemble", "grouped", "dense"):
-            raise ValueError(f"form must be ensemble, grouped or dense, not {form!r}")
+        if form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
         count = checked_width(width, self.atom, self.max_width)
         sequence = list(range(self.n_base)) if order is None else list(order)
         if len(sequence) < count or len(set(sequence)) != len(sequence) or not set(sequence) <= set(range(self.n_base)):
             raise ValueError(f"order must name at least {count} different base networks of {self.n_base}, not {sequence}")
         chosen = [copy.deepcopy(self.bases[index]).eval() for index in sequence[:count]]
-        if count == 1:
-            made = chosen[0]
-        else:
-            made = Ensemble(chosen) if form == "ensemble" else merge_bases(chosen, self.roles, form)
+        made = chosen[0] if count == 1 else self._mixed(chosen, form)
         made.eval().requires_grad_(False)
         if lam is not None:
             set_robustness(made, lam)
         return made
+
+    def _mixed(self, chosen: Sequence[nn.Module], form: Form) -> nn.Module:
+        """Several networks as one module; what a form's trial found is kept for later calls."""
+        merged: MergedForm = "dense" if form == "dense" else "grouped"
+        if form != "ensemble" and merged not in self._merge_faults:
+            self._merge_faults[merged] = ""
+            try:
+                example = None if self.example is None else self.example.to(next(chosen[0].parameters()).device)
+                check_merged(chosen[0], self.roles, merged, example)
+            except TypeError as error:
+                self._merge_faults[merged] = str(error)
+        fault = self._merge_faults.get(merged, "")
+        if fault and form not in ("auto", "ensemble"):
+            raise TypeError(fault)
+        return Ensemble(chosen) if fault or form == "ensemble" else merge_bases(chosen, self.roles, merged)
 
 
 def _check_alike(bases: Sequence[nn.Module]) -> None:
@@ -214,7 +235,7 @@ class PrefixModel(nn.Module):
     def slicer(self, narrow: float) -> Slicer:
         """Prefixes of this network; widths are relative to it."""
         full = self.net.state_dict()
-        small = full if narrow == self.width else self.factory(narrow, norm=self.norm).state_dict()
+        small = full if narrow == self.width else blank(self.factory, narrow, self.norm).state_dict()
         grows = {name: tuple(a != b for a, b in zip(full[name].shape, small[name].shape, strict=True)) for name in full}
         return Slicer({name: tuple(tensor.shape) for name, tensor in full.items()}, grows)
 
@@ -227,7 +248,7 @@ class PrefixModel(nn.Module):
         require_numbers(width=width)
         if not 0 < width <= self.width + TOLERANCE:
             raise ValueError(f"width must be in (0, {self.width:g}], not {width}")
-        made = self.factory(width, norm=self.norm)
+        made = blank(self.factory, width, self.norm)
         made.load_state_dict(self.slicer(width).prefix(self.net.state_dict(), width / self.width))
         made.to(next(self.net.parameters()).device).eval().requires_grad_(False)
         if lam is not None:

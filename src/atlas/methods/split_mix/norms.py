@@ -156,6 +156,10 @@ class DualNorm(nn.Module):
             raise RuntimeError("mode mix is for evaluation: a training pass uses one of the two norms")
         return (1 - self.lam) * self.clean(x) + self.lam * self.noise(x)
 
+    def acting(self) -> list[BatchNorm]:
+        """List those of the two norms that a pass uses in the present mode; ``mix`` uses both, whatever λ is."""
+        return {"clean": [self.clean], "noise": [self.noise]}.get(self.mode, [self.clean, self.noise])
+
 
 CODE = 128
 """Entries of the code of a trade-off, the authors' default."""
@@ -212,6 +216,10 @@ class ConditionalNorm(DualNorm):
         scale, shift = functional.leaky_relu(1 + self.scale(hidden)), functional.leaky_relu(self.shift(hidden))
         axes = (...,) + (None,) * (x.ndim - 2)
         return normal * scale[axes] + shift[axes]
+
+    def acting(self) -> list[BatchNorm]:
+        """List the one norm that acts on the λ of the present mode."""
+        return [self.clean if self._asked(1)[1] else self.noise]
 
     def _asked(self, count: int) -> tuple[Tensor, int]:
         """Indices (count, networks) of the one λ that the mode asks for, and how many samples have λ = 0."""
@@ -321,7 +329,8 @@ def norm_mode(model: nn.Module, mode: Literal["clean", "noise"], training: bool)
 def post_statistics(model: nn.Module, batches: Iterable[Tensor], passes: int = 20) -> nn.Module:
     """Give norms without buffers the statistics of data (batch, …) at hand (``post`` of the appendix's ablation), in place.
 
-    Means and unbiased variances of all batches of all passes are averaged with equal weights.
+    Means and unbiased variances of all batches of all passes are averaged with equal weights. Of dual norms those that act in
+    their present mode get them, both of them in ``mix``; the other one stays as it is. If a pass fails, the model is as before.
 
     Parameters
     ----------
@@ -329,22 +338,42 @@ def post_statistics(model: nn.Module, batches: Iterable[Tensor], passes: int = 2
         Its :class:`BatchNorm` layers get running statistics; it is returned in evaluation mode.
     batches : iterable of Tensor or array
         Inputs, for example a client's training images; iterated ``passes`` times. Of a loader's pairs the inputs are taken.
+
+    Raises
+    ------
+    ValueError
+        There are no batches or no passes, or a batch has one image.
     """
     require_sequence("an iterable of batches", batches=batches)
     given = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
     held = [in_type_of(model, batch, "a batch") for batch in given]
     if not held or passes < 1:
         raise ValueError(f"statistics need batches and passes, not {len(held)} and {passes}")
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    duals = dual_norms(model)
+    idle = {id(norm) for dual in duals for norm in (dual.clean, dual.noise) if norm not in dual.acting()}
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm) and id(module) not in idle]
+    before = [(norm, norm.momentum, norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        with mode_of(model, "train"):
+            for dual in duals:
+                dual.training = False  # only then can it mix; its norms take the statistics of the batch all the same
+            _gather_statistics(model, norms, held * passes)
+    except BaseException:
+        for norm, _, mean, var in before:
+            norm.running_mean, norm.running_var = mean, var
+        raise
+    finally:
+        for norm, momentum, _, _ in before:
+            norm.momentum = momentum
+    return model.eval()
+
+
+def _gather_statistics(model: nn.Module, norms: list[BatchNorm], batches: list[Tensor]) -> None:
+    """Give norms new statistics, the means over batches (batch, …) of what reaches them."""
     for norm in norms:
         norm.running_mean = torch.zeros_like(norm.weight)
         norm.running_var = torch.ones_like(norm.weight)
-    momenta = [norm.momentum for norm in norms]
-    model.train()
-    for count, batch in enumerate(batch for _ in range(passes) for batch in held):
+    for count, batch in enumerate(batches):
         for norm in norms:
             norm.momentum = 1 / (count + 1)
         model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()

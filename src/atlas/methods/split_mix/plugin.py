@@ -17,7 +17,7 @@ from atlas.methods.split_mix.federation import FedTrainer
 from atlas.methods.split_mix.networks import WidthFactory, network
 from atlas.methods.split_mix.norms import NormSpec, post_statistics, set_norm_mode, zero_samples
 from atlas.methods.split_mix.settings import FederatedSettings, Method, RateSettings
-from atlas.methods.split_mix.widths import base_count
+from atlas.methods.split_mix.widths import base_count, blank
 from atlas.tasks.federated_learning.augment import augmentation
 from atlas.tasks.federated_learning.data import FederatedData
 from atlas.tasks.federated_learning.federation import ClientCosts, Federation
@@ -212,5 +212,5 @@ class TrainedFederation(Federation):
     def _complexity(self, width: float) -> Complexity:
         """Cost of a network of a width on the data's images, counted once."""
         if width not in self.counted:
-            self.counted[width] = complexity(self.factory(width, norm=self.trainer.norm), self.data.shape)
+            self.counted[width] = complexity(blank(self.factory, width, self.trainer.norm), self.data.shape)
         return self.counted[width]

@@ -13,15 +13,22 @@ from torch import Tensor
 
 from atlas.methods.split_mix.average import PrefixSum, average_stack
 from atlas.methods.split_mix.clients import Batches, Rules
-from atlas.methods.split_mix.local import LocalOptions, Pass, train_passes, train_stack
+from atlas.methods.split_mix.local import LocalOptions, Pass, as_images, train_passes, train_stack
 from atlas.methods.split_mix.model import PrefixModel, SplitMix
 from atlas.methods.split_mix.scheduler import BaseScheduler
+from atlas.methods.split_mix.settings import Execution
 from atlas.methods.split_mix.stacks import ParamStack, Runner, TensorDict, require_batch_statistics
-from atlas.methods.split_mix.widths import Role, base_count, layer_roles
+from atlas.methods.split_mix.trials import settled_execution
+from atlas.methods.split_mix.widths import Role, base_count, blank, layer_roles
 from atlas.nn.work import AVERAGING, work
 
 LOCAL = "local."
 """Prefix of the names of tensors that stay on clients."""
+
+
+def _example(trainer: Rules) -> Tensor:
+    """Inputs (2, …), or one, as the networks of a federation take them."""
+    return as_images(trainer.clients[0].inputs[:2])
 
 
 class SplitMixServer:
@@ -38,8 +45,10 @@ class SplitMixServer:
             rescale_init=trainer.rescale_init,
             rescale_layer=trainer.rescale_layer,
             seed=trainer.seed,
+            example=_example(trainer),
         ).to(trainer.device)
         self.stack = self.skeleton.stack()
+        self.execution = settled_execution(self.stack, _example(trainer), trainer.execution, trainer.adversary is None)
         self.counts = counts
         self.scheduler = BaseScheduler(self.skeleton.n_base, np.random.default_rng([trainer.seed, 2]))
         self.local: TensorDict = {}
@@ -58,7 +67,7 @@ class SplitMixServer:
             owners = [index for index, client in enumerate(group) for _ in drawn[client]]
             bases = [base for client in group for base in drawn[client]]
             start = self._download([group[owner] for owner in owners], bases)
-            trained, loss = train_stack(start, batches.of(group, owners), options, self.trainer.execution)
+            trained, loss = train_stack(start, batches.of(group, owners), options, self.execution)
             kept = self._keep_local([group[owner] for owner in owners], bases, trained.tensors)
             sent.append((bases, [float(self.trainer.weights[group[owner]]) for owner in owners], kept))
             losses.append((loss, len(bases)))
@@ -120,11 +129,20 @@ class PrefixServer:
         self.roles = self._roles() if trainer.rescale_layer else {}
         self.skeleton = PrefixModel(trainer.factory, width=self.width, norm=trainer.norm, seed=trainer.seed).to(trainer.device)
         self.slicer = self.skeleton.slicer(min(self.options))
+        self.execution = self._execution()
         self.state = {name: tensor.clone() for name, tensor in self.skeleton.net.state_dict().items()}
         self.local: TensorDict = {}
         if trainer.norm.stats == "local":
             names = ParamStack.of([self.skeleton.net]).norm_names
             self.local = {name: self.state[name].expand(len(self.budgets), *self.state[name].shape).clone() for name in names}
+
+    def _execution(self) -> Execution:
+        """How prefixes run, tried with the narrowest; nothing is tried where never two run side by side."""
+        trainer = self.trainer
+        if trainer.stack_limit == 1 or len(trainer.clients) == 1:
+            return trainer.execution
+        stack = ParamStack.of([self._net(min(self.options))])
+        return settled_execution(stack, _example(trainer), trainer.execution, False)
 
     def _roles(self) -> dict[str, Role]:
         """Which layers ``rescale_layer`` leaves alone; told beside the network of width 1, whatever widths are trained."""
@@ -178,12 +196,12 @@ class PrefixServer:
             networks = slice(members[0], members[-1] + 1)
             scale = width if self.trainer.rescale_layer else 1.0
             shape = ParamStack(self._net(width), tensors, self.roles, scale)
-            runner = Runner(shape, len(members), len(members), self.trainer.execution)
+            runner = Runner(shape, len(members), len(members), self.execution)
             passes.append(Pass(runner, partial(self._view, width=width, networks=networks), networks))
         return ParamStack(self._net(widest), tensors), passes
 
     def _net(self, width: float) -> torch.nn.Module:
-        return self.trainer.factory(width, norm=self.trainer.norm).to(self.trainer.device)
+        return blank(self.trainer.factory, width, self.trainer.norm).to(self.trainer.device)
 
     def _view(self, tensors: Mapping[str, Tensor], width: float, networks: slice) -> TensorDict:
         relative = width / self.width

@@ -14,7 +14,7 @@ Method = Literal["split-mix", "fedavg", "heterofl", "sheterofl"]
 LossName = Literal["ce", "masked_ce"]
 """Cross-entropy, or the same with the logits of classes that a minibatch lacks set to 0."""
 Execution = Literal["auto", "grouped", "vmap", "sequential"]
-"""How the networks of a stack run; ``auto`` takes grouped layers where the network has them, else ``vmap``."""
+"""How the networks of a stack run; ``auto`` takes grouped layers where they give each network's numbers, else ``vmap``."""
 NARROWEST = 0.125
 """The narrowest width that the task asks for."""
 

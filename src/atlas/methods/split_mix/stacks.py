@@ -144,7 +144,8 @@ class Runner:
     groups, inputs : int
         Number of networks, and of different inputs: each for a run of ``groups / inputs`` networks.
     execution : {"auto", "grouped", "vmap", "sequential"}
-        ``auto`` takes grouped layers where the network has them, else ``vmap``.
+        ``auto`` takes grouped layers where the network has them, else ``vmap``. Operations without weights are not looked at
+        here: :func:`.trials.settled_execution` tells whether grouped layers give the right numbers.
 
     Attributes
     ----------
@@ -192,7 +193,8 @@ class Runner:
             return self.grouped.call(tensors, x)
         x = x.repeat_interleave(self.groups // self.inputs, 0)
         if self.execution == "vmap":
-            return vmap(lambda own, images: functional_call(self.module, own, (images,)))(dict(tensors), x)
+            one = vmap(lambda own, images: functional_call(self.module, own, (images,)), randomness="different")
+            return one(dict(tensors), x)
         own = ({name: tensor[index] for name, tensor in tensors.items()} for index in range(self.groups))
         return torch.stack([functional_call(self.module, mine, (images,)) for mine, images in zip(own, x, strict=True)])
 

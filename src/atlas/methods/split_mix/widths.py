@@ -45,6 +45,12 @@ def checked_width(width: float, atom: float, max_width: float) -> int:
     return count
 
 
+def blank(factory: WidthFactory, width: float, norm: NormSpec) -> nn.Module:
+    """Return a network of a width whose weights mean nothing, without moving the generator of the process."""
+    with torch.random.fork_rng(devices=[]):
+        return factory(width, norm=norm)
+
+
 @dataclass(frozen=True)
 class Role:
     """What a convolution or linear layer is to its network: it reads the image, or it classifies, or neither."""
@@ -114,8 +120,8 @@ class Slicer:
     @classmethod
     def from_factory(cls, factory: WidthFactory, *, norm: NormSpec = NormSpec(), narrow: float = 0.125) -> Slicer:
         """Tell what grows from networks of width ``narrow`` and 1."""
-        wide = factory(1.0, norm=norm).state_dict()
-        small = wide if narrow == 1 else factory(narrow, norm=norm).state_dict()
+        wide = blank(factory, 1.0, norm).state_dict()
+        small = wide if narrow == 1 else blank(factory, narrow, norm).state_dict()
         if wide.keys() != small.keys():
             raise TypeError("networks of two widths hold different tensors")
         grows = {name: tuple(a != b for a, b in zip(wide[name].shape, small[name].shape, strict=True)) for name in wide}
