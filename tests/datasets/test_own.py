@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from atlas.datasets import acquire
+from atlas.datasets import DatasetError, acquire, read_manifest, stale_data
 from atlas.datasets.base import all_datasets
 from atlas.errors import UserError
+from atlas.harness.agenda import agenda
 from atlas.harness.execute import evaluate_run, train_run
 from atlas.harness.study import Study, declare_own
 
@@ -102,6 +105,112 @@ def test_another_process_finds_what_a_study_names(root: Path) -> None:
         declare_own("photos", root)
 
 
+def swap_the_classes(root: Path) -> None:
+    pictures = root / "pictures"
+    for old, new in (("cat", "aside"), ("dog", "cat"), ("aside", "dog")):
+        (pictures / old).rename(pictures / new)
+
+
+def repaint(root: Path) -> None:
+    """Another picture of the same name, size and time of modification."""
+    path = root / "pictures" / "cat" / "0.png"
+    before, other = path.stat(), root / "pictures" / "dog" / "0.png"
+    path.write_bytes(other.read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [swap_the_classes, repaint])
+def test_pictures_that_changed_are_copied_again_and_trained_on(root: Path, change: Callable[[Path], None]) -> None:
+    write_pictures(root, "")
+    (run,) = study(root).runs
+    first = acquire("photos", root=root / "data")
+    train_run(run)
+    evaluate_run(run)
+    assert stale_data("photos", root / "data") is None
+    assert agenda(study(root)).runs == {}
+    change(root)
+    assert stale_data("photos", root / "data") == "pictures holds other files than were copied"
+    planned = agenda(study(root))
+    assert (set(planned.datasets), set(planned.training)) == ({"photos"}, {run.cell})
+    assert acquire("photos", root=root / "data").sha256 != first.sha256
+    assert agenda(study(root)).training == {run.cell: "the dataset photos changed"}
+    assert train_run(run)
+
+
+def test_another_declaration_is_copied_again(root: Path) -> None:
+    write_pictures(root, "")
+    study(root)
+    first = acquire("photos", root=root / "data")
+    (run,) = study(root, ", size: 4").runs
+    assert stale_data("photos", root / "data") == "the study declares it otherwise than when it was copied"
+    with pytest.raises(UserError, match="photos must be looked at again .*otherwise.*; run: atlas acquire photos"):
+        train_run(run)
+    assert acquire("photos", root=root / "data").sha256 != first.sha256
+    assert train_run(run)
+    shutil.copytree(root / "pictures", root / "others")
+    (root / "others" / "dog" / "5.png").unlink()
+    (root / "config" / "mine.yaml").write_text(STUDY.format(more="").replace("pictures", "others"))
+    Study.read("mine", root)
+    assert "otherwise" in str(stale_data("photos", root / "data"))
+
+
+def test_pictures_that_only_moved_in_time_are_those_that_were_copied(root: Path) -> None:
+    write_pictures(root, "")
+    study(root)
+    first = acquire("photos", root=root / "data")
+    shutil.copytree(root / "pictures", root / "copied", copy_function=shutil.copyfile)
+    shutil.rmtree(root / "pictures")
+    (root / "copied").rename(root / "pictures")
+    study(root)
+    assert stale_data("photos", root / "data") is None
+    shutil.rmtree(root / ".atlas")
+    assert stale_data("photos", root / "data") is None
+    assert acquire("photos", root=root / "data") == first
+
+
+def test_own_data_that_were_copied_before_this_was_noted_count(root: Path) -> None:
+    write_pictures(root, "")
+    (run,) = study(root).runs
+    manifest = replace(acquire("photos", root=root / "data"), sources=[])
+    (root / "data" / "photos" / "manifest.json").write_text(manifest.text)
+    swap_the_classes(root)
+    assert stale_data("photos", root / "data") is None
+    assert train_run(run)
+    assert acquire("photos", root=root / "data").sha256 != manifest.sha256  # who asks for a copy gets one
+
+
+def test_a_source_that_cannot_be_read_leaves_the_copy_be(root: Path) -> None:
+    write_pictures(root, "")
+    study(root)
+    first = acquire("photos", root=root / "data")
+    (root / "pictures" / "cat" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"0\.png cannot be read as an image"):
+        acquire("photos", root=root / "data")
+    assert read_manifest(root / "data", "photos") == first
+
+
+def test_studies_that_mean_different_data_by_a_name_are_told_apart(root: Path) -> None:
+    write_pictures(root, "")
+    study(root)
+    all_datasets().pop("photos")
+    (root / "config" / "other.yaml").write_text(STUDY.format(more=", size: 4"))
+    with pytest.raises(
+        UserError, match=r"photos is declared in config/mine\.yaml: .* otherwise in config/other\.yaml: .* --tier"
+    ):
+        declare_own("photos", root)
+    declare_own("photos", root, "other")
+    assert all_datasets()["photos"].facts["shape"] == (1, 4, 4)
+
+
+def test_a_study_means_one_thing_by_a_name(root: Path) -> None:
+    write_pictures(root, "")
+    text = STUDY.format(more="")
+    again = text.partition("image-classification:")[2].replace("{folder: pictures}", "{folder: pictures, size: 4}")
+    (root / "config" / "mine.yaml").write_text(f"{text}adversarial-robustness:{again}")
+    with pytest.raises(UserError, match=r"adversarial-robustness\.datasets\.photos\.data .*other data than another benchmark"):
+        Study.read("mine", root)
+
+
 def rename_a_class(root: Path) -> None:
     write_pictures(root, "train", "test")
     (root / "pictures/test/cat").rename(root / "pictures/test/bird")
@@ -137,7 +246,7 @@ def test_the_name_of_a_data_set_of_atlas_is_refused(root: Path) -> None:
 
 
 def write_sensors(root: Path, days: int = 5, value: str = "0.5") -> None:
-    rows = [f"day{day},{'rest' if step < 15 else 'cook'},{step},{value}" for day in range(days) for step in range(30)]
+    rows = [f"{day},{'rest' if step < 15 else 'cook'},{step},{value}" for day in range(days) for step in range(30)]
     (root / "sensors.csv").write_text("\n".join(["day,activity,heat,noise", *rows]) + "\n")
 
 
@@ -148,6 +257,27 @@ def test_a_table_of_measurements_is_trained_on(root: Path) -> None:
     acquire(run.data, root=root / "data")
     train_run(run)
     assert 0 <= evaluate_run(run)["metrics"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: write_sensors(root, value="0.7"),
+        lambda root: (root / "config/mine.yaml").write_text(STREAMS.replace("recording: day", "recording: heat")),
+    ],
+)
+def test_measurements_that_changed_are_copied_again(root: Path, change: Callable[[Path], object]) -> None:
+    write_sensors(root)
+    (root / "config" / "mine.yaml").write_text(STREAMS)
+    Study.read("mine", root)
+    first = acquire("kitchen", root=root / "data")
+    assert stale_data("kitchen", root / "data") is None
+    change(root)
+    assert (root / "sensors.csv").read_text().startswith("day,")
+    Study.read("mine", root)
+    assert stale_data("kitchen", root / "data")
+    assert acquire("kitchen", root=root / "data").sha256 != first.sha256
+    assert stale_data("kitchen", root / "data") is None
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,22 @@ def test_own_photographs_and_measurements_come_to_a_page(mine: Path) -> None:
     assert "Nothing to be done" in snakemake(mine, "--config", "tier=mine")
 
 
+def test_other_photographs_of_the_same_names_are_trained_on(mine: Path) -> None:
+    (mine / "config" / "other.yaml").write_text(MINE.replace("size: 16", "size: 8"))
+    snakemake(mine, "--config", "tier=mine", "only=garden")
+    (metrics,) = mine.glob("results/mine/runs/*/garden/*/*/metrics.json")
+    before = json.loads(metrics.read_text())
+    (mine / "photographs" / "leaf").rename(mine / "photographs" / "bark")
+    (mine / "photographs" / "flower").rename(mine / "photographs" / "leaf")
+    assert "garden to acquire (photographs holds other files" in snakemake(mine, "-n", "--config", "tier=mine", "only=garden")
+    snakemake(mine, "--config", "tier=mine", "only=garden")
+    assert json.loads(metrics.read_text())["provenance"]["data_hash"] != before["provenance"]["data_hash"]
+    assert "Nothing to be done" in snakemake(mine, "--config", "tier=mine", "only=garden")
+    assert "garden to acquire (the study declares it otherwise" in snakemake(mine, "-n", "--config", "tier=other", "only=garden")
+    snakemake(mine, "--config", "tier=other", "only=garden")
+    assert len(list(mine.glob("results/other/runs/*/garden/*/*/metrics.json"))) == 1
+
+
 def test_what_is_wrong_with_own_data_is_one_line_before_anything_runs(mine: Path) -> None:
     (mine / "photographs" / "leaf").rename(mine / "leaf")
     said = snakemake(mine, "-n", "--config", "tier=mine", check=False)

@@ -10,5 +10,6 @@ rule acquire:
         "../envs/atlas.yaml"
     params:
         atlas=ATLAS,
+        tier=TIER,
     shell:
-        "{params.atlas} acquire {wildcards.dataset:q} > {log:q} 2>&1"
+        "{params.atlas} acquire --tier {params.tier} {wildcards.dataset:q} > {log:q} 2>&1"

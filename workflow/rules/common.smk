@@ -218,6 +218,16 @@ def dataset_of(wildcards):
     return f"data/{data}/manifest.json" if data else []
 
 
+def dataset_to_train_on(made_now):
+    """The dataset of a training if it is acquired now, or if it is kept: Snakemake leaves out what ancient() asks of a new file."""
+
+    def dataset(wildcards):
+        planned = runs_of(wildcards)[0].data in todo().datasets
+        return dataset_of(wildcards) if planned == made_now else []
+
+    return dataset
+
+
 def needed_by(wildcards):
     """Marks of the runs whose artefacts the job reads, where they are trained now."""
     needed = [need for run in planned_runs(wildcards) for need in run.needs.values()]

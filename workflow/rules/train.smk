@@ -1,6 +1,7 @@
 rule train:
     input:
-        data=ancient(dataset_of),
+        acquired=dataset_to_train_on(made_now=True),
+        kept=ancient(dataset_to_train_on(made_now=False)),
         needs=needed_by,
         due=lambda wildcards: due(True),
     output:

@@ -133,6 +133,9 @@ def acquire(
         str | None,
         typer.Option(envvar="ATLAS_DATA_MIRROR", help="Folder or URL that holds the archives, instead of their origins."),
     ] = None,
+    tier: Annotated[
+        str | None, typer.Option("--tier", "-t", help="Study whose own data are meant, where several call theirs alike.")
+    ] = None,
 ) -> None:
     """Download, verify and unpack datasets into data/<dataset>/; what is there already is looked at again."""
     from atlas.datasets import acquire as fetch
@@ -143,7 +146,7 @@ def acquire(
         raise UserError(f"{Path.cwd().name} is a folder of a checkout, and data/ would land in it; {hint}")
     for dataset in datasets:
         if dataset not in dataset_names():
-            declare_own(dataset, Path())
+            declare_own(dataset, Path(), tier)
         manifest = fetch(dataset, root=Path("data"), mirror=mirror)
         print(f"{dataset}: data/{dataset} ({manifest.sha256[:12]})")
 

@@ -18,7 +18,7 @@ from typing import Any
 from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, Source, get_dataset
 from atlas.datasets.damage import told_as
 from atlas.datasets.looks import MANIFEST, FolderLook, is_stray, look_at, recall, remember
-from atlas.datasets.manifest import Manifest, describe, describe_together, parse_manifest, read_manifest
+from atlas.datasets.manifest import Manifest, changed_origin, describe, describe_together, parse_manifest, read_manifest
 from atlas.errors import refusal
 
 ATTEMPTS = 3
@@ -39,7 +39,8 @@ def acquire(name: str, root: Path | str = Path("data"), mirror: str | Path | Non
     """Make ``<root>/<name>/`` hold the dataset; what is there already is looked at, and made again where it is damaged.
 
     Contents are compared, not names; a file that this machine has read before, and that has not been changed since, is not
-    read again. User-supplied data are described as they are: other contents give another hash.
+    read again. User-supplied data are described as they are: other contents give another hash. A person's own data are copied
+    again where the study declares them otherwise, or what they were copied from has other contents.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def acquire(name: str, root: Path | str = Path("data"), mirror: str | Path | Non
     """
     dataset, root = get_dataset(name), Path(root)
     manifest, damage = _prepared(dataset, root)
-    if manifest is not None and damage is None:
+    if manifest is not None and damage is None and changed_origin(manifest, root) is None:
         return manifest
     if dataset.kind == "user-supplied":
         return _adopt(dataset, root)
@@ -100,11 +101,12 @@ def _make(dataset: Dataset, root: Path, mirror: str | Path | None) -> Manifest:
     name = dataset.name
     with _workplace(root, name) as (downloads, staging):
         archives = [_fetch(source, downloads, mirror) for source in dataset.sources]
+        sources = dataset.made_of(root) if dataset.made_of else _sources(dataset, archives)
         assert dataset.prepare is not None
         with told_as(f"{name}: {', '.join(path.name for path in archives) or 'what its library bundles'} cannot be prepared"):
             dataset.prepare(archives, staging)
         look = look_at(staging.parent, staging.name)
-        manifest = describe(name, _sources(dataset, archives), look)
+        manifest = describe(name, sources, look)
         (staging / MANIFEST).write_text(manifest.text)
         _move_into_place(staging, root / name)
     remember(root, name, look, asdict(manifest))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from atlas.errors import AtlasError, UserError, did_you_mean
 
@@ -61,6 +61,9 @@ class Dataset:
     stand_in : callable, optional
         ``stand_in(folder)`` writes random data of the dataset's shape, as few examples as loaders accept, where ``prepare``
         would write the real ones: for rehearsals and tests, never for results.
+    made_of : callable, optional
+        ``made_of(root)`` says what ``prepare`` would copy now, as the sources of a manifest under ``root`` say it: for data whose
+        origin is on this machine, where it may change. ``None`` where the origin is always the same.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Dataset:
     prepare: Callable[[Sequence[Path], Path], None] | None = None
     check: Callable[[Path], None] | None = None
     stand_in: Callable[[Path], None] | None = None
+    made_of: Callable[[Path], list[dict[str, Any]]] | None = None
     sources: tuple[Source, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
 

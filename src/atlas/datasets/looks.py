@@ -15,6 +15,7 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ Reading = Literal["contents", "ends"]
 
 LOOKS = Path(".atlas/looks")
 MANIFEST = "manifest.json"
+ORIGIN = "origin"
+"""What a copy's name is followed by where it is remembered what was copied; no data set's name holds the stroke between."""
 ENDS = 4096
 """Bytes at the beginning and at the end of a file that are read where whole contents would take hours."""
 SETTLED_NS = 2 * 10**9
@@ -94,7 +97,7 @@ def _list(folder: Path, below: str, above: tuple[tuple[int, int], ...], tree: Tr
         raise DatasetLayoutError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
 
 
-def _stamp(path: Path, entry: os.DirEntry[str]) -> Stamp:
+def _stamp(path: Path, entry: os.DirEntry[str] | Path) -> Stamp:
     try:
         status = entry.stat()
     except FileNotFoundError:
@@ -163,11 +166,37 @@ def look_at(root: Path, name: str, limit: int | None = None) -> FolderLook:
     tree = walk(root / name)
     total = sum(stamp.size for stamp in tree.files.values())
     reading: Reading = "contents" if limit is None or total <= limit else "ends"
-    files = {}
-    for path, stamp in tree.files.items():
-        known = None if before is None else before.known(path, stamp, reading)
-        files[path] = (stamp, known or _digest(root / name / path, reading))
+    files = _read(root / name, tree.files, reading, before)
     return FolderLook(_folder(root, name), began, reading, tree.folders, files)
+
+
+def look_at_origin(root: Path, name: str, folder: Path, paths: Iterable[str]) -> FolderLook:
+    """Read files of a folder elsewhere, of which ``<root>/<name>`` is a copy, but for those that are as when last looked at.
+
+    Raises
+    ------
+    DatasetLayoutError
+        A file cannot be read.
+    """
+    place = f"{name}/{ORIGIN}"
+    before, began = recall(root, place), time.time_ns()
+    try:
+        stamps = {path: _stamp(folder / path, folder / path) for path in paths}
+    except OSError as error:
+        raise DatasetLayoutError(f"{error.filename} cannot be read: {error.strerror}") from None
+    look = FolderLook(_folder(root, place), began, "contents", {}, _read(folder, stamps, "contents", before))
+    if before is None or before.files != look.files:
+        remember(root, place, look, {})
+    return look
+
+
+def _read(folder: Path, stamps: Mapping[str, Stamp], reading: Reading, before: FolderLook | None) -> dict[str, tuple[Stamp, str]]:
+    """Stamp and hash of files; those that are as they were before are not read."""
+    files = {}
+    for path, stamp in stamps.items():
+        known = None if before is None else before.known(path, stamp, reading)
+        files[path] = (stamp, known or _digest(folder / path, reading))
+    return files
 
 
 def recall(root: Path, name: str, *, files: bool = True) -> FolderLook | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas.datasets.base import DatasetLayoutError
+from atlas.datasets.base import DatasetLayoutError, all_datasets
 from atlas.datasets.looks import MANIFEST, FolderLook, recall, walk
 
 MANY_FILES = 50_000
@@ -25,7 +25,8 @@ class Manifest:
     Attributes
     ----------
     sources : list of dict
-        file, size in bytes, sha256 and url of every download.
+        file, size in bytes, sha256 and url of every download. Of a person's own data, one entry for all of them, with what the
+        study declares of them (declared).
     files : list of dict
         path, size and sha256 of every prepared file. Of a user-supplied set, which may hold a million files, one entry: the
         path ``.``, the number of files (count), their size together, and a SHA-256 over their names and sizes (listing).
@@ -98,6 +99,7 @@ def stale_data(name: str, root: Path | str = Path("data")) -> str | None:
     Names and sizes are held against the manifest, and against what this machine remembers of its last look also times of
     modification. Where nothing is remembered, as after a clone, names and sizes alone count; of a set of more than
     :data:`MANY_FILES` files only the remembered times of its folders do. A data set that has not been acquired is not stale.
+    A person's own data are also held against what they were copied from (:func:`changed_origin`), where that was noted.
     """
     root = Path(root)
     manifest = read_manifest(root, name)
@@ -105,6 +107,8 @@ def stale_data(name: str, root: Path | str = Path("data")) -> str | None:
         return "its manifest cannot be read" if (root / name / MANIFEST).is_file() else None
     if manifest.together and "listing" not in manifest.files[0]:
         return "it was acquired before contents were looked at"
+    if manifest.sources and (reason := changed_origin(manifest, root)):
+        return reason
     look = recall(root, name, files=manifest.count <= MANY_FILES)
     if look is not None and look.manifest != asdict(manifest):
         look = None
@@ -119,6 +123,25 @@ def stale_data(name: str, root: Path | str = Path("data")) -> str | None:
         return manifest.difference(sizes)
     touched = (path for path in present if path in look.files and not present[path].as_read(look.files[path][0]))
     return first_difference(look.sizes, sizes) or next((f"{path} was modified" for path in touched), None)
+
+
+def changed_origin(manifest: Manifest, root: Path) -> str | None:
+    """Why a person's own data are no longer what was copied, or ``None``; data of other origins do not change there.
+
+    Contents are compared, not times; what this machine has read before, and that has not been changed since, is not read again.
+    """
+    dataset = all_datasets().get(manifest.dataset)
+    if dataset is None or dataset.made_of is None:
+        return None
+    try:
+        now = dataset.made_of(root)
+    except DatasetLayoutError as error:
+        return str(error)
+    if manifest.sources == now:
+        return None
+    if [source.get("declared") for source in manifest.sources] != [source["declared"] for source in now]:
+        return "the study declares it otherwise than when it was copied"
+    return f"{now[0]['file']} holds other files than were copied"
 
 
 def first_difference(expected: Mapping[str, int], actual: Mapping[str, int]) -> str | None:

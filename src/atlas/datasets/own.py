@@ -1,21 +1,24 @@
 """A person's own data in a study: ``data: {folder: …}`` for images, ``data: {csv: …}`` for streams of measurements.
 
 What is named is looked at when the study is read, so that a mistake costs seconds; ``atlas acquire`` then copies it into
-``data/<benchmark>/`` as the loaders read it, and what runs depend on is that copy. It is made again where that folder is removed.
+``data/<benchmark>/`` as the loaders read it, and what runs depend on is that copy. The copy's manifest says what it was made of:
+it is made again where the study declares the data otherwise, or where they have other contents.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.datasets.activity import write_recordings
-from atlas.datasets.base import Dataset, DatasetError, all_datasets
+from atlas.datasets.base import Dataset, DatasetError, DatasetLayoutError, all_datasets
 from atlas.datasets.images import write_images
-from atlas.datasets.looks import is_stray
+from atlas.datasets.looks import is_stray, look_at_origin
 from atlas.errors import UserError, did_you_mean
 from atlas.settings import Natural, Settings, validate_settings
 
@@ -88,6 +91,20 @@ def declare(name: str, asked: Mapping[str, Any], root: Path, where: str) -> Data
     return dataset
 
 
+def _made_of(
+    root: Path, *, name: str, declared: Mapping[str, Any], source: str, folder: Path, files: Callable[[Path], list[Path]]
+) -> list[dict[str, Any]]:
+    """The one source of a copy: what the study says, and one hash over names and contents of the files that are copied."""
+    try:
+        paths = [path.relative_to(folder).as_posix() for path in files(folder)]
+    except OSError as error:
+        raise DatasetLayoutError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+    look = look_at_origin(root, name, folder, paths)
+    contents = json.dumps([(path, digest) for path, (_, digest) in look.files.items()])
+    digest = hashlib.sha256(contents.encode()).hexdigest()
+    return [{"file": source, "size": sum(look.sizes.values()), "sha256": digest, "declared": dict(declared)}]
+
+
 # --- images -------------------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +140,8 @@ def _look_at_folder(name: str, settings: FolderData, root: Path, where: str) -> 
         facts["test"] = sum(counts["test"].values())
     prepare = partial(_prepare_folder, parts=parts, side=side, grey=channels == 1)
     title = f"own images of {root}: {total:,} in {len(classes)} classes"
-    return Dataset(name, title, "embedded", LICENCE, CITATION, prepare, facts=facts)
+    made_of = partial(_made_of, name=name, declared=settings.model_dump(), source=settings.folder, folder=root, files=_all_images)
+    return Dataset(name, title, "embedded", LICENCE, CITATION, prepare, facts=facts, made_of=made_of)
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -140,6 +158,10 @@ def _folders(root: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not is_stray(path.name))
+
+
+def _all_images(root: Path) -> list[Path]:
+    return [path for part in _parts(root).values() for kind in _folders(part) for path in _images(kind)]
 
 
 def _shape(path: Path, fail: Callable[[str], UserError]) -> tuple[int, int, int]:
@@ -204,7 +226,9 @@ def _look_at_csv(name: str, settings: CsvData, path: Path, where: str) -> Datase
     facts: dict[str, object] = {"classes": len(classes), "features": len(features)}
     prepare = partial(_prepare_csv, path=path, settings=settings, features=features, classes=classes, recordings=recordings)
     title = f"own measurements of {path}: {steps:,} steps of {len(features)} features, {len(classes)} classes"
-    return Dataset(name, title, "embedded", LICENCE, CITATION, prepare, facts=facts)
+    declared = settings.model_dump()
+    made_of = partial(_made_of, name=name, declared=declared, source=settings.csv, folder=path.parent, files=lambda _: [path])
+    return Dataset(name, title, "embedded", LICENCE, CITATION, prepare, facts=facts, made_of=made_of)
 
 
 def _scan(path: Path, settings: CsvData, header: list[str], features: list[str], where: str) -> tuple[list[str], list[str], int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from atlas.datasets import stale_data
+from atlas.datasets import get_dataset, stale_data
 from atlas.harness.code import changed_code
 from atlas.harness.files import sha256, write_json, write_text
 from atlas.harness.run import Run
@@ -160,6 +160,7 @@ class _Planner:
         """Acquired datasets that no longer look as they were described, and why.
 
         Whether their contents are others is known when they have been acquired again; a run that still fits then is left alone.
+        Of a person's own data it is nearly certain, and their runs are planned to be trained.
         """
         reasons = {name: stale_data(name, self.study.root / "data") for name in self.study.datasets}
         return {name: reason for name, reason in reasons.items() if reason}
@@ -167,7 +168,8 @@ class _Planner:
     def consider(self, run: Run, look: str, old_code: bool) -> None:
         """Plan what a run itself calls for."""
         demand = self.demanded(run, old_code)
-        outdated = stale_record(run) or ""
+        copied_anew = look if look and get_dataset(run.data).made_of else ""
+        outdated = stale_record(run) or copied_anew
         gap = evaluation_gap(run) or ""
         if reason := demand or outdated:
             self.train(run, reason)

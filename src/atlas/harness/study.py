@@ -138,6 +138,7 @@ class StudyFile:
         self.shown = CONFIG_FOLDER / path.name
         self.batch_seeds = self.stack_seeds = False
         self.substitutes: dict[str, str] = {}
+        self.own_data: dict[str, Mapping[str, Any]] = {}
         self.caseless = ignores_case(path)
         content = read_yaml(path, self.shown)
         if content is None:
@@ -273,6 +274,10 @@ class StudyFile:
         if name is None:
             return ""
         if isinstance(name, Mapping):
+            if self.own_data.setdefault(benchmark, name) != name:
+                raise self.fail(
+                    f"{where}.data", "names other data than another benchmark of that name: give it a name of its own"
+                )
             return declare(benchmark, name, self.root, f"{self.shown}: {where}.data").name
         if name in dataset_names():
             return str(name)
@@ -307,9 +312,29 @@ def _found(task: Task, data: str) -> dict[str, Any]:
     return {"backbone": {"in_chans": shape[0], "img_size": shape[1]}}
 
 
-def declare_own(name: str, root: Path) -> None:
-    """Look for own data of a name in the studies of a checkout, and declare it; a study that cannot be read is passed over."""
-    for path in sorted((root / CONFIG_FOLDER).glob("*.yaml")):
+def declare_own(name: str, root: Path, tier: str | None = None) -> None:
+    """Look for own data of a name in the studies of a checkout, or in that of a tier, and declare it.
+
+    A study that cannot be read is passed over.
+
+    Raises
+    ------
+    UserError
+        Several studies mean different data by the name, or the data are not as expected.
+    """
+    found = list(_own_data(name, root, tier))
+    if not found:
+        return
+    asked, where = found[0]
+    other = next((place for data, place in found if data != asked), None)
+    if other is not None:
+        raise UserError(f"{name} is declared in {where} and otherwise in {other}: say which study's is meant with --tier")
+    declare(name, asked, root, where)
+
+
+def _own_data(name: str, root: Path, tier: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Every declaration of own data of a name, and where it stands."""
+    for path in sorted((root / CONFIG_FOLDER).glob(f"{tier or '*'}.yaml")):
         try:
             content = read_yaml(path, CONFIG_FOLDER / path.name)
         except UserError:
@@ -318,8 +343,7 @@ def declare_own(name: str, root: Path) -> None:
             datasets = body.get("datasets") if isinstance(body, Mapping) else None
             options = datasets.get(name) if isinstance(datasets, Mapping) else None
             if isinstance(options, Mapping) and isinstance(options.get("data"), Mapping):
-                declare(name, options["data"], root, f"{CONFIG_FOLDER / path.name}: {task}.datasets.{name}.data")
-                return
+                yield options["data"], f"{CONFIG_FOLDER / path.name}: {task}.datasets.{name}.data"
 
 
 @dataclass
