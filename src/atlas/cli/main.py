@@ -300,7 +300,7 @@ def compare(
     """Compare two sets of results: runs of one alone, numbers in units of their spread over seeds, verdicts.
 
     'atlas compare HEAD results/demo' tells what this machine's results have to do with the committed ones. The exit code is 0 if
-    the verdicts agree, else 1.
+    the verdicts agree, 1 if not, and 2 if there is nothing to compare.
     """
     from atlas.report import compare as compare_results
 
