@@ -98,6 +98,32 @@ def test_a_wrong_study_is_one_line(small: Path) -> None:
     assert "plain.repeat is not a setting of random-stack; did you mean repeats?" in output
 
 
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("teir=mine", "--config teir is not a setting of the workflow; did you mean tier?"),
+        ("code=NEW", "--config code = 'NEW': input should be 'new'"),
+        ("tier=2024", "there is no study 2024"),
+        ("only=10", "10 is not a run of config/demo.yaml"),
+    ],
+)
+def test_a_wrong_option_is_one_line(said: str, answer: str, small: Path) -> None:
+    output = snakemake(small, "-n", "--config", said, check=False)
+    assert answer in output
+    assert "Job stats" not in output
+    assert "TypeError" not in output
+
+
+def test_options_reach_jobs_and_come_from_profiles(small: Path) -> None:
+    """A job of a cluster is a Snakemake that is told the options once more; a profile lists them."""
+    shutil.move(small / "config/demo.yaml", small / "config/2024.yaml")
+    (small / "mine").mkdir()
+    (small / "mine/config.yaml").write_text("config: [tier=2024, only=residual, here=no, warm=no]\n")
+    snakemake(small, "--profile", "mine")
+    assert (small / "results/2024/runs/image-classification/stacks/residual/seed1/metrics.json").is_file()
+    assert not (small / "results/2024/runs/image-classification/stacks/plain").exists()
+
+
 @pytest.mark.slow
 def test_a_thousand_runs_are_planned(tmp_path: Path, checkout: Path) -> None:
     folder = copy_checkout(checkout, tmp_path / "atlas")

@@ -18,10 +18,17 @@ from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
 from atlas.errors import UserError
-from atlas.study import MARKER, Demands, Study, Watch, agenda, select
+from atlas.study import MARKER, Demands, Study, Watch, WorkflowOptions, agenda, select
 from atlas.warm import OWNER
 
-TIER = config.get("tier", "demo")
+try:
+    OPTIONS = WorkflowOptions.read(config)
+    TIER, ONLY = OPTIONS.tier, OPTIONS.only
+    STUDY = Study.read(TIER)
+    select(STUDY, ONLY)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 ATLAS = (
@@ -30,13 +37,7 @@ ATLAS = (
     else "python -m atlas"
 )
 DONE = f".atlas/done/{TIER}"
-
-WARM = config.get("warm") not in (False, "no")
 READY_JOBS = 16
-HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
-# Some rows: --config only=vfds, only='image-classification/*/attnscale*', or several with commas between them.
-ONLY = config.get("only") or ()
-ONLY = tuple(ONLY.split(",") if isinstance(ONLY, str) else ONLY)
 
 
 def alive():
@@ -58,12 +59,6 @@ if workflow.is_main_process:
         OSError
     ):  # in a folder that cannot be written there is nothing to keep apart
         ALIVE = alive()
-
-try:
-    STUDY = Study.read(TIER)
-    select(STUDY, ONLY)
-except UserError as error:
-    raise WorkflowError(str(error)) from None
 
 
 def results_folder():
@@ -120,7 +115,12 @@ def follow(found):
 @cache
 def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
-    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE, only=ONLY)
+    demands = Demands(
+        everything=forced(),
+        here=OPTIONS.here,
+        new_code=OPTIONS.code == "new",
+        only=ONLY,
+    )
     found = agenda(STUDY, demands)
     if RESULTS.startswith(".atlas") and not workflow.dryrun:
         raise WorkflowError(f"results/{TIER} cannot be written")
@@ -135,11 +135,11 @@ def todo():
 
 def again():
     """How the command line is told that a complete training does not count."""
-    return (
-        "--force"
-        if forced()
-        else "--again here" if HERE else "--again code" if NEW_CODE else ""
-    )
+    if forced():
+        return "--force"
+    if OPTIONS.here:
+        return "--again here"
+    return "--again code" if OPTIONS.code else ""
 
 
 # A job is one row with all its seeds where runs are shorter than starting a process, else one run.
