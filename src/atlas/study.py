@@ -6,7 +6,7 @@ from atlas.harness.agenda import MARKER, Agenda, Demands, agenda
 from atlas.harness.options import WorkflowOptions
 from atlas.harness.run import Resources, Run
 from atlas.harness.selection import select
-from atlas.harness.study import Study
+from atlas.harness.study import Study, declare_own
 from atlas.harness.watch import Watch
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Watch",
     "WorkflowOptions",
     "agenda",
+    "declare_own",
     "read_once",
     "select",
 ]

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,17 +17,35 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
+from atlas.datasets import dataset_names, get_dataset
 from atlas.errors import UserError
-from atlas.study import MARKER, Demands, Study, Watch, WorkflowOptions, agenda, select
+from atlas.study import (
+    MARKER,
+    Demands,
+    Study,
+    Watch,
+    WorkflowOptions,
+    agenda,
+    declare_own,
+    select,
+)
 from atlas.warm import OWNER
 
-try:
+
+@contextmanager
+def wrong_names_refused():
+    """End Snakemake with the one line that says what would be right."""
+    try:
+        yield
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+with wrong_names_refused():
     OPTIONS = WorkflowOptions.read(config)
     TIER, ONLY = OPTIONS.tier, OPTIONS.only
     STUDY = Study.read(TIER)
     select(STUDY, ONLY)
-except UserError as error:
-    raise WorkflowError(str(error)) from None
 
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
@@ -180,15 +198,37 @@ def final_stamp(run):
 
 
 def runs_of(wildcards):
-    """The runs of a job."""
-    row = STUDY.by_row.get((wildcards.task, wildcards.dataset, wildcards.method))
-    if row is None:
-        raise WorkflowError(
-            f"{wildcards.task}/{wildcards.dataset}/{wildcards.method} is not a row of {STUDY.source}"
+    """The runs of a job: those of a row, or one of its seeds."""
+    row = f"{wildcards.task}/{wildcards.dataset}/{wildcards.method}"
+    with wrong_names_refused():
+        runs = STUDY.find_row(row)
+        if hasattr(wildcards, "seed"):
+            return [STUDY.find(f"{row}/seed{wildcards.seed}")]
+    return runs
+
+
+def measured_run(wildcards):
+    """The run whose metrics are a target, alone in a list."""
+    runs = runs_of(wildcards)
+    if not runs[0].declared_metrics:
+        raise WorkflowError(f"{runs[0].cell} is a stage: it has no metrics")
+    return runs
+
+
+def runs_of_table(wildcards):
+    """The runs that a table shows."""
+    with wrong_names_refused():
+        return STUDY.matching(
+            *STUDY.find_table(f"{wildcards.task}/{wildcards.dataset}")
         )
-    return [
-        run for run in row if getattr(wildcards, "seed", None) in (None, str(run.seed))
-    ]
+
+
+def dataset_due(wildcards):
+    """Whether a dataset is on the agenda; it may be one of another study, or a person's own there."""
+    with wrong_names_refused():
+        if wildcards.dataset not in dataset_names():
+            declare_own(wildcards.dataset, Path())
+        return get_dataset(wildcards.dataset).name in todo().datasets
 
 
 def planned_runs(wildcards):

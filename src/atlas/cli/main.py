@@ -227,12 +227,7 @@ def table(
 
     study = _study(tier)
     for name in tables:
-        task, _, dataset = name.partition("/")
-        if (task, dataset) not in study.tables:
-            from atlas.errors import did_you_mean
-
-            known = ["/".join(pair) for pair in study.tables]
-            raise UserError(f"{name} is not a table of {study.source}; {did_you_mean(name, known)}")
+        task, dataset = study.find_table(name)
         write_table(study, task, dataset)
         write_figures(study, task, dataset)
         print((study.results / "tables" / task / f"{dataset}.md").read_text())
