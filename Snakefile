@@ -52,7 +52,7 @@ include: "workflow/rules/report.smk"
 
 onstart:
     # On this machine a job is a fork of a process that has loaded everything (atlas.warm), and which goes with this one.
-    if workflow.is_main_process and workflow.local_exec and WARM:
+    if workflow.is_main_process and workflow.local_exec and OPTIONS.warm:
         os.environ[OWNER] = str(os.getpid())
 
 

@@ -3,12 +3,26 @@
 from functools import cache
 
 from atlas.harness.agenda import MARKER, Agenda, Demands, agenda
+from atlas.harness.options import WorkflowOptions
 from atlas.harness.run import Resources, Run
 from atlas.harness.selection import select
-from atlas.harness.study import Study
+from atlas.harness.study import Study, declare_own
 from atlas.harness.watch import Watch
 
-__all__ = ["MARKER", "Agenda", "Demands", "Resources", "Run", "Study", "Watch", "agenda", "read_once", "select"]
+__all__ = [
+    "MARKER",
+    "Agenda",
+    "Demands",
+    "Resources",
+    "Run",
+    "Study",
+    "Watch",
+    "WorkflowOptions",
+    "agenda",
+    "declare_own",
+    "read_once",
+    "select",
+]
 
 
 @cache

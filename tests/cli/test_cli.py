@@ -204,7 +204,8 @@ def test_a_trial_by_hand(folder: Path, atlas: Atlas) -> None:
     assert not (folder / "results/demo").exists()
     other = atlas("evaluate", RUN, "--set", "repeats=1")
     assert other.returncode == 2
-    assert "must be trained first (its settings changed)" in other.stderr
+    said = f"must be trained first (its settings changed): atlas train --tier demo {RUN} --set repeats=1"
+    assert said in other.stderr.splitlines()[-1]
 
 
 def test_training_evaluates_on_request_what_has_no_metrics(folder: Path, atlas: Atlas) -> None:

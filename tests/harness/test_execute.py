@@ -6,14 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from torch.nn import Linear
 
 from atlas.errors import UserError
 from atlas.harness import execute, registry
-from atlas.harness.execute import evaluate_run, train_run
+from atlas.harness.execute import command, evaluate_run, train_run
 from atlas.harness.files import write_bytes
 from atlas.harness.registry import Metric, Task, load
 from atlas.harness.run import Run
@@ -92,6 +94,32 @@ def test_what_a_person_asks_for_is_trained_again(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(execute, "trained_with_other_code", lambda run: [])
     monkeypatch.setattr(execute, "made_here", lambda run, what, path: True)
     assert execute.due_again(run, again) is False  # type: ignore[arg-type]
+
+
+def test_a_command_for_a_trial_says_what_makes_it_one(relay: Study) -> None:
+    run = next(run for run in relay.runs if run.method == "alone")
+    assert command("train", run) == f"atlas train --tier mine {run.cell}"
+    trial = replace(run, trial=True, overrides=("lanes=[1, 2]", "protocol.epochs=5"))
+    assert command("train", trial) == f"atlas train --tier mine {run.cell} --set 'lanes=[1, 2]' --set protocol.epochs=5"
+
+
+def test_a_trial_that_does_not_fit_what_it_needs_says_so_in_one_line(relay: Study) -> None:
+    """What it needs keeps the study's settings, so weights of another size are nothing that a person can see."""
+    runs: dict[str, Run] = {run.method: run for run in relay.runs}
+    train_run(runs["first"])
+    running = sys.modules[f"atlas.tasks.{TASK}.running"]
+    running.train = lambda run: Linear(2, 2).load_state_dict(Linear(3, 2).state_dict())  # type: ignore[attr-defined]
+    trial = replace(runs["second"], trial=True, overrides=("width=2",))
+    with pytest.raises(UserError) as refused:
+        train_run(trial)
+    said = str(refused.value)
+    assert said.startswith(f"{trial.cell} does not fit {runs['first'].cell}, its baton, which keeps the study's settings")
+    assert "a study of its own, a copy of config/mine.yaml" in said
+    assert "\n" not in said
+    assert json.loads(trial.failure.read_text())["error"] == said
+    for other in (runs["second"], replace(runs["alone"], trial=True)):  # nothing of these explains it
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            train_run(other)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"other"])

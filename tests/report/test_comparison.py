@@ -64,22 +64,79 @@ def test_names_cannot_smuggle_markup() -> None:
     assert "<script>" not in page
 
 
-def test_a_folder_and_a_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for path, text in files({0: 0.5}).items():
-        (tmp_path / "results/demo" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "results/demo" / path).write_text(text)
+def write(folder: Path, content: dict[str, str]) -> Path:
+    """Lay files out below a folder."""
+    for path, text in content.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    """Make a folder a git repository that holds all that lies in it."""
     for command in (
         ["init", "--quiet"],
         ["add", "."],
         ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "1"],
     ):
-        subprocess.run(["git", *command], check=True, cwd=tmp_path)
+        subprocess.run(["git", *command], check=True, cwd=folder)
+
+
+def test_a_folder_and_a_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results/demo", files({0: 0.5}))
+    commit(tmp_path)
     same = compare("HEAD", "results/demo")
     assert (same.differences, same.first.name, same.second.name) == ([], "HEAD", "results/demo")
     (tmp_path / "results/demo" / ROW / "seed0/metrics.json").write_text('{"metrics": {"top1": 0.25}}')
     assert [one.second for one in compare("HEAD", "results/demo").differences] == [0.25]
     assert [one.first for one in compare("results/demo", "HEAD:results/demo").differences] == [0.25]
+
+
+def test_a_revision_is_asked_for_the_folder_that_stands_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the folder is written, and from wherever: another study's results would be told as if they were meant."""
+    checkout = tmp_path / "atlas"
+    write(checkout / "results/demo", files({0: 0.25}))
+    desk = write(checkout / "results/desk", files({0: 0.5}))
+    commit(checkout)
+    (tmp_path / "link").symlink_to(checkout)
+    monkeypatch.chdir(checkout)
+    for folder in ("results/desk", "results/desk/", "../atlas/results/desk", str(desk), str(tmp_path / "link/results/desk")):
+        assert compare("HEAD", folder).headline.startswith("1 of 1 numbers alike"), folder
+        assert compare(folder, "HEAD").headline.startswith("1 of 1 numbers alike"), folder
+    assert compare("HEAD:results/desk", "HEAD").headline.startswith("1 of 1 numbers alike")
+    desk.rename(tmp_path / "disk")
+    desk.symlink_to(tmp_path / "disk")
+    assert compare("HEAD", "results/desk").headline.startswith("1 of 1 numbers alike")
+    monkeypatch.chdir(checkout / "results")
+    assert compare("HEAD", "desk").headline.startswith("1 of 1 numbers alike")
+
+
+def test_a_folder_outside_the_checkout_has_no_like_in_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "atlas/results/demo", files({0: 0.5}))
+    commit(tmp_path / "atlas")
+    monkeypatch.chdir(tmp_path / "atlas")
+    brought = str(write(tmp_path / "brought", files({0: 0.5})))
+    with pytest.raises(UserError, match=r"outside this checkout.*for example HEAD:results/demo"):
+        compare("HEAD", brought)
+    assert compare("HEAD:results/demo", brought).differences == []
+
+
+def test_what_neither_judges_is_no_agreement() -> None:
+    sides = [{"claims.csv": f"id,verdict\na.b,supported\nc.d,not run\ne.f,{verdict}\n"} for verdict in ("supported", "not run")]
+    found = comparison(*sides)
+    assert found.headline == "0 of 0 numbers alike, 1 of 2 verdicts alike"
+    assert found.verdicts == [("e.f", "supported", "not run")]
+
+
+@pytest.mark.parametrize("verdict", ["", "not run"])
+def test_results_that_share_nothing_are_refused(verdict: str, tmp_path: Path) -> None:
+    sides = [files({0: 0.5}, verdict, row) for row in (ROW, f"{ROW}x")]
+    if not verdict:
+        del sides[1]["claims.csv"]
+    places = [str(write(tmp_path / name, content)) for name, content in zip("ab", sides, strict=True)]
+    with pytest.raises(UserError, match=r"nothing to compare; name results of the same study, judged by 'atlas claims'"):
+        compare(*places)
 
 
 @pytest.mark.parametrize(("place", "said"), [("nowhere", "neither a folder nor a git revision"), (".", "holds no results")])

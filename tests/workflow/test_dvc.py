@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from workflow_helpers import DIGITS, NOTHING, SMALL, atlas, called, clone, copy_checkout, environment, git, snakemake
 
 from atlas.cli.plan import plan_text
+from atlas.harness.registry import load
 from atlas.study import Study
 
 pytest.importorskip("dvc", reason="DVC is not installed")
@@ -123,6 +125,33 @@ def test_data_that_changed_shows_everywhere(origin: Path, tmp_path: Path) -> Non
     planned = snakemake(folder, "-n")
     assert "rule train" in planned
     assert "rule tabulate" in planned
+
+
+@pytest.mark.slow
+def test_changed_claims_call_for_the_report_and_changed_code_does_not(fresh: Path) -> None:
+    methods = fresh / "src/atlas/methods"
+    (methods / "uvc/plugin.py").write_text("x = 1\n")
+    (methods / "__init__.py").touch()
+    (methods / "__pycache__").mkdir()
+    (methods / "__pycache__/a.pyc").touch()
+    assert dvc(fresh, "status", "report").strip() == "Data and pipelines are up to date."
+    claims = methods / "uvc/claims.yaml"
+    written = claims.read_text()
+    claims.write_text(written + "# another margin\n")
+    told = dvc(fresh, "status", "report")
+    assert re.search(r"report:.*modified:\s+src/atlas/methods", told, flags=re.DOTALL)
+    claims.write_text(written)
+    (methods / "new").mkdir()
+    (methods / "new/claims.yaml").write_text("claims: []\n")
+    assert "src/atlas/methods" in dvc(fresh, "status", "report")
+
+
+def test_all_claims_are_in_the_shipped_lock(checkout: Path) -> None:
+    lock = yaml.safe_load((checkout / "dvc.lock").read_text())
+    (claims,) = (one for one in lock["stages"]["report"]["deps"] if one["path"] == "src/atlas/methods")
+    files = [paper.claims for paper in load().papers.values() if paper.claims.is_file()]
+    assert claims["nfiles"] == len(files)
+    assert claims["size"] == sum(file.stat().st_size for file in files)
 
 
 def test_shipped_plan_is_that_of_the_study(checkout: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from workflow_helpers import NOTHING, SMALL, break_code, copy_checkout, planned, rows, snakemake
 
+DID = "of config/demo.yaml; did you mean"
+
 
 def test_study_runs_to_its_report_and_then_there_is_nothing_to_do(finished: Path) -> None:
     results = finished / "results" / "demo"
@@ -96,6 +98,69 @@ def test_a_wrong_study_is_one_line(small: Path) -> None:
     config.write_text(config.read_text().replace("repeats: 1}", "repeat: 1}", 1))
     output = snakemake(small, "-n", check=False)
     assert "plain.repeat is not a setting of random-stack; did you mean repeats?" in output
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("teir=mine", "--config teir is not a setting of the workflow; did you mean tier?"),
+        ("code=NEW", "--config code = 'NEW': input should be 'new'"),
+        ("tier=2024", "there is no study 2024"),
+        ("only=10", "10 is not a run of config/demo.yaml"),
+    ],
+)
+def test_a_wrong_option_is_one_line(said: str, answer: str, small: Path) -> None:
+    output = snakemake(small, "-n", "--config", said, check=False)
+    assert answer in output
+    assert "Job stats" not in output
+    assert "TypeError" not in output
+
+
+def test_options_reach_jobs_and_come_from_profiles(small: Path) -> None:
+    """A job of a cluster is a Snakemake that is told the options once more; a profile lists them."""
+    shutil.move(small / "config/demo.yaml", small / "config/2024.yaml")
+    (small / "mine").mkdir()
+    (small / "mine/config.yaml").write_text("config: [tier=2024, only=residual, here=no, warm=no]\n")
+    snakemake(small, "--profile", "mine")
+    assert (small / "results/2024/runs/image-classification/stacks/residual/seed1/metrics.json").is_file()
+    assert not (small / "results/2024/runs/image-classification/stacks/plain").exists()
+
+
+STACKS = "image-classification/stacks"
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        ("results/demo/tables/image-classification/stack.csv", f"image-classification/stack is not a table {DID} {STACKS}?"),
+        ("results/demo/figures/nope/x", f"nope/x is not a table of config/demo.yaml; choose from {STACKS}"),
+        (
+            f"results/demo/runs/{STACKS}/plain/seed77/metrics.json",
+            f"{STACKS}/plain/seed77 is not a run {DID} {STACKS}/plain/seed1?",
+        ),
+        (f"results/demo/runs/{STACKS}/plane/seed1/metrics.json", f"{STACKS}/plane is not a row {DID} {STACKS}/plain?"),
+        (f".atlas/done/demo/{STACKS}/plane/evaluated", f"{STACKS}/plane is not a row {DID} {STACKS}/plain?"),
+        ("data/digitz/manifest.json", "there is no dataset digitz; did you mean digits?"),
+    ],
+)
+def test_a_target_that_does_not_exist_is_refused_while_planning(target: str, answer: str, finished: Path) -> None:
+    output = snakemake(finished, "-n", "--", target, check=False)
+    assert answer in output
+    assert "Job stats" not in output
+
+
+def test_a_stage_has_no_metrics_to_ask_for(small: Path, checkout: Path) -> None:
+    shutil.copy(checkout / "config/demo.yaml", small / "config/whole.yaml")
+    stage = "novel-view-synthesis/analytic/scene/seed10"
+    output = snakemake(small, "-n", "--config", "tier=whole", "--", f"results/whole/runs/{stage}/metrics.json", check=False)
+    assert f"{stage} is a stage: it has no metrics" in output
+
+
+def test_a_metric_that_was_not_made_is_named_in_its_log(tmp_path: Path, checkout: Path) -> None:
+    folder = copy_checkout(checkout, tmp_path / "atlas")
+    target = f"results/demo/runs/{STACKS}/plain/seed1/metrics.json"
+    snakemake(folder, "--config", "only=residual", "--", target, check=False)
+    assert (folder / f"logs/demo/{STACKS}/plain/seed1/metrics.log").read_text() == f"{target} was not made\n"
 
 
 @pytest.mark.slow

@@ -56,6 +56,9 @@ def copy_checkout(source: Path, target: Path) -> Path:
         shutil.copy(source / name, target / name)
     for name in ("workflow", "profiles"):
         shutil.copytree(source / name, target / name)
+    for claims in source.glob("src/atlas/methods/*/claims.yaml"):
+        (target / claims.relative_to(source)).parent.mkdir(parents=True)
+        shutil.copy(claims, target / claims.relative_to(source))
     (target / "config").mkdir()
     (target / "config" / "demo.yaml").write_text(SMALL)
     return target

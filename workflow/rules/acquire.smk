@@ -1,6 +1,6 @@
 rule acquire:
     input:
-        due=lambda wildcards: due(wildcards.dataset in todo().datasets),
+        due=lambda wildcards: due(dataset_due(wildcards)),
     output:
         update("data/{dataset}/manifest.json"),
     log:

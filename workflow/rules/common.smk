@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,11 +17,36 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
+from atlas.datasets import dataset_names, get_dataset
 from atlas.errors import UserError
-from atlas.study import MARKER, Demands, Study, Watch, agenda, select
+from atlas.study import (
+    MARKER,
+    Demands,
+    Study,
+    Watch,
+    WorkflowOptions,
+    agenda,
+    declare_own,
+    select,
+)
 from atlas.warm import OWNER
 
-TIER = config.get("tier", "demo")
+
+@contextmanager
+def wrong_names_refused():
+    """End Snakemake with the one line that says what would be right."""
+    try:
+        yield
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+with wrong_names_refused():
+    OPTIONS = WorkflowOptions.read(config)
+    TIER, ONLY = OPTIONS.tier, OPTIONS.only
+    STUDY = Study.read(TIER)
+    select(STUDY, ONLY)
+
 # Jobs use the environment in which Snakemake runs; with --sdm conda that of workflow/envs, and Atlas from the checkout.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 ATLAS = (
@@ -30,13 +55,7 @@ ATLAS = (
     else "python -m atlas"
 )
 DONE = f".atlas/done/{TIER}"
-
-WARM = config.get("warm") not in (False, "no")
 READY_JOBS = 16
-HERE, NEW_CODE = config.get("here", False), config.get("code") == "new"
-# Some rows: --config only=vfds, only='image-classification/*/attnscale*', or several with commas between them.
-ONLY = config.get("only") or ()
-ONLY = tuple(ONLY.split(",") if isinstance(ONLY, str) else ONLY)
 
 
 def alive():
@@ -58,12 +77,6 @@ if workflow.is_main_process:
         OSError
     ):  # in a folder that cannot be written there is nothing to keep apart
         ALIVE = alive()
-
-try:
-    STUDY = Study.read(TIER)
-    select(STUDY, ONLY)
-except UserError as error:
-    raise WorkflowError(str(error)) from None
 
 
 def results_folder():
@@ -120,7 +133,12 @@ def follow(found):
 @cache
 def todo():
     """What there is to do, found out once, when the first job is planned; its marker is then newer than every file."""
-    demands = Demands(everything=forced(), here=HERE, new_code=NEW_CODE, only=ONLY)
+    demands = Demands(
+        everything=forced(),
+        here=OPTIONS.here,
+        new_code=OPTIONS.code == "new",
+        only=ONLY,
+    )
     found = agenda(STUDY, demands)
     if RESULTS.startswith(".atlas") and not workflow.dryrun:
         raise WorkflowError(f"results/{TIER} cannot be written")
@@ -135,11 +153,11 @@ def todo():
 
 def again():
     """How the command line is told that a complete training does not count."""
-    return (
-        "--force"
-        if forced()
-        else "--again here" if HERE else "--again code" if NEW_CODE else ""
-    )
+    if forced():
+        return "--force"
+    if OPTIONS.here:
+        return "--again here"
+    return "--again code" if OPTIONS.code else ""
 
 
 # A job is one row with all its seeds where runs are shorter than starting a process, else one run.
@@ -180,15 +198,37 @@ def final_stamp(run):
 
 
 def runs_of(wildcards):
-    """The runs of a job."""
-    row = STUDY.by_row.get((wildcards.task, wildcards.dataset, wildcards.method))
-    if row is None:
-        raise WorkflowError(
-            f"{wildcards.task}/{wildcards.dataset}/{wildcards.method} is not a row of {STUDY.source}"
+    """The runs of a job: those of a row, or one of its seeds."""
+    row = f"{wildcards.task}/{wildcards.dataset}/{wildcards.method}"
+    with wrong_names_refused():
+        runs = STUDY.find_row(row)
+        if hasattr(wildcards, "seed"):
+            return [STUDY.find(f"{row}/seed{wildcards.seed}")]
+    return runs
+
+
+def measured_run(wildcards):
+    """The run whose metrics are a target, alone in a list."""
+    runs = runs_of(wildcards)
+    if not runs[0].declared_metrics:
+        raise WorkflowError(f"{runs[0].cell} is a stage: it has no metrics")
+    return runs
+
+
+def runs_of_table(wildcards):
+    """The runs that a table shows."""
+    with wrong_names_refused():
+        return STUDY.matching(
+            *STUDY.find_table(f"{wildcards.task}/{wildcards.dataset}")
         )
-    return [
-        run for run in row if getattr(wildcards, "seed", None) in (None, str(run.seed))
-    ]
+
+
+def dataset_due(wildcards):
+    """Whether a dataset is on the agenda; it may be one of another study, or a person's own there."""
+    with wrong_names_refused():
+        if wildcards.dataset not in dataset_names():
+            declare_own(wildcards.dataset, Path())
+        return get_dataset(wildcards.dataset).name in todo().datasets
 
 
 def planned_runs(wildcards):

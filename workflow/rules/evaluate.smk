@@ -26,8 +26,8 @@ rule evaluate:
 rule metrics:
     # One run's numbers as a target: snakemake -- results/<tier>/runs/<task>/<dataset>/<method>/seed<k>/metrics.json
     input:
-        done=lambda wildcards: stamps(runs_of(wildcards)),
-        due=lambda wildcards: due(stamps(runs_of(wildcards))),
+        done=lambda wildcards: stamps(measured_run(wildcards)),
+        due=lambda wildcards: due(stamps(measured_run(wildcards))),
     output:
         update(f"{RESULTS}/runs/{ROW}/seed{{seed}}/metrics.json"),
     log:
@@ -35,4 +35,4 @@ rule metrics:
     conda:
         "../envs/atlas.yaml"
     shell:
-        "test -s {output:q} 2> {log:q}"
+        "test -s {output:q} || {{ echo {output:q} was not made > {log:q}; exit 1; }}"

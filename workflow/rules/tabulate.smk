@@ -1,6 +1,6 @@
 rule tabulate:
     input:
-        runs=lambda wildcards: stamps(STUDY.matching(wildcards.task, wildcards.dataset)),
+        runs=lambda wildcards: stamps(runs_of_table(wildcards)),
         due=lambda wildcards: due((wildcards.task, wildcards.dataset) in todo().tables),
     output:
         csv=report(

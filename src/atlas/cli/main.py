@@ -230,12 +230,7 @@ def table(
 
     study = _study(tier)
     for name in tables:
-        task, _, dataset = name.partition("/")
-        if (task, dataset) not in study.tables:
-            from atlas.errors import did_you_mean
-
-            known = ["/".join(pair) for pair in study.tables]
-            raise UserError(f"{name} is not a table of {study.source}; {did_you_mean(name, known)}")
+        task, dataset = study.find_table(name)
         write_table(study, task, dataset)
         write_figures(study, task, dataset)
         print((study.results / "tables" / task / f"{dataset}.md").read_text())
@@ -303,7 +298,7 @@ def compare(
     """Compare two sets of results: runs of one alone, numbers in units of their spread over seeds, verdicts.
 
     'atlas compare HEAD results/demo' tells what this machine's results have to do with the committed ones. The exit code is 0 if
-    the verdicts agree, else 1.
+    the verdicts agree, 1 if not, and 2 if there is nothing to compare.
     """
     from atlas.report import compare as compare_results
 

@@ -62,4 +62,5 @@ def apply_overrides(run: Run, texts: list[str]) -> Run:
         resources=Resources(**validate_settings(Resources, resources, "--set resources", "resources")),
         settings=settings,
         trial=True,
+        overrides=tuple(texts),
     )

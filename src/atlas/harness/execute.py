@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -177,8 +178,9 @@ def import_code(run: Run) -> None:
 
 
 def command(verb: str, run: Run) -> str:
-    """The command with which a person does something for a run."""
-    return f"atlas {verb} --tier {run.tier} {run.cell}"
+    """The command with which a person does something for a run, or for a trial of it."""
+    settings = [word for override in run.overrides for word in ("--set", override)]
+    return shlex.join(["atlas", verb, "--tier", run.tier, run.cell, *settings])
 
 
 def training_summary(run: Run) -> dict[str, Any]:
@@ -283,15 +285,29 @@ def _recorded_failure(run: Run, stage: str) -> Iterator[None]:
         yield
     except (Interrupted, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except Exception as raised:
+        error = _misfit(run, raised) or raised
         message = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
         tail = traceback.format_exc().replace(str(Path.cwd()) + "/", "").splitlines()[-12:]
         log = run.logs.relative_to(run.root) / f"{stage}.log"
         with suppress(OSError):  # the first failure is the one to tell
             run.metrics.unlink(missing_ok=True)
             write_json(run.failure, {"stage": stage, "error": " ".join(message.split()), "log": str(log), "tail": tail})
-        raise
+        if error is raised:
+            raise
+        raise error from raised
     run.failure.unlink(missing_ok=True)
+
+
+def _misfit(run: Run, error: Exception) -> UserError | None:
+    """What torch's lines about each tensor mean where a trial reads weights of another size than its settings give a network."""
+    if not (run.trial and run.needs and isinstance(error, RuntimeError) and "loading state_dict" in str(error)):
+        return None
+    needs = " and ".join(f"{needed.cell}, its {role}" for role, needed in run.needs.items())
+    return UserError(
+        f"{run.cell} does not fit {needs}, which keeps the study's settings in a trial, too: take back the --set that changes "
+        f"the network's form, or change it for all rows in a study of its own, a copy of config/{run.tier}.yaml"
+    )
 
 
 def _now() -> str:

@@ -82,6 +82,8 @@ class Run:
     trial : bool
         Whether settings were changed for once (``--set``): its files lie beside the study's, in ``<tier>-trial``, and no table,
         claim or page reads them.
+    overrides : tuple of str
+        What ``--set`` said of a trial, as a person wrote it.
     limit : int, optional
         Steps of every training loop that are carried out; a rehearsal does one. ``None`` does all.
     task_entry : Task
@@ -106,6 +108,7 @@ class Run:
     stack_seeds: bool = False
     root: Path = Path()
     trial: bool = False
+    overrides: tuple[str, ...] = ()
     stands_for: str = ""
     limit: int | None = None
     task_entry: Task = field(kw_only=True, repr=False, compare=False)

@@ -116,6 +116,20 @@ class Study:
             raise UserError(f"{cell} is not a run of {self.source}; {did_you_mean(cell, self.by_cell)}")
         return run
 
+    def find_row(self, row: str) -> list[Run]:
+        """Return the runs of a row ``task/dataset/method``, or raise a :class:`UserError` that suggests the nearest one."""
+        rows = {"/".join(name): runs for name, runs in self.by_row.items()}
+        if row not in rows:
+            raise UserError(f"{row} is not a row of {self.source}; {did_you_mean(row, rows)}")
+        return rows[row]
+
+    def find_table(self, name: str) -> tuple[str, str]:
+        """Return the task and dataset of a table ``task/dataset``, or raise a :class:`UserError` that suggests the nearest."""
+        tables = {"/".join(pair): pair for pair in self.tables}
+        if name not in tables:
+            raise UserError(f"{name} is not a table of {self.source}; {did_you_mean(name, tables)}")
+        return tables[name]
+
     def matching(self, task: str, dataset: str | None = None, method: str | None = None) -> list[Run]:
         """Return the runs of a task, of one of its datasets, or of one row."""
         return [run for run in self.runs if run.task == task and dataset in (None, run.dataset) and method in (None, run.method)]

@@ -13,6 +13,7 @@ import math
 import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,8 @@ from atlas.report.markdown import escape, grid
 from atlas.report.statistics import mean_and_sd
 
 FRAGILE = ", fragile"
+NOT_RUN = "not run"
+DEFAULT_FOLDER = "results/demo"
 HEADER = ("row", "metric", "seed", "first", "second", "drift in sd")
 
 
@@ -78,7 +81,7 @@ class Results:
         return cls(name, numbers, verdicts, tuple(machines))
 
     @classmethod
-    def at(cls, source: str, folder: str = "results/demo") -> Results:
+    def at(cls, source: str, folder: str = DEFAULT_FOLDER) -> Results:
         """Read a folder, or what a git revision holds at ``folder`` (``REVISION:FOLDER`` names another).
 
         Raises
@@ -103,14 +106,15 @@ def _machine(provenance: Mapping[str, Any]) -> str:
 def _files_of_revision(revision: str, folder: str, source: str) -> Iterator[tuple[str, str]]:
     """Relative path and text of the files that matter below a folder, as a revision holds them."""
     try:
-        done = subprocess.run(["git", "archive", "--format=tar", f"{revision}:{folder}"], capture_output=True)
+        archive = ["git", "archive", "--format=tar", f"{revision}:{folder}"]
+        done = subprocess.run(archive, capture_output=True, cwd=_repository())  # from a folder below it gives that folder's part
     except OSError:
         raise UserError(f"{source} is not a folder, and there is no git to ask for a revision of that name") from None
     if done.returncode:
         raise UserError(f"{source} is neither a folder nor a git revision that holds {folder}")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        for member in archive:
-            if PurePosixPath(member.name).name in ("metrics.json", "claims.csv") and (stream := archive.extractfile(member)):
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as packed:
+        for member in packed:
+            if PurePosixPath(member.name).name in ("metrics.json", "claims.csv") and (stream := packed.extractfile(member)):
                 yield member.name, stream.read().decode()
 
 
@@ -165,19 +169,22 @@ class ResultsComparison:
         return cls(first, second, differences, shared)
 
     @cached_property
-    def verdicts(self) -> list[tuple[str, str, str]]:
-        """Claims that both judge, and judge differently: id, first verdict, second verdict.
+    def judged(self) -> list[tuple[str, str, str]]:
+        """Claims that both have and at least one of the two judges: id, first verdict, second verdict.
 
-        A fragile verdict claims no more than an inconclusive one, or than the same one without that word; they do not differ.
+        That neither judged a claim is no agreement about it; that one did, and the other had no results for it, is a difference.
         """
         both = [name for name in self.first.verdicts if name in self.second.verdicts]
         pairs = [(name, self.first.verdicts[name], self.second.verdicts[name]) for name in both]
-        return [pair for pair in pairs if not agree(*pair[1:])]
+        return [pair for pair in pairs if set(pair[1:]) != {NOT_RUN}]
 
-    @property
-    def judged(self) -> int:
-        """Number of claims that both judge."""
-        return len(set(self.first.verdicts) & set(self.second.verdicts))
+    @cached_property
+    def verdicts(self) -> list[tuple[str, str, str]]:
+        """Those of :attr:`judged` whose verdicts differ.
+
+        A fragile verdict claims no more than an inconclusive one, or than the same one without that word; they do not differ.
+        """
+        return [pair for pair in self.judged if not agree(*pair[1:])]
 
     @cached_property
     def largest(self) -> Difference | None:
@@ -189,7 +196,7 @@ class ResultsComparison:
     def headline(self) -> str:
         """One line that says how many numbers and verdicts are alike, and which drifted most."""
         alike = f"{self.shared - len(self.differences):,} of {self.shared:,} numbers alike"
-        verdicts = f"{self.judged - len(self.verdicts)} of {self.judged} verdicts alike"
+        verdicts = f"{len(self.judged) - len(self.verdicts)} of {len(self.judged)} verdicts alike"
         if not self.differences:
             return f"{alike}, {verdicts}"
         worst = f", largest drift {self.largest.drift:.2g} sd ({self.largest.row} {self.largest.metric})" if self.largest else ""
@@ -260,14 +267,49 @@ def compare(first: str, second: str) -> ResultsComparison:
     Parameters
     ----------
     first, second : str
-        A folder such as ``results/demo``; a git revision such as ``HEAD`` (the same folder as the other side's), or
-        ``REVISION:FOLDER``.
+        A folder such as ``results/demo``; a git revision such as ``HEAD`` (the same folder as the other side's, or
+        ``results/demo`` beside another revision), or ``REVISION:FOLDER``.
 
     Raises
     ------
     UserError
-        One of them holds no results.
+        One of them holds no results, they share none, or the folder lies outside the checkout, where no revision has its like.
     """
-    folders = [Path(folder) for folder in (first, second) if Path(folder).is_dir()]
-    folder = folders[0].as_posix() if folders and not folders[0].is_absolute() else "results/demo"
-    return ResultsComparison.of(Results.at(first, folder), Results.at(second, folder))
+    found = ResultsComparison.of(_side(first, beside=second), _side(second, beside=first))
+    if not found.shared and not found.judged:
+        raise UserError(
+            f"{first} and {second} have no run and no judged claim in common, so there is nothing to compare; "
+            "name results of the same study, judged by 'atlas claims'"
+        )
+    return found
+
+
+def _side(source: str, beside: str) -> Results:
+    """Read one side of a comparison; a revision that names no folder is asked for the one that stands beside it."""
+    names_its_folder = Path(source).is_dir() or ":" in source
+    return Results.at(source) if names_its_folder else Results.at(source, _folder_in_revisions(beside, source))
+
+
+def _folder_in_revisions(source: str, revision: str) -> str:
+    """Where revisions hold what a side of a comparison names, as a path from the top of the repository."""
+    if not Path(source).is_dir():
+        return source.partition(":")[2] or DEFAULT_FOLDER
+    top = _repository()
+    if top is None:
+        return source
+    for path in (Path(source).resolve(), Path.cwd() / source):  # results may be a link to elsewhere
+        if path.is_relative_to(top):
+            return path.relative_to(top).as_posix()
+    raise UserError(
+        f"{source} lies outside this checkout, so no folder of a revision corresponds to it; "
+        f"say which one is meant, for example {revision}:{DEFAULT_FOLDER}"
+    )
+
+
+def _repository() -> Path | None:
+    """Top folder of the git repository around the present folder; ``None`` without one."""
+    with suppress(OSError):
+        done = subprocess.run(["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True)
+        if done.returncode == 0:
+            return Path(done.stdout.strip())
+    return None

@@ -10,11 +10,10 @@ from atlas.errors import UserError
 from atlas.harness.files import write_text
 from atlas.harness.stale import KERNELS
 from atlas.harness.study import Study
-from atlas.report.comparison import FRAGILE, Results
+from atlas.report.comparison import FRAGILE, NOT_RUN, Results
 from atlas.report.verdicts import other_kernels
 
 COLUMNS = ("id", "kernel", "verdict")
-NOT_RUN = "not run"
 
 
 def note_kernels(study: Study, source: str) -> Path:
