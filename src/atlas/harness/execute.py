@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from atlas.datasets import stale_data
 from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
-from atlas.harness.code import code_of
+from atlas.harness.begin import begin_training
 from atlas.harness.files import sha256, write_json
 from atlas.harness.launch import carry_out, function_of
 from atlas.harness.provenance import cpu_seconds, provenance
 from atlas.harness.registry import resolve
 from atlas.harness.resume import clear_state, spent
 from atlas.harness.seeds import pick_device, seed_everything
-from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, needed_digests, read_json, training_gap
+from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, read_json, training_gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 def train_run(run: Run, *, force: bool = False, again: str | None = None) -> bool:
     """Train one run, going on from its saved state if there is one; return whether there was anything to do.
 
-    Leaves ``model.safetensors``, ``settings.json`` and the curves.
+    A state that is of other settings, code, data or needs is forgotten (:mod:`atlas.harness.begin`). Leaves
+    ``model.safetensors``, ``settings.json`` and the curves.
 
     Parameters
     ----------
@@ -61,13 +62,14 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     _require_inputs(run)
     if force:
         clear_state(run)
+    made_of = begin_training(run)
     run.record.unlink(missing_ok=True)
     with _recorded_failure(run, "train"):
         seed_everything(run.seed, run.resources.threads)
         clock = _Clock()
         summary = carry_out(run, "train")
         now, over_all = clock.read(), spent(run)
-        write_json(run.record, _record(run, summary, {name: max(now[name], over_all[name]) for name in now}))
+        write_json(run.record, _record(run, made_of, summary, {name: max(now[name], over_all[name]) for name in now}))
     clear_state(run)
     note_made_here(run, "record", run.record)
     return True
@@ -97,9 +99,11 @@ def train_stack(runs: Sequence[Run], *, force: bool = False, again: str | None =
             outcomes[run.cell] = False
     if not due:
         return outcomes
+    made_of = {}
     for run in due:
         if force:
             clear_state(run)
+        made_of[run.cell] = begin_training(run)
         run.record.unlink(missing_ok=True)
     together = resolve(due[0].task_entry.together, due[0].task_entry.package)
     with ExitStack() as failures:
@@ -115,7 +119,7 @@ def train_stack(runs: Sequence[Run], *, force: bool = False, again: str | None =
                     raise summary
                 over_all = spent(run)
                 took = {name: max(now[name], over_all[name]) for name in now}
-                write_json(run.record, _record(run, summary, took, trained_at_once=len(due)))
+                write_json(run.record, _record(run, made_of[run.cell], summary, took, trained_at_once=len(due)))
         except AtlasError as error:
             outcomes[run.cell] = error
             continue
@@ -197,12 +201,14 @@ def _require_inputs(run: Run) -> None:
             raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")
 
 
-def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float], **more: int) -> dict[str, Any]:
+def _record(
+    run: Run, made_of: Mapping[str, Any], summary: Mapping[str, Any], took: Mapping[str, float], **more: int
+) -> dict[str, Any]:
     artefacts = sorted(path for path in run.checkpoint.glob("*") if path.is_file() and path != run.record)
     return {
         **run.described(),
-        "data_hash": data_hash(run),
-        "needs": needed_digests(run),
+        "data_hash": made_of["data_hash"],
+        "needs": made_of["needs"],
         "files": {path.name: sha256(path) for path in artefacts if not path.name.startswith(".")},
         "training": {
             name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in summary.items()
@@ -210,7 +216,7 @@ def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float], **m
         "settings": _settings(run),
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),
-            "code": code_of(run),
+            "code": made_of["code"],
             **{f"train_{name}": round(value, 3) for name, value in took.items()},
             **more,
             "finished": _now(),

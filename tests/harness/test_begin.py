@@ -1,0 +1,175 @@
+"""What a training begins with: a saved state goes on only with the settings, code, data and needs that it is of."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from atlas.datasets import base
+from atlas.errors import Interrupted
+from atlas.harness import begin, code, registry
+from atlas.harness.begin import NOTE
+from atlas.harness.execute import train_run, train_stack
+from atlas.harness.files import write_bytes, write_json
+from atlas.harness.registry import Metric, Task, load
+from atlas.harness.resume import Values, training
+from atlas.harness.run import Run
+from atlas.harness.study import Study
+from atlas.settings import Settings
+
+TASK = "ascent"
+CONFIG = """
+seeds: [0]
+ascent:
+  datasets:
+    hill:
+      data: cifar10
+      methods: {camp: {}, summit: {}}
+"""
+
+
+@dataclass
+class World:
+    """A study of two rows of which the second needs the first, and what their trainings are made of."""
+
+    root: Path
+    study: Study
+    code: dict[str, str]
+    weights: bytes = b"weights"
+    stop_after: int | None = None
+    steps: list[tuple[str, int]] = field(default_factory=list)
+
+    def row(self, name: str) -> Run:
+        return next(run for run in self.study.runs if run.method == name)
+
+    def acquire(self, digest: str) -> None:
+        write_json(self.root / "data/cifar10/manifest.json", manifest(digest))
+
+    def train(self, run: Run) -> None:
+        """Take six steps, or be stopped after some."""
+        for step in training(run, 6, {"spent": Values(total=0.0)}):
+            self.steps.append((run.method, step))
+            if step == self.stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+        write_bytes(run.weights, self.weights)
+
+    def stopped(self, run: Run) -> None:
+        """Train a run up to its third step."""
+        self.stop_after = 2
+        with pytest.raises(Interrupted):
+            train_run(run)
+        self.stop_after = None
+        self.steps.clear()
+
+    def steps_of(self, name: str) -> list[int]:
+        return [step for row, step in self.steps if row == name]
+
+
+def manifest(digest: str) -> dict[str, object]:
+    return {"dataset": "cifar10", "sources": [], "files": [], "sha256": digest}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    load()
+    assert "cifar10" in base.all_datasets()
+    running = ModuleType(f"atlas.tasks.{TASK}.running")
+    monkeypatch.setitem(sys.modules, running.__name__, running)
+    named = {name: f"running:{name}" for name in ("train", "evaluate", "together")}
+    metric = Metric("height", "height", "higher", ".3g")
+    registry.task(Task(TASK, "An ascent", "How high?", Settings, (metric,), baseline="camp", **named))
+    registry.method("camp", task=TASK, title="camp", summary="The camp.")
+    registry.method("summit", task=TASK, title="summit", summary="The summit.", needs={"base": "camp"})
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "mine.yaml").write_text(CONFIG)
+    found = World(tmp_path, Study.read("mine", tmp_path), {"atlas.tasks.ascent": "1", "atlas.nn": "1"})
+    found.acquire("first")
+    running.train, running.evaluate = found.train, lambda run: {"height": 1.0}  # type: ignore[attr-defined]
+    running.together = lambda runs: [found.train(run) or {} for run in runs]  # type: ignore[attr-defined]
+    for module in (code, begin):
+        monkeypatch.setattr(module, "code_of", lambda run: dict(found.code))
+    yield found
+    del load().tasks[TASK], load().methods[TASK]
+
+
+def change_code(world: World) -> None:
+    world.code["atlas.nn"] = "2"
+
+
+def change_data(world: World) -> None:
+    world.acquire("second")
+
+
+def change_need(world: World) -> None:
+    world.weights = b"other weights"
+    assert train_run(world.row("camp"), force=True)
+
+
+def lose_the_note(world: World) -> None:
+    (world.row("summit").checkpoint / "state" / NOTE).unlink()
+
+
+def test_an_interrupted_training_goes_on_where_nothing_changed(world: World) -> None:
+    train_run(world.row("camp"))
+    world.stopped(world.row("summit"))
+    train_run(world.row("camp"), force=True)  # again, with the same weights
+    train_run(world.row("summit"))
+    assert world.steps_of("summit") == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (change_code, "is of other code of atlas.nn"),
+        (change_need, "builds upon another base"),
+        (lose_the_note, "does not say what it is of"),
+    ],
+)
+def test_a_state_of_something_else_is_forgotten(
+    world: World, change: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_run(world.row("camp"))
+    world.stopped(world.row("summit"))
+    change(world)  # type: ignore[operator]
+    capsys.readouterr()
+    world.steps.clear()
+    train_run(world.row("summit"))
+    assert world.steps_of("summit") == [0, 1, 2, 3, 4, 5]
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "summit" in line and "anew" in line)
+    assert line == f"ascent/hill/summit/seed0: starts anew, because its saved state {said}"
+    assert not (world.row("summit").checkpoint / "state").exists()
+
+
+def test_a_state_of_other_data_is_forgotten(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.stopped(world.row("camp"))
+    change_data(world)
+    train_run(world.row("camp"))
+    assert world.steps_of("camp") == [0, 1, 2, 3, 4, 5]
+    assert "starts anew, because its saved state is of other data" in capsys.readouterr().err
+    assert json.loads(world.row("camp").record.read_text())["data_hash"] == "second"
+
+
+def test_each_seed_of_a_stack_looks_at_its_own_state(world: World) -> None:
+    run = world.row("camp")
+    world.stopped(run)
+    change_code(world)
+    assert train_stack([run]) == {run.cell: True}
+    assert world.steps_of("camp") == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_record_says_what_the_training_began_with(world: World) -> None:
+    def train(run: Run) -> None:
+        world.train(run)
+        world.acquire("second")
+
+    sys.modules[f"atlas.tasks.{TASK}.running"].train = train  # type: ignore[attr-defined]
+    train_run(world.row("camp"))
+    assert json.loads(world.row("camp").record.read_text())["data_hash"] == "first"
