@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from types import ModuleType
 import pytest
 
 from atlas.datasets import base
-from atlas.errors import Interrupted
+from atlas.errors import Interrupted, UserError
 from atlas.harness import begin, code, registry
+from atlas.harness.agenda import Demands, agenda, trained_with_other_code
 from atlas.harness.begin import NOTE
-from atlas.harness.execute import train_run, train_stack
+from atlas.harness.execute import evaluate_run, train_run, train_stack
 from atlas.harness.files import write_bytes, write_json
 from atlas.harness.registry import Metric, Task, load
 from atlas.harness.resume import Values, training
@@ -173,3 +175,45 @@ def test_a_record_says_what_the_training_began_with(world: World) -> None:
     sys.modules[f"atlas.tasks.{TASK}.running"].train = train  # type: ignore[attr-defined]
     train_run(world.row("camp"))
     assert json.loads(world.row("camp").record.read_text())["data_hash"] == "first"
+
+
+def test_a_row_on_old_weights_is_no_row_of_new_code(world: World) -> None:
+    camp, summit = world.row("camp"), world.row("summit")
+    train_run(camp)
+    change_code(world)
+    train_run(summit)
+    assert trained_with_other_code(summit) == ["atlas.nn"]
+    world.code["atlas.nn"] = "1"  # as it was: now the row's own steps are of other code
+    assert trained_with_other_code(summit) == ["atlas.nn"]
+    change_code(world)
+    with pytest.raises(
+        UserError, match=r"needs .*camp/seed0 as its base \(trained with other code of atlas.nn\); .*--again code"
+    ):
+        train_run(summit, again="code")
+    assert train_run(camp, again="code")
+    assert train_run(summit, again="code")
+    assert trained_with_other_code(summit) == []
+
+
+def test_needs_of_other_code_are_due_with_the_rows_that_are_asked_for(world: World) -> None:
+    camp, summit = world.row("camp"), world.row("summit")
+    for run in (camp, summit):
+        train_run(run)
+        evaluate_run(run)
+    change_code(world)
+    asked = Demands(new_code=True, only=("summit",))
+    assert set(agenda(world.study, asked).training) == {camp.cell, summit.cell}
+    record = json.loads(summit.record.read_text())  # as if it had been trained since, and says nothing of its need
+    record["provenance"]["code"] = dict(world.code)
+    write_json(summit.record, record)
+    assert set(agenda(world.study, asked).training) == {camp.cell, summit.cell}
+    assert agenda(world.study, Demands(only=("summit",))).training == {}
+
+
+def test_needs_of_another_machine_are_due_with_the_rows_that_are_asked_for(world: World) -> None:
+    camp, summit = world.row("camp"), world.row("summit")
+    for run in (camp, summit):
+        train_run(run)
+        evaluate_run(run)
+    shutil.rmtree(world.root / ".atlas" / "made")
+    assert set(agenda(world.study, Demands(here=True, only=("summit",))).training) == {camp.cell, summit.cell}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from atlas.harness.agenda import trained_with_other_code
 from atlas.harness.code import code_of
 from atlas.harness.files import write_json
 from atlas.harness.resume import SLOTS, clear_state
@@ -42,6 +43,18 @@ def made_of(run: Run) -> dict[str, Any]:
         "data_hash": data_hash(run),
         "needs": needed_digests(run),
     }
+
+
+def code_upon_needs(run: Run, code: Mapping[str, str]) -> dict[str, str]:
+    """The code that a run's weights come from: its own, and that of its needs where they were trained with other than now.
+
+    Such a package has both hashes, which are like no single one: the run is of other code until it is trained again.
+    """
+    found = dict(code)
+    for needed in run.needs.values():
+        known = read_json(needed.record).get("provenance", {}).get("code", {})
+        found |= {name: f"{code.get(name)} upon {known.get(name)}" for name in trained_with_other_code(needed)}
+    return found
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlas.datasets import stale_data
 from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
-from atlas.harness.begin import begin_training
+from atlas.harness.begin import begin_training, code_upon_needs
 from atlas.harness.files import sha256, write_json
 from atlas.harness.launch import carry_out, function_of
 from atlas.harness.provenance import cpu_seconds, provenance
@@ -59,7 +59,7 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     if not force and training_gap(run, thorough=True) is None and not due_again(run, again):
         clear_state(run)
         return False
-    _require_inputs(run)
+    _require_inputs(run, again)
     if force:
         clear_state(run)
     made_of = begin_training(run)
@@ -92,7 +92,7 @@ def train_stack(runs: Sequence[Run], *, force: bool = False, again: str | None =
     due = []
     for run in runs:
         if force or training_gap(run, thorough=True) is not None or due_again(run, again):
-            _require_inputs(run)
+            _require_inputs(run, again)
             due.append(run)
         else:
             clear_state(run)
@@ -191,7 +191,7 @@ def training_summary(run: Run) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in summary.items()}
 
 
-def _require_inputs(run: Run) -> None:
+def _require_inputs(run: Run, again: str | None) -> None:
     if run.data and data_hash(run) is None:
         raise UserError(f"the dataset {run.data} is not there; run: atlas acquire {run.data}")
     if run.data and (reason := stale_data(run.data, run.root / "data")):
@@ -199,6 +199,17 @@ def _require_inputs(run: Run) -> None:
     for role, needed in run.needs.items():
         if reason := training_gap(needed, thorough=True):
             raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")
+        if reason := _not_as_asked(needed, again):
+            told = f"{command('train', needed)} --again {again}"
+            raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {told}")
+
+
+def _not_as_asked(needed: Run, again: str | None) -> str | None:
+    """Why a person who asks for ``"here"`` or ``"code"`` does not want a row upon a run that fits the plan, or ``None``."""
+    if not due_again(needed, again):
+        return None
+    packages = ", ".join(trained_with_other_code(needed))
+    return "not trained on this machine" if again == "here" else f"trained with other code of {packages}"
 
 
 def _record(
@@ -216,7 +227,7 @@ def _record(
         "settings": _settings(run),
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),
-            "code": made_of["code"],
+            "code": code_upon_needs(run, made_of["code"]),
             **{f"train_{name}": round(value, 3) for name, value in took.items()},
             **more,
             "finished": _now(),
