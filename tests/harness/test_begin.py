@@ -24,6 +24,7 @@ from atlas.harness.files import write_bytes, write_json
 from atlas.harness.registry import Metric, Task, load
 from atlas.harness.resume import Values, training
 from atlas.harness.run import Run
+from atlas.harness.stale import stale_metrics
 from atlas.harness.study import Study
 from atlas.settings import Settings
 
@@ -217,3 +218,25 @@ def test_needs_of_another_machine_are_due_with_the_rows_that_are_asked_for(world
         evaluate_run(run)
     shutil.rmtree(world.root / ".atlas" / "made")
     assert set(agenda(world.study, Demands(here=True, only=("summit",))).training) == {camp.cell, summit.cell}
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"), [(b"weights", None), (b"others", "its base, ascent/hill/camp/seed0, was trained again")]
+)
+def test_metrics_without_checkpoints_stand_upon_the_weights_that_they_were_made_of(
+    world: World, weights: bytes, why: str | None
+) -> None:
+    camp, summit = world.row("camp"), world.row("summit")
+    for run in (camp, summit):
+        train_run(run)
+        evaluate_run(run)
+    shutil.rmtree(world.root / "checkpoints")
+    assert agenda(world.study).runs == {}
+    world.weights = weights
+    train_run(camp)
+    evaluate_run(camp)
+    assert stale_metrics(summit) == why
+    assert set(agenda(world.study).training) == ({summit.cell} if why else set())
+    content = json.loads(summit.metrics.read_text())
+    del content["provenance"]["needs"]  # as it was written before needs were noted
+    assert stale_metrics(summit, content) is None

@@ -263,6 +263,7 @@ def _metrics(run: Run, values: Mapping[str, float], took: Mapping[str, float]) -
             **({"substitution": run.substitution} if run.substitution else {}),
             "code": trained.get("code"),
             "trained": artefacts_digest(record),
+            "needs": record.get("needs"),
             **{f"train_{name}": trained.get(f"train_{name}") for name in took},
             **{name: trained[name] for name in ("trained_at_once",) if name in trained},
             **{f"evaluate_{name}": round(value, 3) for name, value in took.items()},
