@@ -23,7 +23,7 @@ def atlas(folder: Path, verb: str) -> list[str]:
 
 def metrics(folder: Path) -> dict[str, float]:
     subprocess.run(atlas(folder, "evaluate"), check=True, capture_output=True)
-    return json.loads((folder / "results/demo/runs" / RUN / "metrics.json").read_text())["metrics"]
+    return json.loads((folder / "results/demo-trial/runs" / RUN / "metrics.json").read_text())["metrics"]
 
 
 def killed(folder: Path, after: float) -> bool:

@@ -34,9 +34,9 @@ class Demands:
     everything : bool
         Every run is trained again.
     here : bool
-        What was not made on this machine is made again, also where it fits the plan.
+        What was not made on this machine is made again, also where it fits the plan; also what it needs.
     new_code : bool
-        Runs whose code has changed since they were trained are trained again.
+        Runs whose code has changed since they were trained are trained again; also those that they need.
     only : tuple of str
         Patterns (:mod:`atlas.harness.selection`): nothing is planned but the runs that fit, what they need, their tables and the
         page. Empty stands for the whole study.
@@ -135,7 +135,10 @@ class _Planner:
         old_code = {run.cell: names for run in chosen if (names := trained_with_other_code(run))}
         looks = self.looks()
         for run in chosen:
-            self.consider(run, looks.get(run.data, ""), run.cell in old_code)
+            self.consider(run, looks.get(run.data, ""))
+        for run in self.foundation:
+            if demand := self.demanded(run):
+                self.train(run, demand)
         self.follow()
         planned = {*self.training, *self.evaluation}
         shown = dict.fromkeys((run.task, run.dataset) for run in chosen)
@@ -156,6 +159,18 @@ class _Planner:
         """The runs that are asked for."""
         return select(self.study, self.demands.only) if self.demands.only else list(self.study.runs)
 
+    @cached_property
+    def foundation(self) -> list[Run]:
+        """The runs that those that are asked for build upon, directly or by others."""
+        found: dict[str, Run] = {}
+        waiting = list(self.chosen)
+        while waiting:
+            for needed in waiting.pop().needs.values():
+                if needed.cell not in found:
+                    found[needed.cell] = needed
+                    waiting.append(needed)
+        return list(found.values())
+
     def looks(self) -> dict[str, str]:
         """Acquired datasets that no longer look as they were described, and why.
 
@@ -165,9 +180,9 @@ class _Planner:
         reasons = {name: stale_data(name, self.study.root / "data") for name in self.study.datasets}
         return {name: reason for name, reason in reasons.items() if reason}
 
-    def consider(self, run: Run, look: str, old_code: bool) -> None:
+    def consider(self, run: Run, look: str) -> None:
         """Plan what a run itself calls for."""
-        demand = self.demanded(run, old_code)
+        demand = "asked for" if self.demands.everything else self.demanded(run)
         copied_anew = look if look and get_dataset(run.data).made_of else ""
         outdated = stale_record(run) or copied_anew
         gap = evaluation_gap(run) or ""
@@ -177,10 +192,9 @@ class _Planner:
             self.evaluation[run.cell] = gap or look
             self.require(run)
 
-    def demanded(self, run: Run, old_code: bool) -> str:
-        if self.demands.everything:
-            return "asked for"
-        if self.demands.new_code and old_code:
+    def demanded(self, run: Run) -> str:
+        """Why a run that fits the plan is not what a person asks for, for its own sake or to build upon; or nothing."""
+        if self.demands.new_code and trained_with_other_code(run):
             return "its code changed"
         here = made_here(run, "record", run.record) and (not run.declared_metrics or made_here(run, "metrics", run.metrics))
         return "not made on this machine" if self.demands.here and not here else ""
@@ -203,7 +217,7 @@ class _Planner:
         again = True
         while again:
             again = False
-            for run in self.chosen:
+            for run in (*self.foundation, *self.chosen):
                 if run.cell in self.training or not run.record.is_file():
                     continue
                 for role, needed in run.needs.items():

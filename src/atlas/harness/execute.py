@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from atlas.datasets import stale_data
 from atlas.errors import AtlasError, Interrupted, UserError
 from atlas.harness.agenda import made_here, note_made_here, trained_with_other_code
-from atlas.harness.code import code_of
+from atlas.harness.begin import begin_training, code_upon_needs
 from atlas.harness.files import sha256, write_json
 from atlas.harness.launch import carry_out, function_of
 from atlas.harness.provenance import cpu_seconds, provenance
 from atlas.harness.registry import resolve
 from atlas.harness.resume import clear_state, spent
 from atlas.harness.seeds import pick_device, seed_everything
-from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, needed_digests, read_json, training_gap
+from atlas.harness.stale import artefacts_digest, data_hash, evaluation_gap, read_json, training_gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 def train_run(run: Run, *, force: bool = False, again: str | None = None) -> bool:
     """Train one run, going on from its saved state if there is one; return whether there was anything to do.
 
-    Leaves ``model.safetensors``, ``settings.json`` and the curves.
+    A state that is of other settings, code, data or needs is forgotten (:mod:`atlas.harness.begin`). Leaves
+    ``model.safetensors``, ``settings.json`` and the curves.
 
     Parameters
     ----------
@@ -59,16 +60,17 @@ def train_run(run: Run, *, force: bool = False, again: str | None = None) -> boo
     if not force and training_gap(run, thorough=True) is None and not due_again(run, again):
         clear_state(run)
         return False
-    _require_inputs(run)
+    _require_inputs(run, again)
     if force:
         clear_state(run)
+    made_of = begin_training(run)
     run.record.unlink(missing_ok=True)
     with _recorded_failure(run, "train"):
         seed_everything(run.seed, run.resources.threads)
         clock = _Clock()
         summary = carry_out(run, "train")
         now, over_all = clock.read(), spent(run)
-        write_json(run.record, _record(run, summary, {name: max(now[name], over_all[name]) for name in now}))
+        write_json(run.record, _record(run, made_of, summary, {name: max(now[name], over_all[name]) for name in now}))
     clear_state(run)
     note_made_here(run, "record", run.record)
     return True
@@ -91,16 +93,18 @@ def train_stack(runs: Sequence[Run], *, force: bool = False, again: str | None =
     due = []
     for run in runs:
         if force or training_gap(run, thorough=True) is not None or due_again(run, again):
-            _require_inputs(run)
+            _require_inputs(run, again)
             due.append(run)
         else:
             clear_state(run)
             outcomes[run.cell] = False
     if not due:
         return outcomes
+    made_of = {}
     for run in due:
         if force:
             clear_state(run)
+        made_of[run.cell] = begin_training(run)
         run.record.unlink(missing_ok=True)
     together = resolve(due[0].task_entry.together, due[0].task_entry.package)
     with ExitStack() as failures:
@@ -116,7 +120,7 @@ def train_stack(runs: Sequence[Run], *, force: bool = False, again: str | None =
                     raise summary
                 over_all = spent(run)
                 took = {name: max(now[name], over_all[name]) for name in now}
-                write_json(run.record, _record(run, summary, took, trained_at_once=len(due)))
+                write_json(run.record, _record(run, made_of[run.cell], summary, took, trained_at_once=len(due)))
         except AtlasError as error:
             outcomes[run.cell] = error
             continue
@@ -189,7 +193,7 @@ def training_summary(run: Run) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in summary.items()}
 
 
-def _require_inputs(run: Run) -> None:
+def _require_inputs(run: Run, again: str | None) -> None:
     if run.data and data_hash(run) is None:
         raise UserError(f"the dataset {run.data} is not there; run: atlas acquire {run.data}")
     if run.data and (reason := stale_data(run.data, run.root / "data")):
@@ -197,14 +201,27 @@ def _require_inputs(run: Run) -> None:
     for role, needed in run.needs.items():
         if reason := training_gap(needed, thorough=True):
             raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {command('train', needed)}")
+        if reason := _not_as_asked(needed, again):
+            told = f"{command('train', needed)} --again {again}"
+            raise UserError(f"{run.cell} needs {needed.cell} as its {role} ({reason}); run: {told}")
 
 
-def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float], **more: int) -> dict[str, Any]:
+def _not_as_asked(needed: Run, again: str | None) -> str | None:
+    """Why a person who asks for ``"here"`` or ``"code"`` does not want a row upon a run that fits the plan, or ``None``."""
+    if not due_again(needed, again):
+        return None
+    packages = ", ".join(trained_with_other_code(needed))
+    return "not trained on this machine" if again == "here" else f"trained with other code of {packages}"
+
+
+def _record(
+    run: Run, made_of: Mapping[str, Any], summary: Mapping[str, Any], took: Mapping[str, float], **more: int
+) -> dict[str, Any]:
     artefacts = sorted(path for path in run.checkpoint.glob("*") if path.is_file() and path != run.record)
     return {
         **run.described(),
-        "data_hash": data_hash(run),
-        "needs": needed_digests(run),
+        "data_hash": made_of["data_hash"],
+        "needs": made_of["needs"],
         "files": {path.name: sha256(path) for path in artefacts if not path.name.startswith(".")},
         "training": {
             name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in summary.items()
@@ -212,7 +229,7 @@ def _record(run: Run, summary: Mapping[str, Any], took: Mapping[str, float], **m
         "settings": _settings(run),
         "provenance": {
             **provenance(run.root, str(pick_device(run.resources.device))),
-            "code": code_of(run),
+            "code": code_upon_needs(run, made_of["code"]),
             **{f"train_{name}": round(value, 3) for name, value in took.items()},
             **more,
             "finished": _now(),
@@ -248,6 +265,7 @@ def _metrics(run: Run, values: Mapping[str, float], took: Mapping[str, float]) -
             **({"substitution": run.substitution} if run.substitution else {}),
             "code": trained.get("code"),
             "trained": artefacts_digest(record),
+            "needs": record.get("needs"),
             **{f"train_{name}": trained.get(f"train_{name}") for name in took},
             **{name: trained[name] for name in ("trained_at_once",) if name in trained},
             **{f"evaluate_{name}": round(value, 3) for name, value in took.items()},

@@ -88,11 +88,7 @@ def stale_record(run: Run, content: Mapping[str, Any] | None = None) -> str | No
         return None
     if reason := _mismatch(run, record):
         return reason
-    known = _mapping(record.get("needs"))
-    for role, digest in needed_digests(run).items():
-        if digest is not None and known.get(role) not in (None, digest):
-            return f"its {role}, {run.needs[role].cell}, was trained again"
-    return None
+    return _other_need(run, record)
 
 
 def evaluation_gap(run: Run) -> str | None:
@@ -119,6 +115,15 @@ def stale_metrics(run: Run, content: Mapping[str, Any] | None = None) -> str | N
     here, evaluated = artefacts_digest(read_json(run.record)), provenance.get("trained")
     if here is not None and evaluated not in (None, here):
         return "it was trained again"
+    return _other_need(run, provenance)
+
+
+def _other_need(run: Run, recorded: Mapping[str, Any]) -> str | None:
+    """Which need has left other files here than a run was made of, or ``None``; what is not known counts."""
+    known = _mapping(recorded.get("needs"))
+    for role, digest in needed_digests(run).items():
+        if digest is not None and known.get(role) not in (None, digest):
+            return f"its {role}, {run.needs[role].cell}, was trained again"
     return None
 
 
