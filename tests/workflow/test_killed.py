@@ -63,6 +63,11 @@ def forks(folder: Path) -> list[int]:
     return [process for process, parent in parents.items() if parent in workers]
 
 
+def hearing_interrupts() -> None:
+    """Take back that interrupts are ignored, as in everything that a shell starts in the background, these tests too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def started(folder: Path) -> subprocess.Popen[str]:
     """A Snakemake whose training has taken steps in a fork of the worker."""
     saved = folder / "checkpoints/demo" / RUN / "state/train/seconds.json"
@@ -72,6 +77,7 @@ def started(folder: Path) -> subprocess.Popen[str]:
         cwd=folder,
         env=environment(),
         start_new_session=True,
+        preexec_fn=hearing_interrupts,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
