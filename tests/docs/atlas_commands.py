@@ -54,7 +54,7 @@ def _remember(parsed: dict[str, Mapping[str, Any]], verb: str, **options: Any) -
 
 def _check_names(verb: str, options: Mapping[str, Any]) -> None:
     """Raise where a name does not exist."""
-    study = Study.read(options["tier"]) if "tier" in options else None
+    study = Study.read(options["tier"]) if options.get("tier") else None
     for name in options.get("runs") or ():
         assert study is not None
         for run in select(study, [name]):
