@@ -103,7 +103,7 @@ def test_wrong_commands_are_found(clone: Checkout) -> None:
         "frobnicate": "frobnicate",
         "snakemake --config tier=lab results/lab/claims.csv": "Invalid config definition",
         "snakemake -- results/demo/tables/image-classification/digitz.md": "digitz is not a table of config/demo.yaml",
-        "snakemake -- results/demo/runs/image-classification/digits/attnscale/seed99/metrics.json": "is not a run of config/demo.yaml",
+        "snakemake -- results/demo/runs/image-classification/digits/attnscale/seed99/metrics.json": "seed99 is not a run",
         "atlas compare HEAD results/nowhere": "results/nowhere",
         "atlas compare HAED results/demo": "HAED",
         "atlas plan --data digitz": "digitz",
