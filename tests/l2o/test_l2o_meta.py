@@ -29,6 +29,7 @@ from atlas.l2o import (
 )
 from atlas.l2o.meta import windows_at_once
 from atlas.l2o.optimizees import Batch, Optimizee
+from atlas.l2o.policies import Layout
 from atlas.methods.optimizer_amalgamation.scale import L2OScale
 
 T64 = torch.float64
@@ -294,3 +295,91 @@ def test_a_state_of_meta_training_is_a_snapshot_that_several_can_go_on_from() ->
         other.load_state_dict(saved)
         assert [other.window() for _ in range(3)] == rows
         assert len(other.history) == 7
+
+
+class Spoils(Policy):
+    """Gradient descent whose update of instance 1 is not a number at one step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.weight, self.at, self.lr = torch.nn.Parameter(torch.tensor(1.0)), at, 1.0
+
+    def init_state(self, theta: Tensor, layout: object = None) -> dict[str, Tensor]:
+        return {"step": torch.zeros(())}
+
+    def step(self, g: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        bad = torch.zeros_like(g, dtype=torch.bool)
+        bad[1] = bool(state["step"] == self.at)
+        return torch.where(bad, torch.nan, -0.01 * self.weight * g), {"step": state["step"] + 1}
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_update_that_is_no_number_is_not_made_and_marks_its_instance(at: int, second_order: bool) -> None:
+    problem, policy = Quadratic(3), Spoils(at)
+    theta = problem.init(3, seeded()) + 1
+    batches = list(problem.stream(3, 4, seeded()))
+    window = unroll(policy.step, problem, theta, policy.init_state(theta), batches, objective="log", second_order=second_order)
+    assert window.valid.tolist() == [True, False, True]
+    assert window.theta.isfinite().all()
+    short = unroll(
+        policy.step, problem, theta, policy.init_state(theta), batches[: at + 1], objective="log", second_order=second_order
+    )
+    torch.testing.assert_close(window.theta[1], short.theta[1])
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("boundary", ["post", "pre"])
+def test_a_boundary_loss_that_diverges_spoils_its_own_instance_alone(boundary: str, second_order: bool) -> None:
+    theta = torch.tensor([[-1.0, 1.0], [2.0, 1.0], [-1.0, 2.0]])
+    policy = Spoils(at=99)
+
+    class Ends(Quadratic):
+        def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+            return theta.square().sum() * torch.where(batch[1][0] * theta[0] > 0, torch.inf, 1.0)
+
+    problem = Ends(2)
+    drawn = list(problem.stream(3, 4, seeded()))
+    quiet = [(batch[0], torch.zeros_like(batch[1]), *batch[2:]) for batch in drawn[:3]]
+    loud = (drawn[3][0], torch.ones_like(drawn[3][1]), *drawn[3][2:])
+    window = unroll(
+        policy.step,
+        problem,
+        theta,
+        policy.init_state(theta),
+        [*quiet, loud],
+        boundary=boundary,  # type: ignore[arg-type]
+        second_order=second_order,
+    )
+    window.backward()
+    assert window.valid.tolist() == [True, False, True]
+    assert window.objective.isfinite().all()
+    assert policy.weight.grad is not None
+    if not second_order:
+        assert policy.weight.grad.isfinite()
+    with torch.no_grad():
+        alone = unroll(
+            policy.step,
+            problem,
+            theta[[0, 2]],
+            policy.init_state(theta),
+            [tuple(part[[0, 2]] for part in batch) for batch in [*quiet, loud]],
+            boundary=boundary,  # type: ignore[arg-type]
+        )
+    torch.testing.assert_close(window.objective[[0, 2]], alone.objective)
+
+
+def test_replicas_observe_with_their_own_numbers() -> None:
+    policies = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        policies.append(L2OScale((4, 3, 3)))
+    replicas = Replicas(policies)
+    layout = Layout.of([(2, 3)])
+    theta = torch.randn(3, 2, 6, generator=seeded())
+    g = torch.randn(3, 2, 6, generator=seeded(1))
+    before = replicas.init_state(theta, layout)
+    after = replicas.observe(g, before)
+    for r, policy in enumerate(policies):
+        own = policy.observe(g[r], policy.init_state(theta[r], layout))
+        map_state(lambda found, told, r=r: torch.testing.assert_close(found[r], told), after, own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,8 +60,15 @@ class Replicas:
 
     def observe(self, g: Tensor, state: State) -> State:
         """Let statistics take gradients (R, instances, P) in; see :meth:`.Policy.observe`."""
-        states = [self.base.observe(gradient, map_state(lambda leaf, r=r: leaf[r], state)) for r, gradient in enumerate(g)]
-        return stack_states(states)
+        return stack_states(
+            [self.member(r).observe(gradient, map_state(lambda leaf, r=r: leaf[r], state)) for r, gradient in enumerate(g)]
+        )
+
+    def member(self, replica: int) -> Policy:
+        """One replica as a policy of its own, with copies of its present numbers."""
+        own = copy.deepcopy(self.base)
+        own.load_state_dict({**own.state_dict(), **self.numbers(replica)})
+        return own
 
     def rows(self, index: Sequence[int]) -> dict[str, Tensor]:
         """The parameters (replicas, …) of some replicas, with their history: gradients reach :attr:`parameters`."""

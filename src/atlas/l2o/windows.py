@@ -39,8 +39,9 @@ class Window:
     followed : Tensor
         (…,): what the ``follow`` hook added to the objective.
     valid : Tensor
-        (…,) of bool: whether all losses were finite. An instance that diverged stays where it was and adds nothing further, so
-        its objective is not comparable.
+        (…,) of bool: whether all losses, gradients and updates were finite. An instance that diverged stays where it was and
+        adds nothing further, so its objective is not comparable. Where it was the policy that computed something that is not
+        finite, the meta-gradient is not finite either, and its step is the caller's to skip.
     """
 
     theta: Tensor
@@ -179,15 +180,18 @@ def _first_order(
     losses, updates, before, after = [], [], [], []
     for index, batch in enumerate(batches):
         loss, gradient = engine.gradient(q, batch)
-        alive = alive & loss.isfinite()
+        alive = _still(alive, loss, gradient)
         gradient = torch.where(alive.unsqueeze(-1), gradient, 0.0)
         losses.append(loss)
         total = total + torch.where(alive, engine.value(loss, start, batch, steps), 0.0)
         before.append(torch.where(alive.unsqueeze(-1), engine.slope(loss, gradient, steps), 0.0))
         if boundary == "pre" and index == steps - 1:
             extra, slope = engine.gradient(q, last)
-            total, before[-1] = total + extra, before[-1] + engine.slope(extra, slope, steps)
+            alive = _still(alive, extra, slope)
+            total = total + torch.where(alive, extra, 0.0)
+            before[-1] = before[-1] + torch.where(alive.unsqueeze(-1), engine.slope(extra, slope, steps), 0.0)
         update, state = engine.step(gradient, state)
+        alive = _still(alive, update)
         update = torch.where(alive.unsqueeze(-1), update, 0.0)
         updates.append(update)
         q = (q + update).detach()
@@ -197,9 +201,19 @@ def _first_order(
     reached = torch.zeros_like(q)
     if boundary == "post":
         extra, slope = engine.gradient(q, last)
-        total, reached = total + extra, engine.slope(extra, slope, steps)
+        alive = _still(alive, extra, slope)
+        total = total + torch.where(alive, extra, 0.0)
+        reached = torch.where(alive.unsqueeze(-1), engine.slope(extra, slope, steps), 0.0)
     cotangents = _suffix_sums(before, after, reached / q.shape[-2], q.shape[-2])
     return Window(q, map_state(Tensor.detach, state), torch.stack(losses), total, followed, alive, updates, cotangents)
+
+
+def _still(alive: Tensor, *values: Tensor) -> Tensor:
+    """Which instances (…,) are alive still: all of their numbers, (…,) or (…, P), are finite."""
+    for value in values:
+        finite = value.detach().isfinite()
+        alive = alive & (finite if finite.ndim == alive.ndim else finite.all(-1))
+    return alive
 
 
 def _suffix_sums(before: list[Tensor], after: list[Tensor | None], reached: Tensor, instances: int) -> list[Tensor]:
@@ -223,18 +237,23 @@ def _second_order(
     losses = []
     for index, batch in enumerate(batches):
         loss, gradient = engine.gradient(q, batch)
-        alive = alive & loss.isfinite()
+        alive = _still(alive, loss, gradient)
         gradient = torch.where(alive.unsqueeze(-1), gradient, 0.0)
         losses.append(loss.detach())
         total = total + torch.where(alive, engine.value(loss, start, batch, steps), 0.0)
         if boundary == "pre" and index == steps - 1:
-            total = total + engine.gradient(q, last)[0]
+            extra, slope = engine.gradient(q, last)
+            alive = _still(alive, extra, slope)
+            total = total + torch.where(alive, extra, 0.0)
         update, state = engine.step(gradient, state)
+        alive = _still(alive, update)
         q = q + torch.where(alive.unsqueeze(-1), update, 0.0)
         added = follow(index, q, batch) if follow else None
         followed = followed if added is None else followed + torch.where(alive, added[0], 0.0)
     if boundary == "post":
-        total = total + engine.gradient(q, last)[0]
+        extra, slope = engine.gradient(q, last)
+        alive = _still(alive, extra, slope)
+        total = total + torch.where(alive, extra, 0.0)
     whole = (engine.weight * total + followed).mean(-1).sum()
     ended = map_state(Tensor.detach, state)
     return Window(

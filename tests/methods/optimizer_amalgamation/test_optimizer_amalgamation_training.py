@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas.l2o import Examples, Policy, mlp, module_optimizee, quadratic, save_policy
+from atlas.l2o import Adam, Examples, Policy, mlp, module_optimizee, quadratic, save_policy
 from atlas.l2o.optimizees import Optimizee
 from atlas.methods.optimizer_amalgamation import (
     AdversarialWeightNoise,
@@ -27,6 +27,8 @@ from atlas.methods.optimizer_amalgamation import (
     make_pool,
     train_choice,
 )
+from atlas.methods.optimizer_amalgamation.noise import Perturbation
+from atlas.methods.optimizer_amalgamation.scale import L2OScale
 from atlas.methods.optimizer_amalgamation.teachers import EPS
 
 T64 = torch.float64
@@ -365,3 +367,34 @@ def test_a_state_is_a_snapshot_that_several_can_go_on_from() -> None:
         while not other.done:
             other.step()
         assert other.history == rows
+
+
+@pytest.mark.parametrize("replicates", [1, 2])
+@pytest.mark.parametrize("noise", [None, RandomWeightNoise(1e-3), AdversarialWeightNoise(1e-3)])
+def test_a_student_may_have_scalars_to_train(replicates: int, noise: Perturbation | None) -> None:
+    data = Examples({name: (torch.randn(32, 6), torch.randint(0, 3, (32,))) for name in ("train", "val")}, 16)
+    warm = Curriculum.chosen(SHORT, warmup=1)
+    result = amalgamate(
+        mlp((6, 5, 3), data=data),
+        make_pool("small"),
+        method="mean",
+        student=L2OScale((4, 3, 3)),
+        schedule=warm,
+        replicates=replicates,
+        noise=noise,
+        gen=seeded(),
+        trainer=TrainerConfig(instances=2, longest=2),
+        progress=False,
+    )
+    assert len(result.students) == replicates
+
+
+def test_noise_on_a_scalar_is_its_replicates_own() -> None:
+    weight = torch.tensor([1.0, 100.0])
+    torch.testing.assert_close(RandomWeightNoise(0.5).deviation(weight), torch.tensor([0.5, 50.0]))
+
+
+@pytest.mark.parametrize("student", [Student().requires_grad_(False), Adam(0.1)])
+def test_a_student_with_nothing_to_train_is_refused(student: Policy) -> None:
+    with pytest.raises(ValueError, match="has nothing to train"):
+        amalgamate(problem(), make_pool("small"), method="mean", student=student, schedule=SHORT, gen=seeded(), trainer=PLAIN)

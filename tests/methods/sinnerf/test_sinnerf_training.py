@@ -334,3 +334,73 @@ def test_a_field_in_double_precision_is_refused() -> None:
         SinNeRF(
             make_field("vm").double(), bounds=None, near=2, far=6, pose_prior=OrbitGaussian(8.0), stages=[Stage(1, 1, 0.02, NONE)]
         )
+
+
+def test_fit_trains_whether_or_not_its_caller_takes_gradients() -> None:
+    plain = model(NONE).fit(scene(), progress=False).losses
+    for around in (torch.no_grad(), torch.inference_mode()):
+        fresh = model(NONE)
+        with around:
+            assert fresh.fit(scene(), progress=False).losses == plain
+
+
+def test_a_training_goes_on_in_a_stage_that_no_longer_uses_its_discriminator() -> None:
+    view = scene()
+
+    def begun() -> Fitting:
+        torch.manual_seed(1)
+        adversarial, plain = LossWeights(depth=0, side=0, adv=0.01), LossWeights(depth=0, side=0)
+        budget = Budget(reference_rays=8, warped_rays=0, patch=16, pool=2)
+        return SinNeRF(
+            make_field("vm", resolution=8),
+            bounds=[[-2, -2, -2], [2, 2, 2]],
+            near=2,
+            far=6,
+            pose_prior=OrbitGaussian(5),
+            stages=[Stage(2, 1, 0.01, adversarial), Stage(2, 1, 0.01, plain), Stage(2, 1, 0.01, adversarial)],
+            options=Options(budget=budget, discriminator="narrow", restart=False),
+        ).start(view)
+
+    whole = begun()
+    for index in range(6):
+        whole.step(index)
+    for stop in (1, 3, 5):
+        first, later = begun(), begun()
+        for index in range(stop):
+            first.step(index)
+        later.load_state_dict(first.state_dict())
+        for index in range(stop, 6):
+            later.step(index)
+        found, told = later.state_dict(), whole.state_dict()
+        for part in ("field", "discriminator"):
+            assert all(torch.equal(found[part][name], value) for name, value in told[part].items()), stop
+
+
+def test_fine_samples_need_coarse_ones_to_lie_between() -> None:
+    for coarse in (1, 2):
+        with pytest.raises(ValueError, match="at least 3 coarse"):
+            Sampler(coarse=coarse, fine=4)
+        Sampler(coarse=coarse, fine=0)
+
+
+def test_a_white_background_contradicts_another_one() -> None:
+    with pytest.raises(ValueError, match="contradicts"):
+        SinNeRF(
+            make_field("vm", resolution=8),
+            bounds=None,
+            near=2,
+            far=6,
+            pose_prior=OrbitGaussian(5),
+            stages=[Stage(1, 1, 0.01, NONE)],
+            white_background=True,
+            sampler=Sampler(background=0.5),
+        )
+
+
+def test_intrinsics_end_with_one() -> None:
+    good = np.array([[25.0, 0, 11.5], [0, 25, 11.5], [0, 0, 1]])
+    skewed, projective = good.copy(), good.copy()
+    skewed[1, 0] = projective[2, 0] = 0.1
+    for wrong in (2 * good, skewed, projective):
+        with pytest.raises(ValueError, match="last row 0, 0, 1"):
+            Camera(wrong, np.eye(4), 24, 24)

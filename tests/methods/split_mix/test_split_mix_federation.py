@@ -686,3 +686,71 @@ def test_what_is_no_client_is_refused_by_its_number() -> None:
     pair = (torch.rand(24, 64), torch.arange(24) % 10)
     with pytest.raises(TypeError, match=r"client 1 is a tuple: Client\(inputs, labels, budget\) is needed"):
         FedTrainer("fedavg", MLP).start([Client(*pair), pair])  # type: ignore[list-item]
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [value.detach().clone() for value in model.state_dict().values()]
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    return all(map(torch.equal, weights(one), weights(other)))
+
+
+@pytest.mark.parametrize("method", ["split-mix", "fedavg"])
+def test_fit_goes_on_from_whatever_rounds_a_federation_has_made(method: str, tmp_path: Path) -> None:
+    met = clients()
+    whole = trainer(method).fit(met, progress=False).model
+    begun = trainer(method).start(met)
+    begun.round()
+    begun.save(tmp_path / "state.pt")
+    assert alike(begun.fit(met, progress=False).model, whole)
+    assert alike(begun.fit(met, progress=False).model, whole), "nothing is left, and what was learned stays"
+    assert len(begun.history) == begun.rounds
+    assert alike(trainer(method).start(met).resume(tmp_path / "state.pt").fit(met, progress=False).model, whole)
+    again = begun.start(met)
+    assert (again.completed, again.history) == (0, [])
+    assert alike(again.fit(met, progress=False).model, whole)
+
+
+def test_fit_refuses_other_clients_than_it_was_started_with() -> None:
+    met = clients()
+    begun = trainer("split-mix").start(met)
+    with pytest.raises(ValueError, match="started with 5 clients, not 4"):
+        begun.fit(met[:4], progress=False)
+    with pytest.raises(ValueError, match="client 0 is not the one"):
+        begun.fit([met[1], *met[1:]], progress=False)
+
+
+def test_a_state_of_another_federation_is_refused_by_name(tmp_path: Path) -> None:
+    met, path = clients(spec="1"), tmp_path / "state.pt"
+    begun = trainer("split-mix", atom=0.25).start(met)
+    begun.save(path)
+    with pytest.raises(ValueError, match="another method, norm or network"):
+        trainer("split-mix", atom=0.25, norm=NormSpec(stats="local")).start(met).resume(path)
+    with pytest.raises(ValueError, match=r"the state is of .* there, .* here"):
+        trainer("split-mix", atom=0.5).start(met).resume(path)
+
+
+@pytest.mark.parametrize("method", ["split-mix", "fedavg"])
+def test_a_model_stays_what_it_was_when_another_is_asked_for(method: str) -> None:
+    begun = trainer(method, norm=NormSpec(stats="local")).start(clients())
+    begun.round()
+    first = begun.model(0)
+    kept = weights(first)
+    second = begun.model(1)
+    assert all(map(torch.equal, weights(first), kept))
+    assert not alike(first, second), "each client has norms of its own"
+    begun.round()
+    assert all(map(torch.equal, weights(first), kept))
+
+
+def test_local_training_attacks_from_where_it_is_told_to() -> None:
+    x, y = torch.rand(8, 6), torch.randint(0, 4, (8,), generator=torch.Generator().manual_seed(0))
+    model = SplitMix(SMALL, atom=0.25, norm=DUAL)
+
+    def trained(random: bool) -> list[torch.Tensor]:
+        batches = ClientBatches([x], [y], 4, [3], [0] * model.n_base)
+        attack = PGD(0.1, 2, random_start=random)
+        return list(local_train(model.stack(), batches, lr=0.1, epochs=1, adversary=attack).tensors.values())
+
+    assert not all(map(torch.equal, trained(True), trained(False)))

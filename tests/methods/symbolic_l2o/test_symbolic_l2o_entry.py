@@ -73,6 +73,12 @@ def test_the_chain_leaves_readable_artefacts(workspace: Path) -> None:
     parameter.grad = torch.ones(3)
     optimizer = SymbolicOptimizer([parameter], run.needed("equation").checkpoint / "rule.json", lags=rule["lags"])
     optimizer.step()
+    # its state is what the metric says
+    many = torch.nn.Parameter(torch.ones(20_000))
+    many.grad = torch.ones(20_000)
+    optimizer = SymbolicOptimizer([many], run.needed("equation").checkpoint / "rule.json", lags=rule["lags"])
+    optimizer.step()
+    assert content["metrics"]["state_bytes"] == pytest.approx(optimizer.state_bytes_per_parameter(), abs=0.01)
 
 
 def test_an_equation_trains_a_recipe_of_image_classification() -> None:

@@ -17,6 +17,7 @@ from atlas.methods.vfds import (
     SelectiveGRU,
     Sweep,
     arm_loss,
+    fit,
     replace_rnn,
     selection_loss,
 )
@@ -454,3 +455,19 @@ def test_a_stream_that_begins_anew_has_the_weights_that_the_model_has() -> None:
     for step in range(T):
         policy.request()
         assert (policy.observe(x[:, step]) - whole[:, step]).abs().max() < 1e-5
+
+
+def test_a_sweep_refuses_models_whose_features_cost_otherwise() -> None:
+    one, other = (make(features=2, groups=FeatureGroups([0, 1], cost), relaxation="arm") for cost in ([1.0, 3.0], [3.0, 1.0]))
+    with pytest.raises(ValueError, match="differ"):
+        Sweep([one, other])
+    Sweep([one, one])
+
+
+def test_fit_trains_whether_or_not_its_caller_takes_gradients() -> None:
+    x, y = draw(8, T, D), torch.randint(0, C, (8, T), generator=torch.Generator().manual_seed(0))
+    plain = fit(make(), (x, y), lam=0.1, steps=2, progress=False)
+    for around in (torch.no_grad(), torch.inference_mode()):
+        model = make()
+        with around:
+            assert fit(model, (x, y), lam=0.1, steps=2, progress=False) == plain

@@ -62,7 +62,7 @@ class StackedAdam:
         """Update the active replicates (gradients are (R, …)); returns those that were skipped: gradients not finite."""
         taking = torch.zeros(len(self.steps), dtype=torch.bool)
         taking[list(active)] = True
-        finite = torch.stack([g.flatten(1).isfinite().all(1).cpu() for g in gradients.values()]).all(0)
+        finite = torch.stack([g.reshape(len(g), -1).isfinite().all(1).cpu() for g in gradients.values()]).all(0)
         skipped = [replicate for replicate in active if not finite[replicate]]
         taking &= finite
         self.steps += taking

@@ -43,8 +43,8 @@ class RandomWeightNoise:
         """Standard deviation (R, 1, …) for stacked replicates (R, …)."""
         if not self.relative:
             return torch.full_like(weight[:1], self.eps)
-        axes = tuple(range(1, weight.ndim)) or (0,)
-        return self.eps * (weight.detach().square().mean(axes, keepdim=True) + VARIANCE_FLOOR).sqrt()
+        squares, axes = weight.detach().square(), tuple(range(1, weight.ndim))
+        return self.eps * ((squares.mean(axes, keepdim=True) if axes else squares) + VARIANCE_FLOOR).sqrt()
 
     def draw(self, numbers: Mapping[str, Tensor], gens: Sequence[torch.Generator]) -> Numbers:
         """Perturbed weights (R, …) of stacked replicates, each from a generator of its own."""

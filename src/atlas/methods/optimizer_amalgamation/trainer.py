@@ -50,6 +50,11 @@ class Trainer:
         How their distances are amalgamated; with one teacher all are the same.
     seeds : sequence of int
         One per replicate: everything random of it follows from its own.
+
+    Raises
+    ------
+    ValueError
+        The policies have nothing to train.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class Trainer:
         self.method, self.noise = method, noise
         self.replicas = Replicas(policies)
         self.trainable = {name: value for name, value in self.replicas.parameters.items() if value.requires_grad}
+        if not self.trainable:
+            raise ValueError(f"{type(policies[0]).__name__} has nothing to train: every number of it is fixed or frozen")
         self.meta_optimizer = StackedAdam(self.trainable, cfg.lr, cfg.clip)
         self.replicates = [
             _Replicate(torch.Generator().manual_seed(seed), CurriculumProgress(curriculum, cfg.longest)) for seed in seeds
@@ -192,7 +199,7 @@ class Trainer:
         progress, rules = self.replicates[index].progress, self.curriculum
         theta = self.problem.init(self.cfg.instances, gen)
         scale = random_scale(theta, self.cfg.spread, gen) if self.cfg.spread else None
-        policies = [self.replicas.base, *(self.teachers if taught else [])]
+        policies = [self.replicas.member(index), *(self.teachers if taught else [])]
         states = [policy.init_state(theta, self.problem.layout) for policy in policies]
         cold = rules.cold_start and progress.stage == 0 and progress.period == 0
         if rules.warmup and not cold:

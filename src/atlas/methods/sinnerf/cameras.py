@@ -82,7 +82,8 @@ class Camera:
     TypeError
         Intrinsics or pose are no arrays of numbers, or a size is no whole number.
     ValueError
-        A focal length is not positive, the pose holds no rotation, or a shape or size is wrong.
+        A focal length is not positive, K is no upper triangle with a last row of 0, 0, 1, the pose holds no rotation, or a
+        shape or size is wrong.
     """
 
     K: Array
@@ -97,6 +98,8 @@ class Camera:
             raise ValueError(f"K must be (3, 3), not {intrinsics.shape}")
         if not (np.isfinite(intrinsics).all() and intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0):
             raise ValueError(f"focal lengths must be positive and K finite, not {intrinsics.tolist()}")
+        if intrinsics[1, 0] != 0 or not np.array_equal(intrinsics[2], (0, 0, 1)):
+            raise ValueError(f"K must be upper triangular with the last row 0, 0, 1, not {intrinsics.tolist()}")
         pose = checked_pose(self.c2w, "c2w")
         if self.height < 1 or self.width < 1:
             raise ValueError(f"an image needs pixels, not {self.height} × {self.width}")

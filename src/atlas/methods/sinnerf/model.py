@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from atlas.methods.sinnerf.cameras import Camera, RGBDView
 from atlas.methods.sinnerf.orbit import save_image
 from atlas.methods.sinnerf.scene_model import SceneModel
@@ -38,6 +40,8 @@ class SinNeRF(SceneModel):
         """A training to be stepped by the caller, for loops that save states; :meth:`fit` is the ordinary way."""
         return Fitting(self, view)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def fit(
         self,
         view: RGBDView,

@@ -112,6 +112,8 @@ class SceneModel:
             require_kind(Options, "Options(…)", options=options)
         if sampler is not None:
             require_kind(Sampler, "Sampler(…)", sampler=sampler)
+            if white_background and sampler.background not in (None, 1.0):
+                raise ValueError(f"white_background contradicts Sampler(background={sampler.background:g}): give one of them")
         if encoder is not None:
             require_callable("a SemanticEncoder", encoder=encoder)
         if not 0 < near < far < np.inf:

@@ -5,10 +5,10 @@ Defaults are the paper's and, for what the paper leaves open, the released confi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from annotated_types import Ge, Lt
-from pydantic import FiniteFloat
+from pydantic import FiniteFloat, model_validator
 
 from atlas.settings import Count, DataclassSettings, Fraction, Natural, NonNegative, Positive, Settings
 
@@ -113,7 +113,8 @@ class Stage(NamedTuple):
 
 
 class Budget(Settings):
-    """Rays of a step, and where unseen views are taken from; the defaults are the paper's for Blender scenes.
+    """Rays of a step, and where unseen views are taken from; the defaults are the paper's for Blender scenes, but for
+    ``foreground``, which is 0.9 there.
 
     Attributes
     ----------
@@ -254,6 +255,12 @@ class Sampler(Settings):
     last: Literal["interval", "opaque"] = "interval"
     background: float | None = None
     noise_std: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        if self.fine and self.coarse < 3:
+            raise ValueError(f"fine samples are drawn between at least 3 coarse ones, not {self.coarse}")
+        return self
 
     def last_delta(self, near: Tensor, far: Tensor, samples: int) -> Tensor:
         """Lengths (n) of the last interval, in parameters of rays with bounds ``near`` and ``far`` (n); 0 if these are equal."""

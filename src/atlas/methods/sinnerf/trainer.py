@@ -153,12 +153,15 @@ class Fitting:
             self.optimizer = torch.optim.Adam(self.model.field.parameters(), lr=self.model.stages[stage].lr)
             self.discriminator = None
         if weights.adv and self.discriminator is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(self.seed, "discriminator", stage).initial_seed() % 2**63)
-                made = DISCRIMINATORS[self.options.discriminator]()
-            self.discriminator = made.to(self.device)
-            self.critic = torch.optim.Adam(made.parameters(), lr=self.options.discriminator_lr * self.model.stages[stage].lr)
+            self._begin_critic(stage)
         self.features = None
+
+    def _begin_critic(self, stage: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.seed, "discriminator", stage).initial_seed() % 2**63)
+            made = DISCRIMINATORS[self.options.discriminator]()
+        self.discriminator = made.to(self.device)
+        self.critic = torch.optim.Adam(made.parameters(), lr=self.options.discriminator_lr * self.model.stages[stage].lr)
 
     def learning_rate(self, index: int) -> float:
         """Learning rate of the field at a step of the whole training."""
@@ -366,7 +369,8 @@ class Fitting:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.features = None if state["features"] is None else state["features"].to(self.device)
         if "discriminator" in state:
-            if self.discriminator is None:
-                raise ValueError("the state holds a discriminator, and the stage has none")
+            if self.discriminator is None:  # kept from an earlier stage, by a schedule without restarts
+                self._begin_critic(self.stage)
+            assert self.discriminator is not None
             self.discriminator.load_state_dict(state["discriminator"])
             self.critic.load_state_dict(copy.deepcopy(state["critic"]))

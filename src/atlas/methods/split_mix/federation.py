@@ -61,6 +61,8 @@ class FedTrainer(Rules):
     def start(self, clients: Sequence[Client]) -> FedTrainer:
         """Check the clients' data and initialise the global weights, or go on from a state that was loaded before.
 
+        A federation that has been started already begins anew.
+
         Raises
         ------
         TypeError
@@ -90,6 +92,7 @@ class FedTrainer(Rules):
             with torch.random.fork_rng(devices=[]):  # all weights are drawn anew
                 self.factory = by_width(self.factory, as_images(self.clients[0].inputs[:2]))
         self.server = self._server()
+        self.completed, self.history = 0, []
         check_classes([client.labels for client in self.clients], self._classes())
         if self._pending is not None:
             self._restore(self._pending)
@@ -164,7 +167,7 @@ class FedTrainer(Rules):
     def fit(
         self, clients: Sequence[Client], path: str | Path | None = None, save_every: int = 10, *, progress: bool | None = None
     ) -> FitResult:
-        """Run all rounds that are left.
+        """Run all rounds that are left: of a federation that has been started, with the same clients, or else of a new one.
 
         Parameters
         ----------
@@ -172,8 +175,16 @@ class FedTrainer(Rules):
             Where to save the state every ``save_every`` rounds, for :meth:`resume`.
         progress : bool, optional
             Whether to draw a bar; by default on a terminal.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`start` does; or the federation has been started with other clients.
         """
-        self.start(clients)
+        if hasattr(self, "server"):
+            self._check_same(clients)
+        else:
+            self.start(clients)
         with Bar(self.method, self.rounds, progress, done=self.completed) as bar:
             while self.completed < self.rounds:
                 bar.advance({"loss": self.round()["loss"]})
@@ -181,8 +192,22 @@ class FedTrainer(Rules):
                     self.save(path)
         return FitResult(self.server.model(), self.history)
 
+    def _check_same(self, clients: Sequence[Client]) -> None:
+        """Refuse to go on with other clients than those of the rounds before."""
+        require_sequence("a list of clients", clients=clients)
+        if len(clients) != len(self.clients):
+            raise ValueError(
+                f"the federation was started with {len(self.clients)} clients, not {len(clients)}: start(clients) begins anew"
+            )
+        for index, (known, given) in enumerate(zip(self.clients, clients, strict=True)):
+            same = isinstance(given, Client) and known.budget == given.budget and known.inputs.shape == given.inputs.shape
+            if not (same and _alike(known.inputs, given.inputs) and _alike(known.labels, given.labels)):
+                raise ValueError(
+                    f"client {index} is not the one that the federation was started with: start(clients) begins anew"
+                )
+
     def model(self, client: int | None = None) -> nn.Module:
-        """The model with the present global weights, or with one client's own norms."""
+        """A copy of the model with the present global weights, or with one client's own norms."""
         return self.server.model(client)
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,6 +228,12 @@ class FedTrainer(Rules):
 
     @torch.inference_mode(False)
     def _restore(self, state: dict[str, Any]) -> None:
+        own, saved = self.server.tensors(), state["tensors"]
+        if wrong := sorted(own.keys() ^ saved.keys()):
+            raise ValueError(f"the state is of another method, norm or network: {wrong[0]} is in one of them only")
+        if wrong := [name for name in sorted(own) if own[name].shape != saved[name].shape]:
+            shapes = f"{tuple(saved[wrong[0]].shape)} there, {tuple(own[wrong[0]].shape)} here"
+            raise ValueError(f"the state is of other widths, clients or another network: {wrong[0]} is {shapes}")
         self.completed = int(state["completed"])
         self.history = [dict(row) for row in state["history"]]
         self.server.load_tensors({name: tensor.to(self.device) for name, tensor in state["tensors"].items()})
@@ -236,3 +267,7 @@ class FedTrainer(Rules):
             raise ValueError(f"{path} is no saved federation: resume what save(path) wrote")
         self.load_state_dict(dict(state))
         return self
+
+
+def _alike(known: Tensor, given: Tensor) -> bool:
+    return known.shape == given.shape and torch.equal(known, given.detach().to(known))

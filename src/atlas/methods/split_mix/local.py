@@ -284,7 +284,8 @@ def _loss(part: Pass, tensors: TensorDict, x: Tensor, y: Tensor, owners: Tensor,
         with norm_mode(runner.module, "clean", True):
             parts.append((1 - options.lam) * criterion(runner(mine, inputs), labels))
     if runner.dual or options.lam > 0:
-        attacked = _attack(runner, mine, inputs, labels, options.adversary, noise.draw(inputs, part.networks))
+        start = noise.start(inputs, part.networks, options.adversary)
+        attacked = _attack(runner, mine, inputs, labels, options.adversary, start)
         with norm_mode(runner.module, "noise", True):
             parts.append(options.lam * criterion(runner(mine, attacked), labels))
     return torch.stack(parts).sum()
@@ -311,12 +312,10 @@ def _conditional_loss(
     weight = torch.tensor(runner.lams, device=x.device, dtype=x.dtype)[choices]
     with runner.conditioned(choices, zeros, True):
         clean = _each_loss(runner(tensors, x), y, options)
-    later, target, start = choices[:, zeros:], y[:, zeros:], noise.draw(x[:, zeros:], networks)
+    later, target, start = choices[:, zeros:], y[:, zeros:], noise.start(x[:, zeros:], networks, adversary)
     frozen = {name: tensor.detach() for name, tensor in tensors.items()}
     with runner.conditioned(later, 0, False):
-        attacked = adversary(
-            lambda inputs: runner(frozen, inputs).flatten(0, 1), x[:, zeros:], target.flatten(), delta0=start * adversary.eps
-        )
+        attacked = adversary(lambda inputs: runner(frozen, inputs).flatten(0, 1), x[:, zeros:], target.flatten(), delta0=start)
     with runner.conditioned(later, 0, True):
         robust = _each_loss(runner(tensors, attacked), target, options, y)
     return (((1 - weight) * clean).sum() + (weight[:, zeros:] * robust).sum()) / batch
@@ -340,7 +339,7 @@ def _attack(runner: Runner, tensors: TensorDict, x: Tensor, y: Tensor, adversary
     """Attack every network by itself: all of it in evaluation mode, its noise norms with running statistics."""
     frozen = {name: tensor.detach() for name, tensor in tensors.items()}
     with norm_mode(runner.module, "noise", False):
-        return adversary(lambda inputs: runner(frozen, inputs).flatten(0, 1), x, y.flatten(), delta0=start * adversary.eps)
+        return adversary(lambda inputs: runner(frozen, inputs).flatten(0, 1), x, y.flatten(), delta0=start)
 
 
 class _Noise:
@@ -350,8 +349,11 @@ class _Noise:
         self.owners = data.networks
         self.generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in data.seeds]
 
-    def draw(self, x: Tensor, networks: slice) -> Tensor:
-        """Draw starts for the inputs (G, b, …) of the networks of a pass."""
+    def start(self, x: Tensor, networks: slice, adversary: PGD) -> Tensor:
+        """Where an attack on the inputs (G, b, …) of the networks of a pass starts, as a change of them."""
+        return self._draw(x, networks) * adversary.eps if adversary.random_start else torch.zeros_like(x)
+
+    def _draw(self, x: Tensor, networks: slice) -> Tensor:
         shape, owners = x.shape[1:], self.owners[networks]
         draws = [torch.rand(shape, generator=self.generators[owner]) for owner in owners]
         return torch.stack(draws).to(x).mul_(2).sub_(1)

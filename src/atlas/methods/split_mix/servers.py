@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -110,9 +111,9 @@ class SplitMixServer:
         self.scheduler.load_state_dict(state)
 
     def model(self, client: int | None = None) -> SplitMix:
-        """The customisable model; with a client's own norms where they are local."""
+        """A copy of the customisable model; with a client's own norms where they are local."""
         own = {name: tensor[client] for name, tensor in self.local.items()} if client is not None else {}
-        return self.skeleton.load_stack(self.stack.replaced({**self.stack.tensors, **own}))
+        return copy.deepcopy(self.skeleton.load_stack(self.stack.replaced({**self.stack.tensors, **own})))
 
 
 class PrefixServer:
@@ -241,7 +242,7 @@ class PrefixServer:
         """Take over the empty state of :meth:`scheduler_state`."""
 
     def model(self, client: int | None = None) -> PrefixModel:
-        """The network, customisable to its prefixes; with a client's own norms where they are local."""
+        """A copy of the network, customisable to its prefixes; with a client's own norms where they are local."""
         own = {name: tensor[client] for name, tensor in self.local.items()} if client is not None else {}
         self.skeleton.net.load_state_dict({**self.state, **own})
-        return self.skeleton
+        return copy.deepcopy(self.skeleton)

@@ -71,6 +71,7 @@ def rollout_loss(
     return selection_loss(rollout, y, cost=cost, lam=lam, allow_unlabelled=True, **options)
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def fit(
     model: SelectiveGRU,

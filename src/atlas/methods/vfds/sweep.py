@@ -119,7 +119,7 @@ def _kind(model: SelectiveGRU) -> tuple[Any, ...]:
     shapes = {name: tuple(value.shape[-1:]) for name, value in model.state_dict().items()}
     first = None if model.first is None else tuple(model.first.tolist())
     own = (model.n_features, model.hidden, model.n_outputs, model.n_layers, model.relaxation, model.temperature)
-    groups = tuple(model.groups.groups.tolist())
+    groups = (tuple(model.groups.groups.tolist()), tuple(model.groups.cost.tolist()))
     return (policy, shapes, first, own, groups, model.logit_scale, model.append_mask, model.attention_threshold, model.fused)
 
 

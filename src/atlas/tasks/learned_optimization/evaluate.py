@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from atlas.harness.files import write_text
 from atlas.harness.seeds import generator, pick_device
 from atlas.l2o import Adam, Curves, Ensemble, Optimizee, Policy, best_log_loss, optimization_stability, rollout
-from atlas.l2o.state import state_elements
+from atlas.l2o.drop_in import DropIn
 from atlas.nn.timing import interleaved_seconds, median_ratio
 from atlas.tasks.learned_optimization.data import Arena, load_arena
 
@@ -103,8 +103,8 @@ def evaluate(run: Run) -> dict[str, float]:
     evaluation = competitor.select(judge(run, arena, policies))
     write_text(run.results / "curves.csv", curves_table(evaluation))
     write_text(run.results / "evaluations.csv", evaluations_table(evaluation))
-    state_bytes, ratio = step_cost(policies[0], pick_device(run.resources.device))
-    values = {**measures(evaluation), "state_bytes": state_bytes, "step_ratio": ratio}
+    held, ratio = step_cost(policies[0], pick_device(run.resources.device))
+    values = {**measures(evaluation), "state_bytes": held, "step_ratio": ratio}
     return {**values, **competitor.evaluate(evaluation)}
 
 
@@ -221,11 +221,21 @@ def evaluations_table(evaluation: Evaluation) -> str:
 
 
 def step_cost(policy: Policy, device: torch.device) -> tuple[float, float]:
-    """Bytes of state per parameter, and time of one update relative to Adam's as a policy: median of interleaved ratios."""
+    """:func:`state_bytes`, and time of one update relative to Adam's as a policy: median of interleaved ratios."""
     theta = torch.zeros(1, TIMING_PARAMETERS, device=device)
     gradient = torch.ones_like(theta)
-    ours, adam = ((optimizer, optimizer.init_state(theta)) for optimizer in (policy, Adam(lr=1e-3)))
-
-    steps = [partial(policy.step, gradient, state) for policy, state in (ours, adam)]
+    steps = [partial(each.step, gradient, each.init_state(theta)) for each in (policy, Adam(lr=1e-3))]
     ratio = median_ratio(*interleaved_seconds(steps, TIMING_ROUNDS, device=device))
-    return 4 * state_elements(ours[1]) / TIMING_PARAMETERS, ratio
+    return state_bytes(policy, device), ratio
+
+
+def state_bytes(policy: Policy, device: torch.device) -> float:
+    """Bytes that the policy keeps per parameter from step to step, as the optimizer that a user gets of it.
+
+    As a policy an equation keeps all that its rule might look at; as an optimizer it keeps what it does look at.
+    """
+    weight = torch.nn.Parameter(torch.zeros(TIMING_PARAMETERS, device=device))
+    optimizer = cast(DropIn, policy.optimizer([weight]))
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    return optimizer.state_bytes_per_parameter()
