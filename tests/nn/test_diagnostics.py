@@ -279,3 +279,22 @@ def test_counts() -> None:
     assert parameter_count(layer) == 24
     assert forward_flops(layer, torch.randn(5, 7)) == 2 * 7 * 3
     assert layer.training
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_a_network_that_gives_no_numbers_is_not_measured_as_zero(batch_size: int) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2)
+    images = torch.randn(4, 1, 8, 8)
+    images[3] = math.nan
+    table = diagnose(model, images, weights=False, batch_size=batch_size)
+    of_tokens = table[table["metric"].isin(["token_cosine", "hf_dc_ratio", "token_cross_layer"])]
+    assert len(of_tokens)
+    assert of_tokens["value"].isna().all()
+
+
+def test_one_patch_has_no_other_to_be_compared_with() -> None:
+    model = VisionTransformer(img_size=8, patch_size=8, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2)
+    table = diagnose(model, torch.randn(3, 1, 8, 8), attention=False, weights=False)
+    assert not {"token_cosine", "token_cosine_abs"} & {*table["metric"]}
+    assert "hf_dc_ratio" in set(table["metric"])

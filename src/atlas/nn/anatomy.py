@@ -372,9 +372,11 @@ def attention_sites(model: nn.Module, blocks: list[int] | None = None) -> list[S
             ]
             sites.append(site)
     if foreign:
+        cure = "`atlas list backbones` says which models are supported"
+        if any("GatedBlock" in one for one in foreign):
+            cure = "the model has UVC's gates: call remove_gates(model) first"
         raise TypeError(
-            f"no softmax attention over tokens of a known kind, with nn.Linear as its layers, in {', '.join(foreign)}; "
-            "`atlas list backbones` says which models are supported"
+            f"no softmax attention over tokens of a known kind, with nn.Linear as its layers, in {', '.join(foreign)}; {cure}"
         )
     return sites
 

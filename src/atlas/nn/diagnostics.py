@@ -131,15 +131,23 @@ def centred(maps: Tensor) -> Tensor:
 
 
 def attn_hf_gain(maps: Tensor) -> Tensor:
-    """Largest singular value of P A P: the most that a map can amplify high frequencies. (…, n, n) → (…)."""
-    return torch.linalg.svdvals(centred(maps))[..., 0]
+    """Largest singular value of P A P: the most that a map can amplify high frequencies. (…, n, n) → (…); nan for nan."""
+    finite, maps = _finite_maps(maps)
+    return torch.where(finite, torch.linalg.svdvals(centred(maps))[..., 0], torch.nan)
 
 
 def attn_lambda2(maps: Tensor) -> Tensor:
-    """Second largest absolute eigenvalue of a map: its asymptotic low-pass rate. (…, n, n) → (…); 0 for n = 1."""
+    """Second largest absolute eigenvalue of a map: its asymptotic low-pass rate. (…, n, n) → (…); 0 for n = 1, nan for nan."""
     if maps.shape[-1] == 1:
         return maps.new_zeros(maps.shape[:-2])
-    return torch.linalg.eigvals(maps).abs().sort(-1, descending=True).values[..., 1]
+    finite, maps = _finite_maps(maps)
+    return torch.where(finite, torch.linalg.eigvals(maps).abs().sort(-1, descending=True).values[..., 1], torch.nan)
+
+
+def _finite_maps(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Which maps (…, n, n) hold numbers only, and the maps with zeros in place of the others, which no decomposition takes."""
+    finite = maps.isfinite().all(-1).all(-1)
+    return finite, torch.where(finite[..., None, None], maps, 0.0)
 
 
 def attn_hf_norm(maps: Tensor) -> Tensor:
@@ -240,13 +248,21 @@ def _layer_weights(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
 Rows = list[tuple[int, int | None, str, float]]
 
 
+def _sum_of_all(values: pd.Series) -> float:
+    """The sum of what batches add; ``nan`` if one of them is, where pandas would pass over it."""
+    return float(values.sum(skipna=False))
+
+
 def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
     rows: Rows = []
     features = [feature[:, prefix:] for feature in block_features(model, images)]
     for layer, tokens in enumerate(features):
-        values = {
-            "token_cosine": token_cosine(tokens),
-            "token_cosine_abs": token_cosine(tokens, abs=True),
+        values = (
+            {}
+            if tokens.shape[1] < 2
+            else {"token_cosine": token_cosine(tokens), "token_cosine_abs": token_cosine(tokens, abs=True)}
+        )
+        values |= {
             "hf_dc_ratio": hf_dc_ratio(tokens),
             "hf_energy_fraction": hf_energy_fraction(tokens),
             "dc_energy_fraction": dc_energy_fraction(tokens),
@@ -345,7 +361,8 @@ def diagnose(
     attention, weights : bool
         Whether to measure attention maps and weights.
     batch_size : int
-        Images per forward pass; values are averaged over images.
+        Images per forward pass; values are averaged over images, those of singular and eigenvalues and of frequencies over the
+        first eight of every pass. A value is ``nan`` where one of its images makes it so.
 
     Returns
     -------
@@ -392,7 +409,7 @@ def diagnose(
             frames.append(pd.DataFrame(rows, columns=["layer", "head", "metric", "value"]).assign(share=len(batch)))
     table = pd.concat(frames)
     table["value"] *= table["share"] / len(images)
-    table = table.groupby(["layer", "head", "metric"], dropna=False, sort=False)["value"].sum().reset_index()
+    table = table.groupby(["layer", "head", "metric"], dropna=False, sort=False)["value"].agg(_sum_of_all).reset_index()
     if weights:
         rows = _weights(model)
         table = pd.concat([table, pd.DataFrame(rows, columns=["layer", "head", "metric", "value"])], ignore_index=True)

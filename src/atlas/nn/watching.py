@@ -34,7 +34,15 @@ class Watch:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Tell of a call of the module that is watched."""
-        return None if self.tell is None else self.tell(*arguments, **options)
+        return None if self.tell is None else self._told(*arguments, **options)
+
+    def _told(self, *arguments: Any, **options: Any) -> Any:
+        assert self.tell is not None
+        return self.tell(*arguments, **options)
+
+    # torch.compile leaves this one call out of its graphs (what torch.compiler.disable sets, without loading the compiler): from
+    # the second call on, compiled code forgets what hooks wrote into a dictionary that was made anew since.
+    _told._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:  # copy.deepcopy asks it too
         return Watch, ()

@@ -599,3 +599,12 @@ def test_a_closed_circle_counts_its_first_point_once() -> None:
     every = speeds(fn, drawn.x, drawn.dx)
     assert length_distortion(fn, drawn, "length") == pytest.approx(2 * math.pi * float(every[:-1].mean()), rel=1e-12)
     assert float(every[:-1].mean()) != pytest.approx(float(every.mean()), rel=1e-6)
+
+
+def test_a_plane_that_may_be_rows_or_columns_is_refused() -> None:
+    theta = torch.linspace(0, 6, 5, dtype=DOUBLE)
+    with pytest.raises(ValueError, match="rows or columns"):
+        extrinsic_curvature(lambda x: x.flatten(1), torch.randn(2, 3, 3, 2, dtype=DOUBLE), theta)
+    columns = torch.linalg.qr(torch.randn(6, 2, dtype=DOUBLE)).Q
+    rows = extrinsic_curvature(lambda x: x, columns.T.contiguous(), theta)
+    torch.testing.assert_close(extrinsic_curvature(lambda x: x, columns, theta), rows)

@@ -26,6 +26,8 @@ from atlas.methods.diverse_vit import (
     emb_cosine,
 )
 from atlas.methods.diverse_vit.settings import DiverseSettings
+from atlas.methods.uvc import UVCController
+from atlas.methods.uvc.gates import apply_gates, remove_gates
 from atlas.nn.anatomy import attention_sites
 from atlas.settings import validate_settings
 
@@ -452,3 +454,38 @@ def test_padding_does_not_count() -> None:
     both, first, second = terms(slice(0, 2), 6), terms(slice(0, 1), 6), terms(slice(1, 2), 4)
     for name, value in both.items():
         assert torch.allclose(value, (first[name] + second[name]) / 2, atol=1e-10), name
+
+
+def test_a_compiled_model_is_seen_at_every_step() -> None:
+    torch.compiler.reset()
+    model = vit()
+    plain = copy.deepcopy(model)
+    config = DiversityConfig(orth_exact=True)
+    trainer, reference = DiversityTrainer(model, config), DiversityTrainer(plain, config)
+    compiled = torch.compile(model, backend="eager")
+    optimizers = [torch.optim.SGD(each.parameters(), 0.1) for each in (model, plain)]
+    mixed, target = PatchMixup(5, 2, generator=torch.Generator().manual_seed(0))(IMAGES, LABELS)
+    for _ in range(3):
+        losses = [trainer.loss(trainer.outputs(compiled(mixed)), target)[0], reference.loss(reference(mixed), target)[0]]
+        torch.testing.assert_close(losses[0], losses[1])
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def test_blocks_that_were_wrapped_since_are_not_looked_at_from_within() -> None:
+    model = vit().float()
+    trainer = DiversityTrainer(model, NONE)
+    apply_gates(model, UVCController(model, 0.6))
+    with pytest.raises(RuntimeError, match="wrapped"):
+        trainer(IMAGES.float())
+    with pytest.raises(TypeError, match="remove_gates"):
+        DiversityTrainer(model, NONE)
+    remove_gates(model)
+    trainer(IMAGES.float())
+
+
+def test_a_prefix_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="prefix must be at least 0"):
+        emb_cosine(torch.randn(2, 5, 3), prefix=-2)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from atlas.methods.sparse_robust import (
     EarlyBird,
+    FlyingBird,
     SparseTraining,
     WeightAverage,
     density_of,
@@ -246,3 +247,68 @@ def test_an_average_of_coarse_weights_is_as_fine_as_their_mean() -> None:
     average.apply_to(model)
     assert model.weight.dtype == torch.bfloat16
     assert torch.equal(model.weight, mean.bfloat16())
+
+
+def test_a_frozen_average_insists_on_the_masks_it_has() -> None:
+    model = MLP(5, 4, (6,))
+    masks = random_masks(model, 0.5, generator=random_source())
+    frozen = WeightAverage("frozen")
+    frozen.update(model, masks)
+    name = next(iter(masks))
+    for other in (None, {name: masks[name]}):
+        with pytest.raises(ValueError, match="topology changed"):
+            frozen.update(model, other)
+    frozen.update(model, masks)
+
+
+def test_distillation_refuses_a_temperature_of_nothing() -> None:
+    logits = torch.randn(3, 4)
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature"):
+            robust_distillation(logits, torch.zeros(3, dtype=torch.long), logits, logits, temperature)
+
+
+@pytest.mark.parametrize("scaled", ["masked", "bias"])
+def test_a_step_that_a_scaler_skips_leaves_the_topology(scaled: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    bird = FlyingBird(model, optimizer, density=0.3, total_steps=10, interval=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(functional.cross_entropy(model(torch.rand(8, 20)), torch.randint(3, (8,)))).backward()
+    (model[0].bias if scaled == "bias" else model[0].weight).grad.view(-1)[0] = float("inf")
+    before = {name: mask.clone() for name, mask in bird.masks.items()}
+    weight = model[0].weight.detach().clone()
+    assert bird.step(scaler) is None
+    scaler.update()
+    assert scaler.get_scale() == 2.0**9
+    assert all(torch.equal(bird.masks[name], mask) for name, mask in before.items())
+    assert torch.equal(model[0].weight, weight)
+
+
+def test_an_interval_of_nothing_is_refused_before_the_step() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    bird = FlyingBird(model, optimizer, density=0.5, total_steps=10, interval=lambda step: 0)
+    functional.cross_entropy(model(torch.rand(4, 8)), torch.randint(3, (4,))).backward()
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="interval must be at least 1"):
+        bird.step()
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("score", ["snip", "grasp", "synflow"])
+def test_a_layer_that_the_network_does_not_use_scores_nothing(score: str) -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused, self.last = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.used(x).tanh())
+
+    torch.manual_seed(0)
+    data = [(torch.rand(5, 6), torch.randint(3, (5,)))]
+    masks = score_masks(Aside(), 0.5, score, data, scope="global")  # type: ignore[arg-type]
+    assert not masks["unused.weight"].any()
+    assert masks["used.weight"].any()

@@ -263,3 +263,64 @@ def test_a_caller_may_have_another_default_type() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert {weight.dtype for weight in result.model.parameters()} == {torch.float32}
+
+
+X, Y = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(5)), torch.arange(16) % 5
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        ((X, Y + 5), "val_loader's labels must be from 0 to 4"),
+        ((X, Y - 20), "val_loader's labels must be from 0 to 4"),
+        ((X[:, :, :4], Y), "cannot take val_loader's inputs of the shape"),
+        ((X.double(), Y), "val_loader's inputs"),
+        ((X, functional.one_hot(Y, 5).float()), "val_loader's labels are shares"),
+        ([(X, Y[:-1])], "val_loader's labels has 15 entries for 16 inputs"),
+        ((X, Y[:, None]), "val_loader's labels is"),
+        ([], "val_loader is empty"),
+    ],
+)
+def test_validation_data_are_looked_at_before_anything_is_trained(
+    validation: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*given: Any) -> None:
+        raise AssertionError("the search began")
+
+    monkeypatch.setattr("atlas.methods.uvc.compression.UVCController.step", trained)
+    with pytest.raises((TypeError, ValueError), match=words):
+        compress(vit(), 0.5, (X, Y), val_loader=validation, epochs=(2, 1), progress=False)
+
+
+def test_later_labels_of_validation_are_looked_at_too() -> None:
+    with pytest.raises(ValueError, match="val_loader's labels must be from 0 to 4"):
+        compress(vit(), 0.5, (X, Y), val_loader=[(X, Y), (X, Y + 1)], epochs=(0, 0), progress=False)
+
+
+def test_a_seed_gives_one_plan_with_drop_path_too_and_leaves_the_callers_numbers_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    model = vit(drop_path_rate=0.3, proj_drop_rate=0.1)
+    torch.set_rng_state(before)
+    first = compress(model, 0.6, loader(), epochs=(3, 1), seed=4, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(77)
+    second = compress(model, 0.6, loader(), epochs=(3, 1), seed=4, progress=False)
+    assert first.plan == second.plan
+    assert [row["loss"] for row in first.log] == [row["loss"] for row in second.log]
+
+
+def test_compression_trains_whether_or_not_its_caller_takes_gradients() -> None:
+    plain = compress(vit(), 0.6, loader(), epochs=(2, 1), progress=False)
+    with torch.no_grad():
+        other = compress(vit(), 0.6, loader(), epochs=(2, 1), progress=False)
+    assert [row["loss"] for row in other.log] == [row["loss"] for row in plain.log]
+
+
+def test_a_teacher_gives_one_tensor() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.flatten(1)[:, :5], x.flatten(1)[:, :5]
+
+    with pytest.raises(TypeError, match="the teacher returns a tuple"):
+        compress(vit(), 0.6, loader(), teacher=Two(), epochs=(1, 0), progress=False)

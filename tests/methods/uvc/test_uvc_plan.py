@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from atlas.methods.uvc import (
     weight_masks,
 )
 from atlas.methods.uvc.criteria import half_scores, prunable_weights, saliency_plan
+from atlas.methods.uvc.repair import reachable_macs, require_reachable
 
 SHAPE = ViTShape(4, 3, 5, 15, 12, 7, 6, 2, 1)
 UNEQUAL = ViTShape(3, (2, 4, 1), (6, 3, 8), 24, (10, 7, 16), 9, 8, 2, 1)
@@ -325,3 +328,42 @@ def test_one_shot_scores_are_of_columns() -> None:
     weight = model.blocks[1].attn.proj.weight
     assert float(scores.dims[1, 2, 3]) == pytest.approx(float(weight[:, 11].square().sum()), rel=1e-5)
     assert one_shot_plan(ViTShape.from_timm(model), scores, 0.5).r_phys(ViTShape.from_timm(model)) <= 0.5
+
+
+@pytest.mark.parametrize("shape", [SHAPE, UNEQUAL, TINY])
+def test_a_plan_that_costs_its_budget_exactly_keeps_every_unit(shape: ViTShape) -> None:
+    for seed in range(60):
+        plan = ragged(shape, seed)
+        fitted = fit_to_budget(plan, shape, scores_of(shape, seed), plan.r_phys(shape))
+        assert fitted.macs(shape) == plan.macs(shape), seed
+
+
+@pytest.mark.parametrize("shape", [SHAPE, UNEQUAL, TINY])
+def test_the_smallest_budget_that_can_be_reached_is_reached(shape: ViTShape) -> None:
+    for prune, skip in itertools.product((True, False), repeat=2):
+        require_reachable(shape, reachable_macs(shape, prune=prune, skip=skip) / shape.full_macs, prune=prune, skip=skip)
+
+
+@pytest.mark.parametrize("budget", [math.nan, math.inf, 5.0, -1.0, 0.0, "0.5", None])
+def test_every_planner_refuses_what_is_no_budget(budget: Any) -> None:
+    plan, scores = CompressionPlan.identity(SHAPE), scores_of(SHAPE)
+    planners: list[Callable[[], Any]] = [
+        lambda: fit_to_budget(plan, SHAPE, scores, budget),
+        lambda: fill_blocks(plan, SHAPE, scores, budget),
+        lambda: fit_blocks(plan, SHAPE, torch.ones(4), budget),
+        lambda: uniform_plan(SHAPE, scores, budget),
+        lambda: one_shot_plan(SHAPE, scores, budget),
+        lambda: evenly_spaced_plan(SHAPE, budget),
+    ]
+    for planner in planners:
+        with pytest.raises((TypeError, ValueError), match="budget") as error:
+            planner()
+        assert len(str(error.value)) < 100
+
+
+def test_scores_of_another_shape_are_refused_by_name() -> None:
+    plan, scores = CompressionPlan.identity(SHAPE), scores_of(SHAPE)
+    with pytest.raises(ValueError, match=r"scores of neurons must be \(4, 12\)"):
+        fit_to_budget(plan, SHAPE, UnitScores(scores.dims, scores.neurons[:, :3], None), 0.5)
+    with pytest.raises(ValueError, match=r"preferences must be \(4,\)"):
+        fit_blocks(plan, SHAPE, torch.ones(3), 0.5)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 import atlas
+from atlas.methods.anti_oversmoothing import apply_attnscale
 from atlas.methods.uvc import CompressionPlan, ViTShape, export, load_compressed, save_compressed
 
 WITHOUT_ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -143,3 +144,52 @@ def test_a_loaded_model_gives_the_same_numbers_in_onnx(loaded: torch.nn.Module, 
         (logits,) = session.run(None, {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), loaded(images), rtol=1e-4, atol=1e-5)
     assert [found.name for found in tmp_path.glob("small.onnx*")] == ["small.onnx"]
+
+
+@pytest.mark.parametrize("change", ["activation", "pooling"])
+def test_a_model_that_its_name_does_not_make_is_not_saved_by_name(tmp_path: Path, change: str) -> None:
+    torch.manual_seed(0)
+    options = {"act_layer": "relu"} if change == "activation" else {}
+    model = timm.create_model("deit_tiny_patch16_224", **SMALL, **options).eval()
+    if change == "pooling":
+        model.global_pool = "avg"
+    plan, path = some_plan(model), tmp_path / "small.safetensors"
+    small = export(model, plan)
+    with pytest.raises(ValueError, match="computes something else with these weights: pass other options, or architecture=False"):
+        save_compressed(path, small, plan)
+    assert not path.exists()
+    save_compressed(path, small, plan, architecture=False)
+    images = torch.randn(2, 3, 32, 32)
+
+    def make() -> torch.nn.Module:
+        made = timm.create_model("deit_tiny_patch16_224", **SMALL, **options)
+        made.global_pool = model.global_pool
+        return made
+
+    assert torch.equal(load_compressed(path, make)(images), small(images))
+    if change == "activation":
+        save_compressed(path, small, plan, **options)
+        assert torch.equal(load_compressed(path)(images), small(images))
+
+
+def test_a_model_with_attnscale_is_saved_and_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = apply_attnscale(timm.create_model("deit_tiny_patch16_224", **SMALL), init=0.5).eval()
+    plan, path = some_plan(model), tmp_path / "small.safetensors"
+    small = export(model, plan)
+    with pytest.raises(ValueError, match="architecture=False"):
+        save_compressed(path, small, plan)
+    save_compressed(path, small, plan, architecture=False)
+    loaded = load_compressed(path, lambda: apply_attnscale(timm.create_model("deit_tiny_patch16_224", **SMALL)))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), small(images))
+
+
+def test_a_model_comes_back_in_its_own_type(tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_patch16_224", **SMALL).bfloat16().eval()
+    plan, path = some_plan(model), tmp_path / "small.safetensors"
+    small = export(model, plan)
+    save_compressed(path, small, plan)
+    loaded = load_compressed(path)
+    images = torch.randn(2, 3, 32, 32).bfloat16()
+    assert torch.equal(loaded(images), small(images))

@@ -220,6 +220,8 @@ def extrinsic_curvature(fn: Curve, basis: Tensor, theta: Tensor) -> Tensor:
     basis, theta = as_tensor(basis, "basis"), as_tensor(theta, "theta")
     require_tensors(basis=basis, theta=theta)
     _check_points(len(theta))
+    if basis.ndim > 2 and len(basis) == 2 == basis.shape[-1]:
+        raise ValueError(f"a basis of shape {tuple(basis.shape)} may hold rows or columns: flatten the vectors to (2, n)")
     plane = basis if len(basis) == 2 else basis.movedim(-1, 0)
     if len(plane) != 2:
         raise ValueError(f"a basis of shape {tuple(basis.shape)} does not hold two vectors")

@@ -12,7 +12,7 @@ from atlas.methods.as_vit.layout import count
 from atlas.methods.as_vit.network import HierarchicalViT, dilation_for
 from atlas.methods.as_vit.settings import RetokenizeSettings, require_order
 from atlas.nn.examples import require_numbers
-from atlas.nn.kinds import require_kind, require_sequence
+from atlas.nn.kinds import require_kind, require_sequence, require_whole
 
 OFFICIAL_PHASES = RetokenizeSettings().phases
 
@@ -40,6 +40,7 @@ class ProgressiveTokenizer:
         require_sequence("a sequence of pairs (progress, stride)", phases=phases)
         for index, phase in enumerate(phases):
             require_sequence("a pair (progress, stride)", **{f"phases[{index}]": phase})
+            require_whole(stride=phase[1])
         self.model = model
         self.phases = [(float(begin), int(stride)) for begin, stride in phases]
         self._check()

@@ -57,6 +57,8 @@ def _patches(tokens: Tensor, prefix: int) -> Tensor:
     """The patch tokens (batch, patches, dim) of (batch, tokens, dim): all but the first ``prefix``."""
     if tokens.ndim != 3:
         raise ValueError(f"tokens (batch, tokens, dim) are needed, not {tuple(tokens.shape)}")
+    if prefix < 0:
+        raise ValueError(f"prefix must be at least 0, not {prefix}")
     patches = tokens[:, prefix:]
     if patches.shape[1] < 2:
         count = f"{patches.shape[1]} of {tokens.shape[1]} tokens after {prefix} prefix tokens"

@@ -111,6 +111,7 @@ class DiversityTrainer:
         self._tap = MapTap(next(site for site in sites if site.block == chosen), self._watching) if config.attn_cos else None
         norm: Any = model.norm
         first, last = next(iter(blocks.values())), next(reversed(blocks.values()))
+        self._last = last
         self._handles = [
             first.register_forward_pre_hook(Watch(lambda module, inputs: self._keep("h_first", inputs[0]))),
             last.register_forward_hook(Watch(lambda module, inputs, output: self._keep("h_last", output))),
@@ -182,10 +183,15 @@ class DiversityTrainer:
         TypeError
             The model is in distilled training and gives logits of two heads, where the loss needs one.
         RuntimeError
-            The hooks did not fire, or saw tensors without gradients: reentrant gradient checkpointing, another forward
-            pass than the model's, or one without gradients.
+            The model's blocks are others than when the trainer was made; or the hooks did not fire, or saw tensors without
+            gradients: reentrant gradient checkpointing, another forward pass than the model's, or one without gradients.
         """
         seen, self._seen = self._seen, {}
+        if next(reversed(transformer_blocks(self.model).values())) is not self._last:
+            raise RuntimeError(
+                "the model's blocks were replaced or wrapped (by gates, say) after this trainer was made: it would see what the "
+                "last block gave before; make a trainer of the model as it is"
+            )
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"{type(self.model).__name__} gives a {type(logits).__name__} instead of logits, as in distilled training: "

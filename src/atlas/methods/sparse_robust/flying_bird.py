@@ -226,10 +226,12 @@ class FlyingBird(SparseTraining):
         """
         if self.growth == "gradient" and any(weight.grad is None for weight in self.weights.values()):
             raise RuntimeError("call backward() before step()")
+        interval = self.interval if isinstance(self.interval, int) else self.interval(self.steps + 1)
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1, not {interval} after step {self.steps + 1}")
         self._optimizer_step(scaler)
         self.steps += 1
         self.apply()
-        interval = self.interval if isinstance(self.interval, int) else self.interval(self.steps)
         if self.steps % interval or not self._finite():
             return None
         return self._update()
@@ -261,7 +263,9 @@ class FlyingBird(SparseTraining):
             raise RuntimeError(f"Flying Bird+ decides by how epochs went: call end_epoch() after each (step {self.steps})")
 
     def _finite(self) -> bool:
-        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        """Whether every gradient of the optimizer is finite: a scaler skips the step if one is not, of whatever parameter."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in [*self.weights.values(), *parameters] if parameter.grad is not None]
         return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     @torch.no_grad()

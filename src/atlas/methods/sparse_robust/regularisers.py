@@ -6,6 +6,7 @@ Properly Learned Smoothening*, ICLR 2021.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atlas.methods.sparse_robust.masks import check_masks
+from atlas.nn.examples import require_numbers
 from atlas.nn.modes import mode_of
 
 
@@ -65,7 +67,8 @@ class WeightAverage:
         new = {} if masks is None else check_masks(model, masks)
         if new and self.support is None:
             raise ValueError("an average of sparse networks has the union of their weights: choose support current or frozen")
-        if self.support == "frozen" and self.count and any(not torch.equal(new[name], self.masks[name]) for name in new):
+        changed = new.keys() != self.masks.keys() or any(not torch.equal(new[name], self.masks[name]) for name in new)
+        if self.support == "frozen" and self.count and changed:
             raise ValueError("the topology changed while it was averaged: freeze it before, or choose support current")
         self.masks = new
         for name, parameter in model.named_parameters():
@@ -127,7 +130,15 @@ def robust_distillation(
         (batch, classes), of the student and of a robustly and a standardly trained teacher.
     labels : Tensor
         (batch,) class indices.
+
+    Raises
+    ------
+    ValueError
+        The temperature is not positive and finite.
     """
+    require_numbers(temperature=temperature)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, not {temperature}")
     student = functional.log_softmax(logits / temperature, 1)
 
     def divergence(teacher: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def _gradients(
     """Gradients of the clean cross-entropy with respect to the weights, themselves differentiable."""
     # copies: batches made in inference mode have no backward pass
     loss = functional.cross_entropy(model(x.detach().clone()) / temperature, y.long().clone())
-    return list(torch.autograd.grad(loss, list(weights.values()), create_graph=temperature != 1.0))
+    return list(torch.autograd.grad(loss, list(weights.values()), create_graph=temperature != 1.0, materialize_grads=True))
 
 
 def _snip(model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def _synflow(model: nn.Module, x: Tensor, masks: Mapping[str, Tensor] | None) ->
     for weight in weights.values():
         weight.requires_grad_(True)
     ones = torch.ones_like(x[:1], dtype=torch.float64)
-    gradients = torch.autograd.grad(linear(ones).sum(), list(weights.values()))
+    gradients = torch.autograd.grad(linear(ones).sum(), list(weights.values()), materialize_grads=True)
     return {name: (weight.detach() * gradient).abs() for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
 
 

@@ -149,7 +149,8 @@ def compress(
     preset : {"normalised", "reference"}
         See :class:`.controller.UVCController`.
     seed : int
-        Of the gates' draws.
+        Of the gates' draws and of the networks' own (drop-path, dropout); the caller's random numbers go on as if nothing had
+        been drawn.
     device : optional
         By default where the model is.
     warmup_epochs : int, optional
@@ -199,6 +200,8 @@ def compress(
         student.set_distilled_training(True)
     stages = _Stages(student, guide, train_loader, device, alpha, temperature, kd_norm)
     batches = stages.count_batches()
+    if val_loader is not None:
+        stages.check_validation(val_loader)
     warmup = max(1, epochs[0] // 6) if warmup_epochs is None else warmup_epochs
     warmup = min(warmup, max(0, epochs[0] - 1))
     controller = UVCController(
@@ -211,7 +214,13 @@ def compress(
         anneal_steps=int(ANNEALED * (epochs[0] - warmup) * batches),
     )
     export(student, smallest_cut(controller.shape), v_layout)
-    with Bar("compress", sum(epochs) * batches, progress) as stages.bar:
+    with (
+        Bar("compress", sum(epochs) * batches, progress) as stages.bar,
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        torch.manual_seed(seed)
         stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
         plan = settle(controller, budget)
         if v_layout == "uniform":
@@ -241,6 +250,13 @@ def _require_stages(epochs: tuple[int, int], warmup_epochs: int | None) -> None:
             raise ValueError(f"warmup_epochs must be at least 0, not {warmup_epochs}")
 
 
+def _require_targets(targets: Any, count: int, classes: int, loader: str, shares: bool) -> None:
+    """Refuse what are no classes of ``count`` images or, where a loss takes them, shares of classes."""
+    require_labels(targets, count, classes, f"{loader}'s labels")
+    if not shares and targets.ndim != 1:
+        raise TypeError(f"{loader}'s labels are shares of shape {tuple(targets.shape)}: class numbers ({count},) are needed")
+
+
 class _Stages:
     """The two loops of :func:`compress`, with what they share."""
 
@@ -255,21 +271,41 @@ class _Stages:
     def count_batches(self) -> int:
         """Return the number of batches of an epoch; check that there are any, and that the teacher has the student's classes."""
         count = len(self.loader) if isinstance(self.loader, Sized) else sum(1 for _ in self.loader)
-        first = next(iter(self.loader), None)
-        if not count or first is None:
+        images = self._first(self.loader, "train_loader")
+        if not count:
             raise ValueError("train_loader is empty")
+        with torch.inference_mode():
+            taught = self.teacher(images)
+        if not isinstance(taught, Tensor):
+            raise TypeError(f"the teacher returns a {type(taught).__name__}: one tensor of logits is needed")
+        classes = self.student.num_classes
+        if classes != taught.shape[-1]:
+            raise ValueError(f"the teacher has {taught.shape[-1]} classes, the model {classes}")
+        return count
+
+    def check_validation(self, loader: Any) -> None:
+        """Refuse, before anything is trained, images that the model cannot take and labels that are no classes."""
+        self._first(loader, "val_loader", shares=False)
+
+    def _first(self, loader: Any, name: str, shares: bool = True) -> Tensor:
+        """The first image (1, channels, height, width) of a loader, whose first batch the model and its loss can take."""
+        first = next(iter(loader), None)
+        if first is None:
+            raise ValueError(f"{name} is empty")
         inputs, targets = first
-        in_type_of(self.student, inputs, "train_loader's inputs")
+        in_type_of(self.student, inputs, f"{name}'s inputs")
         if not isinstance(inputs, Tensor) or inputs.ndim != 4:
             given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(f"train_loader's inputs must be (batch, channels, height, width), not {given}")
-        require_labels(targets, len(inputs), self.student.num_classes, "train_loader's labels")
-        with torch.inference_mode():
-            images = inputs[:1].to(self.device)
-            classes, taught = self.student.num_classes, self.teacher(images).shape[-1]
-        if classes != taught:
-            raise ValueError(f"the teacher has {taught} classes, the model {classes}")
-        return count
+            raise ValueError(f"{name}'s inputs must be (batch, channels, height, width), not {given}")
+        _require_targets(targets, len(inputs), self.student.num_classes, name, shares)
+        image = inputs[:1].to(self.device)
+        with torch.inference_mode(), mode_of(self.student, "eval"):
+            try:
+                self.student(image)
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(f"the model cannot take {name}'s inputs of the shape {tuple(inputs.shape)}: {reason}") from error
+        return image
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Return the distillation loss of (batch, channels, height, width) images, which must be finite."""
@@ -322,11 +358,15 @@ def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: 
 
     Raises
     ------
-    ValueError
-        The loader is empty.
+    TypeError, ValueError
+        The loader is empty, or labels are no classes of the model.
     """
+    right = []
     with mode_of(model, "eval"):
-        right = [(model(images.to(device)).argmax(-1) == labels.to(device)).float().cpu() for images, labels in loader]
+        for images, labels in loader:
+            logits = model(images.to(device))
+            _require_targets(labels, len(images), logits.shape[-1], "val_loader", shares=False)
+            right.append((logits.argmax(-1) == labels.to(device)).float().cpu())
     if not right:
         raise ValueError("val_loader is empty")
     return float(torch.cat(right).mean())

@@ -22,12 +22,12 @@ from atlas.methods.uvc.costs import Cost, ResourceFunction
 from atlas.methods.uvc.gates import EPSILON, gate_slope, require_gate, sample_gates
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.presets import PRESETS, Preset
-from atlas.methods.uvc.repair import require_reachable
+from atlas.methods.uvc.repair import require_budget, require_reachable
 from atlas.methods.uvc.scores import Ranked, UnitScores, column_scores, positive, stacked
 from atlas.methods.uvc.settings import Gate, UVCSettings
 from atlas.methods.uvc.updates import StepLog, boxed_step, multiply_columns
 from atlas.nn.examples import require_numbers
-from atlas.nn.kinds import require_whole
+from atlas.nn.kinds import require_kind, require_whole
 
 DEFAULTS = UVCSettings()
 CHECK_EVERY = 50
@@ -101,13 +101,13 @@ class UVCController:
         pace: float = DEFAULTS.pace,
         img_size: int | None = None,
     ) -> None:
-        require_numbers(budget=budget)
-        if not (math.isfinite(budget) and 0 < budget <= 1):
-            raise ValueError(f"budget must be in (0, 1], not {budget}")
+        require_budget(budget)
         require_gate(gate)
         require_whole(anneal_steps=anneal_steps)
         if anneal_steps < 0:
             raise ValueError(f"anneal_steps must be at least 0, not {anneal_steps}")
+        if generator is not None:
+            require_kind(torch.Generator, "a torch.Generator", generator=generator)
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
         require_supported(model)

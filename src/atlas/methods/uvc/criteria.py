@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atlas.methods.uvc.architecture import ViTShape, first_layers, scored_weights
 from atlas.methods.uvc.distillation import class_logits
 from atlas.methods.uvc.plan import CompressionPlan
-from atlas.methods.uvc.repair import fit_blocks, fit_to_budget
+from atlas.methods.uvc.repair import fit_blocks, fit_to_budget, require_budget
 from atlas.methods.uvc.scores import Ranked, UnitScores, stacked
 from atlas.methods.uvc.settings import BlindSettings
 from atlas.nn.examples import as_loader, as_tensor, in_type_of, is_pair
@@ -31,7 +31,10 @@ def uniform_plan(shape: ViTShape, scores: UnitScores, budget: float) -> Compress
     ------
     InfeasibleBudgetError
         See :func:`.repair.fit_to_budget`.
+    ValueError
+        The budget is not in (0, 1].
     """
+    require_budget(budget)
     dims, neurons = Ranked(scores.dims.cpu(), shape.dims_exist()), Ranked(scores.neurons.cpu(), shape.neurons_exist())
     width = torch.tensor(shape.per_block("head_dim"))
     size = torch.tensor(shape.per_block("mlp_dim"))
@@ -202,6 +205,7 @@ def saliency_plan(
     given the logits, of a model in distilled training the mean of its two heads, and the targets, and returns a mean;
     ``micro_batch`` images are in memory at once, by default all.
     """
+    require_budget(budget)
     shape = ViTShape.from_timm(model)
     heads, neurons = _saliencies(model, images, targets, loss, shape, micro_batch)
     best = half_scores(shape, heads, neurons, 0.0)

@@ -17,6 +17,31 @@ from atlas.methods.uvc.architecture import ViTShape
 from atlas.methods.uvc.errors import InfeasibleBudgetError
 from atlas.methods.uvc.plan import CompressionPlan
 from atlas.methods.uvc.scores import UnitScores, relative
+from atlas.nn.examples import require_numbers
+
+
+def require_budget(budget: float) -> None:
+    """Refuse what is no share of the dense model's multiply-accumulates.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The budget is no number; or not in (0, 1].
+    """
+    require_numbers(budget=budget)
+    if not (math.isfinite(budget) and 0 < budget <= 1):
+        raise ValueError(f"budget must be in (0, 1], not {budget}")
+
+
+def allowed_macs(shape: ViTShape, budget: float) -> int:
+    """The most multiply-accumulates that meet a budget, as :meth:`.CompressionPlan.r_phys` divides."""
+    require_budget(budget)
+    macs = int(budget * shape.full_macs)
+    while macs / shape.full_macs > budget:
+        macs -= 1
+    while (macs + 1) / shape.full_macs <= budget:
+        macs += 1
+    return macs
 
 
 def minimum_macs(shape: ViTShape, *, prune: bool = True, skip: bool = True) -> int:
@@ -56,7 +81,7 @@ def require_reachable(shape: ViTShape, budget: float, *, prune: bool = True, ski
         It is below :func:`reachable_macs`; names that bound, and what it is.
     """
     bound = reachable_macs(shape, prune=prune, skip=skip)
-    if budget * shape.full_macs >= bound:
+    if allowed_macs(shape, budget) >= bound:
         return
     if bound == minimum_macs(shape, prune=prune, skip=skip) and not skip:
         what = "every block with one head, dim and neuron" if prune else "the dense model, as nothing is pruned or skipped"
@@ -106,14 +131,17 @@ def fit_to_budget(
     PlanError
         The plan does not fit the shape.
     ValueError
-        A score is NaN.
+        A score is NaN, scores have another shape, or the budget is not in (0, 1].
     """
     plan.validate(shape)
     scores = UnitScores(*(score.detach().cpu() for score in scores if score is not None))
-    for name, score in zip(UnitScores._fields, scores, strict=False):
+    sizes = (plan.dims.shape, plan.neurons.shape, plan.keep.shape)
+    for name, score, size in zip(UnitScores._fields, scores, sizes, strict=False):
+        if score is not None and score.shape != size:
+            raise ValueError(f"scores of {name} must be {tuple(size)} as the plan's, not {tuple(score.shape)}")
         if score is not None and bool(score.isnan().any()):
             raise ValueError(f"scores of {name} hold NaN: what is weakest is not known")
-    allowed = int(budget * shape.full_macs)
+    allowed = allowed_macs(shape, budget)
     plan = plan.copy()
     while True:
         fitted = _removed(plan, shape, scores, allowed)
@@ -147,7 +175,7 @@ def fill_blocks(
         return fitted
     blocks = scores.blocks.detach().cpu()
     scores = UnitScores(scores.dims.detach().cpu(), scores.neurons.detach().cpu(), blocks)
-    allowed = int(budget * shape.full_macs)
+    allowed = allowed_macs(shape, budget)
     for layer in blocks.sort(descending=True, stable=True).indices.tolist():
         if budget - fitted.r_phys(shape) <= slack:
             break
@@ -166,14 +194,19 @@ def fit_blocks(plan: CompressionPlan, shape: ViTShape, preferences: Tensor, budg
     ------
     InfeasibleBudgetError
         Not even the cheapest block fits; names the minimum.
+    ValueError
+        Preferences are not one per block, or the budget is not in (0, 1].
     """
     plan.validate(shape)
+    allowed = allowed_macs(shape, budget)
+    if preferences.shape != (shape.depth,):
+        raise ValueError(f"preferences must be ({shape.depth},), one per block, not {tuple(preferences.shape)}")
     fitted = plan.copy()
     fitted.keep = torch.zeros_like(plan.keep)
     used = shape.embed_macs
     for layer in preferences.detach().cpu().sort(descending=True, stable=True).indices.tolist():
         fitted.keep[layer] = True
-        if fitted.macs(shape) > budget * shape.full_macs:
+        if fitted.macs(shape) > allowed:
             fitted.keep[layer] = False
             break
     if not bool(fitted.keep.any()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,12 +14,13 @@ from torch import nn
 
 from atlas.methods.uvc.exporting import export
 from atlas.methods.uvc.plan import CompressionPlan
+from atlas.nn.modes import mode_of
 
 FORMAT = "atlas.uvc/1"
 
 
 def save_compressed(
-    path: Path | str, model: Any, plan: CompressionPlan, *, architecture: str | None = None, **options: Any
+    path: Path | str, model: Any, plan: CompressionPlan, *, architecture: str | Literal[False] | None = None, **options: Any
 ) -> None:
     """Write a compressed model to one file, from which :func:`load_compressed` makes it again.
 
@@ -31,9 +32,10 @@ def save_compressed(
         What :func:`.compression.compress` or :func:`.exporting.export` returned.
     plan : CompressionPlan
         What it keeps: ``result.plan``.
-    architecture : str, optional
+    architecture : str or False, optional
         Name of the dense model for ``timm.create_model``; by default what timm noted in the model. Without any, as for a model
-        made by hand, :func:`load_compressed` must be told what makes the dense one.
+        made by hand, and with ``False``, as for one that was changed since, :func:`load_compressed` must be told what makes the
+        dense one.
     options
         What else ``timm.create_model`` needs; ``num_classes``, ``in_chans`` and ``img_size`` are read from the model.
 
@@ -42,7 +44,8 @@ def save_compressed(
     TypeError
         The model is no module, or the plan no plan.
     ValueError
-        The dense model that timm makes, cut as the plan says, has other weights than this one; names the first.
+        The dense model that timm makes, cut as the plan says, has other weights than this one (names the first), or other
+        outputs with these weights.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; what compress or export returned is needed")
@@ -50,7 +53,8 @@ def save_compressed(
         raise TypeError(f"plan is a {type(plan).__name__}; a CompressionPlan is needed, as in result.plan")
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     network: Any = model
-    model_name = architecture or (getattr(model, "pretrained_cfg", None) and network.pretrained_cfg.get("architecture"))
+    noted = getattr(model, "pretrained_cfg", None) and network.pretrained_cfg.get("architecture")
+    model_name = noted if architecture is None else architecture
     described: dict[str, str] = {"format": FORMAT, "plan": plan.to_json()}
     if model_name:
         height, width = network.patch_embed.img_size
@@ -60,7 +64,11 @@ def save_compressed(
             "img_size": height if height == width else [height, width],
             **options,
         }
-        _compare(_cut(_timm(model_name, model_options), plan), tensors, f"timm's {model_name} with {model_options}")
+        what, cure = f"timm's {model_name} with {model_options}", "pass other options, or architecture=False"
+        made = _cut(_timm(model_name, model_options), plan)
+        _compare(made, tensors, what, cure)
+        made.load_state_dict(tensors, assign=True)
+        _compare_outputs(made, model, (1, model_options["in_chans"], height, width), what, cure)
         described |= {"architecture": model_name, "options": json.dumps(model_options)}
     save_file(tensors, path, described)
 
@@ -94,7 +102,7 @@ def load_compressed(path: Path | str, make: Callable[[], nn.Module] | None = Non
     dense = make() if make is not None else _timm(described["architecture"], json.loads(described["options"]))
     small = _cut(dense, CompressionPlan.from_json(described["plan"]))
     _compare(small, tensors, "the dense model")
-    small.load_state_dict(tensors)
+    small.load_state_dict(tensors, assign=True)  # in the type in which they were saved
     return small.eval()
 
 
@@ -110,7 +118,7 @@ def _cut(dense: Any, plan: CompressionPlan) -> nn.Module:
         return export(dense, plan, check=False)
 
 
-def _compare(small: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
+def _compare(small: nn.Module, tensors: dict[str, torch.Tensor], what: str, cure: str = "") -> None:
     """Refuse weights of other names or shapes than a model's."""
     own = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -118,4 +126,18 @@ def _compare(small: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> N
     if odd is not None:
         raise ValueError(
             f"{what}, cut by the plan, has {odd} {own.get(odd, 'not')}, and the compressed model {given.get(odd, 'not')}"
+            + (f": {cure}" if cure else "")
         )
+
+
+@torch.no_grad()
+def _compare_outputs(made: nn.Module, model: nn.Module, shape: tuple[int, ...], what: str, cure: str) -> None:
+    """Refuse a model that computes something else from the same weights: another activation, or another pooling."""
+    weight = next(model.parameters())
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    made = made.to(weight.device)
+    with mode_of(made, "eval"), mode_of(model, "eval"):
+        found, told = made(image).float(), model(image).float()
+        rounding = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.05
+        if not bool((found - told).abs().max() <= rounding * max(1.0, float(told.abs().max()))):
+            raise ValueError(f"{what}, cut by the plan, computes something else with these weights: {cure}")
