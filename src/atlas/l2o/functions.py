@@ -16,24 +16,24 @@ from atlas.l2o.optimizees import Batch, Optimizee
 
 
 class FunctionOptimizee(Optimizee):
-    """A function of one vector ``x``, with constants that differ between instances."""
+    """A function of one vector ``x``, with constants that differ between instances; starts and constants are on ``device``."""
 
-    def __init__(self, name: str, n: int, start: float, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, n: int, start: float, dtype: torch.dtype, device: torch.device | str) -> None:
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
-        self.name, self.n, self.start, self.dtype = name, n, start, dtype
+        self.name, self.n, self.start, self.dtype, self.device = name, n, start, dtype, device
         self.shapes = (("x", torch.Size([n])),)
         self.constants: tuple[Tensor, ...] = ()
 
     def init(self, n: int, gen: torch.Generator) -> Tensor:
-        """Starts (n, P) drawn from N(0, start²)."""
-        return self.start * torch.randn(n, self.n, generator=gen, dtype=self.dtype)
+        """Starts (n, P) drawn from N(0, start²), on the CPU."""
+        return (self.start * torch.randn(n, self.n, generator=gen, dtype=self.dtype)).to(self.device)
 
     def sample(self, n: int, gen: torch.Generator, split: str = "train") -> Batch:
         """The functions' constants: always the same, leaves (n, …)."""
         if not self.constants:
-            return (torch.zeros(n, 1, dtype=self.dtype),)
-        index = torch.arange(n) % len(self.constants[0])
+            return (torch.zeros(n, 1, dtype=self.dtype, device=self.device),)
+        index = torch.arange(n, device=self.device) % len(self.constants[0])
         return tuple(constant[index] for constant in self.constants)
 
     @torch.no_grad()
@@ -54,15 +54,16 @@ class Quadratic(FunctionOptimizee):
         functions: int = 64,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(f"quadratic{n}", n, start, dtype)
+        super().__init__(f"quadratic{n}", n, start, dtype, device)
         if entries not in ("uniform", "normal"):
             raise ValueError(f"there are no entries {entries}; choose from uniform, normal")
         draw = torch.rand if entries == "uniform" else torch.randn
         gen = torch.Generator().manual_seed(seed)
         self.constants = (
-            draw(functions, n, n, generator=gen, dtype=dtype),
-            draw(functions, n, generator=gen, dtype=dtype),
+            draw(functions, n, n, generator=gen, dtype=dtype).to(device),
+            draw(functions, n, generator=gen, dtype=dtype).to(device),
         )
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
@@ -74,10 +75,12 @@ class Quadratic(FunctionOptimizee):
 class Rosenbrock(FunctionOptimizee):
     """Σ 100 (x_{i+1} − x_i²)² + (1 − x_i)²; its minimum, 0, is at (1, …, 1)."""
 
-    def __init__(self, n: int = 2, *, start: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, n: int = 2, *, start: float = 1.0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
         if n < 2:
             raise ValueError(f"n must be at least 2, not {n}")
-        super().__init__(f"rosenbrock{n}", n, start, dtype)
+        super().__init__(f"rosenbrock{n}", n, start, dtype, device)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """The function's value at ``theta`` (P,), a scalar; there are no constants in ``batch``."""
@@ -97,14 +100,15 @@ class Rastrigin(FunctionOptimizee):
         functions: int = 64,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(f"rastrigin{n}", n, start, dtype)
+        super().__init__(f"rastrigin{n}", n, start, dtype, device)
         self.alpha = alpha
         gen = torch.Generator().manual_seed(seed)
         self.constants = (
-            torch.randn(functions, n, n, generator=gen, dtype=dtype),
-            torch.randn(functions, n, generator=gen, dtype=dtype),
-            torch.randn(functions, n, generator=gen, dtype=dtype),
+            torch.randn(functions, n, n, generator=gen, dtype=dtype).to(device),
+            torch.randn(functions, n, generator=gen, dtype=dtype).to(device),
+            torch.randn(functions, n, generator=gen, dtype=dtype).to(device),
         )
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:

@@ -64,6 +64,11 @@ def seeded(make: Callable[[], Policy], seed: int) -> Policy:
         return make()
 
 
+def device_of(problem: Optimizee) -> torch.device:
+    """Return where an optimizee's parameters are, and with them what is meta-trained on it."""
+    return problem.init(1, torch.Generator()).device
+
+
 def amalgamate(
     problem: Optimizee,
     pool: Sequence[Policy],
@@ -146,7 +151,8 @@ def amalgamate(
         chosen = given if isinstance(given, ChoicePolicy) else train_choice(problem, pool, given, gen, progress=progress)
         chosen.requires_grad_(False)
     seeds = draw_seeds(gen, replicates)
-    starts = [copy.deepcopy(student) if student is not None else seeded(Student, seed) for seed in seeds]
+    where = device_of(problem)
+    starts = [copy.deepcopy(student) if student is not None else seeded(Student, seed).to(where) for seed in seeds]
     run = Trainer(problem, starts, [chosen] if chosen else pool, schedule, cfg, seeds, method, noise)
     _carry_out(run, "amalgamate", progress)
     return AmalgamationResult(finished(run, starts), run.history, chosen)
@@ -174,7 +180,7 @@ def train_choice(
         require_kind(torch.Generator, "a torch.Generator", gen=gen)
     cfg = cfg or ChoiceConfig()
     (seed,) = draw_seeds(gen or torch.Generator().manual_seed(0), 1)
-    start = seeded(lambda: ChoicePolicy(pool, cfg.hidden), seed)
+    start = seeded(lambda: ChoicePolicy(pool, cfg.hidden), seed).to(device_of(problem))
     run = Trainer(problem, [start], [], cfg.schedule, cfg.trainer, [seed])
     _carry_out(run, "train choice", progress)
     (policy,) = finished(run, [start])

@@ -103,6 +103,8 @@ def diff_augment(images: Tensor, generator: torch.Generator | None = None, polic
 
     Parameters
     ----------
+    generator : torch.Generator, optional
+        Source of the draws, on the CPU.
     policy : str
         ``color`` (brightness ± 0.5, saturation × [0, 2], contrast × [0.5, 1.5]) and ``cutout``, comma-separated.
 

@@ -58,7 +58,7 @@ def sensitivities(fn: Expression | Callable[[Tensor], Tensor], X: Any, features:
     if gradient is None:
         return torch.zeros(len(features), lags).numpy()
     magnitude = torch.nan_to_num(gradient.abs(), nan=0.0, posinf=0.0)
-    return magnitude.mean(0).reshape(lags, len(features)).T.numpy()
+    return magnitude.mean(0).reshape(lags, len(features)).T.cpu().numpy()
 
 
 def temporal_perception_field(
@@ -108,14 +108,15 @@ def network_field(policy: RNNprop | L2ODM, sequences: Any, features: Sequence[st
     """
     import torch
 
-    inputs = torch.as_tensor(sequences, dtype=torch.float32).clone().requires_grad_()
+    device = next(policy.parameters()).device
+    inputs = torch.as_tensor(sequences, dtype=torch.float32, device=device).clone().requires_grad_()
     theta = inputs.new_zeros(1, len(inputs))
     cells = policy.cells.init_state(theta)
     output = theta
     for step in range(inputs.shape[1]):
         output, cells = policy.respond(_fed(policy, inputs[:, step].unsqueeze(0)), cells)
     (gradient,) = torch.autograd.grad(output.sum(), inputs)
-    sensitivity = gradient.abs().mean(0).flip(0).T.double().numpy()
+    sensitivity = gradient.abs().mean(0).flip(0).T.double().cpu().numpy()
     return field_of(sensitivity, features)
 
 

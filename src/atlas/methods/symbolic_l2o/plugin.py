@@ -147,7 +147,7 @@ class Regression(Competitor):
         features = inputs_of(teacher)
         coordinates = torch.arange(0, arena.train.init(1, torch.Generator().manual_seed(0)).shape[1], 7)[:64]
         seen = trace(
-            teacher.cpu(),
+            teacher.to(arena.device),
             arena.train,
             features=features,
             steps=2 * UNROLLED,

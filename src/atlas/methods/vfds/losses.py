@@ -275,6 +275,7 @@ def arm_loss(
         unbiased = template.relaxation == "arm-unbiased"
     x, y = as_tensor(x, "x"), as_tensor(y, "y")
     template.check_input(x, "sample", lengths)
+    lengths = None if lengths is None else lengths.to(x.device)
     cost = (template.groups.cost if cost is None else cost).to(x)
     shape = template.noise_shape(x)
     if noise is None:

@@ -281,7 +281,7 @@ class SelectiveGRU(nn.Module):
         if offset is None:
             offset = self.offset(self._noise(noise, x, gates, generator), x)
         copies = self._copies(offset, x)
-        lengths = None if lengths is None else lengths.repeat(copies)
+        lengths = None if lengths is None else lengths.to(x.device).repeat(copies)
         values = (x if copies == 1 else x.repeat(copies, 1, 1)).movedim(-2, 0)
         valid = valid_steps(lengths, x.shape[1])
         if valid is not None:

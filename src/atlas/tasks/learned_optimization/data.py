@@ -76,9 +76,9 @@ class Arena:
 
     def _make(self, name: str, problem: Problem, splits: dict[str, Split]) -> Optimizee:
         if problem.family == "quadratic":
-            return quadratic(problem.dimension, start=1.0)
+            return quadratic(problem.dimension, start=1.0, device=self.device)
         if problem.family == "rosenbrock":
-            return rosenbrock(problem.dimension)
+            return rosenbrock(problem.dimension, device=self.device)
         if problem.data == "mixture":
             splits = mixture(self.device)
         classes = int(max(int(labels.max()) for _, labels in splits.values())) + 1
