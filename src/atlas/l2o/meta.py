@@ -113,7 +113,8 @@ class MetaTrainer:
         self.policy.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.gen.set_state(saved["generator"])
-        self._carried = saved["carried"]
+        device = next(self.policy.parameters()).device
+        self._carried = map_state(lambda leaf: leaf.to(device), saved["carried"])
         self.done, self.skipped, self.history = saved["done"], saved["skipped"], saved["history"]
 
 

@@ -335,6 +335,7 @@ class Trainer:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on, window for window, where :meth:`state_dict` was taken."""
         saved = copy.deepcopy(saved)
+        device = next(iter(self.replicas.parameters.values())).device
         for index, (replicate, state) in enumerate(zip(self.replicates, saved["replicates"], strict=True)):
             self._restore(index, saved["current"][index])
             for name, value in state.items():
@@ -342,6 +343,8 @@ class Trainer:
                     replicate.gen.set_state(value)
                 elif name == "progress":
                     replicate.progress.restore(value)
+                elif name == "carried":
+                    replicate.carried = map_state(lambda leaf: leaf.to(device), value)
                 else:
                     setattr(replicate, name, value)
         self.windows, self.history = saved["windows"], saved["history"]

@@ -93,7 +93,7 @@ class EarlyBird:
         self._masks.append(magnitudes > magnitudes.kthvalue(pruned + 1).values)
         newest = self._masks[-1]
         if len(self._masks) == self.queue:
-            older = list(self._masks)[:-1]
+            older = [mask.to(newest.device) for mask in list(self._masks)[:-1]]  # a restored state's may be on the CPU
             self.distances = tuple(float((newest != mask).count_nonzero()) / newest.numel() for mask in older)
         return self.emerged
 

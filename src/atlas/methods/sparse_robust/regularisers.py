@@ -67,13 +67,16 @@ class WeightAverage:
         new = {} if masks is None else check_masks(model, masks)
         if new and self.support is None:
             raise ValueError("an average of sparse networks has the union of their weights: choose support current or frozen")
-        changed = new.keys() != self.masks.keys() or any(not torch.equal(new[name], self.masks[name]) for name in new)
+        changed = new.keys() != self.masks.keys() or any(
+            not torch.equal(mask, self.masks[name].to(mask.device)) for name, mask in new.items()
+        )
         if self.support == "frozen" and self.count and changed:
             raise ValueError("the topology changed while it was averaged: freeze it before, or choose support current")
         self.masks = new
         for name, parameter in model.named_parameters():
             if self.count:
-                self.average[name].mul_(self.count).add_(parameter).div_(self.count + 1)
+                before = self.average[name].to(parameter.device)  # a restored state's may be on the CPU
+                self.average[name] = before.mul_(self.count).add_(parameter).div_(self.count + 1)
             else:
                 self.average[name] = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
         self.count += 1
