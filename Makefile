@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGIN := plugins/snakemake-executor-plugin-submitit
 
-.PHONY: help env demo test test-workflow test-all test-intel docs site mutants lint format lock clean
+.PHONY: help env demo test test-workflow test-all test-intel test-accelerator docs site mutants lint format lock clean
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -36,6 +36,9 @@ CPU ?= Haswell-noTSX
 test-intel: env  ## ask an emulated Intel for the bits of the reference, some rows of every paper; needs qemu-user, 10 or newer
 	@ATLAS_KERNELS=portable CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 PYTHONPATH="src:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		qemu-x86_64 -cpu $(CPU) "$$(readlink -f $(BIN)/python)" -m tests.conformance.short_runs --emulated $(CPU) $(ROWS)
+
+test-accelerator: env  ## every row of the demo on a GPU that is pretended: tensors of two devices do not mix
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/accelerator -q
 
 docs: env  ## run what the documentation shows, in a fresh clone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/docs -q
