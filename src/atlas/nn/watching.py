@@ -40,8 +40,8 @@ class Watch:
         assert self.tell is not None
         return self.tell(*arguments, **options)
 
-    # torch.compile leaves this one call out of its graphs (what torch.compiler.disable sets, without loading the compiler): from
-    # the second call on, compiled code forgets what hooks wrote into a dictionary that was made anew since.
+    # torch.compile leaves this one call out of its graphs (what torch.compiler.disable sets, without loading the compiler). Taken
+    # in, hooks of a compiled vision transformer were heard in its first call only (torch 2.15).
     _told._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:  # copy.deepcopy asks it too
