@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -166,7 +167,10 @@ def test_a_selective_model_is_fitted_and_measured_where_it_is(device: Pretence) 
     x, y = torch.randn(12, 6, 5).to(CUDA), torch.randint(0, 3, (12, 6)).to(CUDA)
     model = replace_rnn(nn.GRU(5, 8, batch_first=True).to(CUDA), 3)
     assert everywhere(model) == {"cuda"}
-    assert len(fit(model, (x, y), lam=0.1, steps=2, progress=False)) == 2
+    state = copy.deepcopy(model.state_dict())
+    there = fit(model, (x, y), lam=0.1, steps=2, lengths=torch.full((12,), 5).to(CUDA), progress=False)
+    model.load_state_dict(state)
+    assert fit(model, (x.cpu(), y.cpu()), lam=0.1, steps=2, lengths=torch.full((12,), 5), progress=False) == there
     assert 0 <= fractions(model(x).gates, torch.ones(5)).total <= 1
 
 

@@ -56,8 +56,13 @@ def require_whole(**values: Any) -> None:
         One is of another type.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral):
+        if not is_whole(value):
             raise TypeError(f"{name} must be a whole number, not {value!r}")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python or NumPy; truth values are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def require_sequence(needed: str, **values: Any) -> None:

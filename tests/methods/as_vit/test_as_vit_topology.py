@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -186,3 +187,12 @@ def test_odd_grids_are_accepted_when_asked_for() -> None:
     model = build(topology, img_size=36, ceil=True, num_classes=3)
     assert [stage.grid for stage in layout(topology, img_size=36, ceil=True)] == [9, 5, 3, 2]
     assert model(torch.zeros(2, 3, 36, 36)).shape == (2, 3)
+
+
+def test_numbers_of_numpy_are_whole_and_truth_values_are_not() -> None:
+    plain = Topology((5, 2, 2, 2), (2, 2, 1, 1), (4, 4, 4, 4), 32)
+    arrays = [np.array(values) for values in (plain.kernels, plain.splits, plain.expansions)]
+    assert Topology(*map(tuple, arrays), np.int64(32)) == plain
+    assert str(Topology(*map(tuple, arrays), np.int64(32))) == str(plain)
+    with pytest.raises(ValueError, match="positive whole numbers"):
+        Topology((5, 2, 2, True), plain.splits, plain.expansions, 32)

@@ -398,3 +398,21 @@ def test_noise_on_a_scalar_is_its_replicates_own() -> None:
 def test_a_student_with_nothing_to_train_is_refused(student: Policy) -> None:
     with pytest.raises(ValueError, match="has nothing to train"):
         amalgamate(problem(), make_pool("small"), method="mean", student=student, schedule=SHORT, gen=seeded(), trainer=PLAIN)
+
+
+def test_the_history_tells_of_teachers_that_diverged() -> None:
+    class Wild(Policy):
+        def init_state(self, theta: Tensor, layout: object = None) -> dict[str, Tensor]:
+            return {}
+
+        def step(self, g: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return torch.full_like(g, torch.nan), state
+
+    def rows(teacher: Policy) -> list[dict[str, float]]:
+        torch.manual_seed(0)
+        return Trainer(
+            problem(), [Student((4,)).double()], [teacher, make_pool("small", LRS)[0]], SHORT, PLAIN, [0], "mean"
+        ).step()
+
+    assert rows(Wild())[0]["fewest_teachers"] == 1
+    assert "fewest_teachers" not in rows(make_pool("small", LRS)[1])[0]

@@ -312,3 +312,11 @@ def test_a_layer_that_the_network_does_not_use_scores_nothing(score: str) -> Non
     masks = score_masks(Aside(), 0.5, score, data, scope="global")  # type: ignore[arg-type]
     assert not masks["unused.weight"].any()
     assert masks["used.weight"].any()
+
+
+def test_masks_of_two_models_are_not_compared() -> None:
+    bird = EarlyBird(0.5)
+    bird.update(SmallConvNet(5, 1, (8, 12)))
+    with pytest.raises(ValueError, match="an EarlyBird for each model"):
+        bird.update(SmallConvNet(5, 1, (8, 10)))
+    bird.update(SmallConvNet(5, 1, (8, 12)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from atlas.nn.kinds import require_kind, require_sequence
+from atlas.nn.kinds import is_whole, require_kind, require_sequence
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +56,9 @@ def quadruple(name: str, values: Sequence[int]) -> Quadruple:
     four = tuple(values)
     if len(four) != STAGES:
         raise ValueError(f"{name} {list(four)} has {len(four)} values; a topology has {STAGES} stages")
-    if not all(isinstance(value, int) and value > 0 for value in four):
+    if not all(is_whole(value) and value > 0 for value in four):
         raise ValueError(f"{name} {list(four)} must be positive whole numbers")
-    return four  # type: ignore[return-value]
+    return tuple(map(int, four))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class Topology:
     def __post_init__(self) -> None:
         for name in ("kernels", "splits", "expansions"):
             object.__setattr__(self, name, quadruple(name, getattr(self, name)))
-        if not isinstance(self.heads, int) or self.heads <= 0 or self.heads % FIRST_STAGE_HEADS:
+        if not is_whole(self.heads) or self.heads <= 0 or self.heads % FIRST_STAGE_HEADS:
             raise ValueError(f"heads {self.heads!r} must be a positive multiple of {FIRST_STAGE_HEADS}")
+        object.__setattr__(self, "heads", int(self.heads))
 
     @property
     def stage_heads(self) -> Quadruple:

@@ -239,6 +239,8 @@ class Trainer:
         }
         if lesson is not None:
             row["imitation"] = float(lesson.total[slot].mean())
+            if not bool(lesson.alive[:, slot].all()):  # those that diverged are left out of the mean and the largest
+                row["fewest_teachers"] = float(lesson.alive[:, slot].sum(0).min())
             for teacher, wins in enumerate(lesson.wins[:, slot].sum(1).tolist() if self.method == "minmax" else []):
                 row[f"wins_{teacher}"] = wins / (self.curriculum.unroll * self.cfg.instances)
         return row

@@ -1,6 +1,7 @@
 """What can be chosen in SinNeRF: weights and schedule of the terms, rays of a step, sampling along them, and the encoder.
 
-Defaults are the paper's and, for what the paper leaves open, the released configuration's.
+Defaults are the paper's and, for what the paper leaves open, the released configuration's; where they are neither, their class
+says so.
 """
 
 from __future__ import annotations

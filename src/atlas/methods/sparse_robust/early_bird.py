@@ -83,11 +83,14 @@ class EarlyBird:
         Raises
         ------
         ValueError
-            The model has nothing of the watched kind.
+            The model has nothing of the watched kind, or other weights than those of the calls before.
         """
         require_kind(nn.Module, "an nn.Module", model=model)
         watched = self._watched(model)
-        self._shapes = {name: tuple(weight.shape) for name, weight in watched.items()}
+        shapes = {name: tuple(weight.shape) for name, weight in watched.items()}
+        if self._masks and shapes != self._shapes:
+            raise ValueError("the masks so far are of a model with other weights: make an EarlyBird for each model")
+        self._shapes = shapes
         magnitudes = torch.cat([weight.detach().abs().flatten() for weight in watched.values()])
         pruned = int(magnitudes.numel() * self.sparsity)
         self._masks.append(magnitudes > magnitudes.kthvalue(pruned + 1).values)

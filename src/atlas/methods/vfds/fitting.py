@@ -140,8 +140,9 @@ def fit(
         raise ValueError(f"steps {steps} and batch_size {batch_size} must be positive, warmup {warmup} in [0, 1]")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, not {clip_norm}")
-    x, y = (part.detach() for part in _tensors(dataset))
-    lengths = None if lengths is None else torch.as_tensor(lengths, device=x.device)
+    device = next(model.parameters()).device
+    x, y = (part.detach().to(device) for part in _tensors(dataset))
+    lengths = None if lengths is None else torch.as_tensor(lengths, device=device)
     check_data(model, x, y, lengths, ignore_index)
     groups = parameter_groups(model)
     optimiser = torch.optim.Adam(groups) if optimizer is None else optimizer(groups)
