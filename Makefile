@@ -37,7 +37,7 @@ test-intel: env  ## ask an emulated Intel for the bits of the reference, some ro
 	@ATLAS_KERNELS=portable CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 PYTHONPATH="src:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		qemu-x86_64 -cpu $(CPU) "$$(readlink -f $(BIN)/python)" -m tests.conformance.short_runs --emulated $(CPU) $(ROWS)
 
-test-accelerator: env  ## every row of the demo on a GPU that is pretended: tensors of two devices do not mix
+test-accelerator: env  ## nearly every row of the demo on a GPU that is pretended: tensors of two devices do not mix
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/accelerator -q
 
 docs: env  ## run what the documentation shows, in a fresh clone

@@ -27,7 +27,7 @@ from atlas.settings import merge, validate_settings
 from atlas.tasks.novel_view_synthesis import captures, metrics
 from atlas.tasks.novel_view_synthesis.analytic import analytic_scene, make_solids, render_views
 from atlas.tasks.novel_view_synthesis.figures import flight
-from atlas.tasks.novel_view_synthesis.protocol import Protocol, SceneSettings
+from atlas.tasks.novel_view_synthesis.protocol import Protocol, SamplerSettings, SceneSettings
 from atlas.tasks.novel_view_synthesis.reconstruction import FLIGHT
 from atlas.tasks.novel_view_synthesis.scene import Scene, load_scene, save_scene
 from atlas.tasks.novel_view_synthesis.training import filmed, save_film
@@ -578,3 +578,10 @@ def test_a_scene_that_does_not_fit_its_protocol_stops_the_run(workspace: Path, c
 def test_impossible_protocols(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         validate_settings(Protocol, change, "test", TASK)
+
+
+@pytest.mark.parametrize("name", ["coarse", "test_coarse"])
+def test_fine_samples_need_coarse_ones_in_training_and_in_tests(name: str) -> None:
+    with pytest.raises(ValueError, match="at least 3 coarse"):
+        SamplerSettings(**{name: 2})
+    SamplerSettings(fine=0, **{name: 2})

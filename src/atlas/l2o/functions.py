@@ -18,7 +18,7 @@ from atlas.l2o.optimizees import Batch, Optimizee
 class FunctionOptimizee(Optimizee):
     """A function of one vector ``x``, with constants that differ between instances; starts and constants are on ``device``."""
 
-    def __init__(self, name: str, n: int, start: float, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, name: str, n: int, start: float, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
         self.name, self.n, self.start, self.dtype, self.device = name, n, start, dtype, device
@@ -26,7 +26,7 @@ class FunctionOptimizee(Optimizee):
         self.constants: tuple[Tensor, ...] = ()
 
     def init(self, n: int, gen: torch.Generator) -> Tensor:
-        """Starts (n, P) drawn from N(0, start²), on the CPU."""
+        """Starts (n, P) from N(0, start²): drawn on the CPU, and moved to the device."""
         return (self.start * torch.randn(n, self.n, generator=gen, dtype=self.dtype)).to(self.device)
 
     def sample(self, n: int, gen: torch.Generator, split: str = "train") -> Batch:

@@ -25,7 +25,7 @@ class Replicas:
     Parameters
     ----------
     policies : sequence of Policy
-        At least one; all of the same architecture. They are copied, not changed; see :meth:`policy`.
+        At least one; all of the same architecture. They are copied, not changed; see :meth:`member`.
     """
 
     def __init__(self, policies: Sequence[Policy]) -> None:
@@ -65,7 +65,7 @@ class Replicas:
         )
 
     def member(self, replica: int) -> Policy:
-        """One replica as a policy of its own, with copies of its present numbers."""
+        """One replica as a policy of its own, with copies of its present numbers; buffers are the first policy's."""
         own = copy.deepcopy(self.base)
         own.load_state_dict({**own.state_dict(), **self.numbers(replica)})
         return own

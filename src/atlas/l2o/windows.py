@@ -41,7 +41,8 @@ class Window:
     valid : Tensor
         (…,) of bool: whether all losses, gradients and updates were finite. An instance that diverged stays where it was and
         adds nothing further, so its objective is not comparable. Where it was the policy that computed something that is not
-        finite, the meta-gradient is not finite either, and its step is the caller's to skip.
+        finite, or where gradients go through the optimizee's (``second_order``), the meta-gradient is not finite either, and its
+        step is the caller's to skip.
     """
 
     theta: Tensor

@@ -248,11 +248,6 @@ def _layer_weights(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
 Rows = list[tuple[int, int | None, str, float]]
 
 
-def _sum_of_all(values: pd.Series) -> float:
-    """The sum of what batches add; ``nan`` if one of them is, where pandas would pass over it."""
-    return float(values.sum(skipna=False))
-
-
 def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
     rows: Rows = []
     features = [feature[:, prefix:] for feature in block_features(model, images)]
@@ -361,14 +356,14 @@ def diagnose(
     attention, weights : bool
         Whether to measure attention maps and weights.
     batch_size : int
-        Images per forward pass; values are averaged over images, those of singular and eigenvalues and of frequencies over the
-        first eight of every pass. A value is ``nan`` where one of its images makes it so.
+        Images per forward pass; values are averaged over images, and ``attn_hf_gain``, ``attn_lambda2``, ``attn_hf_norm`` and
+        ``attn_freq_response`` over the first eight of every pass. A value is ``nan`` where one of its images makes it so.
 
     Returns
     -------
     DataFrame
         Columns layer (0 is the input of the first block, l the output of block l), head (missing where a value
-        belongs to the layer), metric, value.
+        belongs to the layer), metric, value. Cosines between patches or heads are left out where there is only one.
 
     Raises
     ------
@@ -409,7 +404,10 @@ def diagnose(
             frames.append(pd.DataFrame(rows, columns=["layer", "head", "metric", "value"]).assign(share=len(batch)))
     table = pd.concat(frames)
     table["value"] *= table["share"] / len(images)
-    table = table.groupby(["layer", "head", "metric"], dropna=False, sort=False)["value"].agg(_sum_of_all).reset_index()
+    keys = ["layer", "head", "metric"]
+    spoiled = table["value"].isna().groupby([table[key] for key in keys], dropna=False, sort=False).any()
+    sums = table.groupby(keys, dropna=False, sort=False)["value"].sum()  # passes over nan
+    table = sums.mask(spoiled.to_numpy()).reset_index()
     if weights:
         rows = _weights(model)
         table = pd.concat([table, pd.DataFrame(rows, columns=["layer", "head", "metric", "value"])], ignore_index=True)

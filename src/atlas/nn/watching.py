@@ -13,6 +13,9 @@ class Watch:
     average of weights for example; and where the hook is a method, its object would be copied with all that it has seen. A copy
     of a watch says nothing.
 
+    ``torch.compile`` breaks its graph at a watch; where it may not (``fullgraph=True``, strict ``torch.export``) it refuses the
+    model, until the hooks are removed.
+
     Parameters
     ----------
     tell : callable, optional

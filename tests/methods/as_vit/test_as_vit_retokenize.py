@@ -131,3 +131,11 @@ def test_refuses_a_kernel_below_the_finest_stride() -> None:
     network = build(Topology((3, 2, 2, 2), (1, 1, 1, 1), (2, 2, 2, 2), 16), width=8, img_size=64, ceil=True)
     with pytest.raises(ValueError, match="kernel 3 is smaller than the finest stride 4"):
         ProgressiveTokenizer(network)
+
+
+def test_a_phase_is_a_pair() -> None:
+    for phases in ([(0.0,)], [(0.0, 4, 4)]):
+        with pytest.raises(ValueError, match=r"phases\[0\] must be a pair"):
+            ProgressiveTokenizer(model(), phases)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="stride must be a whole number, not 16.5"):
+        ProgressiveTokenizer(model(), [(0.0, 16.5), (0.5, 4)])  # type: ignore[list-item]

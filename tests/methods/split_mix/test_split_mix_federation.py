@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -754,3 +755,34 @@ def test_local_training_attacks_from_where_it_is_told_to() -> None:
         return list(local_train(model.stack(), batches, lr=0.1, epochs=1, adversary=attack).tensors.values())
 
     assert not all(map(torch.equal, trained(True), trained(False)))
+
+
+@pytest.mark.parametrize("method", ["split-mix", "fedavg"])
+def test_a_start_that_failed_has_not_started(method: str, tmp_path: Path) -> None:
+    met = clients(spec="1")
+    wrong = [Client(client.inputs, client.labels + 1, client.budget) for client in met]
+    begun = trainer(method)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="label"):
+            begun.fit(wrong, progress=False)
+    assert alike(begun.fit(met, progress=False).model, trainer(method).fit(met, progress=False).model)
+    path = tmp_path / "state.pt"
+    trainer(method, norm=NormSpec(stats="local")).start(met).save(path)
+    waiting = trainer(method).resume(path)
+    for _ in range(2):  # the state still waits, and is still refused
+        with pytest.raises(ValueError, match="another method, norm or network"):
+            waiting.fit(met, progress=False)
+
+
+@pytest.mark.parametrize("method", ["split-mix", "fedavg"])
+def test_a_model_can_be_trained_further_and_leaves_the_factory_alone(method: str) -> None:
+    class Recipe:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()  # nothing can copy it
+
+        def __call__(self, width: float, *, norm: NormSpec, generator: Any = None) -> nn.Module:
+            return doubled(SMALL)(width, norm=norm, generator=generator)
+
+    with torch.inference_mode():
+        made = trainer(method, factory=Recipe()).fit(clients(), progress=False).model
+    made.train()(clients()[0].inputs).sum().backward()

@@ -11,6 +11,7 @@ from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from atlas.methods.uvc import (
     ExportError,
@@ -310,11 +311,26 @@ def test_a_seed_gives_one_plan_with_drop_path_too_and_leaves_the_callers_numbers
     assert [row["loss"] for row in first.log] == [row["loss"] for row in second.log]
 
 
-def test_compression_trains_whether_or_not_its_caller_takes_gradients() -> None:
-    plain = compress(vit(), 0.6, loader(), epochs=(2, 1), progress=False)
-    with torch.no_grad():
-        other = compress(vit(), 0.6, loader(), epochs=(2, 1), progress=False)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_compression_trains_whether_or_not_its_caller_takes_gradients(around: Any) -> None:
+    plain = compress(vit(), 0.6, loader(), val_loader=loader(1), epochs=(2, 1), progress=False)
+    with around():
+        other = compress(vit(), 0.6, loader(), val_loader=loader(1), epochs=(2, 1), progress=False)
     assert [row["loss"] for row in other.log] == [row["loss"] for row in plain.log]
+    other.model(torch.randn(2, 1, 8, 8)).sum().backward()
+
+
+def test_a_loader_that_shuffles_follows_the_seed_and_draws_nothing_from_the_caller() -> None:
+    def shuffled() -> Any:
+        return DataLoader(TensorDataset(X, Y), 4, shuffle=True)
+
+    first = compress(vit(drop_path_rate=0.3), 0.6, shuffled(), val_loader=shuffled(), epochs=(2, 1), seed=4, progress=False)
+    model = vit(drop_path_rate=0.3)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = compress(model, 0.6, shuffled(), val_loader=shuffled(), epochs=(2, 1), seed=4, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [row["loss"] for row in first.log] == [row["loss"] for row in second.log]
 
 
 def test_a_teacher_gives_one_tensor() -> None:

@@ -193,3 +193,28 @@ def test_a_model_comes_back_in_its_own_type(tmp_path: Path) -> None:
     loaded = load_compressed(path)
     images = torch.randn(2, 3, 32, 32).bfloat16()
     assert torch.equal(loaded(images), small(images))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_tables_of_places_follow_the_weights_type(tmp_path: Path, kind: torch.dtype) -> None:
+    """Rotary tables are in no file: a model of another type needs them in its own."""
+    torch.manual_seed(0)
+    model = timm.create_model("eva02_tiny_patch14_224", num_classes=3, img_size=28).to(kind).eval()
+    plan = CompressionPlan.identity(ViTShape.from_timm(model))
+    plan.neurons[:, ::3] = False
+    small, path = export(model, plan), tmp_path / "small.safetensors"
+    save_compressed(path, small, plan)
+    images = torch.randn(1, 3, 28, 28).to(kind)
+    assert torch.equal(load_compressed(path)(images), small(images))
+
+
+def test_a_loaded_model_outlives_its_file(tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_patch16_224", **SMALL).eval()
+    plan, path = some_plan(model), tmp_path / "small.safetensors"
+    small = export(model, plan)
+    save_compressed(path, small, plan)
+    loaded = load_compressed(path)
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    assert mapped == []
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), small(images))

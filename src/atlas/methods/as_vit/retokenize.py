@@ -30,6 +30,8 @@ class ProgressiveTokenizer:
 
     Raises
     ------
+    TypeError
+        The model is none of these, phases are no pairs, or a stride is no whole number.
     ValueError
         Phases do not begin at 0 or do not increase below 1, a stride does not divide the image or is no multiple of the
         finest, the last is not the network's own, or the stem's kernel is smaller than it.
@@ -40,6 +42,8 @@ class ProgressiveTokenizer:
         require_sequence("a sequence of pairs (progress, stride)", phases=phases)
         for index, phase in enumerate(phases):
             require_sequence("a pair (progress, stride)", **{f"phases[{index}]": phase})
+            if len(phase) != 2:
+                raise ValueError(f"phases[{index}] must be a pair (progress, stride), not {phase}")
             require_whole(stride=phase[1])
         self.model = model
         self.phases = [(float(begin), int(stride)) for begin, stride in phases]

@@ -216,8 +216,8 @@ class FlyingBird(SparseTraining):
         Parameters
         ----------
         scaler : GradScaler, optional
-            Takes the optimiser's step where mixed precision scales the loss. Gradients that are not finite, whose step the
-            scaler skips, do not change the topology either.
+            Takes the optimiser's step where mixed precision scales the loss. Where a gradient of any parameter is not finite,
+            so that a scaler skips the step, the topology stays as it is, with a scaler or without.
 
         Raises
         ------
@@ -265,8 +265,7 @@ class FlyingBird(SparseTraining):
     def _finite(self) -> bool:
         """Whether every gradient of the optimizer is finite: a scaler skips the step if one is not, of whatever parameter."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in [*self.weights.values(), *parameters] if parameter.grad is not None]
-        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+        return all(bool(parameter.grad.isfinite().all()) for parameter in parameters if parameter.grad is not None)
 
     @torch.no_grad()
     def _update(self) -> TopologyUpdate | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -82,6 +82,16 @@ class FedTrainer(Rules):
             if not isinstance(client, Client):
                 raise TypeError(f"client {index} is a {type(client).__name__}: Client(inputs, labels, budget) is needed")
             self._check(index, client, met[0])
+        for name in ("clients", "weights", "server"):
+            vars(self).pop(name, None)
+        try:
+            self._begin(met)
+        except BaseException:
+            vars(self).pop("server", None)  # it has not started
+            raise
+        return self
+
+    def _begin(self, met: list[Client]) -> None:
         self.clients = [
             replace(client, inputs=client.inputs.detach().to(self.device), labels=client.labels.to(self.device).long())
             for client in met
@@ -96,7 +106,6 @@ class FedTrainer(Rules):
         check_classes([client.labels for client in self.clients], self._classes())
         if self._pending is not None:
             self._restore(self._pending)
-        return self
 
     def _check(self, index: int, client: Client, first: Client) -> None:
         check_samples(index, client.inputs, client.labels, first.inputs)
@@ -190,7 +199,7 @@ class FedTrainer(Rules):
                 bar.advance({"loss": self.round()["loss"]})
                 if path is not None and (self.completed % save_every == 0 or self.completed == self.rounds):
                     self.save(path)
-        return FitResult(self.server.model(), self.history)
+        return FitResult(cast("SplitMix | PrefixModel", self.model()), self.history)
 
     def _check_same(self, clients: Sequence[Client]) -> None:
         """Refuse to go on with other clients than those of the rounds before."""
@@ -206,6 +215,7 @@ class FedTrainer(Rules):
                     f"client {index} is not the one that the federation was started with: start(clients) begins anew"
                 )
 
+    @torch.inference_mode(False)
     def model(self, client: int | None = None) -> nn.Module:
         """A copy of the model with the present global weights, or with one client's own norms."""
         return self.server.model(client)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from atlas.methods.split_mix.trials import settled_execution
 from atlas.methods.split_mix.widths import Role, base_count, blank, layer_roles
 from atlas.nn.work import AVERAGING, work
 
+M = TypeVar("M", bound=torch.nn.Module)
 LOCAL = "local."
 """Prefix of the names of tensors that stay on clients."""
 
@@ -113,7 +114,12 @@ class SplitMixServer:
     def model(self, client: int | None = None) -> SplitMix:
         """A copy of the customisable model; with a client's own norms where they are local."""
         own = {name: tensor[client] for name, tensor in self.local.items()} if client is not None else {}
-        return copy.deepcopy(self.skeleton.load_stack(self.stack.replaced({**self.stack.tensors, **own})))
+        return _copied(self.skeleton.load_stack(self.stack.replaced({**self.stack.tensors, **own})), self.trainer)
+
+
+def _copied(model: M, trainer: Rules) -> M:
+    """A copy of a model whose factory stays the caller's own: it may hold what is large, or what cannot be copied."""
+    return copy.deepcopy(model, {id(trainer.factory): trainer.factory})
 
 
 class PrefixServer:
@@ -245,4 +251,4 @@ class PrefixServer:
         """A copy of the network, customisable to its prefixes; with a client's own norms where they are local."""
         own = {name: tensor[client] for name, tensor in self.local.items()} if client is not None else {}
         self.skeleton.net.load_state_dict({**self.state, **own})
-        return copy.deepcopy(self.skeleton)
+        return _copied(self.skeleton, self.trainer)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,8 @@ def smallest_cut(shape: ViTShape) -> CompressionPlan:
     return plan
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def compress(
     model: Any,
     budget: float,
@@ -149,8 +152,8 @@ def compress(
     preset : {"normalised", "reference"}
         See :class:`.controller.UVCController`.
     seed : int
-        Of the gates' draws and of the networks' own (drop-path, dropout); the caller's random numbers go on as if nothing had
-        been drawn.
+        Of all that is drawn: the gates, the network's drop-path and dropout, and the order and augmentation of loaders that have
+        no generator of their own. The caller's random numbers go on as if nothing had been drawn.
     device : optional
         By default where the model is.
     warmup_epochs : int, optional
@@ -170,8 +173,8 @@ def compress(
     TypeError
         A loader is none of the above, or gives inputs of another type than the weights, or labels that are no classes.
     ValueError
-        The budget is not in (0, 1], epochs, rates or weight decay are negative, a loader is empty, labels are out of range, or
-        the teacher has other classes: found before anything is trained.
+        The budget is not in (0, 1], epochs, rates or weight decay are negative, a loader is empty, labels of a first batch are
+        out of range, or the teacher has other classes: found before anything is trained. Or labels of a later one are.
     UnsupportedArchitectureError
         The model cannot be pruned exactly: found before anything is computed.
     InfeasibleBudgetError
@@ -199,9 +202,10 @@ def compress(
     if distills is not None:
         student.set_distilled_training(True)
     stages = _Stages(student, guide, train_loader, device, alpha, temperature, kd_norm)
-    batches = stages.count_batches()
-    if val_loader is not None:
-        stages.check_validation(val_loader)
+    with _own_random_numbers(device, seed):
+        batches = stages.count_batches()
+        if val_loader is not None:
+            stages.check_validation(val_loader)
     warmup = max(1, epochs[0] // 6) if warmup_epochs is None else warmup_epochs
     warmup = min(warmup, max(0, epochs[0] - 1))
     controller = UVCController(
@@ -214,13 +218,7 @@ def compress(
         anneal_steps=int(ANNEALED * (epochs[0] - warmup) * batches),
     )
     export(student, smallest_cut(controller.shape), v_layout)
-    with (
-        Bar("compress", sum(epochs) * batches, progress) as stages.bar,
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        torch.manual_seed(seed)
+    with Bar("compress", sum(epochs) * batches, progress) as stages.bar, _own_random_numbers(device, seed):
         stages.search(controller, epochs[0], warmup, batches, learning_rate, weight_decay)
         plan = settle(controller, budget)
         if v_layout == "uniform":
@@ -228,11 +226,22 @@ def compress(
         small: Any = export(student, plan, v_layout)
         before = None if val_loader is None else accuracy(small, val_loader, device)
         stages.finetune(small, epochs[1], batches, finetune_learning_rate, weight_decay)
-    after = None if val_loader is None else accuracy(small, val_loader, device)
+        after = None if val_loader is None else accuracy(small, val_loader, device)
     small.eval()
     if distills is not None:
         small.set_distilled_training(distills)
     return CompressionResult(small, plan, stages.log, plan.r_phys(controller.shape), before, after)
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from a seed on the CPU and on one GPU, and leave the caller's generators as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _require_stages(epochs: tuple[int, int], warmup_epochs: int | None) -> None:
@@ -255,6 +264,11 @@ def _require_targets(targets: Any, count: int, classes: int, loader: str, shares
     require_labels(targets, count, classes, f"{loader}'s labels")
     if not shares and targets.ndim != 1:
         raise TypeError(f"{loader}'s labels are shares of shape {tuple(targets.shape)}: class numbers ({count},) are needed")
+
+
+def _trainable(values: Tensor) -> Tensor:
+    """The same values, copied if they were made in inference mode: no gradient passes by such tensors."""
+    return values.clone() if values.is_inference() else values
 
 
 class _Stages:
@@ -309,7 +323,7 @@ class _Stages:
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Return the distillation loss of (batch, channels, height, width) images, which must be finite."""
-        images, targets = images.to(self.device), targets.to(self.device)
+        images, targets = (_trainable(value.to(self.device)) for value in (images, targets))
         with torch.no_grad():
             taught = self.teacher(images)
         loss = kd_loss(model(images), taught, targets, self.alpha, self.temperature, self.norm)

@@ -67,7 +67,7 @@ def save_compressed(
         what, cure = f"timm's {model_name} with {model_options}", "pass other options, or architecture=False"
         made = _cut(_timm(model_name, model_options), plan)
         _compare(made, tensors, what, cure)
-        made.load_state_dict(tensors, assign=True)
+        _fill(made, tensors)
         _compare_outputs(made, model, (1, model_options["in_chans"], height, width), what, cure)
         described |= {"architecture": model_name, "options": json.dumps(model_options)}
     save_file(tensors, path, described)
@@ -102,7 +102,7 @@ def load_compressed(path: Path | str, make: Callable[[], nn.Module] | None = Non
     dense = make() if make is not None else _timm(described["architecture"], json.loads(described["options"]))
     small = _cut(dense, CompressionPlan.from_json(described["plan"]))
     _compare(small, tensors, "the dense model")
-    small.load_state_dict(tensors, assign=True)  # in the type in which they were saved
+    _fill(small, tensors)
     return small.eval()
 
 
@@ -116,6 +116,14 @@ def _timm(architecture: str, options: dict[str, Any]) -> nn.Module:
 def _cut(dense: Any, plan: CompressionPlan) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return export(dense, plan, check=False)
+
+
+def _fill(small: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Give a model copies of weights, in the type that they have; what is not saved, as tables of places, follows them."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) == 1:
+        small.to(kinds.pop())
+    small.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)  # a file is mapped: it may go
 
 
 def _compare(small: nn.Module, tensors: dict[str, torch.Tensor], what: str, cure: str = "") -> None:

@@ -5,7 +5,7 @@ D. Xu et al., *SinNeRF*, ECCV 2022; what the paper leaves open is as in its rele
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Len
 from pydantic import Field, model_validator
@@ -111,6 +111,13 @@ class SamplerSettings(Settings):
     spacing: Literal["linear", "disparity"] = "linear"
     last: Literal["interval", "opaque"] = "interval"
     noise_std: Annotated[float, Ge(0)] = 1.0
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        least = min(self.coarse, self.test_coarse)
+        if self.fine and least < 3:
+            raise ValueError(f"fine samples are drawn between at least 3 coarse ones, not {least}")
+        return self
 
 
 class PoseSettings(Settings):
