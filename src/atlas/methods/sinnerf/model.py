@@ -36,12 +36,11 @@ class SinNeRF(SceneModel):
     >>> model.render(other_camera).rgb  # doctest: +SKIP
     """
 
+    @torch.inference_mode(False)
     def start(self, view: RGBDView) -> Fitting:
         """A training to be stepped by the caller, for loops that save states; :meth:`fit` is the ordinary way."""
         return Fitting(self, view)
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
     def fit(
         self,
         view: RGBDView,

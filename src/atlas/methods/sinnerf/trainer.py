@@ -172,6 +172,8 @@ class Fitting:
         halvings = sum(done >= milestone for milestone in MILESTONES) if self.options.decay == "halve" else 0
         return stage.lr * 0.5**halvings
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def step(self, index: int) -> dict[str, Tensor]:
         """One step: the field first, then the discriminator. Returns the unweighted terms and the total as scalars.
 
