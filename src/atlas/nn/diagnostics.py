@@ -252,12 +252,9 @@ def _features(model: nn.Module, images: Tensor, prefix: int) -> Rows:
     rows: Rows = []
     features = [feature[:, prefix:] for feature in block_features(model, images)]
     for layer, tokens in enumerate(features):
-        values = (
-            {}
-            if tokens.shape[1] < 2
-            else {"token_cosine": token_cosine(tokens), "token_cosine_abs": token_cosine(tokens, abs=True)}
-        )
-        values |= {
+        values = {
+            "token_cosine": token_cosine(tokens),
+            "token_cosine_abs": token_cosine(tokens, abs=True),
             "hf_dc_ratio": hf_dc_ratio(tokens),
             "hf_energy_fraction": hf_energy_fraction(tokens),
             "dc_energy_fraction": dc_energy_fraction(tokens),
@@ -363,7 +360,8 @@ def diagnose(
     -------
     DataFrame
         Columns layer (0 is the input of the first block, l the output of block l), head (missing where a value
-        belongs to the layer), metric, value. Cosines between patches or heads are left out where there is only one.
+        belongs to the layer), metric, value. Cosines between heads are left out where there is one head, and those between
+        patches are ``nan`` where there is one patch.
 
     Raises
     ------

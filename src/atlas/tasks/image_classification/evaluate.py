@@ -159,7 +159,7 @@ def summarise(diagnosed: pd.DataFrame) -> dict[str, float]:
     def value(*metrics: str, final: bool) -> float:
         rows = diagnosed[diagnosed["metric"].isin(metrics)]
         rows = rows[rows["layer"].eq(rows["layer"].max())] if final else rows
-        return float(rows["value"].mean()) if len(rows) else float("nan")
+        return float(rows["value"].mean(skipna=False)) if len(rows) else float("nan")
 
     return {
         "token_cosine_last": value("token_cosine", final=True),
