@@ -16,9 +16,9 @@ METRICS = (
     Metric("parameters", "parameters", "lower", ",.0f"),
     Metric("forward_flops", "FLOPs / image", "lower", ".3g"),
     Metric("train_flops", "training FLOPs", "lower", ".3g"),
-    Metric("token_cosine_last", "patch similarity, last layer", "neither", ".3f"),
+    Metric("token_cosine_last", "patch similarity, last layer", "neither", ".3f", optional=True),  # where one patch is left
     Metric("hf_dc_ratio_last", "HF/DC ratio, last layer", "neither", ".3f"),
-    Metric("attn_head_cosine", "attention similarity", "neither", ".3f", table=False),
+    Metric("attn_head_cosine", "attention similarity", "neither", ".3f", table=False, optional=True),  # of one head
     Metric("weight_cond_gap", "weight condition gap", "neither", ".2f", table=False),
     Metric("throughput_ratio", "images/s ÷ baseline's", "higher", ".2f", measured=True),
 )
