@@ -83,6 +83,11 @@ def interrupted(run: Run, patched: pytest.MonkeyPatch, devices: Iterator[str]) -
     raise AssertionError("never comes to an end")
 
 
+def design(run: Run) -> dict[str, bytes]:
+    """What a stage leaves, file by file."""
+    return {path.name: path.read_bytes() for path in run.checkpoint.iterdir() if path.name != "settings.json"}
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_an_interrupted_training_goes_on(
     row: str, tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, device: Pretence
@@ -94,7 +99,10 @@ def test_an_interrupted_training_goes_on(
     for needed in parts.needs.values():
         train_all(needed)
     assert interrupted(parts, monkeypatch, iter(["cuda"] * 20)) > 0
-    assert farthest(whole, parts) == 0
+    if whole.weights.is_file():
+        assert farthest(whole, parts) == 0
+    else:  # a stage that leaves a design, and no network
+        assert design(whole) == design(parts) != {}
 
 
 @pytest.mark.parametrize("row", ROWS)
