@@ -173,8 +173,9 @@ def compress(
     TypeError
         A loader is none of the above, or gives inputs of another type than the weights, or labels that are no classes.
     ValueError
-        The budget is not in (0, 1], epochs, rates or weight decay are negative, a loader is empty, labels of a first batch are
-        out of range, or the teacher has other classes: found before anything is trained. Or labels of a later one are.
+        The budget is not in (0, 1], epochs, rates or weight decay are negative, a loader is empty, the model cannot take a
+        loader's first batch or its labels are out of range, or the teacher has other classes: found before anything is trained.
+        Labels of a later batch are out of range: found when it comes.
     UnsupportedArchitectureError
         The model cannot be pruned exactly: found before anything is computed.
     InfeasibleBudgetError
